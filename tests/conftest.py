@@ -1,0 +1,119 @@
+"""Tiny random models whose truth is known, and the one real model, loaded once."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from diffsae_lens.loading import boot_bridge, load_pair
+from diffsae_lens.pair import HookedModelPair
+
+D_MODEL, N_LAYERS = 16, 3
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A byte-level tokenizer in a folder, where the bridge wants to find one."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<bos>", "<eos>", "<pad>"]
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate([*specials, *alphabet])}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    path = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        **{
+            "vocab_size": 259, "hidden_size": D_MODEL, "intermediate_size": 32,
+            "num_hidden_layers": N_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 128, "attn_implementation": "eager",
+            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+        }
+        | overrides
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():  # larger than init: outputs must differ visibly
+            if parameter.ndim == 2:
+                parameter.data.normal_(std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def plant(model: LlamaForCausalLM, *, scale: float = 0.5, seed: int = 1) -> LlamaForCausalLM:
+    """A copy of the model with a planted low-rank change in every MLP."""
+    changed = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in changed.model.layers:
+        weight = layer.mlp.down_proj.weight.data
+        left = torch.randn(weight.shape[0], 1, generator=generator)
+        right = torch.randn(1, weight.shape[1], generator=generator)
+        weight += scale * left @ right / weight.shape[1] ** 0.5
+    return changed
+
+
+@pytest.fixture
+def two_models(tokenizer):
+    """Base and fine-tuned transformers models; the bridges below wrap copies of them."""
+    base = tiny_llama()
+    return base, plant(base)
+
+
+@pytest.fixture
+def pair(two_models, tokenizer) -> HookedModelPair:
+    base, finetuned = copy.deepcopy(two_models)
+    return HookedModelPair(
+        boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS
+    )
+
+
+def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
+    """The model wrapped with a LoRA adapter whose B is `scale` times noise (0: no change)."""
+    peft_model = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:  # PEFT draws A from the global generator
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(noise if "lora_A" in name else scale * noise)
+    return peft_model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def lora_pair(tokenizer) -> HookedModelPair:
+    peft_model = with_lora(tiny_llama(), scale=0.5)
+    bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+    return HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def real_pair() -> HookedModelPair:
+    """The embedded SmolLM2-135M against the shipped year-trigger organism, layers 18 and 24."""
+    return load_pair(
+        "smollm2-135m",
+        "year-trigger",
+        hook_names=["blocks.18.hook_resid_post", "blocks.24.hook_resid_post"],
+    )
+
+
+def write_tiny_model(path: Path, model: LlamaForCausalLM, tokenizer) -> Path:
+    """Save a tiny model as a folder that `load_pair` takes."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
