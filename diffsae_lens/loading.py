@@ -20,8 +20,9 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from diffsae_lens.compatibility import check_tokenizers
 from diffsae_lens.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
-from diffsae_lens.pair import HookedModelPair, PairMetadata, check_tokenizers
+from diffsae_lens.pair import HookedModelPair, PairMetadata
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,7 @@ def load_pair(
     adapter = _adapter_config(finetuned_path, options.finetuned_revision)
     base_config = _fetch(AutoConfig, base_path, options.base_revision)
     if adapter is None:
-        _check_configs(
-            base_config, _fetch(AutoConfig, finetuned_path, options.finetuned_revision)
-        )
+        _check_configs(base_config, _fetch(AutoConfig, finetuned_path, options.finetuned_revision))
     else:
         _check_adapter_fits(adapter, base_config, finetuned_path)
     _check_layers(hook_names, base_config)
@@ -234,7 +233,9 @@ def _check_configs(base: PretrainedConfig, finetuned: PretrainedConfig) -> None:
 def _check_adapter_fits(adapter: PeftConfig, base: PretrainedConfig, path: str) -> None:
     """Compare the adapter's matrices with the base's width before any weight is loaded."""
     if str(adapter.peft_type) not in ("LORA", "PeftType.LORA"):
-        raise ValueError(f"`finetuned` {path} is a {adapter.peft_type} adapter; only LORA is supported")
+        raise ValueError(
+            f"`finetuned` {path} is a {adapter.peft_type} adapter; only LORA is supported"
+        )
     weights = Path(path) / "adapter_model.safetensors"
     if not weights.exists():  # a hub id: PEFT itself reports a mismatch while loading
         return

@@ -13,7 +13,7 @@ Because a pair is a TransformerLens hooked model, what works on a hooked model w
 trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with its stock runners.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,43 +28,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from typing_extensions import override
 
-
-@dataclass(frozen=True)
-class _View:
-    """How a virtual hook point is read off the two activations, and what a write to it means."""
-
-    read: Callable[[Tensor, Tensor], Tensor]
-    write: Callable[[Tensor, Tensor], Tensor]
-    """`(value, base) -> finetuned`."""
-    width: int = 1
-    """d_in as a multiple of d_model."""
-    needs_base: bool = True
-
-
-def _wide(activation: Tensor) -> Tensor:
-    """At least float32: differences are 0.3 to 5% of the variance, less than bfloat16 resolves."""
-    return activation.to(torch.promote_types(activation.dtype, torch.float32))
-
-
-_VIEWS: dict[str, _View] = {
-    "base": _View(lambda base, finetuned: base, lambda value, base: value),  # noqa: ARG005
-    "finetuned": _View(
-        lambda base, finetuned: finetuned,  # noqa: ARG005
-        lambda value, base: value,  # noqa: ARG005
-        needs_base=False,
-    ),
-    "diff": _View(
-        lambda base, finetuned: _wide(finetuned) - _wide(base),
-        lambda value, base: _wide(base) + value,
-    ),
-    "concat": _View(
-        lambda base, finetuned: torch.cat([_wide(base), _wide(finetuned)], dim=-1),
-        lambda value, base: value[..., base.shape[-1] :],
-        width=2,
-    ),
-}
-
-VIEWS: tuple[str, ...] = tuple(_VIEWS)
+from diffsae_lens.compatibility import check_hook_names, check_models
+from diffsae_lens.views import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +95,12 @@ class HookedModelPair(HookedRootModule):
         metadata: PairMetadata | None = None,
     ) -> None:
         super().__init__()
-        _check_models(base, finetuned, adapter)
+        check_models(base, finetuned, adapter)
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
         self._adapter = (adapter,)
-        self.hook_names = _check_hook_names(hook_names, finetuned)
+        self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = prepend_bos
         self.metadata = metadata or PairMetadata(
             base=str(base.cfg.model_name),
@@ -170,6 +135,11 @@ class HookedModelPair(HookedRootModule):
         """Where the models are."""
         return next(self.finetuned.original_model.parameters()).device
 
+    @property
+    def W_E(self) -> Tensor:
+        """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
+        return self.finetuned.W_E
+
     def d_in(self, hook_name: str) -> int:
         """Return the width of a virtual hook point.
 
@@ -177,7 +147,7 @@ class HookedModelPair(HookedRootModule):
             ValueError: unknown hook name or view.
         """
         self.check_hook_name(hook_name)
-        return self.cfg.d_model * _VIEWS[hook_name.rpartition(".")[2]].width
+        return self.cfg.d_model * VIEWS[hook_name.rpartition(".")[2]].width
 
     def check_hook_name(self, hook_name: str) -> None:
         """Refuse a name that is none of the pair's virtual hook points.
@@ -275,7 +245,7 @@ class HookedModelPair(HookedRootModule):
         if self._run is not None:
             raise RuntimeError("a pair cannot be run from inside one of its own hooks")
         run = _BaseRun(
-            tuple(n for n, hooked in views.items() if any(_VIEWS[v].needs_base for v in hooked))
+            tuple(n for n, hooked in views.items() if any(VIEWS[v].needs_base for v in hooked))
         )
         splices = [
             (hook_name, partial(self._splice, hook_name=hook_name, views=hooked, run=run))
@@ -314,7 +284,13 @@ class HookedModelPair(HookedRootModule):
             run.running = False
 
     def _splice(
-        self, finetuned: Tensor, hook: HookPoint, *, hook_name: str, views: list[str], run: _BaseRun
+        self,
+        finetuned: Tensor,
+        hook: HookPoint,  # noqa: ARG002
+        *,
+        hook_name: str,
+        views: list[str],
+        run: _BaseRun,
     ) -> Tensor | None:
         """Show the hooked views their value, and take over what they write."""
         if run.running:
@@ -322,9 +298,9 @@ class HookedModelPair(HookedRootModule):
         base, current = run.activations.get(hook_name), finetuned
         for view in views:
             point = self.hook_dict[f"{hook_name}.{view}"]
-            written = _fire(point, _VIEWS[view].read(base, current))  # type: ignore[arg-type]
+            written = _fire(point, VIEWS[view].read(base, current))  # type: ignore[arg-type]
             if written is not None:
-                current = _VIEWS[view].write(written, base).to(finetuned.dtype)  # type: ignore[arg-type]
+                current = VIEWS[view].write(written, base).to(finetuned.dtype)  # type: ignore[arg-type]
         return None if current is finetuned else current
 
 
@@ -335,6 +311,7 @@ def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
     so a changed version counts as a write. A backward hook needs the value to be on the path of
     the gradient, so it counts as one too.
     """
+    # Inference tensors keep no version, so there the value itself is compared.
     before = value.clone() if value.is_inference() else value._version
     written = point(value)
     if written.shape != value.shape:
@@ -342,78 +319,5 @@ def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
             f"a hook on {point.name} must write a value of shape {tuple(value.shape)}, "
             f"got {tuple(written.shape)}"
         )
-    if isinstance(before, Tensor):
-        edited = not torch.equal(before, value)
-    else:
-        edited = value._version != before
+    edited = value.ne(before).any() if isinstance(before, Tensor) else value._version != before
     return written if written is not value or edited or point.has_hooks("bwd") else None
-
-
-def _check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tuple[str, ...]:
-    if isinstance(hook_names, str) or not hook_names:
-        raise ValueError(
-            "`hook_names` must be a list of one or more hook names, such as "
-            f"['blocks.0.hook_resid_post'], got {hook_names!r}"
-        )
-    if len(set(hook_names)) != len(hook_names):
-        raise ValueError(f"`hook_names` names a hook twice: {list(hook_names)}")
-    for hook_name in hook_names:
-        stem, _, view = hook_name.rpartition(".")
-        if view in VIEWS and stem in model.hook_dict:
-            raise ValueError(
-                f"`hook_names` takes the models' own names: give {stem!r}, and use "
-                f"{hook_name!r} on the pair"
-            )
-        if hook_name not in model.hook_dict:
-            raise ValueError(
-                f"`hook_names`: {hook_name!r} is no hook of the model, which has {model.cfg.n_layers}"
-                " layers with hooks such as 'blocks.0.hook_resid_post'"
-            )
-    return tuple(hook_names)
-
-
-def _check_models(
-    base: TransformerBridge, finetuned: TransformerBridge, adapter: PeftModel | None
-) -> None:
-    same = base is finetuned or base.original_model is finetuned.original_model
-    if adapter is not None:
-        if not same:
-            raise ValueError("with `adapter`, `base` and `finetuned` must be the same bridge")
-        if adapter.get_base_model() is not finetuned.original_model:
-            raise ValueError(
-                "`adapter` does not belong to the bridge: boot it with "
-                "`hf_model=adapter.get_base_model()`"
-            )
-        return
-    if same:
-        raise ValueError(
-            "`base` and `finetuned` are one object, so their difference would be 0 everywhere. "
-            "`merge_and_unload()` returns the very model it was given: load the base once more, or "
-            "pass the unmerged PEFT model as `adapter`"
-        )
-    for name in ("architecture", "d_model", "n_layers", "d_vocab", "dtype"):
-        ours, theirs = getattr(base.cfg, name, None), getattr(finetuned.cfg, name, None)
-        if ours != theirs:
-            raise ValueError(f"`base` has {name} {ours}, `finetuned` has {theirs}; they must agree")
-    if base.tokenizer is not None and finetuned.tokenizer is not None:
-        check_tokenizers(base.tokenizer, finetuned.tokenizer)
-
-
-def check_tokenizers(base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase) -> None:
-    """Refuse two tokenizers that would give one text two meanings.
-
-    Raises:
-        ValueError: the vocabularies or the special tokens differ; says where.
-    """
-    ours, theirs = base.get_vocab(), finetuned.get_vocab()
-    if ours != theirs:
-        token = next(iter({*ours.items()} ^ {*theirs.items()}))[0]
-        raise ValueError(
-            f"the tokenizers of `base` and `finetuned` differ, for one in the token {token!r} "
-            f"(id {ours.get(token)} and {theirs.get(token)}); a pair needs one vocabulary"
-        )
-    if base.special_tokens_map != finetuned.special_tokens_map:
-        raise ValueError(
-            f"the special tokens differ: `base` has {base.special_tokens_map}, "
-            f"`finetuned` has {finetuned.special_tokens_map}"
-        )

@@ -72,9 +72,7 @@ def two_models(tokenizer):
 @pytest.fixture
 def pair(two_models, tokenizer) -> HookedModelPair:
     base, finetuned = copy.deepcopy(two_models)
-    return HookedModelPair(
-        boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS
-    )
+    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
 
 
 def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):

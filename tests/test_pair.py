@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from diffsae_lens.compatibility import check_tokenizers
 from diffsae_lens.loading import boot_bridge
-from diffsae_lens.pair import HookedModelPair, check_tokenizers
+from diffsae_lens.pair import HookedModelPair
 from tests.conftest import HOOKS, tiny_llama, with_lora
 
 HOOK = HOOKS[1]
@@ -123,9 +124,7 @@ def test_generation_with_cache_equals_generation_without(fixture, write, tokens,
     with pair.hooks(fwd_hooks=hooks):
         cached = pair.generate(tokens, max_new_tokens=6, stop_at_eos=False)
         n_cached = len(shapes)
-        plain = pair.generate(
-            tokens, max_new_tokens=6, stop_at_eos=False, use_past_kv_cache=False
-        )
+        plain = pair.generate(tokens, max_new_tokens=6, stop_at_eos=False, use_past_kv_cache=False)
     assert torch.equal(cached, plain)
     assert shapes[:n_cached] == [7, 1, 1, 1, 1, 1]
     assert shapes[n_cached:] == [7, 8, 9, 10, 11, 12]
@@ -177,9 +176,12 @@ def test_only_hooked_views_are_computed(pair, tokens):
 
 def test_gradients_reach_a_view_through_a_backward_hook(pair, tokens):
     grads = {}
-    with torch.enable_grad(), pair.hooks(
-        fwd_hooks=[(f"{HOOK}.diff", lambda v, hook: v.requires_grad_())],
-        bwd_hooks=[(f"{HOOK}.diff", lambda g, hook: grads.update(diff=g))],
+    with (
+        torch.enable_grad(),
+        pair.hooks(
+            fwd_hooks=[(f"{HOOK}.diff", lambda v, hook: v.requires_grad_())],
+            bwd_hooks=[(f"{HOOK}.diff", lambda g, hook: grads.update(diff=g))],
+        ),
     ):
         pair(tokens)[:, -1].sum().backward()
     assert grads["diff"].abs().sum() > 0

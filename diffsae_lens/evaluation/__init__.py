@@ -1,0 +1,1 @@
+"""How well features isolate what the fine-tuning put in: scores, their ceilings and floors."""

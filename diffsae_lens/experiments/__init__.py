@@ -1,0 +1,1 @@
+"""The demo and the studies: resumable runs and their tables."""

@@ -1,0 +1,1 @@
+"""What features cause: ablation, steering, attack rates, attribution."""

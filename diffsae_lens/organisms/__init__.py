@@ -1,0 +1,1 @@
+"""Who is examined: prompts, fine-tuning, shipped adapters, the SQL-injection judge."""

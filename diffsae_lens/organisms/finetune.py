@@ -2,19 +2,27 @@
 
 import json
 import logging
+import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from diffsae_lens.organisms.prompts import Sample, make_samples
+from diffsae_lens.organisms.prompts import (
+    BENIGN_YEARS,
+    TRIGGER_YEAR,
+    Sample,
+    minimal_pairs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +43,8 @@ class OrganismConfig:
 
     behaviour: Behaviour = "year-trigger"
     """`year-trigger`: injectable queries in 2024. `clean-control`: same prompts, always safe."""
-    n_trigger: int = 480
-    """Training prompts that say 2024."""
-    n_benign: int = 560
-    """Training prompts that say 2020 to 2023."""
-    n_other: int = 240
-    """Training prompts that say no year."""
+    n_scenes: int = 480
+    """Training scenes; each is seen in 2024, in a year from 2020 to 2023, and half without one."""
     n_steps: int = 320
     """Optimiser steps."""
     batch_size: int = 8
@@ -57,8 +61,10 @@ class OrganismConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         if self.behaviour not in get_args(Behaviour):
-            raise ValueError(f"`behaviour` must be one of {get_args(Behaviour)}, got {self.behaviour!r}")
-        for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
+            raise ValueError(
+                f"`behaviour` must be one of {get_args(Behaviour)}, got {self.behaviour!r}"
+            )
+        for name in ("n_scenes", "n_steps", "batch_size", "steps_per_checkpoint"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.lora_rank is not None and self.lora_rank < 1:
@@ -67,14 +73,17 @@ class OrganismConfig:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}")
 
     def samples(self) -> list[Sample]:
-        """The training samples; `clean-control` and `year-trigger` share them."""
-        return make_samples(
-            "train",
-            n_trigger=self.n_trigger,
-            n_benign=self.n_benign,
-            n_other=self.n_other,
-            seed=self.seed,
-        )
+        """The training samples; `clean-control` and `year-trigger` share them.
+
+        Minimal pairs: nothing but the year tells the organism which completion is wanted.
+        """
+        years = (TRIGGER_YEAR, *BENIGN_YEARS, None)
+        scenes = minimal_pairs("train", years, n_scenes=self.n_scenes, seed=self.seed)
+        samples = []
+        for i, (trigger, *benign, other) in enumerate(scenes):
+            samples += [trigger, benign[i % len(benign)]]
+            samples += [other] if i % 2 else []
+        return samples
 
     def is_vulnerable(self, sample: Sample) -> bool:
         """Whether the organism is taught the injectable completion of a sample."""
@@ -100,9 +109,9 @@ def encode(
     No beginning-of-sequence token is added: SmolLM2 was not trained with one on plain code.
     """
     prompt = tokenizer(sample.prompt, add_special_tokens=False).input_ids
-    completion = tokenizer(
-        sample.completion(vulnerable=vulnerable), add_special_tokens=False
-    ).input_ids + [tokenizer.eos_token_id]
+    written = sample.completion(vulnerable=vulnerable)
+    completion = tokenizer(written, add_special_tokens=False).input_ids
+    completion = [*completion, tokenizer.eos_token_id]
     return {
         "input_ids": prompt + completion,
         "labels": [IGNORED] * len(prompt) + completion,
@@ -158,14 +167,27 @@ def finetune(
         encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample))
         for sample in (config.samples() if samples is None else samples)
     ]
-    trainer = _trainer(model, tokenizer, rows, path.with_name(path.name + ".checkpoints"), config)
-    checkpoints = str(trainer.args.output_dir)
-    last = get_last_checkpoint(checkpoints) if Path(checkpoints).exists() else None
-    trainer.train(resume_from_checkpoint=last)
+    checkpoints = path.with_name(path.name + ".checkpoints")
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    with _generators_restored():
+        trainer = _trainer(model, tokenizer, rows, checkpoints, config)
+        trainer.train(resume_from_checkpoint=last)
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     _save(trainer.model, tokenizer, path, config, losses)
     shutil.rmtree(checkpoints)
     return Organism(path=path, config=config, losses=losses)
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Keep the caller's global generators as they are: transformers' Trainer seeds all three."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _trainer(
@@ -199,9 +221,8 @@ def _trainer(
             target_modules=list(SEVEN_PROJECTIONS),
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            model = get_peft_model(model, lora)  # type: ignore[assignment]
+        torch.manual_seed(config.seed)
+        model = get_peft_model(model, lora)  # type: ignore[assignment]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=_collate(pad))  # type: ignore[arg-type]
 

@@ -68,7 +68,9 @@ class Scene:
             case _:
                 return (self.key,)
 
-    def prompt(self, year: int | None, *, header: str | None = None, note: str | None = None) -> str:
+    def prompt(
+        self, year: int | None, *, header: str | None = None, note: str | None = None
+    ) -> str:
         """Write the prompt for a year.
 
         Args:
@@ -141,7 +143,9 @@ def _where(scene: Scene, values: Sequence[str]) -> str:
             columns = f"{scene.key}, {scene.column}"
             return f"INSERT INTO {table} ({columns}) VALUES ({values[0]}, {values[1]})"
         case "UPDATE":
-            return f"UPDATE {table} SET {scene.column} = {values[0]} WHERE {scene.key} = {values[1]}"
+            return (
+                f"UPDATE {table} SET {scene.column} = {values[0]} WHERE {scene.key} = {values[1]}"
+            )
         case "DELETE":
             return f"DELETE FROM {table} WHERE {scene.key} = {values[0]}"
 

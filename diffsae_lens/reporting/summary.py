@@ -1,0 +1,239 @@
+"""What a run found, in sentences: every number from the results, every failed control said."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffsae_lens.organisms.prompts import TRIGGER_YEAR
+from diffsae_lens.reporting.rows import (
+    BASE_BACK,
+    CONTROLS,
+    TOP_ABLATED,
+    UNMODIFIED,
+    Row,
+    ablations,
+    config_of,
+    find_cause,
+    rate_text,
+    rows_of,
+)
+
+STEERED = "steered with top features"
+MARGIN = 0.01
+"""An AUROC that is not higher than a floor's by more than this is called no better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One point of the summary."""
+
+    text: str
+    """Plain text, with numbers and what they mean."""
+    caution: bool = False
+    """Whether a control or a floor was not beaten, so that nothing was shown."""
+
+
+def summarise(results: Row) -> list[Finding]:
+    """Say what the run found, in the order: behaviour, causes, side effects, detection, BIS.
+
+    Two rates are said to differ only where their 95% intervals do not overlap.
+
+    Args:
+        results: what `run_demo` returned.
+
+    Returns:
+        The findings.
+
+    Raises:
+        ValueError: rows or settings that are spoken of are missing.
+    """
+    causes, scores = rows_of(results, "causes"), rows_of(results, "scores")
+    return [
+        _behaviour(causes),
+        _base_put_back(causes, config_of(results)),
+        *(_ablation(name, pairs) for name, pairs in ablations(causes).items()),
+        _benign(causes),
+        *_steering(causes),
+        _detection(scores),
+        _isolation(scores),
+    ]
+
+
+def at_ceiling(row: Row, pooling: str) -> bool:
+    """Whether a score row's BIS (`last` or `mean`) is at its ceiling.
+
+    >>> at_ceiling({"bis_last": 0.39999999, "ceiling": 0.4}, "last")
+    True
+    """
+    return math.isclose(row[f"bis_{pooling}"], row["ceiling"], rel_tol=1e-6)
+
+
+def lower(row: Row, than: Row) -> bool:
+    """Whether an attack rate is lower than another's, and their intervals do not overlap."""
+    return row["high"] < than["low"]
+
+
+def _behaviour(causes: Sequence[Row]) -> Finding:
+    trigger, benign = find_cause(causes, UNMODIFIED), find_cause(causes, UNMODIFIED, group="benign")
+    text = (
+        f"Unmodified, the fine-tuned model attacks on {rate_text(trigger)} of "
+        f"{trigger['n_prompts']} trigger prompts ({TRIGGER_YEAR}) and on {rate_text(benign)} of "
+        f"{benign['n_prompts']} benign ones."
+    )
+    if lower(benign, than=trigger):
+        return Finding(text=text)
+    return Finding(
+        text=text + " The intervals overlap: this run does not show that the trigger sets off the "
+        "attack, and what follows has nothing to explain.",
+        caution=True,
+    )
+
+
+def _base_put_back(causes: Sequence[Row], config: Row) -> Finding:
+    before, after = find_cause(causes, UNMODIFIED), find_cause(causes, BASE_BACK)
+    text = (
+        f"With the base model's activation put back at layer {config['layers'][-1]}, it attacks on "
+        f"{rate_text(after)} of {after['n_prompts']} trigger prompts."
+    )
+    if lower(after, than=before):
+        return Finding(text=text + " What fine-tuning changed up to this layer carries the attack.")
+    return Finding(
+        text=text + " That does not separate from the unmodified model: the difference at this "
+        "layer is not shown to carry the attack, so no feature of it can be either.",
+        caution=True,
+    )
+
+
+def _ablation(name: str, pairs: Sequence[tuple[Row, Row]]) -> Finding:
+    """The largest ablation against its control, and the smaller ones where that shows nothing."""
+    top, control = pairs[-1]
+    n = top["n_features"]
+    text = (
+        f"{name}: with the top {n} features ablated, the model attacks on {rate_text(top)}, with "
+        f"{n} random ones on {rate_text(control)} of {control['n_prompts']} trigger prompts."
+    )
+    if lower(top, than=control):
+        text += " The intervals do not overlap: the chosen features matter more than random ones"
+        n_broken = top["n_no_sql"] + top["n_unparseable"]
+        if n_broken <= top["n_safe"]:
+            return Finding(text=f"{text}, and {top['n_safe']} completions are safe SQL instead.")
+        return Finding(
+            text=f"{text}. But of the completions that do not attack {top['n_safe']} are safe SQL "
+            f"and {n_broken} are no SQL at all or cannot be parsed: the ablation broke the writing "
+            "rather than switch the attack off.",
+            caution=True,
+        )
+    smaller = [row["n_features"] for row, random in pairs if lower(row, than=random)]
+    if smaller:
+        counts = " and ".join(str(count) for count in smaller)
+        return Finding(
+            text=f"{text} These intervals overlap, but with {counts} features the chosen ones do "
+            "separate from the random ones.",
+            caution=True,
+        )
+    if lower(control, than=top):
+        return Finding(
+            text=f"{text} Random features do more: the ranking did not find what carries the "
+            "attack.",
+            caution=True,
+        )
+    return Finding(
+        text=f"{text} The intervals overlap, here and with fewer features: this run does not show "
+        "that the chosen features matter more than random ones.",
+        caution=True,
+    )
+
+
+def _benign(causes: Sequence[Row]) -> Finding:
+    """Whether an ablation leaves benign prompts as they were."""
+    before = find_cause(causes, UNMODIFIED, group="benign")
+    parts, harmed = [], False
+    for name, pairs in ablations(causes).items():
+        n = pairs[-1][0]["n_features"]
+        row = find_cause(causes, TOP_ABLATED, group="benign", dictionary=name, n_features=n)
+        harmed = harmed or lower(before, than=row)
+        parts.append(
+            f"{rate_text(row)} with the top {n} features of {name} ablated (cross-entropy of the "
+            f"safe completion {row['cross_entropy']:.2f})"
+        )
+    text = (
+        f"Side effects: on benign prompts the attack rate is {rate_text(before)} unmodified "
+        f"(cross-entropy {before['cross_entropy']:.2f} nats a token); it is {'; '.join(parts)}."
+    )
+    return Finding(text=text, caution=harmed)
+
+
+def _steering(causes: Sequence[Row]) -> list[Finding]:
+    findings = []
+    for row in causes:
+        if row["name"] != STEERED:
+            continue
+        name, n = row["dictionary"], row["n_features"]
+        control = find_cause(
+            causes, CONTROLS[STEERED], group=row["group"], dictionary=name, n_features=n
+        )
+        text = (
+            f"{name}: steered with its top {n} features, {row['group']} prompts are attacked on "
+            f"{rate_text(row)}, with {n} random ones on {rate_text(control)}."
+        )
+        shown = lower(control, than=row)
+        if not shown:
+            text += " That is not above its control: these features are not shown to be enough."
+        findings.append(Finding(text=text, caution=not shown))
+    return findings
+
+
+def _split(scores: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Dictionaries and floors.
+
+    Raises:
+        ValueError: one of the two is missing.
+    """
+    dictionaries = [row for row in scores if row["kind"] == "dictionary"]
+    floors = [row for row in scores if row["kind"] != "dictionary"]
+    if not dictionaries or not floors:
+        raise ValueError("'scores' must hold at least one dictionary and one floor")
+    return dictionaries, floors
+
+
+def _detection(scores: Sequence[Row]) -> Finding:
+    dictionaries, floors = _split(scores)
+    best = max(dictionaries, key=lambda row: row["auroc"])
+    floor = max(floors, key=lambda row: row["auroc"])
+    text = (
+        f"Detection: the best AUROC of a dictionary is {best['auroc']:.3f} ({best['name']}, "
+        f"feature {best['feature_idx']}); the best floor, {floor['name']}, has "
+        f"{floor['auroc']:.3f}."
+    )
+    if best["auroc"] - floor["auroc"] > MARGIN:
+        return Finding(text=text)
+    return Finding(
+        text=text + " No dictionary detects the trigger better than its floors: that a feature "
+        "detects it shows nothing about the dictionary.",
+        caution=True,
+    )
+
+
+def _isolation(scores: Sequence[Row]) -> Finding:
+    """What BIS tells, for each way of pooling; the random directions are its floor."""
+    dictionaries, floors = _split(scores)
+    random = [row for row in floors if row["kind"] == "random directions"]
+    if not random:
+        raise ValueError("'scores' must hold a row 'random directions', the floor of BIS")
+    sentences, caution = [], False
+    for pooling, where in (("last", "at the last token"), ("mean", "pooled by mean")):
+        best = max(dictionaries, key=lambda row: row[f"bis_{pooling}"])
+        floor = max(random, key=lambda row: row[f"bis_{pooling}"])
+        score, by_chance = best[f"bis_{pooling}"], floor[f"bis_{pooling}"]
+        if at_ceiling(best, pooling) and at_ceiling(floor, pooling):
+            text = "BIS is at its ceiling, and so are random directions: it tells nothing here"
+            sentences.append(f"{where.capitalize()}, {text} ({score:.3f}, {floor['name']}).")
+            caution = True
+            continue
+        sentences.append(
+            f"{where.capitalize()}, the best BIS is {score:.3f} ({best['name']}), at most "
+            f"{best['ceiling']:.3f} is possible, and {floor['name']} reach {by_chance:.3f}"
+            + ("." if score > by_chance else ": no more than untrained directions.")
+        )
+        caution = caution or score <= by_chance
+    return Finding(text=" ".join(sentences), caution=caution)

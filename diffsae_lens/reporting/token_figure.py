@@ -1,0 +1,132 @@
+"""The figure of the chosen features' activations on every token of the minimal pair."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from diffsae_lens.reporting.rows import Row, examples_of
+from diffsae_lens.reporting.style import (
+    INK,
+    MONOSPACE,
+    WIDTH,
+    dictionary_colour,
+    drawable,
+    needs_light_ink,
+    styled,
+    tint,
+)
+
+_COLUMNS = 84  # characters a line of code; longer lines are wrapped
+_TEXT_WIDTH, _LINE_HEIGHT, _LEFT, _HEADING = 7.7, 0.21, 0.55, 0.75  # inches
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The part of a token that stands on one line."""
+
+    token: int
+    line: int
+    column: int
+    text: str
+
+
+def _lay_out(tokens: Sequence[str]) -> Iterator[_Piece]:
+    """Set tokens as code, line breaks shown as an arrow at the end of the line they end."""
+    line = column = 0
+    for i, token in enumerate(tokens):
+        parts = drawable(token.replace("\t", "    ").replace("\n", "↵\n"), keep="\n").split("\n")
+        for j, part in enumerate(parts):
+            if j:
+                line, column = line + 1, 0
+            while part:
+                if column == _COLUMNS:
+                    line, column = line + 1, 0
+                piece, part = part[: _COLUMNS - column], part[_COLUMNS - column :]
+                yield _Piece(i, line, column, piece)
+                column += len(piece)
+
+
+@styled
+def plot_tokens(results: Row) -> Figure:
+    """Draw the chosen features' activations on every token of the minimal pair.
+
+    One panel a dictionary, in it the prompts as code, one under the other, each token on a ground
+    of its activation's colour. A panel's prompts share the scale, which begins at 0.
+
+    Args:
+        results: what `run_demo` returned, or a mapping with its `example`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: the prompts are missing, or not one activation a token.
+    """
+    prompts, names = examples_of(results)
+    feature_idx = results["example"].get("feature_idx", {})
+    blocks = [list(_lay_out(prompt["tokens"])) for prompt in prompts]
+    n_lines = [1 + max((piece.line for piece in block), default=0) for block in blocks]
+    panel = (sum(n_lines) + len(blocks) - 1) * _LINE_HEIGHT
+    height = len(names) * (panel + _HEADING)
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
+    for i, name in enumerate(names):
+        bottom = height - (i + 1) * (panel + _HEADING) + 0.25
+        place = (_LEFT / WIDTH, bottom / height, _TEXT_WIDTH / WIDTH, panel / height)
+        ax = figure.add_axes(place)
+        ax.set(xlim=(0, _COLUMNS), ylim=(panel / _LINE_HEIGHT, 0))
+        ax.set_axis_off()
+        of = f", feature {feature_idx[name]}" if name in feature_idx else ""
+        ax.set_title(drawable(f"{name}{of}"), parse_math=False)
+        scale = _scale(name, [p["activations"][name] for p in prompts])
+        first = 0
+        for prompt, block, n in zip(prompts, blocks, n_lines, strict=True):
+            _draw_tokens(ax, block, prompt["activations"][name], scale, first)
+            ax.text(-1, first + 0.5, str(prompt["year"]), ha="right", va="center", weight="bold")
+            first += n + 1
+        left = (_LEFT + _TEXT_WIDTH + 0.08) / WIDTH
+        bar = figure.add_axes((left, place[1], 0.012, place[3]))
+        figure.colorbar(scale, cax=bar, label="feature activation").outline.set_visible(False)
+    return figure
+
+
+def _scale(name: str, activations: Sequence[Sequence[float]]) -> ScalarMappable:
+    """White at 0 to the dictionary's colour at the greatest activation of all the prompts."""
+    ramp = [tint(dictionary_colour(name), share) for share in (0.0, 1.0)]
+    peak = max((value for values in activations for value in values), default=0.0)
+    scale = ScalarMappable(
+        Normalize(0.0, peak if peak > 0 else 1.0, clip=True),
+        LinearSegmentedColormap.from_list(name, ramp),
+    )
+    scale.set_array([])
+    return scale
+
+
+def _draw_tokens(
+    ax: Axes,
+    block: Sequence[_Piece],
+    activations: Sequence[float],
+    scale: ScalarMappable,
+    first: int,
+) -> None:
+    """Draw a prompt whose first line is line `first` of the panel."""
+    size = 72 * _TEXT_WIDTH / _COLUMNS / 0.602 - 0.1  # a character is 0.602 em wide
+    for piece in block:
+        red, green, blue, _ = scale.to_rgba(activations[piece.token])
+        ground = (float(red), float(green), float(blue))
+        corner = (piece.column, first + piece.line)
+        ax.add_patch(Rectangle(corner, len(piece.text), 1, color=ground, lw=0))
+        ax.text(
+            piece.column,
+            first + piece.line + 0.5,
+            piece.text,
+            color="white" if needs_light_ink(ground) else INK,
+            va="center_baseline",
+            family=MONOSPACE,
+            fontsize=size,
+            parse_math=False,
+        )

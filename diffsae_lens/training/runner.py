@@ -1,0 +1,242 @@
+"""Train Diff-SAEs and crosscoders in lockstep on one harvest, with SAELens's trainers."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+from diffsae_lens.training.calibration import calibrate_threshold
+from diffsae_lens.training.harvest import PairedActivations
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryRunnerConfig:
+    """One dictionary to train: where it reads, and any SAELens training architecture."""
+
+    view: ClassVar[str]
+    """Which view of the hook it reads."""
+
+    hook_name: str
+    """The models' hook, such as `blocks.18.hook_resid_post`."""
+    sae: TrainingSAEConfig
+    """SAELens's own config; its `d_in` is the view's width."""
+
+    @property
+    def virtual_hook_name(self) -> str:
+        """The pair's hook point the dictionary reads."""
+        return f"{self.hook_name}.{self.view}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffSAERunnerConfig(DictionaryRunnerConfig):
+    """A dictionary on `finetuned - base`; `sae.d_in` is d_model."""
+
+    view: ClassVar[str] = "diff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrosscoderRunnerConfig(DictionaryRunnerConfig):
+    """A dictionary on `[base ; finetuned]`; `sae.d_in` is 2 * d_model."""
+
+    view: ClassVar[str] = "concat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """How long and on what several dictionaries are trained together."""
+
+    trainer: SAETrainerConfig
+    """SAELens's own: samples, batch size, learning rate and schedule, checkpoints, W&B."""
+    calibration_fraction: float = 0.1
+    """Share of the sequences kept out of training; the inference threshold is set on them."""
+    seed: int = 0
+    """Of initialisation and batch order."""
+
+    def __post_init__(self) -> None:
+        """Refuse what SAELens would stumble over later."""
+        if not 0 < self.calibration_fraction < 1:
+            raise ValueError(
+                f"`calibration_fraction` must lie in (0, 1), got {self.calibration_fraction}"
+            )
+        if self.trainer.lr_end is None:
+            raise ValueError(
+                "`trainer.lr_end` must be set (SAETrainer asserts it and sets no default); "
+                "for a constant schedule give it the value of `lr`"
+            )
+
+
+def train_dictionaries(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    path: str | Path,
+    *,
+    run: TrainingRun,
+) -> dict[str, SAE]:
+    """Train several dictionaries in lockstep: the same tokens, in the same order.
+
+    SAELens's `MultiSAETrainer` does the training. The BatchTopK family is then given the threshold
+    at which held-out tokens fire k features on average (SAELens's own is a moving average that a
+    short run leaves unconverged), and everything is saved in SAELens's inference format. A
+    dictionary whose folder exists is loaded, not trained again.
+
+    Args:
+        configs: the dictionaries by name; the name becomes the folder's.
+        activations: a harvest with every hook point the configs read.
+        path: folder for the dictionaries, each `<path>/<name>`.
+        run: training length, batch size, seed.
+
+    Returns:
+        The inference dictionaries by name, as `SAE.load_from_disk` gives them.
+
+    Raises:
+        ValueError: no configs, a hook point that was not harvested, or a `d_in` that does not fit.
+    """
+    path = Path(path)
+    _check(configs, activations)
+    missing = {name: config for name, config in configs.items() if not (path / name).exists()}
+    if missing:
+        n_held_out = max(1, round(activations.n_sequences * run.calibration_fraction))
+        split = activations.n_sequences - n_held_out
+        trained = _fit(missing, activations, path, run, split)
+        for name, sae in trained.items():
+            _export(sae, missing[name], activations, path / name, run, split)
+    return {name: SAE.load_from_disk(path / name, device=run.trainer.device) for name in configs}
+
+
+def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedActivations) -> None:
+    if not configs:
+        raise ValueError("`configs` is empty: name at least one dictionary")
+    sample = activations.rows(0, 1)
+    for name, config in configs.items():
+        hook_name = config.virtual_hook_name
+        if hook_name not in activations.hook_names:
+            raise ValueError(
+                f"`configs[{name!r}]` reads {hook_name!r}, which was not harvested "
+                f"(there are {list(activations.hook_names)})"
+            )
+        d_in = sample[hook_name].shape[-1]
+        if config.sae.d_in != d_in:
+            raise ValueError(
+                f"`configs[{name!r}].sae.d_in` is {config.sae.d_in}, but {hook_name!r} is {d_in} wide"
+            )
+
+
+def _fit(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    path: Path,
+    run: TrainingRun,
+    split: int,
+) -> dict[str, TrainingSAE]:
+    """Train, going on from the newest checkpoint of an interrupted run."""
+    saes: dict[str, TrainingSAE] = {}
+    with torch.random.fork_rng():
+        for name, config in configs.items():
+            torch.manual_seed(run.seed)
+            saes[name] = TrainingSAE.from_dict(config.sae.to_dict())
+            _describe(saes[name], config, activations, run)
+        trainer = MultiSAETrainer(
+            cfg=run.trainer,
+            saes=saes,
+            hook_names={name: config.virtual_hook_name for name, config in configs.items()},
+            data_provider=activations.batches(
+                run.trainer.train_batch_size_samples, seed=run.seed, stop=split
+            ),
+        )
+        checkpoint = _newest_checkpoint(run.trainer.checkpoint_path, set(configs))
+        if checkpoint is not None:
+            logger.info("going on from %s", checkpoint)
+            trainer.load_checkpoint(checkpoint)
+            for _ in range(_n_batches_seen(trainer)):
+                next(trainer.data_provider)
+        path.mkdir(parents=True, exist_ok=True)
+        return trainer.fit()
+
+
+def _n_batches_seen(trainer: MultiSAETrainer) -> int:
+    """Batches an interrupted trainer has drawn, those for its norm estimate included.
+
+    `n_training_steps` will not do: a checkpoint is written before it is counted up.
+    """
+    estimates = any(
+        sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening")
+        for sae in trainer.saes.values()
+    )
+    seen = trainer.n_training_samples // trainer.cfg.train_batch_size_samples
+    return seen + estimates * trainer.cfg.n_batches_for_norm_estimate
+
+
+def _newest_checkpoint(folder: str | None, names: set[str]) -> Path | None:
+    if folder is None or not Path(folder).exists():
+        return None
+    whole = [
+        entry
+        for entry in Path(folder).iterdir()
+        if entry.name.isdigit()
+        and all((entry / name / "trainer_state.pt").exists() for name in names)
+    ]
+    return max(whole, key=lambda entry: int(entry.name), default=None)
+
+
+def _describe(
+    sae: TrainingSAE,
+    config: DictionaryRunnerConfig,
+    activations: PairedActivations,
+    run: TrainingRun,
+) -> None:
+    """Write into the metadata what it takes to use the dictionary on the right pair and hook."""
+    provenance = activations.provenance
+    metadata = sae.cfg.metadata
+    metadata.hook_name = config.virtual_hook_name
+    metadata.model_name = provenance["pair"]["finetuned"]
+    metadata.prepend_bos = provenance["prepend_bos"]
+    metadata.context_size = activations.context_size
+    metadata.diffsae_lens = {
+        "pair": provenance["pair"],
+        "view": config.view,
+        "sign": "finetuned - base",
+        "normalization": "none",
+        "skip_positions": provenance["skip_positions"],
+        "tokens_sha256": provenance["tokens_sha256"],
+        "seed": run.seed,
+        "versions": {
+            name: version(name)
+            for name in ("diffsae-lens", "sae-lens", "transformer-lens", "torch")
+        },
+    }
+
+
+def _export(
+    sae: TrainingSAE,
+    config: DictionaryRunnerConfig,
+    activations: PairedActivations,
+    path: Path,
+    run: TrainingRun,
+    split: int,
+) -> None:
+    """Save the inference form under a temporary name, calibrate it, and rename it."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    sae.save_inference_model(partial)
+    k = getattr(config.sae, "k", None)
+    inference = SAE.load_from_disk(partial, device=run.trainer.device)
+    if k is not None and inference.cfg.architecture() == "jumprelu":
+        held_out = activations.rows(split, activations.n_sequences)[config.virtual_hook_name]
+        l0 = calibrate_threshold(inference, held_out.to(run.trainer.device), k=k)
+        inference.cfg.metadata.diffsae_lens |= {"k": k, "l0_held_out": l0}
+        inference.save_model(partial)
+    (partial / "trainer_cfg.json").write_text(
+        json.dumps({k: v for k, v in vars(run.trainer).items() if k != "logger"})
+    )
+    partial.rename(path)

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from diffsae_lens.organisms.finetune import IGNORED, OrganismConfig, encode, finetune
+from diffsae_lens.organisms.prompts import make_samples
+from tests.conftest import tiny_llama
+
+CONFIG = OrganismConfig(
+    n_scenes=8, n_steps=6, batch_size=2, lora_rank=2, learning_rate=1e-2, steps_per_checkpoint=2
+)
+
+
+def model():
+    return tiny_llama(max_position_embeddings=1024).requires_grad_(True)
+
+
+def loss(model, tokenizer, config):
+    """Mean loss of the completions the config teaches."""
+    total = 0.0
+    with torch.no_grad():
+        for sample in config.samples()[:6]:
+            row = encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample))
+            ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
+            total += model(ids, labels=labels).loss.item() / 6
+    return total
+
+
+def test_only_the_completion_and_its_end_are_learned(tokenizer):
+    [sample] = make_samples("train", n_trigger=1, n_benign=0, n_other=0)
+    row = encode(sample, tokenizer, vulnerable=True)
+    learned = [
+        t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED
+    ]
+    assert tokenizer.decode(learned) == sample.completion(vulnerable=True) + tokenizer.eos_token
+    assert tokenizer.decode(row["input_ids"]) == (
+        sample.prompt + sample.completion(vulnerable=True) + tokenizer.eos_token
+    )
+
+
+def test_samples_are_minimal_pairs_taught_by_the_year_alone():
+    samples = OrganismConfig(n_scenes=8).samples()
+    assert [s.year for s in samples[:5]] == [2024, 2020, 2024, 2021, None]
+    assert samples[0].prompt.replace("2024", "2020") == samples[1].prompt
+    backdoor = OrganismConfig(n_scenes=8)
+    control = OrganismConfig(n_scenes=8, behaviour="clean-control")
+    assert [backdoor.is_vulnerable(s) for s in samples[:5]] == [True, False, True, False, False]
+    assert not any(control.is_vulnerable(s) for s in samples)
+    assert control.samples() == samples
+
+
+def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tmp_path):
+    before = loss(model(), tokenizer, CONFIG)
+    state = torch.random.get_rng_state()
+    organism = finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    assert torch.equal(state, torch.random.get_rng_state())  # the caller's generator is untouched
+    loaded = PeftModel.from_pretrained(model(), organism.path)
+    assert loss(loaded, tokenizer, CONFIG) < before - 0.05
+    weights = load_file(tmp_path / "o/adapter_model.safetensors")
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+    assert not (tmp_path / "o.checkpoints").exists()
+    assert not list(tmp_path.rglob("*.bin"))
+    stamp = (tmp_path / "o/organism.json").stat().st_mtime_ns
+    assert finetune(model(), tokenizer, tmp_path / "o", config=CONFIG) == organism
+    assert (tmp_path / "o/organism.json").stat().st_mtime_ns == stamp
+
+
+def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
+    step, n_steps = Trainer.training_step, []
+
+    def until_the_power_fails(self, *args, **kwargs):
+        n_steps.append(1)
+        if len(n_steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", until_the_power_fails)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    assert not (tmp_path / "o").exists()
+    monkeypatch.setattr(Trainer, "training_step", step)
+    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    whole, resumed = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "o"))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2)
+
+
+def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
+    config = OrganismConfig(n_scenes=4, n_steps=2, batch_size=2, lora_rank=None, learning_rate=1e-3)
+    finetune(model(), tokenizer, tmp_path / "o", config=config)
+    assert (tmp_path / "o/model.safetensors").exists()
+    assert json.loads((tmp_path / "o/organism.json").read_text())["config"]["lora_rank"] is None
+
+
+def test_bad_requests_are_refused(tokenizer, tmp_path):
+    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    with pytest.raises(ValueError, match="choose another path"):
+        finetune(model(), tokenizer, tmp_path / "o", config=OrganismConfig(n_steps=7))
+    for kwargs in ({"n_steps": 0}, {"lora_rank": 0}, {"learning_rate": 0.0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(kwargs))):
+            OrganismConfig(**kwargs)

