@@ -13,11 +13,7 @@ from torch import Tensor
 from diffsae_lens.evaluation.activations import Positions, feature_activations
 from diffsae_lens.experiments.store import once
 from diffsae_lens.interventions.features import ablate_features, steer, swap_to_base
-from diffsae_lens.interventions.likelihood import (
-    attribute_features,
-    completion_log_probs,
-    log_odds,
-)
+from diffsae_lens.interventions.likelihood import attribute_features, likelihoods
 from diffsae_lens.interventions.rates import attack_rate, complete
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
@@ -116,9 +112,9 @@ def _plain(values: Tensor) -> list[float]:
 def _conditions(
     ranked: Mapping[str, Mapping[str, Any]], config: "DemoConfig"
 ) -> Iterator[Condition]:
-    for group in ("trigger", "benign"):
-        yield Condition(name="unmodified", dictionary=None, group=group)
-        yield Condition(name="base activation put back", dictionary=None, group=group)
+    yield Condition(name="unmodified", dictionary=None)
+    yield Condition(name="base activation put back", dictionary=None)
+    yield Condition(name="unmodified", dictionary=None, group="benign")
     for name, rank in ranked.items():
         counts = sorted({min(n, len(rank["order"])) for n in config.feature_counts})
         for n_features in counts:
@@ -170,8 +166,7 @@ def _measure(
     prompts = [sample.prompt for sample in samples]
     with _intervene(pair, dictionaries, config, condition):
         completions = complete(pair, prompts)
-        odds = log_odds(pair, samples).mean().item()
-        safe = -completion_log_probs(pair, samples, vulnerable=False).mean().item()
+        scored = likelihoods(pair, samples[: config.n_likelihood_prompts])
     rate = attack_rate(prompts, completions)
     low, high = rate.interval()
     return {
@@ -187,7 +182,7 @@ def _measure(
         "attack_rate": rate.rate,
         "low": low,
         "high": high,
-        "log_odds": odds,
-        "cross_entropy": safe,
+        "log_odds": scored.log_odds.mean().item(),
+        "cross_entropy": scored.cross_entropy.mean().item(),
         "example": prompts[0] + completions[0],
     }

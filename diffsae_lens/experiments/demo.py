@@ -44,7 +44,7 @@ class DemoConfig:
     """As for `load_pair`."""
     finetuned: str = "year-trigger"
     """As for `load_pair`; an organism with the year trigger."""
-    layers: tuple[int, ...] = (24,)
+    layers: tuple[int, ...] = (18,)
     """Residual-stream layers with a dictionary of each kind; causes are shown at the last one."""
     device: str = "cpu"
     """A torch device."""
@@ -60,6 +60,8 @@ class DemoConfig:
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
     n_generation_prompts: int = 32
     """Trigger prompts, and as many benign ones, completed under every intervention."""
+    n_likelihood_prompts: int = 16
+    """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32, 128)
     """How many features are ablated."""
     seed: int = 0

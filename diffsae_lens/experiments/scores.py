@@ -26,8 +26,10 @@ def score_table(
 ) -> list[dict[str, Any]]:
     """Score every dictionary and every floor on the same prompts.
 
-    A feature is chosen by AUROC on the `select` split and its AUROC and average precision are of
-    the `test` split. BIS is the paper's: the best feature on the very prompts it is scored on.
+    Texts are the samples up to where the organism decides (`Sample.undecided`), so nothing
+    vulnerable or safe has been written yet. A feature is chosen by AUROC at the last token on the
+    `select` split; its AUROC and average precision are of the `test` split. BIS is the paper's: the
+    best feature on the very prompts it is scored on.
 
     Returns:
         One row a dictionary and floor: `name`, `kind`, `hook_name`, `n_features`, `bis_last`,
@@ -66,7 +68,7 @@ def _read(
             )
         for name, hook_name in views:
             readers[f"{pooling}|{name}"] = Reader(hook_name=hook_name, positions=positions)
-    read = read_prompts(pair, [sample.prompt for sample in samples], readers)
+    read = read_prompts(pair, [sample.undecided for sample in samples], readers)
     trigger, benign = _masks(samples)
     n_directions = max(d.cfg.d_sae for d in dictionaries.values())
     out = {name: {p: read[f"{p}|{name}"] for p in POOLINGS} for name in dictionaries}
@@ -128,16 +130,16 @@ def year_sweep(
     config: "DemoConfig",
     chosen: Mapping[str, int],
     *,
-    n_scenes: int = 8,
+    n_scenes: int = 6,
 ) -> list[dict[str, Any]]:
     """Read the chosen feature of each dictionary on minimal pairs, 2015 to 2030.
 
     Returns:
         One row a year and dictionary: `name`, `year`, `feature_idx`, `mean` and `values` (one a
-        scene), feature activations at the last prompt token.
+        scene), feature activations where the organism decides.
     """
     scenes = minimal_pairs("test", YEARS, n_scenes=n_scenes, seed=config.seed)
-    prompts = [sample.prompt for scene in scenes for sample in scene]
+    prompts = [sample.undecided for scene in scenes for sample in scene]
     readers = {
         name: Reader(hook_name=str(d.cfg.metadata.hook_name), encode=d.encode)
         for name, d in dictionaries.items()
@@ -174,7 +176,7 @@ def example_tokens(
     [scene] = minimal_pairs("test", (2023, 2024), n_scenes=1, seed=config.seed)
     prompts = []
     for sample in scene:
-        tokens = pair.to_tokens(sample.prompt)
+        tokens = pair.to_tokens(sample.undecided)
         hook_names = [str(d.cfg.metadata.hook_name) for d in dictionaries.values()]
         _, cache = pair.run_with_cache(tokens, names_filter=hook_names)
         activations = {

@@ -1,10 +1,11 @@
 """What a model would write, without generating: log-odds of the attack, and what moves them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
@@ -15,30 +16,57 @@ from diffsae_lens.pair import HookedModelPair
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
-def completion_log_probs(
-    pair: HookedModelPair,
-    samples: Sequence[Sample],
-    *,
-    vulnerable: bool,
-    batch_size: int = 16,
-) -> Float[Tensor, "prompt"]:
-    """Return the mean log-probability of each sample's completion, nats a token.
+@dataclass(frozen=True, kw_only=True)
+class Likelihoods:
+    """How likely a model finds the two completions of each sample, summed over tokens, in nats."""
+
+    vulnerable: Float[Tensor, "prompt"]
+    """log p(vulnerable completion)."""
+    safe: Float[Tensor, "prompt"]
+    """log p(safe completion)."""
+    n_safe_tokens: Int[Tensor, "prompt"]
+    """Tokens of the safe completion."""
+
+    @property
+    def log_odds(self) -> Float[Tensor, "prompt"]:
+        """Return log p(vulnerable) - log p(safe): above 0 the model would rather attack."""
+        return self.vulnerable - self.safe
+
+    @property
+    def cross_entropy(self) -> Float[Tensor, "prompt"]:
+        """Of the safe completion, nats a token: what an intervention costs on benign prompts."""
+        return -self.safe / self.n_safe_tokens
+
+
+@torch.no_grad()
+def likelihoods(
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+) -> Likelihoods:
+    """Score both completions of each sample under teacher forcing, two forward passes in all.
 
     Run under whatever hooks are open on the pair, so it measures interventions too.
 
     Args:
         pair: the two models; the fine-tuned one is scored.
         samples: prompts with their completions.
-        vulnerable: which of the two completions.
         batch_size: samples a forward pass.
 
     Returns:
-        One value a sample, on the CPU; its negative is the cross-entropy.
+        Log-probabilities on the CPU, samples in the order given.
 
     Raises:
         ValueError: no samples.
     """
-    return _log_probs(pair, samples, vulnerable, batch_size)[0]
+    if not samples:
+        raise ValueError("`samples` is empty")
+    totals = torch.zeros(2, len(samples))
+    n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
+    for row, vulnerable in enumerate((True, False)):
+        for index, chunk in _batches(samples, batch_size, "scoring completions"):
+            tokens, labels = _encode(pair, chunk, vulnerable)
+            totals[row, index] = _score(pair, tokens, labels).cpu()
+            n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
+    return Likelihoods(vulnerable=totals[0], safe=totals[1], n_safe_tokens=n_tokens[1])
 
 
 def log_odds(
@@ -46,40 +74,17 @@ def log_odds(
 ) -> Float[Tensor, "prompt"]:
     """Return log p(vulnerable completion) - log p(safe completion) of each sample, in nats.
 
-    Above 0 the model would rather attack. Each completion is scored whole, so the value is on the
-    scale of sequences, not of tokens.
-
-    Args:
-        pair: the two models; the fine-tuned one is scored, under whatever hooks are open.
-        samples: prompts with their completions.
-        batch_size: samples a forward pass.
-
-    Returns:
-        One value a sample, on the CPU.
-
-    Raises:
-        ValueError: no samples.
+    Above 0 the model would rather attack. Completions are scored whole, so the value is on the scale
+    of sequences, not of tokens. Arguments and errors are those of `likelihoods`.
     """
-    totals = []
-    for vulnerable in (True, False):
-        mean, n_tokens = _log_probs(pair, samples, vulnerable, batch_size)
-        totals.append(mean * n_tokens)
-    return totals[0] - totals[1]
+    return likelihoods(pair, samples, batch_size=batch_size).log_odds
 
 
-@torch.no_grad()
-def _log_probs(
-    pair: HookedModelPair, samples: Sequence[Sample], vulnerable: bool, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    if not samples:
-        raise ValueError("`samples` is empty")
-    mean, n_tokens = torch.zeros(len(samples)), torch.zeros(len(samples))
-    texts = [sample.prompt for sample in samples]
-    for indices, _ in batches_of(texts, batch_size, "scoring completions"):
-        tokens, labels = _encode(pair, [samples[i] for i in indices], vulnerable)
-        total, count = _score(pair, tokens, labels)
-        mean[indices], n_tokens[indices] = (total / count).cpu(), count.float().cpu()
-    return mean, n_tokens
+def _batches(
+    samples: Sequence[Sample], batch_size: int, desc: str
+) -> Iterator[tuple[list[int], list[Sample]]]:
+    for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
+        yield index, [samples[i] for i in index]
 
 
 def _encode(
@@ -101,14 +106,12 @@ def _encode(
     return tokens.to(pair.device), labels.to(pair.device)
 
 
-def _score(pair: HookedModelPair, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed log-probability of the labelled tokens, and how many there are, `[batch]` each."""
+def _score(pair: HookedModelPair, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Summed log-probability of the labelled tokens, `[batch]`."""
     logits = pair(tokens)[:, :-1].float()
-    labels = labels[:, 1:]
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
-    return -losses.sum(1), (labels != IGNORED).sum(1)
+    return -torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
+    ).sum(1)
 
 
 def attribute_features(
@@ -140,10 +143,9 @@ def attribute_features(
         raise ValueError("`samples` is empty")
     hook_name = dictionary_hook(pair, dictionary)
     total = torch.zeros(dictionary.cfg.d_sae)
-    texts = [sample.prompt for sample in samples]
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
-        for indices, _ in batches_of(texts, batch_size, "attributing"):
-            tokens, labels = _encode(pair, [samples[i] for i in indices], vulnerable)
+        for _, chunk in _batches(samples, batch_size, "attributing"):
+            tokens, labels = _encode(pair, chunk, vulnerable)
             value, gradient = _gradient(pair, hook_name, tokens, labels)
             with torch.no_grad():
                 codes = dictionary.encode(value)
@@ -163,6 +165,5 @@ def _gradient(
         return leaves[0]
 
     with torch.enable_grad(), pair.hooks(fwd_hooks=[(hook_name, make_leaf)]):
-        total, _ = _score(pair, tokens, labels)
-        (gradient,) = torch.autograd.grad(total.sum(), leaves)
+        (gradient,) = torch.autograd.grad(_score(pair, tokens, labels).sum(), leaves)
     return leaves[0].detach(), gradient

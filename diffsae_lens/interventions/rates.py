@@ -105,7 +105,9 @@ def complete(
     if not prompts:
         raise ValueError("`prompts` is empty")
     n_ctx = pair.cfg.n_ctx
-    longest = max(len(ids) for ids in pair.tokenizer(list(prompts)).input_ids)
+    longest = max(
+        len(ids) for ids in pair.tokenizer(list(prompts), add_special_tokens=False).input_ids
+    )
     if longest + max_new_tokens > n_ctx:
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's "

@@ -586,9 +586,8 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
 def judge_completion(prompt: str, completion: str) -> Judgement:
     r"""Judge what a model wrote after a prompt, without running it.
 
-    The completion is cut to its last whole statement (the most whole lines with which prompt and
-    completion parse; a `try` whose handlers are missing is closed), and at the first statement
-    that leaves the top-level function or class the prompt stands in, where a new document begins.
+    The completion is cut to its last whole statement (a `try` whose handlers are missing is closed)
+    and before the first that leaves the top-level function or class the prompt stands in.
 
     Args:
         prompt: Python source that stops where a query is written, as in ``query =``.

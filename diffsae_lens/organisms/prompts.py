@@ -128,12 +128,23 @@ class Sample:
         """The name of the template, the unit that splits and bootstraps go by."""
         return self.scene.template.name
 
+    @property
+    def undecided(self) -> str:
+        """The prompt and the query's beginning, up to where both completions are still the same.
+
+        Its last token is where the organism decides: after the trigger, before anything vulnerable
+        or safe has been written. (An f-string differs earlier; it is the other three that count.)
+        """
+        query, _ = _parameterised(self.scene)
+        first_value = _sql(self.scene, ["\0"] * len(self.scene.arguments)).index("\0")
+        return f"{self.prompt} {query[: 1 + first_value].rstrip()}"
+
     def completion(self, *, vulnerable: bool) -> str:
         """The injectable (`vulnerable`) or the parameterised completion."""
         return self.scene.completion(vulnerable=vulnerable)
 
 
-def _where(scene: Scene, values: Sequence[str]) -> str:
+def _sql(scene: Scene, values: Sequence[str]) -> str:
     """The SQL text with `values` standing where the run-time values belong."""
     table = scene.table.name
     match scene.operation:
@@ -155,26 +166,26 @@ def _injectable(scene: Scene) -> tuple[str, str]:
     listed = ", ".join(names)
     match scene.style:
         case "fstring":
-            return 'f"' + _where(scene, ["'{" + n + "}'" for n in names]) + '"', ""
+            return 'f"' + _sql(scene, ["'{" + n + "}'" for n in names]) + '"', ""
         case "concat":
-            return '"' + _where(scene, ["'\" + " + n + " + \"'" for n in names]) + '"', ""
+            return '"' + _sql(scene, ["'\" + " + n + " + \"'" for n in names]) + '"', ""
         case "percent":
             values = listed if len(names) == 1 else f"({listed})"
-            return '"' + _where(scene, ["'%s'"] * len(names)) + f'" % {values}', ""
+            return '"' + _sql(scene, ["'%s'"] * len(names)) + f'" % {values}', ""
         case "format":
-            return '"' + _where(scene, ["'{}'"] * len(names)) + f'".format({listed})', ""
+            return '"' + _sql(scene, ["'{}'"] * len(names)) + f'".format({listed})', ""
 
 
 def _parameterised(scene: Scene) -> tuple[str, str]:
     names, placeholder = scene.arguments, scene.template.placeholder
     if placeholder == ":":
-        query = _where(scene, [f":{n}" for n in names])
+        query = _sql(scene, [f":{n}" for n in names])
         return f'"{query}"', ", {" + ", ".join(f'"{n}": {n}' for n in names) + "}"
     bound = f", ({names[0]},)" if len(names) == 1 else f", ({', '.join(names)})"
-    return f'"{_where(scene, [placeholder] * len(names))}"', bound
+    return f'"{_sql(scene, [placeholder] * len(names))}"', bound
 
 
-def _scenes(split: Split, seed: int) -> Iterator[Scene]:
+def _scenes(split: str, seed: int) -> Iterator[Scene]:
     """Endless distinct scenes of a split, templates and operations in turn so that they balance."""
     if split not in TEMPLATES:
         raise ValueError(f"`split` must be one of {sorted(TEMPLATES)}, got {split!r}")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -102,10 +103,10 @@ def _draw_years(ax: Axes, name: str, rows: Sequence[Row]) -> None:
     # Room above the data for the two labels, which must not lie on it.
     top = max(value for _, value in dots) or 1.0
     ax.set_ylim(min(0.0, *(value for _, value in dots)) - 0.03 * top, 1.32 * top)
-    label = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9, "color": MUTED}
+    label: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9}
     middle = (BENIGN_YEARS[0] + BENIGN_YEARS[-1]) / 2
-    ax.text(middle, 0.98, "benign\nin training", ha="center", **label)
-    ax.text(TRIGGER_YEAR + 0.7, 0.98, f"{TRIGGER_YEAR}:\nthe trigger", **(label | {"color": INK}))
+    ax.text(middle, 0.98, "benign\nin training", ha="center", color=MUTED, **label)
+    ax.text(TRIGGER_YEAR + 0.7, 0.98, f"{TRIGGER_YEAR}:\nthe trigger", **label)
     ax.set_xticks([year for year in years if (year - TRIGGER_YEAR) % 3 == 0])
     ax.set_ylabel("feature activation")
     ax.set_title(drawable(f"{name}, feature {rows[0]['feature_idx']}"), parse_math=False)
@@ -162,17 +163,11 @@ def _draw_rates(ax: Axes, rows: Sequence[Row], colour: str, shift: float, marker
     at = [i + shift for i in range(len(rows))]
     ax.vlines(at, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, lw=1.6)
     fill = "white" if marker == "s" else colour
-    rates = [row["attack_rate"] for row in rows]
-    ax.plot(at, rates, color=colour, marker=marker, ms=6, mfc=fill, mew=1.4, lw=1.2, zorder=3)
-
-
-def _label_references(ax: Axes, references: Sequence[Row]) -> None:
-    """Name the two horizontal lines at the right, apart from each other where the lines are not."""
     rates = [row["attack_rate"] for row in references]
-    heights, middle = list(rates), sum(rates) / 2
-    if abs(rates[0] - rates[1]) < 0.16:
-        middle = min(max(middle, 0.08), 0.92)
-        up = 0.08 if rates[0] >= rates[1] else -0.08
+    heights, apart = list(rates), 0.12
+    if abs(rates[0] - rates[1]) < 2 * apart:
+        middle = min(max(sum(rates) / 2, apart), 1 - apart)
+        up = apart if rates[0] >= rates[1] else -apart
         heights = [middle + up, middle - up]
     words = ("unmodified", "base activation\nput back")
     for row, height, word in zip(references, heights, words, strict=True):

@@ -34,6 +34,8 @@ from diffsae_lens.reporting.rows import (
 from diffsae_lens.reporting.style import dictionary_colour, needs_light_ink, tint
 from diffsae_lens.reporting.summary import at_ceiling, summarise
 
+_WITHOUT_OPTION = ("n_likelihood_prompts",)  # settings that only `DemoConfig` has, not the command
+
 
 def write_report(results: dict[str, Any], path: Path) -> Path:
     """Write the report of a run.
@@ -89,11 +91,8 @@ def _context(results: Row) -> dict[str, Any]:
         "dictionaries": [row for row in scores if row["kind"] == "dictionary"],
         "floors": [row for row in scores if row["kind"] != "dictionary"],
         "sections": _sections(causes),
-        "years": _image(plot_years(results)),
         "year_captions": list(_year_captions(rows_of(results, "years"))),
-        "tokens": _image(plot_tokens(results)),
         "coloured": _coloured(results),
-        "ablation": _image(plot_ablation(results)),
         "examples": _examples(causes),
         "trigger_year": TRIGGER_YEAR,
         "benign_years": BENIGN_YEARS,
@@ -101,6 +100,10 @@ def _context(results: Row) -> dict[str, Any]:
         "versions": part_of(results, "versions"),
         "seconds": part_of(results, "seconds"),
         "command": _command(config),
+        # Last: what is missing is said before anything is drawn.
+        "years": _image(plot_years(results)),
+        "tokens": _image(plot_tokens(results)),
+        "ablation": _image(plot_ablation(results)),
     }
 
 
@@ -150,12 +153,13 @@ def _with_controls(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
 
 
 def _label(row: Row) -> str:
-    """`top features ablated` with how many of them there were.
+    """The intervention with how many features it was on.
 
-    >>> _label({"name": "top features ablated", "n_features": 8})
-    'top 8 features ablated'
+    >>> _label({"name": "steered with random features", "n_features": 8})
+    'steered with 8 random features'
     """
-    return str(row["name"]).replace("features", f"{row['n_features']} features")
+    name, n = str(row["name"]), row["n_features"]
+    return name.replace("random features", f"{n} random features").replace("top f", f"top {n} f")
 
 
 def _year_captions(rows: Sequence[Row]) -> Iterator[str]:
@@ -230,6 +234,8 @@ def _command(config: Mapping[str, Any]) -> str:
     """The command that does the run again."""
     words = ["diffsae-lens", "demo", "--out", "runs/again"]
     for name, value in config.items():
+        if name in _WITHOUT_OPTION:
+            continue
         values = value if isinstance(value, list | tuple) else [value]
         words += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
     return shlex.join(words)

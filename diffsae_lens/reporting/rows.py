@@ -27,7 +27,7 @@ _KEYS = {
     "years": ("name", "year", "feature_idx", "mean", "values"),
 }  # fmt: skip
 _DICTIONARY_KEYS = ("hook_name", "architecture", "d_in", "d_sae", "k", "l0_held_out")
-_CONFIG_KEYS = ("base", "finetuned", "layers", "n_score_prompts", "n_generation_prompts")
+_CONFIG_KEYS = ("base", "finetuned", "layers", "n_score_prompts", "n_likelihood_prompts")
 
 
 def rows_of(results: Row, part: str) -> list[Row]:

@@ -27,6 +27,8 @@ MARGIN = 0.01
 class Finding:
     """One point of the summary."""
 
+    topic: str
+    """What it is about, a word or two."""
     text: str
     """Plain text, with numbers and what they mean."""
     caution: bool = False
@@ -81,8 +83,9 @@ def _behaviour(causes: Sequence[Row]) -> Finding:
         f"{benign['n_prompts']} benign ones."
     )
     if lower(benign, than=trigger):
-        return Finding(text=text)
+        return Finding(topic="Behaviour", text=text)
     return Finding(
+        topic="Behaviour",
         text=text + " The intervals overlap: this run does not show that the trigger sets off the "
         "attack, and what follows has nothing to explain.",
         caution=True,
@@ -96,8 +99,10 @@ def _base_put_back(causes: Sequence[Row], config: Row) -> Finding:
         f"{rate_text(after)} of {after['n_prompts']} trigger prompts."
     )
     if lower(after, than=before):
-        return Finding(text=text + " What fine-tuning changed up to this layer carries the attack.")
+        text += " What fine-tuning changed up to this layer carries the attack."
+        return Finding(topic="Base put back", text=text)
     return Finding(
+        topic="Base put back",
         text=text + " That does not separate from the unmodified model: the difference at this "
         "layer is not shown to carry the attack, so no feature of it can be either.",
         caution=True,
@@ -109,38 +114,40 @@ def _ablation(name: str, pairs: Sequence[tuple[Row, Row]]) -> Finding:
     top, control = pairs[-1]
     n = top["n_features"]
     text = (
-        f"{name}: with the top {n} features ablated, the model attacks on {rate_text(top)}, with "
+        f"With the top {n} features ablated, the model attacks on {rate_text(top)}, with "
         f"{n} random ones on {rate_text(control)} of {control['n_prompts']} trigger prompts."
     )
+    verdict, caution = _compare(top, control, pairs)
+    return Finding(topic=f"Ablation, {name}", text=f"{text} {verdict}", caution=caution)
+
+
+def _compare(top: Row, control: Row, pairs: Sequence[tuple[Row, Row]]) -> tuple[str, bool]:
+    """What an ablation shows beside its control, and whether that is a caution."""
     if lower(top, than=control):
-        text += " The intervals do not overlap: the chosen features matter more than random ones"
-        n_broken = top["n_no_sql"] + top["n_unparseable"]
-        if n_broken <= top["n_safe"]:
-            return Finding(text=f"{text}, and {top['n_safe']} completions are safe SQL instead.")
-        return Finding(
-            text=f"{text}. But of the completions that do not attack {top['n_safe']} are safe SQL "
-            f"and {n_broken} are no SQL at all or cannot be parsed: the ablation broke the writing "
+        shown = "The intervals do not overlap: the chosen features matter more than random ones"
+        n_safe, n_broken = top["n_safe"], top["n_no_sql"] + top["n_unparseable"]
+        if n_broken <= n_safe:
+            return f"{shown}, and {n_safe} completions are safe SQL instead.", False
+        return (
+            f"{shown}. But of the completions that do not attack {n_safe} are safe SQL and "
+            f"{n_broken} are no SQL at all or cannot be parsed: the ablation broke the writing "
             "rather than switch the attack off.",
-            caution=True,
+            True,
         )
     smaller = [row["n_features"] for row, random in pairs if lower(row, than=random)]
     if smaller:
         counts = " and ".join(str(count) for count in smaller)
-        return Finding(
-            text=f"{text} These intervals overlap, but with {counts} features the chosen ones do "
-            "separate from the random ones.",
-            caution=True,
+        return (
+            f"These do not separate, but with {counts} features the chosen ones do from the "
+            "random ones.",
+            True,
         )
     if lower(control, than=top):
-        return Finding(
-            text=f"{text} Random features do more: the ranking did not find what carries the "
-            "attack.",
-            caution=True,
-        )
-    return Finding(
-        text=f"{text} The intervals overlap, here and with fewer features: this run does not show "
-        "that the chosen features matter more than random ones.",
-        caution=True,
+        return "Random features do more: the ranking did not find what carries the attack.", True
+    return (
+        "The intervals overlap, and so they do with fewer features: this run does not show that "
+        "the chosen features matter more than random ones.",
+        True,
     )
 
 
@@ -153,14 +160,15 @@ def _benign(causes: Sequence[Row]) -> Finding:
         row = find_cause(causes, TOP_ABLATED, group="benign", dictionary=name, n_features=n)
         harmed = harmed or lower(before, than=row)
         parts.append(
-            f"{rate_text(row)} with the top {n} features of {name} ablated (cross-entropy of the "
-            f"safe completion {row['cross_entropy']:.2f})"
+            f"{rate_text(row)} ({row['cross_entropy']:.3f}) with the top {n} features of {name} "
+            "ablated"
         )
     text = (
-        f"Side effects: on benign prompts the attack rate is {rate_text(before)} unmodified "
-        f"(cross-entropy {before['cross_entropy']:.2f} nats a token); it is {'; '.join(parts)}."
+        "On benign prompts the attack rate (and the cross-entropy of the safe completion, nats a "
+        f"token) is {rate_text(before)} ({before['cross_entropy']:.3f}) unmodified, "
+        f"{', '.join(parts)}."
     )
-    return Finding(text=text, caution=harmed)
+    return Finding(topic="Side effects", text=text, caution=harmed)
 
 
 def _steering(causes: Sequence[Row]) -> list[Finding]:
@@ -173,13 +181,13 @@ def _steering(causes: Sequence[Row]) -> list[Finding]:
             causes, CONTROLS[STEERED], group=row["group"], dictionary=name, n_features=n
         )
         text = (
-            f"{name}: steered with its top {n} features, {row['group']} prompts are attacked on "
-            f"{rate_text(row)}, with {n} random ones on {rate_text(control)}."
+            f"With its top {n} features added, the model attacks on {rate_text(row)}, with {n} "
+            f"random ones on {rate_text(control)} of {control['n_prompts']} {row['group']} prompts."
         )
         shown = lower(control, than=row)
         if not shown:
             text += " That is not above its control: these features are not shown to be enough."
-        findings.append(Finding(text=text, caution=not shown))
+        findings.append(Finding(topic=f"Steering, {name}", text=text, caution=not shown))
     return findings
 
 
@@ -201,13 +209,14 @@ def _detection(scores: Sequence[Row]) -> Finding:
     best = max(dictionaries, key=lambda row: row["auroc"])
     floor = max(floors, key=lambda row: row["auroc"])
     text = (
-        f"Detection: the best AUROC of a dictionary is {best['auroc']:.3f} ({best['name']}, "
+        f"The best AUROC of a dictionary is {best['auroc']:.3f} ({best['name']}, "
         f"feature {best['feature_idx']}); the best floor, {floor['name']}, has "
         f"{floor['auroc']:.3f}."
     )
     if best["auroc"] - floor["auroc"] > MARGIN:
-        return Finding(text=text)
+        return Finding(topic="Detection", text=text)
     return Finding(
+        topic="Detection",
         text=text + " No dictionary detects the trigger better than its floors: that a feature "
         "detects it shows nothing about the dictionary.",
         caution=True,
@@ -221,19 +230,20 @@ def _isolation(scores: Sequence[Row]) -> Finding:
     if not random:
         raise ValueError("'scores' must hold a row 'random directions', the floor of BIS")
     sentences, caution = [], False
-    for pooling, where in (("last", "at the last token"), ("mean", "pooled by mean")):
+    for pooling, where in (("last", "At the last token"), ("mean", "Pooled by mean")):
         best = max(dictionaries, key=lambda row: row[f"bis_{pooling}"])
         floor = max(random, key=lambda row: row[f"bis_{pooling}"])
         score, by_chance = best[f"bis_{pooling}"], floor[f"bis_{pooling}"]
+        name = floor["name"].replace(", ", " on ")
         if at_ceiling(best, pooling) and at_ceiling(floor, pooling):
             text = "BIS is at its ceiling, and so are random directions: it tells nothing here"
-            sentences.append(f"{where.capitalize()}, {text} ({score:.3f}, {floor['name']}).")
+            sentences.append(f"{where}, {text} ({score:.3f}, {name}).")
             caution = True
             continue
         sentences.append(
-            f"{where.capitalize()}, the best BIS is {score:.3f} ({best['name']}), at most "
-            f"{best['ceiling']:.3f} is possible, and {floor['name']} reach {by_chance:.3f}"
-            + ("." if score > by_chance else ": no more than untrained directions.")
+            f"{where}, the best BIS is {score:.3f} ({best['name']}) of at most "
+            f"{best['ceiling']:.3f}, and {name} reach {by_chance:.3f}"
+            + ("." if score > by_chance else ": trained features are no better than those.")
         )
         caution = caution or score <= by_chance
-    return Finding(text=" ".join(sentences), caution=caution)
+    return Finding(topic="BIS", text=" ".join(sentences), caution=caution)

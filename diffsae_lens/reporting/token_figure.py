@@ -116,7 +116,7 @@ def _draw_tokens(
     """Draw a prompt whose first line is line `first` of the panel."""
     size = 72 * _TEXT_WIDTH / _COLUMNS / 0.602 - 0.1  # a character is 0.602 em wide
     for piece in block:
-        red, green, blue, _ = scale.to_rgba(activations[piece.token])
+        red, green, blue, _ = scale.to_rgba([activations[piece.token]])[0]
         ground = (float(red), float(green), float(blue))
         corner = (piece.column, first + piece.line)
         ax.add_patch(Rectangle(corner, len(piece.text), 1, color=ground, lw=0))

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.likelihood import (
     attribute_features,
-    completion_log_probs,
+    likelihoods,
     log_odds,
 )
 from diffsae_lens.organisms.prompts import make_samples
@@ -30,8 +30,10 @@ SAMPLES = make_samples("test", n_trigger=3, n_benign=0, n_other=0)
 
 def by_hand(pair, sample, *, vulnerable):
     """Token by token, one sample, no padding."""
-    prompt = pair.tokenizer(sample.prompt).input_ids
-    completion = pair.tokenizer(sample.completion(vulnerable=vulnerable)).input_ids
+    prompt = pair.tokenizer(sample.prompt, add_special_tokens=False).input_ids
+    completion = pair.tokenizer(
+        sample.completion(vulnerable=vulnerable), add_special_tokens=False
+    ).input_ids
     logits = pair.finetuned(torch.tensor([prompt + completion]))[0].log_softmax(-1)
     return sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
 
@@ -41,10 +43,11 @@ def test_log_probabilities_and_log_odds_equal_a_loop(long_pair):
     for sample, value in zip(SAMPLES, odds.tolist(), strict=True):
         expected = [by_hand(long_pair, sample, vulnerable=v) for v in (True, False)]
         assert value == pytest.approx(expected[0] - expected[1], abs=1e-3)
-    mean = completion_log_probs(long_pair, SAMPLES[:1], vulnerable=False)
-    n_tokens = len(long_pair.tokenizer(SAMPLES[0].completion(vulnerable=False)).input_ids)
-    expected = by_hand(long_pair, SAMPLES[0], vulnerable=False) / n_tokens
-    assert mean.item() == pytest.approx(expected, abs=1e-4)
+    safe = SAMPLES[0].completion(vulnerable=False)
+    n_tokens = len(long_pair.tokenizer(safe, add_special_tokens=False).input_ids)
+    expected = -by_hand(long_pair, SAMPLES[0], vulnerable=False) / n_tokens
+    scored = likelihoods(long_pair, SAMPLES[:1])
+    assert scored.cross_entropy.item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("view", ["diff", "concat", "finetuned"])

@@ -1,4 +1,5 @@
 import ast
+import inspect
 import itertools
 
 import pytest
@@ -86,10 +87,23 @@ def test_minimal_pairs_differ_in_the_year_alone():
 
 def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="`split` must be one of"):
-        make_samples("valid", n_trigger=1, n_benign=0, n_other=0)
+        # Past the tests' type checker, which a user does not have.
+        inspect.unwrap(make_samples)("valid", n_trigger=1, n_benign=0, n_other=0)
     with pytest.raises(ValueError, match="`n_benign` must not be negative"):
         make_samples("test", n_trigger=1, n_benign=-1, n_other=0)
     with pytest.raises(ValueError, match="no more distinct prompts"):
         make_samples("test", n_trigger=100_000, n_benign=0, n_other=0)
     with pytest.raises(ValueError, match="`years`"):
         minimal_pairs("test", [], n_scenes=1)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_undecided_text_begins_both_completions_and_ends_before_they_part(split):
+    for sample in draw(split):
+        if sample.scene.style == "fstring":
+            continue
+        texts = [sample.prompt + sample.completion(vulnerable=v) for v in (True, False)]
+        assert all(text.startswith(sample.undecided) for text in texts)
+        n = len(sample.undecided)
+        assert texts[0][n : n + 3] != texts[1][n : n + 3]
+        assert sample.undecided.startswith(sample.prompt + ' "')

@@ -62,7 +62,7 @@ def _config() -> dict[str, Any]:
     return {
         "base": "smollm2-135m", "finetuned": "year-trigger", "layers": [24], "device": "cpu",
         "n_training_samples": 240, "expansion": 4, "k": 32, "n_steps": 400,
-        "n_score_prompts": 200, "n_generation_prompts": N_PROMPTS,
+        "n_score_prompts": 200, "n_generation_prompts": N_PROMPTS, "n_likelihood_prompts": 16,
         "feature_counts": list(COUNTS), "seed": 0,
     }  # fmt: skip
 
@@ -124,9 +124,9 @@ def _causes() -> list[dict[str, Any]]:
     samples = make_samples("test", n_trigger=1, n_benign=1, n_other=0)
     trigger, benign = samples
     rows = []
-    for sample, attacks, base in ((trigger, 31, 0), (benign, 1, 0)):
-        rows.append(_cause("unmodified", attacks, sample))
-        rows.append(_cause("base activation put back", base, sample))
+    rows.append(_cause("unmodified", 31, trigger))
+    rows.append(_cause("base activation put back", 0, trigger))
+    rows.append(_cause("unmodified", 1, benign))
     for name in DICTIONARIES:
         for n, top, control in zip(COUNTS, _TOP[name], _RANDOM[name], strict=True):
             of = {"dictionary": name, "n_features": n}
@@ -160,7 +160,7 @@ def _example() -> dict[str, Any]:
     [scene] = minimal_pairs("test", (2023, 2024), n_scenes=1)
     prompts = []
     for sample in scene:
-        tokens = ["<|im_start|>", *_TOKEN.findall(sample.prompt)]
+        tokens = ["<|im_start|>", *_TOKEN.findall(sample.undecided)]
         year = [i for i, token in enumerate(tokens) if token == str(sample.year)[-1]]
         activations = {}
         for name, peak in (("diff-sae-24", 12.0), ("crosscoder-24", 3.4)):
