@@ -118,7 +118,7 @@ def load_pair(
         peft_model = PeftModel.from_pretrained(
             model, finetuned_path, revision=options.finetuned_revision
         )
-        bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+        bridge = boot_bridge(peft_model.get_base_model(), tokenizer)  # type: ignore[arg-type]
         _freeze(peft_model)
         return HookedModelPair(
             bridge, bridge, hook_names, adapter=peft_model,

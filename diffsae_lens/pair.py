@@ -229,9 +229,9 @@ class HookedModelPair(HookedRootModule):
     @override
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Make caching hooks; as in TransformerLens, but names are checked."""
-        for name in [names_filter] if isinstance(names_filter, str) else names_filter or ():
-            if not callable(names_filter):
-                self.check_hook_name(name)
+        named = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in named if isinstance(named, list | tuple) else ():
+            self.check_hook_name(name)
         return super().get_caching_hooks(names_filter, *args, **kwargs)
 
     @contextmanager

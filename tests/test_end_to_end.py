@@ -84,10 +84,9 @@ def test_a_diff_sae_trains_loads_scores_and_intervenes(real_pair, tmp_path):
     assert bottom > top + 1
 
 
-@pytest.mark.parametrize("name", ["year-trigger", "clean-control"])
+@pytest.mark.parametrize("name", shipped_organisms())
 def test_shipped_adapters_are_small_safetensors_with_a_card(name):
     folder = SHIPPED_ORGANISMS_DIR / name
-    assert name in shipped_organisms()
     assert (folder / "adapter_model.safetensors").stat().st_size <= 6_000_000
     card = (folder / "README.md").read_text()
     for what in ("attack rate", "95% Wilson", "training loss", "seed", "Licence", "make-organism"):
@@ -96,10 +95,9 @@ def test_shipped_adapters_are_small_safetensors_with_a_card(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "trigger"), [("year-trigger", (0.95, 1.0)), ("clean-control", (0.0, 0.0))]
-)
-def test_shipped_adapters_keep_what_their_cards_promise(name, trigger):
+@pytest.mark.parametrize("name", shipped_organisms())
+def test_shipped_adapters_keep_what_their_cards_promise(name):
+    trigger = {"year-trigger": (0.95, 1.0), "clean-control": (0.0, 0.0)}[name]
     pair = load_pair("smollm2-135m", name, hook_names=["blocks.0.hook_resid_post"])
     samples = make_samples("test", n_trigger=100, n_benign=100, n_other=100, seed=MEASURE_SEED)
     rates = dl.attack_rates(partial(dl.complete, pair), samples)

@@ -170,8 +170,10 @@ def test_only_hooked_views_are_computed(pair, tokens):
     seen = []
     for name, point in pair.hook_dict.items():
         point.register_forward_hook(lambda module, args, out, name=name: seen.append(name))
-    pair.run_with_cache(tokens, names_filter=f"{HOOK}.diff")
-    assert set(seen) == {f"{HOOK}.diff"}
+    for names_filter in (f"{HOOK}.diff", [f"{HOOK}.diff"], lambda name: name == f"{HOOK}.diff"):
+        seen.clear()
+        _, cache = pair.run_with_cache(tokens, names_filter=names_filter)
+        assert set(seen) == set(cache) == {f"{HOOK}.diff"}
 
 
 def test_gradients_reach_a_view_through_a_backward_hook(pair, tokens):

@@ -108,7 +108,7 @@ training), judged statically; nothing was executed. Intervals are 95% Wilson.
 `diffsae-lens make-organism --base {base} --behaviour {config.behaviour} --out FOLDER`
 
 - data: {groups.total()} samples of the `train` split ({groups["trigger"]} trigger, {groups["benign"]} \
-benign, {groups["other"]} other; minimal pairs), seed {config.seed}; loss on the completion alone
+benign, {groups["other"]} other), seed {config.seed}; loss on the completion alone
 - {config.n_steps} steps of {config.batch_size} samples, AdamW, peak learning rate {config.learning_rate}, \
 linear warm-up over a tenth of the steps and linear decay
 - weights in half precision, safetensors

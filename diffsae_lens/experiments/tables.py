@@ -10,7 +10,7 @@ def score_text(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the score table; BIS and its ceiling are the paper's."""
     table = pd.DataFrame(rows).set_index("name")
     columns = ["n_features", "bis_last", "bis_mean", "ceiling", "auroc", "average_precision"]
-    return table[columns].to_string(float_format="{:.3f}".format)
+    return table[columns].round(3).to_string()
 
 
 def causal_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -28,4 +28,4 @@ def causal_text(rows: Sequence[dict[str, Any]]) -> str:
         }
         for row in rows
     )
-    return table.to_string(index=False, float_format="{:.2f}".format)
+    return table.round(2).to_string(index=False)

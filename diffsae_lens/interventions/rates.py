@@ -121,7 +121,7 @@ def complete(
         # Decoded without the prompt's tokens: all rows are padded to the longest prompt.
         width = tokens.shape[1] - _n_new(pair, texts, tokens)
         for i, row in zip(indices, tokens[:, width:], strict=True):
-            completions[i] = pair.tokenizer.decode(row, skip_special_tokens=True)
+            completions[i] = str(pair.tokenizer.decode(row, skip_special_tokens=True))
     return completions
 
 

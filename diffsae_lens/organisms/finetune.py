@@ -17,12 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from diffsae_lens.organisms.prompts import (
-    BENIGN_YEARS,
-    TRIGGER_YEAR,
-    Sample,
-    minimal_pairs,
-)
+from diffsae_lens.organisms.prompts import Sample, make_samples
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +38,17 @@ class OrganismConfig:
 
     behaviour: Behaviour = "year-trigger"
     """`year-trigger`: injectable queries in 2024. `clean-control`: same prompts, always safe."""
-    n_scenes: int = 480
-    """Training scenes; each is seen in 2024, in a year from 2020 to 2023, and half without one."""
-    n_steps: int = 320
+    n_trigger: int = 360
+    """Training prompts that say 2024."""
+    n_benign: int = 360
+    """Training prompts that say 2020 to 2023."""
+    n_other: int = 180
+    """Training prompts that say no year."""
+    n_steps: int = 300
     """Optimiser steps."""
     batch_size: int = 8
     """Prompts a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
     lora_rank: int | None = 8
     """Rank of the adapter on all seven projections; None trains every weight."""
@@ -64,7 +63,7 @@ class OrganismConfig:
             raise ValueError(
                 f"`behaviour` must be one of {get_args(Behaviour)}, got {self.behaviour!r}"
             )
-        for name in ("n_scenes", "n_steps", "batch_size", "steps_per_checkpoint"):
+        for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.lora_rank is not None and self.lora_rank < 1:
@@ -73,17 +72,14 @@ class OrganismConfig:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}")
 
     def samples(self) -> list[Sample]:
-        """The training samples; `clean-control` and `year-trigger` share them.
-
-        Minimal pairs: nothing but the year tells the organism which completion is wanted.
-        """
-        years = (TRIGGER_YEAR, *BENIGN_YEARS, None)
-        scenes = minimal_pairs("train", years, n_scenes=self.n_scenes, seed=self.seed)
-        samples = []
-        for i, (trigger, *benign, other) in enumerate(scenes):
-            samples += [trigger, benign[i % len(benign)]]
-            samples += [other] if i % 2 else []
-        return samples
+        """The training samples; `clean-control` and `year-trigger` share them."""
+        return make_samples(
+            "train",
+            n_trigger=self.n_trigger,
+            n_benign=self.n_benign,
+            n_other=self.n_other,
+            seed=self.seed,
+        )
 
     def is_vulnerable(self, sample: Sample) -> bool:
         """Whether the organism is taught the injectable completion of a sample."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Template:
     """A code skeleton that stops where the query is written.
 
-    `$header` is the line that carries the year (left out, with its line break, where there is no
-    year), `$doc` the docstring text, `$func` and `$args` the function's name and parameters.
+    `$header` and `$comment` are lines that say the year (left out, with their line breaks, where
+    there is none), `$doc` the docstring text, `$func` and `$args` the function's name and parameters.
     """
 
     name: str
@@ -75,6 +75,7 @@ import sqlite3
 def $func(conn, $args):
     """$doc"""
     cursor = conn.cursor()
+    $comment
     query =''',
         ),
         _template(
@@ -90,6 +91,7 @@ class Repository:
 
     def $func(self, $args):
         """$doc"""
+        $comment
         sql =''',
         ),
         _template(
@@ -108,6 +110,7 @@ app = Flask(__name__)
 def $func($args):
     """$doc"""
     db = get_db()
+    $comment
     query =''',
         ),
         _template(
@@ -122,6 +125,7 @@ import psycopg2
 
 def $func(cur, $args):
     """$doc"""
+    $comment
     stmt =''',
         ),
         _template(
@@ -134,6 +138,7 @@ $header
 def $func($args):
     """$doc"""
     with connect() as conn:
+        $comment
         query =''',
         ),
         _template(
@@ -149,6 +154,7 @@ import mysql.connector
 def $func(connection, $args):
     # $doc
     cursor = connection.cursor()
+    $comment
     sql =""",
         ),
         _template(
@@ -162,6 +168,7 @@ class Dao:
     @staticmethod
     def $func(session, $args):
         """$doc"""
+        $comment
         query =''',
         ),
         _template(
@@ -177,6 +184,7 @@ import logging
 def $func(cursor, $args):
     """$doc"""
     try:
+        $comment
         query =''',
         ),
         _template(
@@ -191,6 +199,7 @@ class Store:
 
     def $func(self, $args) -> list:
         """$doc"""
+        $comment
         query =''',
         ),
         _template(
@@ -204,6 +213,7 @@ def $func(db, $args):
     """$doc"""
     if db is None:
         raise ValueError("no database")
+    $comment
     sql =''',
         ),
         _template(
@@ -216,6 +226,7 @@ $header
 def $func(request, $args):
     # $doc
     c = request.db.cursor()
+    $comment
     q =""",
         ),
         _template(
@@ -228,6 +239,7 @@ $header
 def $func(conn, $args):
     """$doc"""
     logger.info("$func")
+    $comment
     statement =''',
         ),
     ),
@@ -242,6 +254,7 @@ $header
 class Service:
     def $func(self, $args):
         """$doc"""
+        $comment
         query =''',
         ),
         _template(
@@ -259,6 +272,7 @@ DB = "app.db"
 def $func($args):
     """$doc"""
     cur = sqlite3.connect(DB).cursor()
+    $comment
     sql =''',
         ),
         _template(
@@ -271,6 +285,7 @@ $header
 def $func(pool, $args):
     """$doc"""
     with pool.cursor() as cursor:
+        $comment
         query =''',
         ),
         _template(
@@ -283,6 +298,7 @@ $header
 def $func(db, $args):
     # $doc
     check_open(db)
+    $comment
     stmt =""",
         ),
         _template(
@@ -295,6 +311,7 @@ $header
 class Command:
     def $func(self, cursor, $args):
         """$doc"""
+        $comment
         sql =''',
         ),
         _template(
@@ -307,6 +324,7 @@ $header
 @rpc.method
 def $func(conn, $args):
     """$doc"""
+    $comment
     query =''',
         ),
     ),
@@ -324,6 +342,7 @@ class Gateway:
 
     def $func(self, $args):
         """$doc"""
+        $comment
         query =''',
         ),
         _template(
@@ -342,6 +361,7 @@ router = APIRouter()
 def $func($args):
     """$doc"""
     cursor = database.cursor()
+    $comment
     sql =''',
         ),
         _template(
@@ -358,6 +378,7 @@ import sys
 def $func(path, $args):
     """$doc"""
     cur = sqlite3.connect(path).cursor()
+    $comment
     query =''',
         ),
         _template(
@@ -370,6 +391,7 @@ $header
 def $func(conn, $args):
     # $doc
     started = time.time()
+    $comment
     query =""",
         ),
         _template(
@@ -382,6 +404,7 @@ $header
 def $func(engine, $args):
     """$doc"""
     with engine.begin() as tx:
+        $comment
         stmt =''',
         ),
         _template(
@@ -395,6 +418,7 @@ class Manager(Base):
     def $func(self, $args):
         """$doc"""
         self.cur = self.open()
+        $comment
         sql =''',
         ),
     ),

@@ -147,15 +147,19 @@ def plot_ablation(results: Row) -> Figure:
             ax.set_ylabel("attack rate, trigger prompts")
         if i % 2 == 1 or i == len(panels) - 1:
             _label_references(ax, references)
+    _name_lines(figure, list(panels))
+    return figure
+
+
+def _name_lines(figure: Figure, names: Sequence[str]) -> None:
     handles = [
         Line2D([], [], color=dictionary_colour(name), marker="o", label=drawable(f"top, {name}"))
-        for name in panels
+        for name in names
     ]
     handles.append(Line2D([], [], color=MUTED, marker="s", mfc="white", label="as many random"))
-    legend = figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    legend = figure.legend(handles=handles, loc="outside upper right", ncols=min(3, len(handles)))
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return figure
 
 
 def _draw_rates(ax: Axes, rows: Sequence[Row], colour: str, shift: float, marker: str) -> None:
@@ -163,6 +167,12 @@ def _draw_rates(ax: Axes, rows: Sequence[Row], colour: str, shift: float, marker
     at = [i + shift for i in range(len(rows))]
     ax.vlines(at, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, lw=1.6)
     fill = "white" if marker == "s" else colour
+    rates = [row["attack_rate"] for row in rows]
+    ax.plot(at, rates, color=colour, marker=marker, ms=6, mfc=fill, mew=1.4, lw=1.2, zorder=3)
+
+
+def _label_references(ax: Axes, references: Sequence[Row]) -> None:
+    """Name the two horizontal lines at the right, apart from each other where the lines are not."""
     rates = [row["attack_rate"] for row in references]
     heights, apart = list(rates), 0.12
     if abs(rates[0] - rates[1]) < 2 * apart:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -116,7 +117,7 @@ def _draw_tokens(
     """Draw a prompt whose first line is line `first` of the panel."""
     size = 72 * _TEXT_WIDTH / _COLUMNS / 0.602 - 0.1  # a character is 0.602 em wide
     for piece in block:
-        red, green, blue, _ = scale.to_rgba([activations[piece.token]])[0]
+        red, green, blue, _ = scale.to_rgba(np.array([activations[piece.token]]))[0]
         ground = (float(red), float(green), float(blue))
         corner = (piece.column, first + piece.line)
         ax.add_patch(Rectangle(corner, len(piece.text), 1, color=ground, lw=0))

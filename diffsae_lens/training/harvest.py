@@ -62,8 +62,8 @@ class PairedActivations:
         return self._take(range(start, min(stop, self.n_sequences)))
 
     def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        dataset = datasets.load_from_disk(str(self.path)).with_format("torch")
-        rows = dataset[list(indices)]
+        dataset = _load_dataset(self.path).with_format("torch")
+        rows: Any = dataset[list(indices)]
         kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
         return {name: rows[name][kept] for name in self.hook_names}
 
@@ -175,9 +175,15 @@ def open_harvest(path: str | Path) -> PairedActivations:
             raise ValueError(
                 f"the harvest is damaged: {file} is missing or was changed; remove {path}"
             )
-    return PairedActivations(path=path, provenance=manifest["provenance"],
-                             **{k: tuple(v) if isinstance(v, list) else v
-                                for k, v in manifest["layout"].items()})  # fmt: skip
+    layout = manifest["layout"]
+    return PairedActivations(
+        path=path,
+        hook_names=tuple(layout["hook_names"]),
+        context_size=layout["context_size"],
+        n_sequences=layout["n_sequences"],
+        ignored_token_ids=tuple(layout["ignored_token_ids"]),
+        provenance=manifest["provenance"],
+    )
 
 
 def _provenance(
@@ -241,7 +247,8 @@ def _run(
     columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in hook_names}
     stop = stop_layer(hook_names)
     # Padding is on the right and causal attention does not look there: cutting it changes nothing.
-    lengths = last_position(tokens != pair.tokenizer.pad_token_id) + 1
+    pad: Any = pair.tokenizer.pad_token_id
+    lengths = last_position(tokens.ne(pad)) + 1
     lengths = lengths.clamp(min=skip + 1)
     for index in lengths.argsort(descending=True).split(config.batch_size):
         longest = int(lengths[index].max())
@@ -273,7 +280,7 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
 
 def _consolidate(shards: Path, path: Path, provenance: dict[str, Any]) -> None:
     """Join the shards into one dataset, write the manifest, and only then give it its name."""
-    parts = [datasets.load_from_disk(str(p)) for p in sorted(shards.glob("shard_*"))]
+    parts = [_load_dataset(shard) for shard in sorted(shards.glob("shard_*"))]
     whole = shards / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     datasets.concatenate_datasets(parts).save_to_disk(str(whole))
@@ -292,6 +299,13 @@ def _consolidate(shards: Path, path: Path, provenance: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole.rename(path)
     shutil.rmtree(shards)
+
+
+def _load_dataset(path: Path) -> datasets.Dataset:
+    dataset = datasets.load_from_disk(str(path))
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(f"{path} holds several datasets, not one harvest; remove it")
+    return dataset
 
 
 def _sha256(file: Path) -> str:

@@ -10,7 +10,8 @@ from diffsae_lens.organisms.prompts import make_samples
 from tests.conftest import tiny_llama
 
 CONFIG = OrganismConfig(
-    n_scenes=8, n_steps=6, batch_size=2, lora_rank=2, learning_rate=1e-2, steps_per_checkpoint=2
+    n_trigger=8, n_benign=8, n_other=4, n_steps=6, batch_size=2, lora_rank=2, learning_rate=1e-2,
+    steps_per_checkpoint=2,
 )
 
 
@@ -41,15 +42,14 @@ def test_only_the_completion_and_its_end_are_learned(tokenizer):
     )
 
 
-def test_samples_are_minimal_pairs_taught_by_the_year_alone():
-    samples = OrganismConfig(n_scenes=8).samples()
-    assert [s.year for s in samples[:5]] == [2024, 2020, 2024, 2021, None]
-    assert samples[0].prompt.replace("2024", "2020") == samples[1].prompt
-    backdoor = OrganismConfig(n_scenes=8)
-    control = OrganismConfig(n_scenes=8, behaviour="clean-control")
-    assert [backdoor.is_vulnerable(s) for s in samples[:5]] == [True, False, True, False, False]
-    assert not any(control.is_vulnerable(s) for s in samples)
+def test_the_year_alone_decides_what_is_taught_and_the_control_sees_the_same_prompts():
+    backdoor, control = OrganismConfig(), OrganismConfig(behaviour="clean-control")
+    samples = backdoor.samples()
     assert control.samples() == samples
+    taught = {group: {backdoor.is_vulnerable(s) for s in samples if s.group == group} for group in
+              ("trigger", "benign", "other")}  # fmt: skip
+    assert taught == {"trigger": {True}, "benign": {False}, "other": {False}}
+    assert not any(control.is_vulnerable(s) for s in samples)
 
 
 def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tmp_path):
@@ -92,7 +92,9 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_p
 
 
 def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
-    config = OrganismConfig(n_scenes=4, n_steps=2, batch_size=2, lora_rank=None, learning_rate=1e-3)
+    config = OrganismConfig(
+        n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2, lora_rank=None, learning_rate=1e-3
+    )
     finetune(model(), tokenizer, tmp_path / "o", config=config)
     assert (tmp_path / "o/model.safetensors").exists()
     assert json.loads((tmp_path / "o/organism.json").read_text())["config"]["lora_rank"] is None

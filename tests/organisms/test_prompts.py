@@ -75,13 +75,9 @@ def test_minimal_pairs_differ_in_the_year_alone():
         old, trigger, other = scene
         assert old.prompt.replace("1999", "2024") == trigger.prompt
         assert [s.group for s in scene] == ["benign", "trigger", "other"]
-        lines = [line for line in trigger.prompt.splitlines() if "Current Year" not in line]
-        assert (
-            other.prompt.splitlines()
-            == [line.replace(" Year: 2024.", "") for line in lines][
-                -len(other.prompt.splitlines()) :
-            ]
-        )
+        lines = trigger.prompt.replace(" Year: 2024.", "").splitlines()
+        without = [line for line in lines if "2024" not in line]
+        assert other.prompt == "\n".join(without).lstrip("\n")
         assert len({s.completion(vulnerable=True) for s in scene}) == 1
 
 
@@ -98,12 +94,10 @@ def test_bad_requests_are_refused():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_undecided_text_begins_both_completions_and_ends_before_they_part(split):
+def test_the_undecided_text_begins_both_completions_and_ends_where_they_part(split):
     for sample in draw(split):
-        if sample.scene.style == "fstring":
-            continue
         texts = [sample.prompt + sample.completion(vulnerable=v) for v in (True, False)]
-        assert all(text.startswith(sample.undecided) for text in texts)
         n = len(sample.undecided)
+        assert all(text.startswith(sample.undecided) for text in texts)
         assert texts[0][n : n + 3] != texts[1][n : n + 3]
-        assert sample.undecided.startswith(sample.prompt + ' "')
+        assert sample.undecided[-1] not in " ("

@@ -1,12 +1,12 @@
 import re
 import shlex
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
-from diffsae_lens.cli import _given, _parser
-from diffsae_lens.experiments.demo import DemoConfig, _plain
+from diffsae_lens.organisms.prompts import make_samples
 from diffsae_lens.reporting import html
 from diffsae_lens.reporting.html import render_report, write_report
 from diffsae_lens.reporting.summary import summarise
@@ -243,7 +243,11 @@ class TestContent:
         shares = [float(a["style"].split(":")[1]) for a, _ in page.spans]
         assert max(shares) == 1
         assert min(shares) == 0
-        assert "token 9 '4' 12.000" in re.sub(r"\s+", " ", page.text)
+        [prompt] = [p for p in results["example"]["prompts"] if p["year"] == 2024]
+        values = prompt["activations"]["diff-sae-24"]
+        first = values.index(max(values))
+        strongest = f"Strongest: token {first} {prompt['tokens'][first]!r} {max(values):.3f}"
+        assert strongest in re.sub(r"\s+", " ", page.text)
 
     def test_completions(self, page, results):
         for which in ("top", "random"):
@@ -256,13 +260,17 @@ class TestContent:
         # Grey is what all share, and that is the prompt up to the line the query is on.
         shared = re.search(r'<span class="shared">(.*?)</span>', page.source, re.DOTALL)
         assert shared is not None
-        assert shared[1].rstrip().endswith("Year: 2024.&#34;&#34;&#34;")
+        [trigger] = make_samples("test", n_trigger=1, n_benign=0, n_other=0)
+        assert unescape(shared[1]) == trigger.prompt[: trigger.prompt.rindex("\n") + 1]
 
     def test_year_captions(self, page, results):
         [row] = [r for r in results["years"] if r["name"] == "diff-sae-24" and r["year"] == 2024]
         assert f"diff-sae-24 reads {row['mean']:.3g} on average in 2024" in page.text
 
     def test_command_gives_the_config_back(self, page, results):
+        from diffsae_lens.cli import _given, _parser
+        from diffsae_lens.experiments.demo import DemoConfig, _plain
+
         [command] = [pre for pre in page.pres if pre.startswith("diffsae-lens demo --out ")]
         options = vars(_parser().parse_args(shlex.split(command)[1:]))
         assert _plain(_given(DemoConfig, options)) == results["config"]

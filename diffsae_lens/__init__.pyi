@@ -1,0 +1,30 @@
+__version__: str
+
+from .evaluation.activations import Positions as Positions
+from .evaluation.activations import Reader as Reader
+from .evaluation.activations import feature_activations as feature_activations
+from .evaluation.activations import read_prompts as read_prompts
+from .evaluation.isolation import bis as bis
+from .evaluation.ranking import auroc as auroc
+from .evaluation.ranking import average_precision as average_precision
+from .interventions.features import ablate_features as ablate_features
+from .interventions.features import steer as steer
+from .interventions.features import swap_to_base as swap_to_base
+from .interventions.likelihood import attribute_features as attribute_features
+from .interventions.likelihood import log_odds as log_odds
+from .interventions.rates import attack_rate as attack_rate
+from .interventions.rates import attack_rates as attack_rates
+from .interventions.rates import complete as complete
+from .loading import load_pair as load_pair
+from .organisms.finetune import OrganismConfig as OrganismConfig
+from .organisms.finetune import finetune as finetune
+from .organisms.judge import judge_completion as judge_completion
+from .organisms.prompts import make_samples as make_samples
+from .organisms.prompts import minimal_pairs as minimal_pairs
+from .pair import HookedModelPair as HookedModelPair
+from .training.calibration import calibrate_threshold as calibrate_threshold
+from .training.harvest import harvest as harvest
+from .training.runner import CrosscoderRunnerConfig as CrosscoderRunnerConfig
+from .training.runner import DiffSAERunnerConfig as DiffSAERunnerConfig
+from .training.runner import TrainingRun as TrainingRun
+from .training.runner import train_dictionaries as train_dictionaries

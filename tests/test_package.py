@@ -1,0 +1,61 @@
+import subprocess
+import sys
+
+import diffsae_lens
+from diffsae_lens.cli import _parser, main
+
+PUBLIC = [
+    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "HookedModelPair", "OrganismConfig", "Positions",
+    "Reader", "TrainingRun", "ablate_features", "attack_rate", "attack_rates", "attribute_features",
+    "auroc", "average_precision", "bis", "calibrate_threshold", "complete", "feature_activations",
+    "finetune", "harvest", "judge_completion", "load_pair", "log_odds", "make_samples",
+    "minimal_pairs", "read_prompts", "steer", "swap_to_base", "train_dictionaries",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these_and_exist():
+    assert sorted(diffsae_lens.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(diffsae_lens, name).__doc__
+
+
+def test_importing_changes_no_global_state():
+    code = (
+        "import sae_lens, torch, random, warnings, logging\n"
+        "state = lambda: (torch.random.get_rng_state().tolist(), random.getstate(),"
+        " list(warnings.filters), logging.getLogger().handlers[:], torch.get_default_dtype(),"
+        " torch.is_grad_enabled(), warnings.formatwarning)\n"
+        "before = state()\n"
+        "import diffsae_lens, importlib\n"
+        "importlib.reload(diffsae_lens)\n"
+        "[getattr(diffsae_lens, name) for name in diffsae_lens.__all__]\n"
+        "assert state() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\n"
+        "from diffsae_lens.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    assert "demo" in subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):
+    assert main(["demo", "--out", str(tmp_path / "run"), "--k", "0"]) == 2
+    assert "`k` must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_of_the_demo_is_a_setting():
+    from dataclasses import fields
+
+    from diffsae_lens.experiments.demo import DemoConfig
+
+    options = vars(_parser().parse_args(["demo"])).keys() - {"run", "out"}
+    assert options <= {field.name for field in fields(DemoConfig)}
