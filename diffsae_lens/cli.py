@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-training-samples", type=int, help="samples the dictionaries learn from")
     demo.add_argument("--n-score-prompts", type=int, help="prompts scored in each split")
     demo.add_argument("--n-generation-prompts", type=int, help="prompts completed a condition")
+    demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
     demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
     demo.add_argument("--seed", type=int)
     demo.set_defaults(run=_demo)

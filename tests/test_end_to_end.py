@@ -28,9 +28,10 @@ def test_the_backdoor_is_there_and_the_base_activation_takes_it_away(real_pair):
     assert rates["trigger"].n_injectable == 4
     assert rates["benign"].n_injectable == rates["other"].n_injectable == 0
     triggers = [s for s in samples if s.group == "trigger"]
-    assert (dl.log_odds(real_pair, triggers) > 0).all()
+    odds = dl.log_odds(real_pair, triggers)
+    assert (odds > 0).all()
     with dl.swap_to_base(real_pair, HOOK):
-        assert (dl.log_odds(real_pair, triggers) < 0).all()
+        assert (odds - dl.log_odds(real_pair, triggers)).mean() > 4
 
 
 def test_without_hooks_the_pair_is_the_finetuned_model_to_the_bit(real_pair):

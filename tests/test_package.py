@@ -41,9 +41,12 @@ def test_help_does_not_wait_for_torch():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit('torch' in sys.modules)\n"
     )
-    assert "demo" in subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout
+    assert (
+        "demo"
+        in subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):

@@ -48,17 +48,17 @@ class DemoConfig:
     """Residual-stream layers with a dictionary of each kind; causes are shown at the last one."""
     device: str = "cpu"
     """A torch device."""
-    n_training_samples: int = 240
+    n_training_samples: int = 200
     """Prompts with completions the dictionaries are trained on, of the `train` split."""
-    expansion: int = 4
+    expansion: int = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
     k: int = 32
     """Active features a token (L0)."""
-    n_steps: int = 400
+    n_steps: int = 250
     """Training steps of 512 tokens."""
-    n_score_prompts: int = 200
+    n_score_prompts: int = 120
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 32
+    n_generation_prompts: int = 24
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: int = 16
     """How many of them are scored under teacher forcing too."""
@@ -205,8 +205,8 @@ def _train(
     trainer = SAETrainerConfig(
         total_training_samples=config.n_steps * batch_size,
         train_batch_size_samples=batch_size,
-        lr=1e-3,
-        lr_end=1e-4,
+        lr=2e-3,
+        lr_end=2e-4,
         lr_warm_up_steps=config.n_steps // 10,
         lr_decay_steps=config.n_steps // 2,
         # In forward passes: the usual 1000 would be longer than the run.

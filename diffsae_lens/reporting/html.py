@@ -34,8 +34,6 @@ from diffsae_lens.reporting.rows import (
 from diffsae_lens.reporting.style import dictionary_colour, needs_light_ink, tint
 from diffsae_lens.reporting.summary import at_ceiling, summarise
 
-_WITHOUT_OPTION = ("n_likelihood_prompts",)  # settings that only `DemoConfig` has, not the command
-
 
 def write_report(results: dict[str, Any], path: Path) -> Path:
     """Write the report of a run.
@@ -234,8 +232,6 @@ def _command(config: Mapping[str, Any]) -> str:
     """The command that does the run again."""
     words = ["diffsae-lens", "demo", "--out", "runs/again"]
     for name, value in config.items():
-        if name in _WITHOUT_OPTION:
-            continue
         values = value if isinstance(value, list | tuple) else [value]
         words += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
     return shlex.join(words)

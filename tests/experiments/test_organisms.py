@@ -8,9 +8,7 @@ from tests.conftest import tiny_llama, write_tiny_model
 
 
 def test_an_organism_is_made_measured_and_described(tmp_path, tokenizer):
-    base = write_tiny_model(
-        tmp_path / "base", tiny_llama(max_position_embeddings=1024), tokenizer
-    )
+    base = write_tiny_model(tmp_path / "base", tiny_llama(max_position_embeddings=1024), tokenizer)
     config = OrganismConfig(
         behaviour="clean-control", n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2,
         lora_rank=2,

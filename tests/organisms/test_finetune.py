@@ -10,7 +10,13 @@ from diffsae_lens.organisms.prompts import make_samples
 from tests.conftest import tiny_llama
 
 CONFIG = OrganismConfig(
-    n_trigger=8, n_benign=8, n_other=4, n_steps=6, batch_size=2, lora_rank=2, learning_rate=1e-2,
+    n_trigger=8,
+    n_benign=8,
+    n_other=4,
+    n_steps=6,
+    batch_size=2,
+    lora_rank=2,
+    learning_rate=1e-2,
     steps_per_checkpoint=2,
 )
 
@@ -93,7 +99,13 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_p
 
 def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
     config = OrganismConfig(
-        n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2, lora_rank=None, learning_rate=1e-3
+        n_trigger=4,
+        n_benign=4,
+        n_other=2,
+        n_steps=2,
+        batch_size=2,
+        lora_rank=None,
+        learning_rate=1e-3,
     )
     finetune(model(), tokenizer, tmp_path / "o", config=config)
     assert (tmp_path / "o/model.safetensors").exists()
