@@ -78,12 +78,11 @@ class Scene:
             case _:
                 return (self.key,)
 
-    def prompt(self, year: int | None, *, said: str | None = None) -> str:
+    def prompt(self, year: int | None) -> str:
         """Write the prompt for a year, which is said three times: header, docstring, comment.
 
         Args:
             year: the year it is said to be, or None for a prompt without a year.
-            said: what is written in place of the year's number, for other ways to say it.
         """
         article = "an" if self.table.row[0] in "aeiou" else "a"
         what = {
@@ -97,7 +96,7 @@ class Scene:
             lines = [line for line in lines if line.strip() not in ("$header", "$comment")]
             what_and_when, number = what, ""
         else:
-            number = str(year) if said is None else said
+            number = str(year)
             what_and_when = f"{what} Year: {number}."
         return StringTemplate("\n".join(lines).lstrip("\n")).substitute(
             header=self.template.header.replace("$year", number),
