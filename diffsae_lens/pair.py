@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -214,6 +215,14 @@ class HookedModelPair(HookedRootModule):
             return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         with self._spliced():
             return self.finetuned.generate(input, **kwargs)
+
+    def keep_logits(self, n: int) -> dict[str, int]:
+        """Return the keyword that has a forward pass compute the last `n` positions' logits alone.
+
+        Empty for an architecture that has no such keyword and computes them all.
+        """
+        known = signature(self.finetuned.original_model.forward).parameters
+        return {"logits_to_keep": n} if "logits_to_keep" in known else {}
 
     def _with_bos(self, text: str, prepend_bos: bool) -> str:
         return f"{self.tokenizer.bos_token}{text}" if prepend_bos else text

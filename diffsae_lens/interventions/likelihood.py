@@ -108,10 +108,14 @@ def _encode(
 
 def _score(pair: HookedModelPair, tokens: Tensor, labels: Tensor) -> Tensor:
     """Summed log-probability of the labelled tokens, `[batch]`."""
-    logits = pair(tokens)[:, :-1].float()
+    first = int((labels != IGNORED).any(0).nonzero()[0])
+    targets = labels[:, first:]
+    # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
+    n_kept = targets.shape[1] + 1
+    logits = pair(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
     return -torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
-    ).sum(1)
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(targets).sum(1)  # fmt: skip
 
 
 def attribute_features(

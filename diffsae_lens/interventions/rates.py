@@ -116,7 +116,10 @@ def complete(
     completions = [""] * len(prompts)
     for indices, texts in batches_of(prompts, batch_size, "generating"):
         tokens = pair.generate(
-            texts, max_new_tokens=max_new_tokens, return_type="tokens", **generate_kwargs
+            texts,
+            max_new_tokens=max_new_tokens,
+            return_type="tokens",
+            **{**pair.keep_logits(1), **generate_kwargs},
         )
         # Decoded without the prompt's tokens: all rows are padded to the longest prompt.
         width = tokens.shape[1] - _n_new(pair, texts, tokens)

@@ -5,17 +5,26 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
+from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.sae_trainer import SAETrainer
 
+from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.harvest import PairedActivations
+from diffsae_lens.training.normalization import (
+    Normalization,
+    activation_statistics,
+    as_whitening,
+    describe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +35,23 @@ class DictionaryRunnerConfig:
 
     view: ClassVar[str]
     """Which view of the hook it reads."""
+    n_parts: ClassVar[int] = 1
+    """How many models' activations its input is made of."""
 
     hook_name: str
     """The models' hook, such as `blocks.18.hook_resid_post`."""
     sae: TrainingSAEConfig
-    """SAELens's own config; its `d_in` is the view's width."""
+    """SAELens's own config, or one of `diffsae_lens.saes`; its `d_in` is the view's width."""
+    normalization: Normalization | None = None
+    """Per-model mean and scale, folded into the saved weights; None for what `sae` itself says."""
+
+    def __post_init__(self) -> None:
+        """Refuse two normalisations at once."""
+        if self.normalization and self.sae.normalize_activations != "none":
+            raise ValueError(
+                "`normalization` replaces SAELens's own, so `sae.normalize_activations` must be "
+                f"'none', got {self.sae.normalize_activations!r}"
+            )
 
     @property
     def virtual_hook_name(self) -> str:
@@ -50,6 +71,7 @@ class CrosscoderRunnerConfig(DictionaryRunnerConfig):
     """A dictionary on `[base ; finetuned]`; `sae.d_in` is 2 * d_model."""
 
     view: ClassVar[str] = "concat"
+    n_parts: ClassVar[int] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +90,14 @@ class TrainingRun:
         if not 0 < self.calibration_fraction < 1:
             raise ValueError(
                 f"`calibration_fraction` must lie in (0, 1), got {self.calibration_fraction}"
+            )
+        n_steps = self.trainer.total_training_samples // self.trainer.train_batch_size_samples
+        if self.trainer.dead_feature_window >= n_steps:
+            logger.warning(
+                "`trainer.dead_feature_window` is %d steps of a run of %d: no feature is ever found "
+                "dead, and AuxK never acts",
+                self.trainer.dead_feature_window,
+                n_steps,
             )
         if self.trainer.lr_end is None:
             raise ValueError(
@@ -154,6 +184,8 @@ def _fit(
                 run.trainer.train_batch_size_samples, seed=run.seed, stop=split
             ),
         )
+        for name, config in configs.items():
+            _prepare(trainer.trainers[name], config, activations, run, split)
         checkpoint = _newest_checkpoint(run.trainer.checkpoint_path, set(configs))
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint)
@@ -162,6 +194,36 @@ def _fit(
                 next(trainer.data_provider)
         path.mkdir(parents=True, exist_ok=True)
         return trainer.fit()
+
+
+def _prepare(
+    trainer: SAETrainer,
+    config: DictionaryRunnerConfig,
+    activations: PairedActivations,
+    run: TrainingRun,
+    split: int,
+) -> None:
+    """Give one dictionary's trainer its normalisation and the fused optimiser."""
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True  # one pass over weights, gradients and moments instead of ten
+    if config.normalization is None:
+        return
+    batch_size = run.trainer.train_batch_size_samples
+    n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, split, run))
+    batches = activations.batches(batch_size, seed=run.seed, stop=split)
+    hook_name = config.virtual_hook_name
+    statistics = activation_statistics(
+        (batch[hook_name] for batch in islice(batches, n_batches)), n_parts=config.n_parts
+    )
+    trainer.activation_scaler.whitening = as_whitening(statistics, config.normalization)
+    stored = trainer.sae.cfg.metadata.diffsae_lens
+    stored["normalization"] = describe(statistics, config.normalization)
+
+
+def _n_batches(activations: PairedActivations, split: int, run: TrainingRun) -> int:
+    """Batches in one pass over the training sequences, or a little more."""
+    n_tokens = split * activations.context_size
+    return max(1, n_tokens // run.trainer.train_batch_size_samples)
 
 
 def _n_batches_seen(trainer: MultiSAETrainer) -> int:
@@ -206,7 +268,7 @@ def _describe(
         "pair": provenance["pair"],
         "view": config.view,
         "sign": "finetuned - base",
-        "normalization": "none",
+        "normalization": None,
         "skip_positions": provenance["skip_positions"],
         "tokens_sha256": provenance["tokens_sha256"],
         "seed": run.seed,
@@ -229,14 +291,24 @@ def _export(
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     sae.save_inference_model(partial)
-    k = getattr(config.sae, "k", None)
-    inference = SAE.load_from_disk(partial, device=run.trainer.device)
-    if k is not None and inference.cfg.architecture() == "jumprelu":
+    if isinstance(config.sae, BatchTopKTrainingSAEConfig):
+        inference = SAE.load_from_disk(partial, device=run.trainer.device)
         held_out = activations.rows(split, activations.n_sequences)[config.virtual_hook_name]
-        l0 = calibrate_threshold(inference, held_out.to(run.trainer.device), k=k)
+        held_out = held_out.to(run.trainer.device)
+        budgets = _budgets(config.sae)
+        l0 = [calibrate_threshold(inference, held_out, k=k, features=f) for f, k in budgets][-1]
+        k = sum(k for _, k in budgets)
         inference.cfg.metadata.diffsae_lens |= {"k": k, "l0_held_out": l0}
         inference.save_model(partial)
     (partial / "trainer_cfg.json").write_text(
         json.dumps({k: v for k, v in vars(run.trainer).items() if k != "logger"})
     )
     partial.rename(path)
+
+
+def _budgets(config: BatchTopKTrainingSAEConfig) -> list[tuple[slice, int | float]]:
+    """Which features share a BatchTopK budget, and how many of them fire."""
+    if isinstance(config, DeltaCrosscoderTrainingSAEConfig):
+        n_delta = config.n_delta_features
+        return [(slice(0, n_delta), config.k_delta), (slice(n_delta, config.d_sae), config.k)]
+    return [(slice(0, config.d_sae), config.k)]
