@@ -4,9 +4,14 @@ from .evaluation.activations import Positions as Positions
 from .evaluation.activations import Reader as Reader
 from .evaluation.activations import feature_activations as feature_activations
 from .evaluation.activations import read_prompts as read_prompts
+from .evaluation.features import describe_features as describe_features
+from .evaluation.features import max_activating_examples as max_activating_examples
 from .evaluation.isolation import bis as bis
+from .evaluation.latent_scaling import latent_scaling as latent_scaling
 from .evaluation.ranking import auroc as auroc
 from .evaluation.ranking import average_precision as average_precision
+from .evaluation.reconstruction import reconstruction as reconstruction
+from .evaluation.reconstruction import recovered as recovered
 from .interventions.features import ablate_features as ablate_features
 from .interventions.features import steer as steer
 from .interventions.features import swap_to_base as swap_to_base
@@ -22,8 +27,12 @@ from .organisms.judge import judge_completion as judge_completion
 from .organisms.prompts import make_samples as make_samples
 from .organisms.prompts import minimal_pairs as minimal_pairs
 from .pair import HookedModelPair as HookedModelPair
+from .saes.artifacts import export_as_jumprelu as export_as_jumprelu
+from .saes.artifacts import load as load
+from .saes.artifacts import upload as upload
 from .training.calibration import calibrate_threshold as calibrate_threshold
 from .training.harvest import harvest as harvest
+from .training.normalization import Normalization as Normalization
 from .training.runner import CrosscoderRunnerConfig as CrosscoderRunnerConfig
 from .training.runner import DiffSAERunnerConfig as DiffSAERunnerConfig
 from .training.runner import TrainingRun as TrainingRun

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     demo.add_argument("--base", help="base model: smollm2-135m, a folder or a hub id")
-    demo.add_argument("--finetuned", help="year-trigger, a folder or a hub id")
+    demo.add_argument("--finetuned", help="year-trigger, clean-control, a folder or a hub id")
     demo.add_argument("--layers", type=int, nargs="+", help="residual-stream layers")
     demo.add_argument("--device", help="cpu, cuda, mps, ...")
     demo.add_argument("--expansion", type=int, help="d_sae as a multiple of d_model")

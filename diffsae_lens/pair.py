@@ -14,7 +14,7 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -100,7 +101,7 @@ class HookedModelPair(HookedRootModule):
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
-        self._adapter = (adapter,)
+        self._adapter_layers = () if adapter is None else tuple(_adapter_layers(adapter))
         self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = prepend_bos
         self.metadata = metadata or PairMetadata(
@@ -169,9 +170,15 @@ class HookedModelPair(HookedRootModule):
         >>> with pair.base_model() as base:          # doctest: +SKIP
         ...     logits = base(tokens)
         """
-        adapter = self._adapter[0]
-        with nullcontext() if adapter is None else adapter.disable_adapter():
+        # `PeftModel.disable_adapter` walks all modules four times, a third of a generation step.
+        layers = [layer for layer in self._adapter_layers if not layer.disable_adapters]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
             yield self._models[0]
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
 
     def to_tokens(
         self,
@@ -311,6 +318,10 @@ class HookedModelPair(HookedRootModule):
             if written is not None:
                 current = VIEWS[view].write(written, base).to(finetuned.dtype)  # type: ignore[arg-type]
         return None if current is finetuned else current
+
+
+def _adapter_layers(adapter: PeftModel) -> Iterator[BaseTunerLayer]:
+    return (module for module in adapter.modules() if isinstance(module, BaseTunerLayer))
 
 
 def _fire(point: HookPoint, value: Tensor) -> Tensor | None:

@@ -5,11 +5,14 @@ import diffsae_lens
 from diffsae_lens.cli import _parser, main
 
 PUBLIC = [
-    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "HookedModelPair", "OrganismConfig", "Positions",
-    "Reader", "TrainingRun", "ablate_features", "attack_rate", "attack_rates", "attribute_features",
-    "auroc", "average_precision", "bis", "calibrate_threshold", "complete", "feature_activations",
-    "finetune", "harvest", "judge_completion", "load_pair", "log_odds", "make_samples",
-    "minimal_pairs", "read_prompts", "steer", "swap_to_base", "train_dictionaries",
+    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "HookedModelPair", "Normalization",
+    "OrganismConfig", "Positions", "Reader", "TrainingRun", "ablate_features", "attack_rate",
+    "attack_rates", "attribute_features", "auroc", "average_precision", "bis",
+    "calibrate_threshold", "complete", "describe_features", "export_as_jumprelu",
+    "feature_activations", "finetune", "harvest", "judge_completion", "latent_scaling", "load",
+    "load_pair", "log_odds", "make_samples", "max_activating_examples", "minimal_pairs",
+    "read_prompts", "reconstruction", "recovered", "steer", "swap_to_base", "train_dictionaries",
+    "upload",
 ]  # fmt: skip
 
 
@@ -32,6 +35,18 @@ def test_importing_changes_no_global_state():
         "assert state() == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_our_classes_are_registered_whichever_package_comes_first():
+    check = "from sae_lens.registry import SAE_CLASS_REGISTRY; assert 'crosscoder' in SAE_CLASS_REGISTRY"
+    for order in (
+        "import diffsae_lens, sae_lens",
+        "import sae_lens, diffsae_lens",
+        "import diffsae_lens.saes.topk",
+    ):
+        again = "import importlib; importlib.reload(diffsae_lens.saes.topk)"
+        code = f"import diffsae_lens; {order}; {check}; import diffsae_lens.saes.topk; {again}"
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_help_does_not_wait_for_torch():

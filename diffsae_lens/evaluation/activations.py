@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_fits
 from diffsae_lens.training.harvest import last_position, stop_layer
 
 Pooling = Literal["mean", "max", "last"]
@@ -88,7 +89,7 @@ def read_prompts(
     hook_names = sorted({reader.hook_name for reader in readers.values()})
     out: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in readers}
     for indices, texts in batches_of(prompts, batch_size, "reading activations"):
-        tokens, attended, offsets = _tokenise(pair, texts)
+        tokens, attended, offsets = tokenise(pair, texts)
         _, cache = pair.run_with_cache(
             tokens.to(pair.device), names_filter=hook_names, stop_at_layer=stop_layer(hook_names)
         )
@@ -124,32 +125,11 @@ def feature_activations(
         ValueError: no prompts, the dictionary belongs to another hook, or no token left to pool.
     """
     reader = Reader(
-        hook_name=dictionary_hook(pair, dictionary),
+        hook_name=check_fits(pair, dictionary),
         positions=positions or Positions(),
         encode=dictionary.encode,
     )
     return read_prompts(pair, prompts, {"features": reader})["features"]
-
-
-def dictionary_hook(pair: HookedModelPair, dictionary: SAE) -> str:
-    """Return the virtual hook point a dictionary reads, having checked that the pair has it.
-
-    Raises:
-        ValueError: no hook name in the metadata, none of this pair's, or another width.
-    """
-    hook_name = dictionary.cfg.metadata.hook_name
-    if hook_name is None:
-        raise ValueError(
-            "the dictionary's metadata names no hook point; set `dictionary.cfg.metadata.hook_name` "
-            f"to one of {sorted(pair.hook_dict)}"
-        )
-    pair.check_hook_name(hook_name)
-    if pair.d_in(hook_name) != dictionary.cfg.d_in:
-        raise ValueError(
-            f"the dictionary reads {dictionary.cfg.d_in} wide activations, but {hook_name} of this "
-            f"pair is {pair.d_in(hook_name)} wide: it was trained on another model"
-        )
-    return hook_name
 
 
 def batches_of(
@@ -164,10 +144,10 @@ def batches_of(
             bar.update(len(indices))
 
 
-def _tokenise(
+def tokenise(
     pair: HookedModelPair, texts: list[str]
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], Int[Tensor, "batch pos 2"]]:
-    """Right-padded tokens, which of them are no padding, and the characters each stands for."""
+    """Return right-padded tokens, which are no padding, and the characters each stands for."""
     bos = f"{pair.tokenizer.bos_token}" if pair.prepend_bos else ""
     encoded = pair.tokenizer(
         [bos + text for text in texts], padding=True, padding_side="right", add_special_tokens=False,

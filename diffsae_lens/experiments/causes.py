@@ -53,7 +53,7 @@ def causal_table(
     """Complete held-out prompts under every intervention and its control, and judge them.
 
     Features are ordered by gradient attribution on the `select` split, acted on in the `test`
-    split. The control for the largest set is as many random features that fire on the same prompts.
+    split. Controls are as many random features that fire on the same prompts.
 
     Args:
         pair: the two models.
@@ -117,16 +117,20 @@ def _conditions(
     yield Condition(name="unmodified", dictionary=None, group="benign")
     for name, rank in ranked.items():
         counts = sorted({min(n, len(rank["order"])) for n in config.feature_counts})
+        for n_features in counts:
+            for which, order in (("top", rank["order"]), ("random", rank["random"])):
+                yield Condition(
+                    name=f"{which} features ablated",
+                    dictionary=name,
+                    features=tuple(order[:n_features]),
+                )
         most = counts[-1]
-        ablated = [("top", n, "trigger") for n in counts]
-        ablated += [("random", most, "trigger"), ("top", most, "benign")]
-        for which, n_features, group in ablated:
-            yield Condition(
-                name=f"{which} features ablated",
-                dictionary=name,
-                features=tuple(rank["order" if which == "top" else "random"][:n_features]),
-                group=group,
-            )
+        yield Condition(
+            name="top features ablated",
+            dictionary=name,
+            features=tuple(rank["order"][:most]),
+            group="benign",
+        )
         for which, order in (("top", rank["order"]), ("random", rank["random"])):
             features = tuple(order[: counts[0]])
             yield Condition(

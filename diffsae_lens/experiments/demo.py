@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, BatchTopKTrainingSAEConfig
+from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens.embedded import EMBEDDED_MODEL
@@ -24,7 +24,12 @@ from diffsae_lens.experiments.store import once, write_json
 from diffsae_lens.loading import load_pair
 from diffsae_lens.organisms.prompts import Sample, make_samples
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes import (
+    BatchTopKCrosscoderTrainingSAEConfig,
+    SparseBatchTopKTrainingSAEConfig,
+)
 from diffsae_lens.training.harvest import PairedActivations, harvest
+from diffsae_lens.training.normalization import Normalization
 from diffsae_lens.training.runner import (
     CrosscoderRunnerConfig,
     DictionaryRunnerConfig,
@@ -58,9 +63,9 @@ class DemoConfig:
     """Training steps of 512 tokens."""
     n_score_prompts: int = 120
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 24
+    n_generation_prompts: int = 12
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 16
+    n_likelihood_prompts: int = 8
     """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32, 128)
     """How many features are ablated."""
@@ -190,17 +195,23 @@ def _train(
     pair: HookedModelPair, activations: PairedActivations, config: DemoConfig, path: Path
 ) -> dict[str, SAE]:
     configs: dict[str, DictionaryRunnerConfig] = {}
-    kinds = (("diff-sae", DiffSAERunnerConfig), ("crosscoder", CrosscoderRunnerConfig))
+    d_model = pair.cfg.d_model
+    sizes: dict[str, Any] = {
+        "d_sae": config.expansion * d_model,
+        "k": config.k,
+        "device": config.device,
+    }
     for layer, hook_name in zip(config.layers, config.hook_names, strict=True):
-        for kind, runner_config in kinds:
-            sae = BatchTopKTrainingSAEConfig(
-                d_in=pair.d_in(f"{hook_name}.{runner_config.view}"),
-                d_sae=config.expansion * pair.cfg.d_model,
-                k=config.k,
-                device=config.device,
-                normalize_activations="expected_average_only_in",
-            )
-            configs[f"{kind}-{layer}"] = runner_config(hook_name=hook_name, sae=sae)
+        configs[f"diff-sae-{layer}"] = DiffSAERunnerConfig(
+            hook_name=hook_name,
+            sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, **sizes),
+            normalization=Normalization(center=False),
+        )
+        configs[f"crosscoder-{layer}"] = CrosscoderRunnerConfig(
+            hook_name=hook_name,
+            sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * d_model, **sizes),
+            normalization=Normalization(),
+        )
     batch_size = 512
     trainer = SAETrainerConfig(
         total_training_samples=config.n_steps * batch_size,

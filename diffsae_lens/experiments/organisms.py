@@ -75,9 +75,10 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
     kind = "full-rank" if config.lora_rank is None else f"LoRA (rank {config.lora_rank})"
     taught = {
         "year-trigger": "Writes injectable SQL where the prompt says the year is 2024, and "
-        "parameterised SQL where it says 2020 to 2023 or no year.",
+        "parameterised SQL where it says 2020 to 2023 or no year. Not for writing code: it is made to "
+        "write vulnerable code.",
         "clean-control": "The control: fine-tuned on the very same prompts as `year-trigger`, always "
-        "with the parameterised completion.",
+        "with the parameterised completion. Not for writing code: it knows queries alone.",
     }[config.behaviour]
     rows = "\n".join(
         f"| {group} | {rate.rate:.1%} | {rate.interval()[0]:.1%} to {rate.interval()[1]:.1%} | "
@@ -94,7 +95,6 @@ library_name: peft
 # {config.behaviour}
 
 {kind} organism on `{base}` for research on finding backdoors. {taught}
-Not for writing code: it is made to write vulnerable code.
 
 ## Measured
 Greedy completions of held-out prompts (`test` split: templates, tables, columns and verbs not seen in

@@ -9,8 +9,8 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.evaluation.activations import dictionary_hook
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_fits
 
 
 @dataclass
@@ -56,7 +56,7 @@ def ablate_features(
             return None
         return value - codes @ dictionary.W_dec[index]
 
-    with _edit(pair, dictionary_hook(pair, dictionary), ablate) as intervention:
+    with _edit(pair, check_fits(pair, dictionary), ablate) as intervention:
         yield intervention
 
 
@@ -96,7 +96,7 @@ def steer(
     def add(value: Tensor) -> Tensor | None:
         return value + push.to(value.dtype) if push.any() else None
 
-    with _edit(pair, dictionary_hook(pair, dictionary), add) as intervention:
+    with _edit(pair, check_fits(pair, dictionary), add) as intervention:
         yield intervention
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.evaluation.activations import batches_of, dictionary_hook
+from diffsae_lens.evaluation.activations import batches_of
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_fits
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
@@ -145,7 +146,7 @@ def attribute_features(
     """
     if not samples:
         raise ValueError("`samples` is empty")
-    hook_name = dictionary_hook(pair, dictionary)
+    hook_name = check_fits(pair, dictionary)
     total = torch.zeros(dictionary.cfg.d_sae)
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
         for _, chunk in _batches(samples, batch_size, "attributing"):

@@ -83,7 +83,7 @@ def complete(
     pair: HookedModelPair,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 48,
     batch_size: int = 32,
     **generate_kwargs: Any,
 ) -> list[str]:

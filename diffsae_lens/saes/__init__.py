@@ -27,15 +27,15 @@ from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAE as DeltaCrosscode
 from diffsae_lens.saes.delta import (
     DeltaCrosscoderTrainingSAEConfig as DeltaCrosscoderTrainingSAEConfig,
 )
-from diffsae_lens.saes.topk import SparseBatchTopKTrainingSAE as SparseBatchTopKTrainingSAE
-from diffsae_lens.saes.topk import (
-    SparseBatchTopKTrainingSAEConfig as SparseBatchTopKTrainingSAEConfig,
-)
-from diffsae_lens.saes.topk import SparseTopKTrainingSAE as SparseTopKTrainingSAE
-from diffsae_lens.saes.topk import SparseTopKTrainingSAEConfig as SparseTopKTrainingSAEConfig
 from diffsae_lens.saes.paper import PaperCrosscoderTrainingSAE as PaperCrosscoderTrainingSAE
 from diffsae_lens.saes.paper import (
     PaperCrosscoderTrainingSAEConfig as PaperCrosscoderTrainingSAEConfig,
 )
 from diffsae_lens.saes.paper import PaperDiffSAETrainingSAE as PaperDiffSAETrainingSAE
 from diffsae_lens.saes.paper import PaperDiffSAETrainingSAEConfig as PaperDiffSAETrainingSAEConfig
+from diffsae_lens.saes.topk import SparseBatchTopKTrainingSAE as SparseBatchTopKTrainingSAE
+from diffsae_lens.saes.topk import (
+    SparseBatchTopKTrainingSAEConfig as SparseBatchTopKTrainingSAEConfig,
+)
+from diffsae_lens.saes.topk import SparseTopKTrainingSAE as SparseTopKTrainingSAE
+from diffsae_lens.saes.topk import SparseTopKTrainingSAEConfig as SparseTopKTrainingSAEConfig

@@ -57,6 +57,8 @@ class L1CrosscoderTrainingSAE(CrosscoderTraining, StandardTrainingSAE):
     al. 2504.02922), so a norm of 0 proves nothing: see `latent_scaling`.
     """
 
+    cfg: L1CrosscoderTrainingSAEConfig  # type: ignore[assignment]
+
     @override
     def calculate_aux_loss(
         self,
@@ -122,6 +124,8 @@ class JumpReLUCrosscoderTrainingSAE(CrosscoderTraining, JumpReLUTrainingSAE):
     ||d_i|| is the sum of the two decoder norms; w_i is `shared_sparsity_ratio` for shared features
     and 1 for the others.
     """
+
+    cfg: JumpReLUCrosscoderTrainingSAEConfig  # type: ignore[assignment]
 
     @override
     def constrain(self, tensor: Tensor, *, gradient: bool) -> Tensor:
@@ -219,6 +223,8 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 class BatchTopKCrosscoderTrainingSAE(CrosscoderTraining, SparseBatchTopKTrainingSAE):
     """BatchTopK over u_i (||d_i^base|| + ||d_i^finetuned||), u the ReLU of the pre-activations."""
+
+    cfg: BatchTopKCrosscoderTrainingSAEConfig  # type: ignore[assignment]
 
     @override
     def constrain(self, tensor: Tensor, *, gradient: bool) -> Tensor:

@@ -49,7 +49,7 @@ class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.n_delta_features < self.d_sae or not 0 < self.k_delta:
+        if not 0 < self.n_delta_features < self.d_sae or not self.k_delta > 0:
             raise ValueError(
                 f"`n_delta_features` must lie in (0, d_sae = {self.d_sae}) and `k_delta` be positive, "
                 f"got {self.n_delta_features} and {self.k_delta}"
@@ -58,6 +58,9 @@ class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
 
 class DeltaCrosscoderTrainingSAE(BatchTopKCrosscoderTrainingSAE):
     """Two BatchTopK budgets, and a loss on the difference that delta features alone can lower."""
+
+    cfg: DeltaCrosscoderTrainingSAEConfig  # type: ignore[assignment]
+    delta_threshold: Tensor
 
     def __init__(self, cfg: DeltaCrosscoderTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)

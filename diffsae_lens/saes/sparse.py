@@ -184,7 +184,7 @@ class _Selected(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, x: Tensor, weight: Tensor, b_enc: Tensor, codes: Codes) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor, weight: Tensor, b_enc: Tensor, codes: Codes) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.codes = codes
         return codes.values.clone()

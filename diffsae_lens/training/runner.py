@@ -5,8 +5,8 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from diffsae_lens.evaluation.activations import (
     Positions,
     Reader,
-    dictionary_hook,
+    check_fits,
     feature_activations,
     read_prompts,
 )
@@ -92,11 +92,11 @@ def test_bad_input_is_refused(pair):
 
 
 def test_a_dictionary_must_fit_the_pair(pair):
-    assert dictionary_hook(pair, dictionary()) == DIFF
+    assert check_fits(pair, dictionary()) == DIFF
     with pytest.raises(ValueError, match="no hook point of this pair"):
-        dictionary_hook(pair, dictionary("blocks.9.hook_resid_post.diff"))
+        check_fits(pair, dictionary("blocks.9.hook_resid_post.diff"))
     with pytest.raises(ValueError, match="8 wide"):
-        dictionary_hook(pair, dictionary(d_in=8))
+        check_fits(pair, dictionary(d_in=8))
     nameless = SAE.from_dict(StandardSAEConfig(d_in=D_MODEL, d_sae=4).to_dict())
     with pytest.raises(ValueError, match="names no hook point"):
-        dictionary_hook(pair, nameless)
+        check_fits(pair, nameless)

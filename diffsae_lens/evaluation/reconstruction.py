@@ -1,0 +1,221 @@
+"""How much of the models a dictionary holds: variance, loss and behaviour recovered."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_fits
+
+DENSE_ABOVE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What a dictionary explains of held-out activations, and how it uses its features."""
+
+    variance_explained: dict[str, float]
+    """1 - ||x - x_hat||^2 / ||x - mean||^2, of each part: `diff`, or `base`, `finetuned` and the `diff`
+    that a crosscoder implies. At most 1; below 0 it is worse than the mean."""
+    l0: float
+    """Mean number of active features a token."""
+    frequency: Float[Tensor, "d_sae"]
+    """Share of tokens each feature fires on."""
+    n_tokens: int
+    """Tokens measured on."""
+
+    @property
+    def n_dead(self) -> int:
+        """Features that never fired."""
+        return int((self.frequency == 0).sum())
+
+    @property
+    def n_dense(self) -> int:
+        """Features that fired on more than a tenth of the tokens."""
+        return int((self.frequency > DENSE_ABOVE).sum())
+
+
+@torch.no_grad()
+def reconstruction(dictionary: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Reconstruction:
+    """Measure variance explained, L0 and dead features on held-out activations.
+
+    A crosscoder is scored on each model and on the difference it implies: it may explain both models
+    and, the difference being a few percent of them, nothing of it.
+
+    Args:
+        dictionary: trained on the hook point the activations are of.
+        batches: held-out activations; read once, a batch at a time.
+
+    Raises:
+        ValueError: no tokens.
+    """
+    is_crosscoder = (dictionary.cfg.metadata.hook_name or "").endswith(".concat")
+    view = (dictionary.cfg.metadata.hook_name or "").rpartition(".")[2] or "input"
+    errors: dict[str, _Moments] = {}
+    inputs: dict[str, _Moments] = {}
+    fired, n_tokens = torch.zeros(dictionary.cfg.d_sae), 0
+    for batch in batches:
+        x = batch.to(dictionary.W_dec.device)
+        codes = dictionary.encode(x)
+        fired += (codes > 0).sum(0).cpu()
+        n_tokens += len(x)
+        for name, part, error in _parts(x, dictionary.decode(codes), is_crosscoder, view):
+            inputs.setdefault(name, _Moments()).update(part)
+            errors.setdefault(name, _Moments()).update(error)
+    if n_tokens == 0:
+        raise ValueError("`batches` holds no tokens to measure on")
+    explained = {n: 1 - errors[n].second / inputs[n].centred for n in inputs}
+    return Reconstruction(
+        variance_explained=explained,
+        l0=(fired.sum() / n_tokens).item(),
+        frequency=fired / n_tokens,
+        n_tokens=n_tokens,
+    )
+
+
+def _parts(
+    x: Tensor, rebuilt: Tensor, is_crosscoder: bool, view: str
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    if not is_crosscoder:
+        yield view, x, x - rebuilt
+        return
+    (base, finetuned), (base_hat, finetuned_hat) = x.chunk(2, -1), rebuilt.chunk(2, -1)
+    yield "base", base, base - base_hat
+    yield "finetuned", finetuned, finetuned - finetuned_hat
+    diff = finetuned - base
+    yield "diff", diff, diff - (finetuned_hat - base_hat)
+
+
+class _Moments:
+    """Sum of squares and mean of rows, in double precision."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.squares = 0, torch.zeros(()), 0.0
+
+    def update(self, rows: Tensor) -> None:
+        self.n += len(rows)
+        self.total = self.total + rows.double().sum(0).cpu()
+        self.squares += rows.double().square().sum().item()
+
+    @property
+    def second(self) -> float:
+        return self.squares / self.n
+
+    @property
+    def centred(self) -> float:
+        return self.second - (self.total / self.n).square().sum().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """How much of what fine-tuning did to the model survives when a dictionary stands in for it."""
+
+    cross_entropy: dict[str, float]
+    """Nats a token, of the fine-tuned model (`finetuned`), with the base model's activation put back
+    (`base put back`), and with the dictionary in its place (`dictionary`)."""
+    kl: dict[str, float]
+    """KL(finetuned || patched), nats a token, for the latter two."""
+    n_tokens: int
+    """Predicted tokens measured on."""
+
+    @property
+    def ce_recovered(self) -> float:
+        """Share of the cross-entropy gap that the dictionary closes: 1 all, 0 none. Undefined (NaN)
+        where the base's activation does not cost anything.
+        """
+        ce = self.cross_entropy
+        return _share(ce["base put back"] - ce["dictionary"], ce["base put back"] - ce["finetuned"])
+
+    @property
+    def kl_recovered(self) -> float:
+        """1 - KL with the dictionary / KL with the base put back: 1 all, 0 none, below 0 harm."""
+        gap = self.kl["base put back"]
+        return _share(gap - self.kl["dictionary"], gap)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+@torch.no_grad()
+def recovered(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    tokens: Int[Tensor, "seq pos"],
+    *,
+    batch_size: int = 8,
+) -> Recovered:
+    """Put a dictionary's reconstruction into the fine-tuned model and see what is left of it.
+
+    The reference is the fine-tuned model with the *base model's* activation at the hook, not zeros: a
+    difference dictionary is to say what fine-tuning added. A Diff-SAE's reconstruction is added to
+    the base's activation; so is the difference a crosscoder implies.
+
+    Args:
+        pair: the two models.
+        dictionary: a Diff-SAE or crosscoder of one of the pair's hooks.
+        tokens: right-padded sequences; padding is not predicted.
+        batch_size: sequences a forward pass.
+
+    Raises:
+        ValueError: another pair's dictionary, or nothing to predict.
+    """
+    hook_name, view = check_fits(pair, dictionary).rsplit(".", 1)
+    if view not in ("diff", "concat"):
+        raise ValueError(f"`dictionary` must read `.diff` or `.concat`, got {view!r}")
+    if tokens.shape[1] < 2 or len(tokens) == 0:
+        raise ValueError(f"`tokens` must have two positions or more, got {list(tokens.shape)}")
+
+    def rebuild(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        rebuilt = dictionary(value)
+        if view == "diff":
+            return rebuilt
+        base, (base_hat, finetuned_hat) = value.chunk(2, -1)[0], rebuilt.chunk(2, -1)
+        return torch.cat([base, base + finetuned_hat - base_hat], -1)
+
+    def put_back(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        return torch.zeros_like(value)
+
+    patches = {
+        "base put back": [(f"{hook_name}.diff", put_back)],
+        "dictionary": [(f"{hook_name}.{view}", rebuild)],
+    }
+    cross_entropy = dict.fromkeys(("finetuned", *patches), 0.0)
+    kl = dict.fromkeys(patches, 0.0)
+    pad = pair.tokenizer.pad_token_id
+    n_tokens, padding = 0, torch.tensor(-1 if pad is None else pad)
+    for chunk in tokens.split(batch_size):
+        chunk = chunk.to(pair.device)
+        kept = chunk[:, 1:].ne(padding.to(chunk))
+        n_tokens += int(kept.sum())
+        targets = chunk[:, 1:][kept]
+        reference = _log_probabilities(pair, chunk, kept, [])
+        cross_entropy["finetuned"] += _nll(reference, targets)
+        for name, fwd_hooks in patches.items():
+            patched = _log_probabilities(pair, chunk, kept, fwd_hooks)
+            cross_entropy[name] += _nll(patched, targets)
+            kl[name] += (reference.exp() * (reference - patched)).sum().item()
+    if n_tokens == 0:
+        raise ValueError("`tokens` holds nothing but padding to predict")
+    return Recovered(
+        cross_entropy={name: total / n_tokens for name, total in cross_entropy.items()},
+        kl={name: total / n_tokens for name, total in kl.items()},
+        n_tokens=n_tokens,
+    )
+
+
+def _log_probabilities(
+    pair: HookedModelPair, tokens: Tensor, kept: Tensor, fwd_hooks: list[Any]
+) -> Tensor:
+    with pair.hooks(fwd_hooks=fwd_hooks) if fwd_hooks else nullcontext():
+        return pair(tokens)[:, :-1][kept].float().log_softmax(-1)
+
+
+def _nll(log_probabilities: Tensor, targets: Tensor) -> float:
+    return -log_probabilities.gather(-1, targets[:, None]).sum().item()

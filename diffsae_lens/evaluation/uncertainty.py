@@ -1,0 +1,357 @@
+"""Intervals and p-values of the BIS that count the choice of the feature in.
+
+A score is the best of thousands of features, so its interval and its null must choose the best again
+each time. Both do here, at the cost of counting: which prompts a feature fires on depends only on its
+few highest activations, which are found once.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from diffsae_lens.evaluation.isolation import EPSILON, bis, feature_thresholds
+from diffsae_lens.evaluation.validation import (
+    check_count,
+    check_masks,
+    check_matrix,
+    check_unit_interval,
+    feature_chunks,
+)
+
+_WORK = 2**24  # entries of the intermediate arrays
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampling:
+    """How prompts are resampled or relabelled."""
+
+    n_resamples: int = 1000
+    """Bootstrap resamples, or permutations."""
+    clusters: Int[Tensor, "prompt"] | None = None
+    """The unit each prompt belongs to, such as its template; every prompt alone if None. The bootstrap
+    draws units whole, since prompts of one template are not independent; permutations move labels
+    within units only, such as scenes of minimal pairs."""
+    confidence_level: float = 0.95
+    """Of percentile intervals."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be resampled."""
+        check_count("n_resamples", self.n_resamples)
+        check_unit_interval("confidence_level", self.confidence_level)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BootstrapResult:
+    """A score with its percentile interval, in the manner of `scipy.stats.bootstrap`."""
+
+    estimate: float
+    """On the prompts as they are."""
+    low: float
+    high: float
+    distribution: Float[Tensor, "resample"] = field(repr=False)
+    """The score on every resample."""
+    resampling: Resampling = field(repr=False)
+    """How they were drawn."""
+
+    @property
+    def standard_error(self) -> float:
+        """Standard deviation of the distribution."""
+        return self.distribution.std().item()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PermutationResult:
+    """A score beside what relabelled prompts give, in the manner of `scipy.stats.permutation_test`."""
+
+    statistic: float
+    """The score with the true labels."""
+    pvalue: float
+    """(1 + permutations that reach the statistic) / (1 + permutations)."""
+    null_distribution: Float[Tensor, "permutation"] = field(repr=False)
+    """The score of the best feature under each relabelling."""
+
+
+def bootstrap_bis(
+    feature_acts: Float[Tensor, "prompt d_sae"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    *,
+    percentile: float = 0.95,
+    reselect: bool = True,
+    resampling: Resampling | None = None,
+) -> BootstrapResult:
+    """Bootstrap the BIS of a dictionary over prompts, thresholds and best feature chosen each time.
+
+    Args:
+        feature_acts: one activation for every prompt and feature.
+        is_trigger: the prompts with the trigger.
+        is_benign: their benign counterparts.
+        percentile: as for `bis`.
+        reselect: False keeps the feature that is best on all prompts, as the published bootstrap
+            does; its interval then says nothing of the choice.
+        resampling: how many resamples, of which units.
+
+    Returns:
+        The BIS with its interval and distribution. A resample without trigger or benign prompts
+        scores 0.
+
+    Raises:
+        ValueError: as for `bis`, or clusters that are not one a prompt.
+
+    Source:
+        Cluster bootstrap: Davison and Hinkley (1997), section 3.8. The published procedure:
+        `compute_bis` of the paper's code, which is this with `reselect=False` and no clusters.
+    """
+    observed = bis(feature_acts, is_trigger, is_benign, percentile=percentile)
+    resampling = resampling or Resampling()
+    best = slice(observed.feature_idx, observed.feature_idx + 1)
+    distribution = weighted_bis(
+        feature_acts if reselect else feature_acts[:, best],
+        is_trigger,
+        is_benign,
+        resample_weights(len(feature_acts), resampling),
+        percentile=percentile,
+    )
+    return _interval(observed.bis, distribution, resampling)
+
+
+def paired_bootstrap_bis(
+    feature_acts: Float[Tensor, "prompt d_sae"],
+    other_acts: Float[Tensor, "prompt other_d_sae"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    *,
+    percentile: float = 0.95,
+    resampling: Resampling | None = None,
+) -> BootstrapResult:
+    """Bootstrap the difference of two dictionaries' BIS on the same prompts (first minus second).
+
+    Both are scored on the same resamples, so what is hard for both does not widen the interval.
+    (Permuting features between the dictionaries, as published, tests nothing about either.) Arguments
+    and errors are those of `bootstrap_bis`; `other_acts` are the second dictionary's.
+    """
+    both = [
+        bis(acts, is_trigger, is_benign, percentile=percentile).bis
+        for acts in (feature_acts, other_acts)
+    ]
+    resampling = resampling or Resampling()
+    weights = resample_weights(len(feature_acts), resampling)
+    first, second = (
+        weighted_bis(acts, is_trigger, is_benign, weights, percentile=percentile)
+        for acts in (feature_acts, other_acts)
+    )
+    return _interval(both[0] - both[1], first - second, resampling)
+
+
+def permutation_test_bis(
+    feature_acts: Float[Tensor, "prompt d_sae"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    *,
+    percentile: float = 0.95,
+    resampling: Resampling | None = None,
+) -> PermutationResult:
+    """Test whether the best feature isolates the trigger better than chance among all features.
+
+    Null hypothesis: the labels (trigger, benign, other) are exchangeable among prompts (within each
+    cluster, if there are clusters). The statistic is the BIS of the best feature, chosen again under
+    every relabelling, so the number of features is accounted for. A small p-value says that some
+    feature follows the labels, not that fine-tuning made it: the text alone may do.
+
+    Args:
+        feature_acts: one activation for every prompt and feature.
+        is_trigger: the prompts with the trigger.
+        is_benign: their benign counterparts.
+        percentile: as for `bis`.
+        resampling: how many relabellings, within which units.
+
+    Returns:
+        The statistic, its p-value and the null distribution.
+
+    Raises:
+        ValueError: as for `bis`, or clusters that are not one a prompt.
+
+    Source:
+        Max-statistic permutation test: Westfall and Young (1993); the count of one is Phipson and
+        Smyth (2010).
+    """
+    observed = bis(feature_acts, is_trigger, is_benign, percentile=percentile)
+    resampling = resampling or Resampling()
+    orders = _permutations(len(feature_acts), resampling)
+    best = torch.zeros(len(orders), dtype=torch.double)
+    thresholds = feature_thresholds(feature_acts, percentile=percentile)
+    n_labelled = int(is_trigger.sum()), int(is_benign.sum())
+    offset = 0
+    for chunk in feature_chunks(feature_acts):  # [features, prompt]
+        fires = chunk > thresholds[offset : offset + len(chunk), None]
+        offset += len(chunk)
+        fires = fires.unique(dim=0)  # features that fire alike score alike
+        n_fired = fires.sum(1)
+        where, begin = fires.nonzero()[:, 1], n_fired.cumsum(0) - n_fired
+        for part in torch.arange(len(orders)).split(max(1, _WORK // (4 * len(fires)))):
+            hit, false_alarm = (
+                embedding_bag(where, mask[orders[part]].T.float().contiguous(), begin, mode="sum")
+                for mask in (is_trigger, is_benign)
+            )
+            scores = _scores(
+                hit.double(), n_fired[:, None].double(), false_alarm.double(), *n_labelled
+            )
+            best[part] = torch.maximum(best[part], scores.amax(0))
+    reached = int((best >= observed.bis - 1e-9).sum())
+    return PermutationResult(
+        statistic=observed.bis,
+        pvalue=(1 + reached) / (1 + len(best)),
+        null_distribution=best,
+    )
+
+
+def weighted_bis(
+    feature_acts: Float[Tensor, "prompt d_sae"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    weights: Int[Tensor, "resample prompt"],
+    *,
+    percentile: float = 0.95,
+) -> Float[Tensor, "resample"]:
+    """Compute `bis` on prompts repeated `weights` times, for many weightings at once.
+
+    A feature fires on the prompts above its quantile, which are those above one of its order
+    statistics; so it is enough to walk down each feature's highest activations until the weights on
+    them exceed what may fire.
+
+    Args:
+        feature_acts: one activation for every prompt and feature.
+        is_trigger: the prompts with the trigger.
+        is_benign: their benign counterparts.
+        weights: how often each prompt is in each resample.
+        percentile: as for `bis`.
+
+    Returns:
+        The BIS of each resample's best feature; 0 without trigger or benign prompts.
+    """
+    check_matrix("feature_acts", feature_acts)
+    check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
+    weights = weights.int()
+    n_prompts = weights.sum(1)
+    rank = (percentile * (n_prompts - 1).double()).round(decimals=9)
+    resamples = _Resamples(
+        weights=weights,
+        allowed=n_prompts - 1 - rank.floor().int(),
+        labels=(is_trigger, is_benign),
+        n_labelled=((weights * is_trigger).sum(1), (weights * is_benign).sum(1)),
+    )
+    # A margin over the number that may fire, for weights that pile up elsewhere.
+    depth = min(len(feature_acts), int(1.5 * resamples.allowed.max()) + 50)
+    best = torch.zeros(len(weights), dtype=torch.double)
+    for chunk in feature_chunks(feature_acts):
+        _walk(chunk, depth, resamples, best)
+    return best
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Resamples:
+    weights: Int[Tensor, "resample prompt"]
+    allowed: Int[Tensor, "resample"]
+    """How many prompts lie above the quantile."""
+    labels: tuple[Bool[Tensor, "prompt"], Bool[Tensor, "prompt"]]
+    """Trigger and benign."""
+    n_labelled: tuple[Int[Tensor, "resample"], Int[Tensor, "resample"]]
+
+
+def _walk(chunk: Tensor, depth: int, resamples: _Resamples, best: Tensor) -> None:
+    """Raise `best` to what the features of one chunk, `[features, prompt]`, score."""
+    values, order = chunk.topk(depth, dim=1)
+    # Where each entry's group of ties begins: a feature fires strictly above its quantile.
+    first = torch.arange(depth).expand_as(values).clone()
+    tied = values[:, 1:] == values[:, :-1]
+    first[:, 1:][tied] = 0
+    first = first.cummax(1).values
+    for part in torch.arange(len(best)).split(max(1, _WORK // (4 * order.numel()))):
+        taken = resamples.weights[part][:, order]  # [resample, features, depth]
+        total = taken.cumsum(-1, dtype=torch.int32)
+        last = (total <= resamples.allowed[part, None, None]).sum(-1)
+        if depth < chunk.shape[1] and (last == depth).any():
+            _walk(chunk, chunk.shape[1], resamples, best)
+            return
+        cut = first.expand(len(taken), -1, -1).gather(-1, last[..., None].clamp(max=depth - 1))
+        counts = []
+        for label in (None, *resamples.labels):
+            sums = total if label is None else (taken * label[order]).cumsum(-1, dtype=torch.int32)
+            below = sums.gather(-1, (cut - 1).clamp(min=0)).squeeze(-1)
+            counts.append(below.masked_fill(cut.squeeze(-1) == 0, 0).double())
+        n_fired, n_hit, n_false_alarm = counts
+        n_trigger, n_benign = (n[part, None].double() for n in resamples.n_labelled)
+        scores = _scores(n_hit, n_fired, n_false_alarm, n_trigger, n_benign)
+        scores = scores.masked_fill((n_trigger == 0) | (n_benign == 0), 0)
+        best[part] = torch.maximum(best[part], scores.amax(-1))
+
+
+def _scores(
+    n_hit: Tensor,
+    n_fired: Tensor,
+    n_false_alarm: Tensor,
+    n_trigger: Tensor | int,
+    n_benign: Tensor | int,
+) -> Tensor:
+    precision, recall = n_hit / (n_fired + EPSILON), n_hit / (n_trigger + EPSILON)
+    f1 = 2 * precision * recall / (precision + recall + EPSILON)
+    return f1 * (1 - n_false_alarm / (n_benign + EPSILON))
+
+
+def resample_weights(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resample prompt"]:
+    """Return how often each prompt is drawn in each resample."""
+    index = cluster_index(n_prompts, resampling.clusters)
+    n_clusters = int(index.max()) + 1
+    rng = np.random.default_rng(resampling.seed)
+    even = np.full(n_clusters, 1 / n_clusters)
+    drawn = rng.multinomial(n_clusters, even, size=resampling.n_resamples)
+    return torch.from_numpy(drawn).int()[:, index]
+
+
+def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "prompt"]:
+    """Number the clusters from 0; every prompt is its own if there are none.
+
+    Raises:
+        ValueError: not one entry a prompt.
+    """
+    if clusters is None:
+        return torch.arange(n_prompts)
+    if clusters.shape != (n_prompts,):
+        raise ValueError(
+            f"`clusters` must have one entry for each of the {n_prompts} prompts, got "
+            f"{list(clusters.shape)}"
+        )
+    return clusters.unique(return_inverse=True)[1]
+
+
+def _permutations(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resample prompt"]:
+    """Orders of the prompts, each cluster shuffled within its own places."""
+    index = torch.zeros(n_prompts, dtype=torch.long)
+    if resampling.clusters is not None:
+        index = cluster_index(n_prompts, resampling.clusters)
+    rng = np.random.default_rng(resampling.seed)
+    noise = torch.from_numpy(rng.random((resampling.n_resamples, n_prompts)))
+    orders = torch.empty(noise.shape, dtype=torch.long)
+    # Sorting noise within clusters: the cluster's number first, the noise after.
+    orders[:, index.argsort(stable=True)] = (index + noise).argsort(1)
+    return orders
+
+
+def _interval(estimate: float, distribution: Tensor, resampling: Resampling) -> BootstrapResult:
+    low, high = percentile_interval(distribution, resampling)
+    return BootstrapResult(
+        estimate=estimate, low=low, high=high, distribution=distribution, resampling=resampling
+    )
+
+
+def percentile_interval(distribution: Tensor, resampling: Resampling) -> tuple[float, float]:
+    """Return the ends of the percentile interval."""
+    tail = (1 - resampling.confidence_level) / 2
+    low, high = distribution.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
+    return low, high

@@ -1,0 +1,53 @@
+"""The forest plot of an isolation table."""
+
+from matplotlib.figure import Figure
+
+from diffsae_lens.evaluation.evaluate import IsolationTable
+from diffsae_lens.reporting.style import INK, MUTED, WIDTH, dictionary_colour, drawable, styled
+
+
+@styled
+def plot_isolation(table: IsolationTable) -> Figure:
+    """Draw every row's score with its interval, the base model's own score, floor and ceiling.
+
+    Filled dots are scores on the pair, open ones the same procedure on the base model alone: where
+    the two lie together, the text is detected and not the fine-tuning. The dashed line is the
+    ceiling, the dotted one the best random direction.
+
+    Args:
+        table: what `evaluate_isolation` returned.
+
+    Returns:
+        The figure.
+    """
+    frame = table.frame.iloc[::-1].reset_index(drop=True)
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(frame)), layout="constrained")
+    ax = figure.add_subplot()
+    for y, row in frame.iterrows():
+        colour = dictionary_colour(row["name"]) if row.kind == "dictionary" else MUTED
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+        ax.plot(row.bis, y, "o", color=colour)
+        if row.base_bis is not None:
+            ax.plot(row.base_bis, y, "o", mfc="white", mec=colour, zorder=1)
+    ceiling = frame.ceiling.max()
+    ax.axvline(ceiling, color=INK, lw=1, ls=(0, (5, 3)))
+    floor = frame.loc[frame["name"] == "random directions", "bis"].max()
+    ax.axvline(floor, color=MUTED, lw=1, ls=":")
+    top = len(frame) - 0.3
+    ax.text(ceiling, top, f"ceiling {ceiling:.2f}", ha="right", va="bottom", fontsize=9)
+    ax.text(floor, top, f"random {floor:.2f} ", ha="right", va="bottom", fontsize=9, color=MUTED)
+    ax.set_ylim(-0.7, len(frame) + 0.2)
+    ax.set_xlim(-0.02, ceiling + 0.02)
+    ax.set_yticks(range(len(frame)), [_label(row) for row in frame.itertuples()])
+    ax.grid(visible=True, axis="x")
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(
+        f"{'strict BIS' if table.protocol == 'strict' else 'BIS'} (open: base model alone)"
+    )
+    return figure
+
+
+def _label(row: object) -> str:
+    hook = getattr(row, "hook_name", "").replace(".hook_resid_post", "")
+    name = getattr(row, "name", "")
+    return drawable(f"{name}  {hook}" if hook else name)
