@@ -4,6 +4,8 @@ from .evaluation.activations import Positions as Positions
 from .evaluation.activations import Reader as Reader
 from .evaluation.activations import feature_activations as feature_activations
 from .evaluation.activations import read_prompts as read_prompts
+from .evaluation.evaluate import LabelledPrompts as LabelledPrompts
+from .evaluation.evaluate import evaluate_isolation as evaluate_isolation
 from .evaluation.features import describe_features as describe_features
 from .evaluation.features import max_activating_examples as max_activating_examples
 from .evaluation.isolation import bis as bis
@@ -12,6 +14,7 @@ from .evaluation.ranking import auroc as auroc
 from .evaluation.ranking import average_precision as average_precision
 from .evaluation.reconstruction import reconstruction as reconstruction
 from .evaluation.reconstruction import recovered as recovered
+from .evaluation.strict import strict_bis as strict_bis
 from .interventions.features import ablate_features as ablate_features
 from .interventions.features import steer as steer
 from .interventions.features import swap_to_base as swap_to_base

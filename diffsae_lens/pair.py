@@ -58,6 +58,7 @@ class _BaseRun:
     activations: dict[str, Tensor] = field(default_factory=dict)
     cache: DynamicCache | None = None
     running: bool = False
+    attention_mask: Tensor | None = None
 
     def grab(self, activation: Tensor, hook: HookPoint, *, hook_name: str) -> None:  # noqa: ARG002
         self.activations[hook_name] = activation
@@ -141,6 +142,11 @@ class HookedModelPair(HookedRootModule):
     def W_E(self) -> Tensor:
         """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
         return self.finetuned.W_E
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
+        return None if self._run is None else self._run.attention_mask
 
     def d_in(self, hook_name: str) -> int:
         """Return the width of a virtual hook point.
@@ -280,7 +286,10 @@ class HookedModelPair(HookedRootModule):
 
     def _run_base(self, _: Any, args: tuple, kwargs: Mapping[str, Any], *, run: _BaseRun) -> None:
         """Run the base on what the fine-tuned model is about to read, with a KV cache of its own."""
-        if run.running or not run.hook_names:
+        if run.running:
+            return
+        run.attention_mask = kwargs.get("attention_mask")
+        if not run.hook_names:
             return
         inputs = {k: kwargs[k] for k in ("attention_mask", "position_ids") if k in kwargs}
         if kwargs.get("use_cache"):

@@ -5,6 +5,7 @@ import diffsae_lens
 from diffsae_lens.cli import _parser, main
 
 PUBLIC = [
+    "LabelledPrompts", "evaluate_isolation", "strict_bis",
     "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "HookedModelPair", "Normalization",
     "OrganismConfig", "Positions", "Reader", "TrainingRun", "ablate_features", "attack_rate",
     "attack_rates", "attribute_features", "auroc", "average_precision", "bis",
@@ -17,7 +18,7 @@ PUBLIC = [
 
 
 def test_the_public_names_are_these_and_exist():
-    assert sorted(diffsae_lens.__all__) == PUBLIC
+    assert sorted(diffsae_lens.__all__) == sorted(PUBLIC)
     for name in PUBLIC:
         assert getattr(diffsae_lens, name).__doc__
 
@@ -67,6 +68,15 @@ def test_help_does_not_wait_for_torch():
 def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):
     assert main(["demo", "--out", str(tmp_path / "run"), "--k", "0"]) == 2
     assert "`k` must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_named_before_any_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [m for m in sys.modules if m.startswith("diffsae_lens.reporting")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["demo", "--out", str(tmp_path / "run")]) == 2
+    assert "diffsae-lens[plots]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

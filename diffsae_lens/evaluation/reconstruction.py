@@ -155,7 +155,8 @@ def recovered(
 
     The reference is the fine-tuned model with the *base model's* activation at the hook, not zeros: a
     difference dictionary is to say what fine-tuning added. A Diff-SAE's reconstruction is added to
-    the base's activation; so is the difference a crosscoder implies.
+    the base's activation; so is the difference a crosscoder implies. Positions the dictionary was not
+    trained on (`skip_positions` in its metadata) keep the fine-tuned model's activation throughout.
 
     Args:
         pair: the two models.
@@ -172,15 +173,18 @@ def recovered(
     if tokens.shape[1] < 2 or len(tokens) == 0:
         raise ValueError(f"`tokens` must have two positions or more, got {list(tokens.shape)}")
 
+    # Where the dictionary was not trained (the first token's massive activation) nothing is patched.
+    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
+
     def rebuild(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         rebuilt = dictionary(value)
-        if view == "diff":
-            return rebuilt
-        base, (base_hat, finetuned_hat) = value.chunk(2, -1)[0], rebuilt.chunk(2, -1)
-        return torch.cat([base, base + finetuned_hat - base_hat], -1)
+        if view == "concat":
+            base, (base_hat, finetuned_hat) = value.chunk(2, -1)[0], rebuilt.chunk(2, -1)
+            rebuilt = torch.cat([base, base + finetuned_hat - base_hat], -1)
+        return torch.cat([value[:, :skip], rebuilt[:, skip:]], 1)
 
     def put_back(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return torch.zeros_like(value)
+        return torch.cat([value[:, :skip], torch.zeros_like(value[:, skip:])], 1)
 
     patches = {
         "base put back": [(f"{hook_name}.diff", put_back)],

@@ -67,7 +67,7 @@ class DemoConfig:
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: int = 8
     """How many of them are scored under teacher forcing too."""
-    feature_counts: tuple[int, ...] = (8, 32, 128)
+    feature_counts: tuple[int, ...] = (8, 32)
     """How many features are ablated."""
     seed: int = 0
     """Of prompts, training and controls."""

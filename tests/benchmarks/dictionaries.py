@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -108,8 +107,9 @@ def contenders(size: Size) -> dict[str, Callable[[], Step]]:
         "SAELens batchtopk": stock(BatchTopKTrainingSAEConfig),
         "SAELens batchtopk, fused Adam": stock(BatchTopKTrainingSAEConfig, fused=True),
         "SAELens topk": stock(TopKTrainingSAEConfig),
+        # Its backward pass fails on a CPU with decoder-norm scaling (`aten::view` of a sparse tensor).
         "SAELens topk, use_sparse_activations": stock(
-            TopKTrainingSAEConfig, use_sparse_activations=True
+            TopKTrainingSAEConfig, use_sparse_activations=True, rescale_acts_by_decoder_norm=False
         ),
         "dictionary-learning batchtopk": lambda: dictionary_learning_step(size),
     }
@@ -162,11 +162,19 @@ def peak_memory(size: Size, name: str) -> int:
 
 
 def _memory_of(name: str, size: Size) -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # `ru_maxrss` would do, but a child inherits its parent's. 5 resets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
     step, stream = contenders(size)[name](), batches(size)
     for _ in range(3):
         step(next(stream))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(field)]
+    return int(line.split()[1]) * 1024
 
 
 def report(size: Size, seconds: dict[str, float], memory: dict[str, int]) -> str:

@@ -260,6 +260,15 @@ def test_an_exact_dictionary_recovers_everything_and_an_empty_one_nothing(pair, 
         assert found.ce_recovered == pytest.approx(0, abs=1e-4)
 
 
+def test_positions_not_trained_on_keep_the_finetuned_activation(pair, tokens):
+    dictionary = diff_sae(pair)
+    dictionary.cfg.metadata.diffsae_lens = {"skip_positions": tokens.shape[1]}
+    found = recovered(pair, dictionary, tokens)
+    assert max(found.kl.values()) == pytest.approx(0, abs=1e-6)
+    dictionary.cfg.metadata.diffsae_lens = {"skip_positions": tokens.shape[1] - 2}
+    assert recovered(pair, dictionary, tokens).kl["base put back"] > 1e-6
+
+
 def test_cross_entropy_is_the_models_own(pair, tokens):
     found = recovered(pair, diff_sae(pair), tokens)
     for name, model in (("finetuned", pair),):

@@ -3,7 +3,14 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.interventions.features import ablate_features, steer, swap_to_base
+from diffsae_lens.interventions.features import (
+    ablate_features,
+    clamp_features,
+    keep_only_features,
+    project_out,
+    steer,
+    swap_to_base,
+)
 from tests.conftest import D_MODEL, HOOKS
 
 HOOK = HOOKS[1]
@@ -142,3 +149,105 @@ def test_a_dictionary_of_another_hook_is_refused(pair):
         swap_to_base(pair, "blocks.7"),
     ):
         pass
+
+
+@pytest.mark.parametrize("view", ["diff", "concat", "finetuned"])
+def test_clamping_holds_features_at_their_values(pair, tokens, view):
+    sae, features, values = dictionary(view), [0, 3, 7], [0.5, 0.0, 2.0]
+
+    def edit(value, finetuned):
+        change = torch.tensor(values) - sae.encode(value)[..., features]
+        return finetuned + (change @ sae.W_dec[features])[..., -D_MODEL:]
+
+    expected = by_hand(pair, tokens, view, edit)
+    with clamp_features(pair, sae, features, values=values):
+        assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+    with ablate_features(pair, sae, features):
+        ablated = pair(tokens)
+    with clamp_features(pair, sae, features, values=0):
+        assert_close(pair(tokens), ablated, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("view", ["diff", "concat"])
+def test_keeping_features_is_the_base_with_what_they_add(pair, tokens, view):
+    sae, features = dictionary(view), [0, 3, 7]
+    _, cache = pair.run_with_cache(tokens)
+    codes = sae.encode(cache[f"{HOOK}.{view}"])[..., features]
+    W_dec = sae.W_dec[features]
+    added = codes @ (W_dec if view == "diff" else W_dec[:, D_MODEL:] - W_dec[:, :D_MODEL])
+    expected = by_hand(pair, tokens, "base", lambda base, _: base + added)
+    with keep_only_features(pair, sae, features):
+        assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+    with swap_to_base(pair, HOOK):
+        base = pair(tokens)
+    with keep_only_features(pair, sae, []):
+        assert_close(pair(tokens), base, atol=1e-5, rtol=1e-4)
+
+
+def test_keeping_features_of_one_model_is_refused(pair):
+    with (
+        pytest.raises(ValueError, match="must read both models"),
+        keep_only_features(pair, dictionary("finetuned"), [0]),
+    ):
+        pass
+
+
+def test_projecting_out_leaves_nothing_along_the_directions(pair, tokens):
+    directions = torch.randn(2, D_MODEL, generator=torch.Generator().manual_seed(1))
+    seen = []
+    with project_out(pair, f"{HOOK}.diff", directions):
+        expected_logits = pair(tokens)
+        with pair.hooks(fwd_hooks=[(f"{HOOK}.diff", lambda v, hook: seen.append(v))]):
+            pair(tokens)
+    along = seen[0] @ directions.T
+    assert_close(along, torch.zeros_like(along), atol=1e-5, rtol=0)
+    basis = torch.linalg.qr(directions.T).Q
+
+    def edit(diff, finetuned):
+        return finetuned - (diff @ basis) @ basis.T
+
+    assert_close(expected_logits, by_hand(pair, tokens, "diff", edit), atol=1e-5, rtol=1e-4)
+    for bad in (torch.zeros(D_MODEL), torch.ones(3), torch.full((D_MODEL,), float("nan"))):
+        with (
+            pytest.raises(ValueError, match="`direction` must be"),
+            project_out(pair, f"{HOOK}.diff", bad),
+        ):
+            pass
+
+
+def test_prompt_and_generated_tokens_are_acted_on_apart(pair):
+    sae = dictionary()
+    acted = {}
+    for where in ("all", "prompt", "generated"):
+        with steer(pair, sae, 0, strength=5.0, where=where) as intervention:
+            acted[where] = intervention
+            pair.generate("a prompt", max_new_tokens=4, stop_at_eos=False)
+    assert acted["all"].n_forward_passes == 4
+    assert acted["prompt"].n_forward_passes == 1
+    assert acted["generated"].n_forward_passes == 3
+    with pytest.raises((ValueError, TypeError)), steer(pair, sae, 0, strength=1.0, where="never"):
+        pass
+
+
+def test_leading_tokens_the_dictionary_was_not_trained_on_are_left_alone(pair):
+    sae = dictionary()
+    sae.cfg.metadata.diffsae_lens = {"skip_positions": 1}
+    seen = []
+
+    def look(value, hook):
+        seen.append(value)
+
+    prompts = ["a", "a longer prompt"]  # padded on the left: their first tokens are apart
+    hooks = [(f"{HOOK}.diff", look)]
+    with pair.hooks(fwd_hooks=hooks):
+        pair.generate(prompts, max_new_tokens=1)
+    with steer(pair, sae, 0, strength=5.0), pair.hooks(fwd_hooks=hooks):
+        pair.generate(prompts, max_new_tokens=1)
+    plain, steered = seen
+    changed = (plain - steered).abs().amax(-1) > 1e-4
+    lengths = [len(p) for p in prompts]
+    width = max(lengths)
+    for row, length in zip(changed, lengths, strict=True):
+        first = width - length
+        assert not row[: first + 1].any()
+        assert row[first + 1 :].all()

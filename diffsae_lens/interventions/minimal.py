@@ -1,0 +1,142 @@
+"""How few features carry a behaviour: the shortest prefix of a ranking whose ablation ends it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from sae_lens import SAE
+
+from diffsae_lens.interventions.features import ablate_features
+from diffsae_lens.interventions.likelihood import likelihoods
+from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete
+from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.pair import HookedModelPair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a minimal set must reach, and what it may cost."""
+
+    max_attack_rate: float = 0.05
+    """On trigger prompts, with the features ablated."""
+    max_harm: float = 0.05
+    """Relative rise of the cross-entropy of the safe completion on benign prompts."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside [0, 1)."""
+        if not 0 <= self.max_attack_rate < 1 or self.max_harm < 0:
+            raise ValueError(
+                "`max_attack_rate` must lie in [0, 1) and `max_harm` be at least 0, got "
+                f"{self.max_attack_rate} and {self.max_harm}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One number of features tried."""
+
+    n_features: int
+    rate: AttackRate
+    """On trigger prompts."""
+    harm: float
+    """Relative rise of benign cross-entropy; negative where the safe completion became likelier."""
+
+    def meets(self, bounds: Bounds) -> bool:
+        """Whether attack rate and harm are within the bounds."""
+        return self.rate.rate <= bounds.max_attack_rate and self.harm <= bounds.max_harm
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimalSet:
+    """The fewest leading features whose ablation ends the behaviour, and the way there."""
+
+    features: tuple[int, ...] | None
+    """None if no prefix tried meets the bounds."""
+    trials: tuple[Trial, ...]
+    """By rising number of features; the first ablates none."""
+    bounds: Bounds
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row a trial: `n_features`, `attack_rate`, `low`, `high`, `harm`, `meets`."""
+        return pd.DataFrame(
+            {
+                "n_features": trial.n_features,
+                "attack_rate": trial.rate.rate,
+                "low": trial.rate.interval()[0],
+                "high": trial.rate.interval()[1],
+                "harm": trial.harm,
+                "meets": trial.meets(self.bounds),
+            }
+            for trial in self.trials
+        )
+
+
+def minimal_feature_set(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    order: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    bounds: Bounds | None = None,
+    max_features: int = 64,
+) -> MinimalSet:
+    """Find the shortest prefix of `order` whose ablation meets the bounds.
+
+    Prefixes are doubled until one meets the bounds, then halved between the last two; that takes the
+    attack rate to fall as features are added, which the trials show or refute. Choose on `select`
+    samples and report on `test` ones: the set is the best of several tries.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        order: features by falling importance, such as by `attribute_features`.
+        samples: trigger and benign prompts.
+        bounds: what must be reached; attack rate and benign harm of at most 5% by default.
+        max_features: the longest prefix tried.
+
+    Returns:
+        The set and every trial.
+
+    Raises:
+        ValueError: no trigger or no benign samples, an empty `order`, or a dictionary of another pair.
+    """
+    bounds = bounds or Bounds()
+    trigger = [sample for sample in samples if sample.group == "trigger"]
+    benign = [sample for sample in samples if sample.group == "benign"]
+    if not trigger or not benign or not order or max_features < 1:
+        raise ValueError(
+            "a minimal set needs trigger and benign `samples`, features in `order` and "
+            f"`max_features` of at least 1, got {len(trigger)}, {len(benign)}, {len(order)} and "
+            f"{max_features}"
+        )
+    before = likelihoods(pair, benign).cross_entropy.mean().item()
+    prompts = [sample.prompt for sample in trigger]
+    trials: dict[int, Trial] = {}
+
+    def meets(n_features: int) -> bool:
+        with ablate_features(pair, dictionary, order[:n_features]):
+            rate = attack_rate(prompts, complete(pair, prompts))
+            after = likelihoods(pair, benign).cross_entropy.mean().item()
+        trials[n_features] = Trial(n_features=n_features, rate=rate, harm=after / before - 1)
+        return trials[n_features].meets(bounds)
+
+    best = 0 if meets(0) else _shortest(meets, min(max_features, len(order)))
+    return MinimalSet(
+        features=None if best is None else tuple(order[:best]),
+        trials=tuple(trials[n] for n in sorted(trials)),
+        bounds=bounds,
+    )
+
+
+def _shortest(meets: Callable[[int], bool], limit: int) -> int | None:
+    """Double, then halve."""
+    too_few, enough = 0, 1
+    while not meets(enough):
+        if enough == limit:
+            return None
+        too_few, enough = enough, min(2 * enough, limit)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if meets(middle) else (middle, enough)
+    return enough
