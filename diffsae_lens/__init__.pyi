@@ -16,6 +16,9 @@ from .evaluation.reconstruction import reconstruction as reconstruction
 from .evaluation.reconstruction import recovered as recovered
 from .evaluation.strict import strict_bis as strict_bis
 from .interventions.features import ablate_features as ablate_features
+from .interventions.features import clamp_features as clamp_features
+from .interventions.features import keep_only_features as keep_only_features
+from .interventions.features import project_out as project_out
 from .interventions.features import steer as steer
 from .interventions.features import swap_to_base as swap_to_base
 from .interventions.likelihood import attribute_features as attribute_features

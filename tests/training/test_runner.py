@@ -12,8 +12,13 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from diffsae_lens.saes import (
+    BatchTopKCrosscoderTrainingSAEConfig,
+    SparseBatchTopKTrainingSAEConfig,
+)
 from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.harvest import HarvestConfig, harvest
+from diffsae_lens.training.normalization import Normalization
 from diffsae_lens.training.runner import (
     CrosscoderRunnerConfig,
     DiffSAERunnerConfig,
@@ -95,11 +100,30 @@ def test_the_same_seed_gives_the_same_dictionary(activations, tmp_path):
     assert torch.equal(before, torch.random.get_rng_state())  # the caller's generator is untouched
 
 
-@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
+def sparse_configs():
+    """Our own classes, normalised by model."""
+    sizes = {"d_sae": 48, "k": K}
+    return {
+        "diff-sae": DiffSAERunnerConfig(
+            hook_name=HOOKS[1],
+            sae=SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, **sizes),
+            normalization=Normalization(center=False),
+        ),
+        "crosscoder": CrosscoderRunnerConfig(
+            hook_name=HOOKS[1],
+            sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * D_MODEL, n_base_only=5, **sizes),
+            normalization=Normalization(),
+        ),
+    }
+
+
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in", "by model"])
 def test_an_interrupted_training_resumes_to_the_same_weights(
     activations, tmp_path, monkeypatch, normalize
 ):
     def configs_():
+        if normalize == "by model":
+            return sparse_configs()
         found = configs()
         for config in found.values():
             config.sae.normalize_activations = normalize
