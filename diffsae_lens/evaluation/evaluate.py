@@ -106,7 +106,7 @@ class IsolationTable:
 
     def to_json(self) -> str:
         """Return protocol, number of prompts and rows as JSON."""
-        rows = json.loads(self.frame.to_json(orient="records"))
+        rows = json.loads(self.frame.to_json(orient="records") or "[]")
         return json.dumps({"protocol": self.protocol, "n_prompts": self.n_prompts, "rows": rows})
 
     def _repr_html_(self) -> str:
