@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,7 @@ def main() -> None:
     """Time the three in turns and print paired tokens a second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "harvest.json")
+    parser.add_argument("--out", type=Path, default=Path("harvest.json"))
     options = parser.parse_args()
     names = [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
     pair = load_pair("smollm2-135m", "year-trigger", hook_names=names)
