@@ -123,6 +123,12 @@ def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
             folder.mkdir()
             (folder / "x.whl").write_bytes(b"something else")
 
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
         def poll(self):
             return 0
 
