@@ -213,10 +213,17 @@ def _encoders(dictionaries: Mapping[str, SAE], hooks: Mapping[str, str], seed: i
     encoders: Encoders = {name: (hooks[name], d.encode) for name, d in dictionaries.items()}
     for name, dictionary in dictionaries.items():
         cfg = dictionary.cfg
-        k = min(round((cfg.metadata.diffsae_lens or {}).get("k") or 32), cfg.d_sae)
+        k = max(1, min(round(_mean_l0(dictionary)), cfg.d_sae))
         untrained = untrained_encoder(cfg.d_in, cfg.d_sae, k, seed=seed)
         encoders[f"untrained {name}"] = (hooks[name], untrained)
     return encoders
+
+
+def _mean_l0(dictionary: SAE) -> float:
+    """How many features fire on a token: what was asked for, or seen at the end of training."""
+    metadata = dictionary.cfg.metadata
+    stored = (metadata.diffsae_lens or {}).get("k") or getattr(dictionary.cfg, "k", None)
+    return float(stored or metadata.l0 or 32)
 
 
 def _dictionary_rows(

@@ -136,11 +136,15 @@ def describe_features(
     n_fired, total, strongest = torch.zeros(3, d_sae)
     n_tokens = 0
     for _, value, kept in _activations(pair, dictionary, tokens, batch_size):
+        if not kept.any():
+            continue
         codes = dictionary.encode(value[kept]).float().cpu()
         n_tokens += len(codes)
         n_fired += (codes > 0).sum(0)
         total += codes.sum(0)
         strongest = torch.maximum(strongest, codes.amax(0))
+    if n_tokens == 0:
+        raise ValueError("`tokens` holds nothing but special and leading tokens")
     frequency = n_fired / n_tokens
     columns: dict[str, object] = {
         "frequency": frequency,
@@ -182,7 +186,7 @@ def _activations(
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ValueError(f"`tokens` must be [seq, pos] and not empty, got {list(tokens.shape)}")
     special = torch.tensor(pair.tokenizer.all_special_ids)
-    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 1)
+    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
     for start in tqdm(range(0, len(tokens), batch_size), desc="reading features", leave=False):
         chunk = tokens[start : start + batch_size]
         kept = ~torch.isin(chunk, special)

@@ -22,7 +22,7 @@ class Reconstruction:
 
     variance_explained: dict[str, float]
     """1 - ||x - x_hat||^2 / ||x - mean||^2, of each part: `diff`, or `base`, `finetuned` and the `diff`
-    that a crosscoder implies. At most 1; below 0 it is worse than the mean."""
+    that a crosscoder implies. At most 1; below 0 it is worse than the mean; NaN where nothing varies."""
     l0: float
     """Mean number of active features a token."""
     frequency: Float[Tensor, "d_sae"]
@@ -70,7 +70,7 @@ def reconstruction(dictionary: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) 
             errors.setdefault(name, _Moments()).update(error)
     if n_tokens == 0:
         raise ValueError("`batches` holds no tokens to measure on")
-    explained = {n: 1 - errors[n].second / inputs[n].centred for n in inputs}
+    explained = {n: 1 - _share(errors[n].second, inputs[n].centred) for n in inputs}
     return Reconstruction(
         variance_explained=explained,
         l0=(fired.sum() / n_tokens).item(),

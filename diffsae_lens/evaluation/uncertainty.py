@@ -109,6 +109,7 @@ def bootstrap_bis(
         `compute_bis` of the paper's code, which is this with `reselect=False` and no clusters.
     """
     observed = bis(feature_acts, is_trigger, is_benign, percentile=percentile)
+    feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
     resampling = resampling or Resampling()
     best = slice(observed.feature_idx, observed.feature_idx + 1)
     distribution = weighted_bis(
@@ -182,6 +183,7 @@ def permutation_test_bis(
         Smyth (2010).
     """
     observed = bis(feature_acts, is_trigger, is_benign, percentile=percentile)
+    feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
     resampling = resampling or Resampling()
     orders = _permutations(len(feature_acts), resampling)
     best = torch.zeros(len(orders), dtype=torch.double)
@@ -237,7 +239,8 @@ def weighted_bis(
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
-    weights = weights.int()
+    feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
+    weights = weights.int().cpu()
     n_prompts = weights.sum(1)
     rank = (percentile * (n_prompts - 1).double()).round(decimals=9)
     resamples = _Resamples(

@@ -178,7 +178,9 @@ def project_out(
             f"`direction` must be finite, not zero and {pair.d_in(hook_name)} wide as {hook_name} is, "
             f"got shape {list(direction.shape)}"
         )
-    basis = torch.linalg.qr(rows.to(pair.device).float().T).Q
+    rows = torch.nn.functional.normalize(rows.to(pair.device).float(), dim=-1)
+    left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
+    basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no more than one does
 
     def project(value: Tensor) -> Tensor:
         return value - (value @ basis.to(value)) @ basis.to(value).T

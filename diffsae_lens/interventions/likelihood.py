@@ -147,6 +147,7 @@ def attribute_features(
     if not samples:
         raise ValueError("`samples` is empty")
     hook_name = check_fits(pair, dictionary)
+    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
     total = torch.zeros(dictionary.cfg.d_sae)
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
         for _, chunk in _batches(samples, batch_size, "attributing"):
@@ -154,7 +155,7 @@ def attribute_features(
             value, gradient = _gradient(pair, hook_name, tokens, labels)
             with torch.no_grad():
                 codes = dictionary.encode(value)
-                effect = (codes * (gradient @ dictionary.W_dec.T)).sum((0, 1))
+                effect = (codes * (gradient @ dictionary.W_dec.T))[:, skip:].sum((0, 1))
             total += sign * effect.float().cpu()
     return total / len(samples)
 

@@ -21,7 +21,7 @@ def load(
     *,
     sae_id: str = ".",
     pair: HookedModelPair | None = None,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> SAE:
     """Load a trained dictionary from a folder or the Hugging Face hub.
 
@@ -29,7 +29,7 @@ def load(
         path_or_repo: a folder, or a repository `owner/name`.
         sae_id: folder within the repository.
         pair: checks at once that the dictionary fits it.
-        device: a torch device.
+        device: a torch device; the pair's by default, else the CPU.
 
     Returns:
         The inference dictionary.
@@ -41,6 +41,7 @@ def load(
     >>> load("runs/demo/dictionaries/diff-sae-18", pair=pair)          # doctest: +SKIP
     """
     folder = Path(path_or_repo)
+    device = device or ("cpu" if pair is None else str(pair.device))
     if folder.is_dir():
         _check_folder(folder)
         dictionary = SAE.load_from_disk(folder, device=device)

@@ -115,28 +115,32 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
 
     _decoder_norm_folded = False
 
-    def constrain(self, tensor: Tensor, *, gradient: bool) -> Tensor:  # noqa: ARG002
-        """Return a decoder-shaped tensor `[d_sae, 2 d]` as the crosscoder's structure wants it.
+    def constrain_decoder(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of W_dec's shape, `[d_sae, 2 d]`, as the crosscoder's structure wants it.
 
         Applied to the initial weights and to every gradient, so Adam's moments and the weights keep
         the structure exactly, whatever loss the gradient comes from.
         """
         return tensor
 
+    def constrain_encoder(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the shape of W_enc's transpose, `[d_sae, 2 d]`, likewise."""
+        return tensor
+
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         with torch.no_grad():
-            self.W_dec.data = self.constrain(self.W_dec.data, gradient=False)
-            self.W_enc.data = self.constrain(self.W_enc.data.T, gradient=False).T.contiguous()
+            self.W_dec.data = self.constrain_decoder(self.W_dec.data)
+            self.W_enc.data = self.constrain_encoder(self.W_enc.data.T).T.contiguous()
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         # Loading replaces the parameters, so the hooks are looked for at every step.
         if not self.W_dec._backward_hooks:
-            self.W_dec.register_hook(lambda grad: self.constrain(grad, gradient=True))
+            self.W_dec.register_hook(self.constrain_decoder)
         if not self.W_enc._backward_hooks:
-            self.W_enc.register_hook(lambda grad: self.constrain(grad.T, gradient=True).T)
+            self.W_enc.register_hook(lambda grad: self.constrain_encoder(grad.T).T)
         return super().training_forward_pass(step_input)
 
     @override

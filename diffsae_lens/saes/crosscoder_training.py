@@ -128,7 +128,7 @@ class JumpReLUCrosscoderTrainingSAE(CrosscoderTraining, JumpReLUTrainingSAE):
     cfg: JumpReLUCrosscoderTrainingSAEConfig  # type: ignore[assignment]
 
     @override
-    def constrain(self, tensor: Tensor, *, gradient: bool) -> Tensor:
+    def constrain_decoder(self, tensor: Tensor) -> Tensor:
         n_shared = self.cfg.n_shared_features
         if n_shared == 0:
             return tensor
@@ -227,7 +227,7 @@ class BatchTopKCrosscoderTrainingSAE(CrosscoderTraining, SparseBatchTopKTraining
     cfg: BatchTopKCrosscoderTrainingSAEConfig  # type: ignore[assignment]
 
     @override
-    def constrain(self, tensor: Tensor, *, gradient: bool) -> Tensor:
+    def constrain_decoder(self, tensor: Tensor) -> Tensor:
         n_base, n_finetuned = self.cfg.n_base_only, self.cfg.n_finetuned_only
         if n_base + n_finetuned == 0:
             return tensor
@@ -235,6 +235,10 @@ class BatchTopKCrosscoderTrainingSAE(CrosscoderTraining, SparseBatchTopKTraining
         tensor[:n_base, self.d_model :] = 0
         tensor[n_base : n_base + n_finetuned, : self.d_model] = 0
         return tensor
+
+    @override
+    def constrain_encoder(self, tensor: Tensor) -> Tensor:
+        return self.constrain_decoder(tensor)
 
     @override
     def k_at(self, n_training_steps: int) -> int | float:

@@ -6,8 +6,9 @@ reconstruction the delta features alone must rebuild the difference:
 
     L = sum_m ||e_m||^2 + c ||(a_f - a_b) - sum_{i in delta} f_i (d_i^f - d_i^b)||^2
 
-The difference has no bias term, so train it on centred activations (`Normalization()`). The paper's
-contrastive, task-agnostic data are a matter of what is harvested.
+The difference has no bias term and must not be distorted, so train it on centred activations with one
+scale for both models (`Normalization(scale="common")`). The paper's contrastive, task-agnostic data
+are a matter of what is harvested.
 """
 
 from dataclasses import dataclass, replace

@@ -30,7 +30,9 @@ from diffsae_lens.saes.registration import register
 
 
 @dataclass
-class _TiedTrainingSAEConfig(TrainingSAEConfig):
+class TiedTrainingSAEConfig(TrainingSAEConfig):
+    """What the two published dictionaries share."""
+
     apply_b_dec_to_input: bool = False
     l1_coefficient: float = 1e-4
     """Weight of the mean activation, over rows and features."""
@@ -47,7 +49,7 @@ class _TiedTrainingSAEConfig(TrainingSAEConfig):
 
 
 @dataclass
-class PaperDiffSAETrainingSAEConfig(_TiedTrainingSAEConfig):
+class PaperDiffSAETrainingSAEConfig(TiedTrainingSAEConfig):
     """The published Diff-SAE: tied, ReLU, on `finetuned - base`."""
 
     ghost_coefficient: float = 0.1
@@ -65,7 +67,7 @@ class PaperDiffSAETrainingSAEConfig(_TiedTrainingSAEConfig):
 
 
 @dataclass
-class PaperCrosscoderTrainingSAEConfig(_TiedTrainingSAEConfig):
+class PaperCrosscoderTrainingSAEConfig(TiedTrainingSAEConfig):
     """The published crosscoder: tied, ReLU, then the k largest of each row."""
 
     k: int = 32

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from sae_lens.training.activation_scaler import ActivationWhitening
 from torch import Tensor
+
+Scale = Literal["by model", "common", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,9 @@ class Normalization:
     center: bool = True
     """Subtract the mean. For a difference that removes the offset that narrow fine-tuning leaves
     everywhere (arXiv 2510.13900); it is reported as `offset_share` either way."""
-    scale: bool = True
-    """Divide by one number a model, so that the mean squared norm becomes d_model."""
+    scale: Scale = "by model"
+    """Divide so that the mean squared norm becomes d_model: by one number a model, by one number for
+    both (`common`, which keeps differences what they are), or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def scales(statistics: ActivationStatistics, normalization: Normalization) -> tu
     Raises:
         ValueError: a part that is constant, which no scale can normalise.
     """
-    if not normalization.scale:
+    if normalization.scale == "none":
         return tuple(1.0 for _ in statistics.second_moment)
     found = []
     for part, moment in zip(statistics.parts, statistics.second_moment, strict=True):
@@ -102,6 +105,9 @@ def scales(statistics: ActivationStatistics, normalization: Normalization) -> tu
                 "normalise them by"
             )
         found.append((spread / len(part)) ** 0.5)
+    if normalization.scale == "common":
+        common = (sum(scale**2 for scale in found) / len(found)) ** 0.5
+        return tuple(common for _ in found)
     return tuple(found)
 
 

@@ -13,10 +13,12 @@ from typing import ClassVar
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
+from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
 from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
+from diffsae_lens.saes.paper import TiedTrainingSAEConfig
 from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.harvest import PairedActivations
 from diffsae_lens.training.normalization import (
@@ -51,6 +53,18 @@ class DictionaryRunnerConfig:
             raise ValueError(
                 "`normalization` replaces SAELens's own, so `sae.normalize_activations` must be "
                 f"'none', got {self.sae.normalize_activations!r}"
+            )
+        if self.normalization and isinstance(self.sae, TiedTrainingSAEConfig):
+            raise ValueError(
+                f"the published {self.sae.architecture()} takes raw activations; leave "
+                "`normalization` out"
+            )
+        if isinstance(self.sae, DeltaCrosscoderTrainingSAEConfig) and (
+            self.normalization is None or self.normalization.scale == "by model"
+        ):
+            raise ValueError(
+                "a Delta-crosscoder rebuilds finetuned - base, which two scales would distort; give "
+                "it `Normalization(scale='common')`"
             )
 
     @property
@@ -174,7 +188,7 @@ def _fit(
     with torch.random.fork_rng():
         for name, config in configs.items():
             torch.manual_seed(run.seed)
-            saes[name] = TrainingSAE.from_dict(config.sae.to_dict())
+            saes[name] = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
             _describe(saes[name], config, activations, run)
         trainer = MultiSAETrainer(
             cfg=run.trainer,
@@ -188,6 +202,7 @@ def _fit(
             _prepare(trainer.trainers[name], config, activations, run, split)
         checkpoint = _newest_checkpoint(run.trainer.checkpoint_path, set(configs))
         if checkpoint is not None:
+            _check_checkpoint(checkpoint, saes)
             logger.info("going on from %s", checkpoint)
             trainer.load_checkpoint(checkpoint)
             for _ in range(_n_batches_seen(trainer)):
@@ -249,6 +264,22 @@ def _newest_checkpoint(folder: str | None, names: set[str]) -> Path | None:
         and all((entry / name / "trainer_state.pt").exists() for name in names)
     ]
     return max(whole, key=lambda entry: int(entry.name), default=None)
+
+
+def _check_checkpoint(checkpoint: Path, saes: Mapping[str, TrainingSAE]) -> None:
+    """Refuse the checkpoint of another run: other settings, seed, tokens or models."""
+    for name, sae in saes.items():
+        stored = json.loads((checkpoint / name / SAE_CFG_FILENAME).read_text())
+        wanted = json.loads(json.dumps(sae.cfg.to_dict()))
+        ignored = {"metadata", "device"}
+        changed = sorted(k for k in wanted if k not in ignored and stored.get(k) != wanted[k])
+        stored, wanted = (c["metadata"].get("diffsae_lens") or {} for c in (stored, wanted))
+        changed += sorted(k for k in wanted if stored.get(k) != wanted[k])
+        if changed:
+            raise ValueError(
+                f"the checkpoint {checkpoint / name} is of a run with another {', '.join(changed)}; "
+                "give each run a `checkpoint_path` of its own, or remove it"
+            )
 
 
 def _describe(

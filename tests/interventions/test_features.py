@@ -207,6 +207,11 @@ def test_projecting_out_leaves_nothing_along_the_directions(pair, tokens):
         return finetuned - (diff @ basis) @ basis.T
 
     assert_close(expected_logits, by_hand(pair, tokens, "diff", edit), atol=1e-5, rtol=1e-4)
+    twice = torch.stack([directions[0], 2 * directions[0]])
+    with project_out(pair, f"{HOOK}.diff", directions[0]):
+        once = pair(tokens)
+    with project_out(pair, f"{HOOK}.diff", twice):
+        assert_close(pair(tokens), once, atol=1e-5, rtol=1e-4)
     for bad in (torch.zeros(D_MODEL), torch.ones(3), torch.full((D_MODEL,), float("nan"))):
         with (
             pytest.raises(ValueError, match="`direction` must be"),

@@ -22,7 +22,7 @@ def crosscoder(config_class, seed=0, **options):
     torch.manual_seed(seed)
     sae = TrainingSAE.from_dict(config_class(**COMMON, **options).to_dict())
     with torch.no_grad():
-        scale = sae.constrain(torch.rand(D_SAE, 2 * D, dtype=torch.double) + 0.5, gradient=False)
+        scale = sae.constrain_decoder(torch.rand(D_SAE, 2 * D, dtype=torch.double) + 0.5)
         sae.W_dec *= scale
         sae.b_enc += torch.randn(D_SAE, dtype=torch.double) * 0.1
     return sae
@@ -180,6 +180,7 @@ def test_shared_features_stay_the_same_for_both_models():
     assert not torch.equal(before, sae.W_dec)
     assert torch.equal(sae.W_dec_base[:10], sae.W_dec_finetuned[:10])
     assert not torch.equal(sae.W_dec_base[10:], sae.W_dec_finetuned[10:])
+    assert not torch.equal(sae.W_enc_base[:, :10], sae.W_enc_finetuned[:, :10])
 
 
 def test_constraints_survive_loading(tmp_path):

@@ -119,7 +119,8 @@ def test_every_architecture_trains_on_the_difference(architecture, activations, 
 def test_every_crosscoder_trains_on_both_models(kind, activations, tmp_path):
     config_class, options = CROSSCODERS[kind]
     sae_config = config_class(d_in=2 * D_MODEL, d_sae=48, **options)
-    normalization = None if kind == "paper" else Normalization()
+    scale = "common" if kind == "delta" else "by model"
+    normalization = None if kind == "paper" else Normalization(scale=scale)
     config = CrosscoderRunnerConfig(hook_name=HOOKS[1], sae=sae_config, normalization=normalization)
     trained, x = check(config, activations, tmp_path)
     if "k" in options and kind != "paper":
@@ -133,6 +134,17 @@ def test_every_crosscoder_trains_on_both_models(kind, activations, tmp_path):
         base, finetuned = trained.W_dec_base / scale[0], trained.W_dec_finetuned / scale[1]
         torch.testing.assert_close(base[:12], finetuned[:12])
         assert (base[12:] - finetuned[12:]).norm() > 0.01
+
+
+def test_normalisations_that_would_fail_or_mislead_are_refused_before_training():
+    paper = PaperCrosscoderTrainingSAEConfig(d_in=2 * D_MODEL, d_sae=48, k=4)
+    with pytest.raises(ValueError, match="takes raw activations"):
+        CrosscoderRunnerConfig(hook_name=HOOKS[1], sae=paper, normalization=Normalization())
+    delta = DeltaCrosscoderTrainingSAEConfig(
+        d_in=2 * D_MODEL, d_sae=48, k=3, k_delta=2, n_delta_features=12
+    )
+    with pytest.raises(ValueError, match="scale='common'"):
+        CrosscoderRunnerConfig(hook_name=HOOKS[1], sae=delta, normalization=Normalization())
 
 
 def test_one_normalisation_at_a_time():

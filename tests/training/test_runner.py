@@ -152,6 +152,15 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
         torch.testing.assert_close(sae.W_dec, whole[name].W_dec, atol=1e-5, rtol=1e-4)
 
 
+def test_the_checkpoint_of_another_run_is_refused(activations, tmp_path):
+    options = {"n_steps": 12, "n_checkpoints": 2, "checkpoint_path": str(tmp_path / "checkpoints")}
+    run = training_run(tmp_path, **options)
+    train_dictionaries(configs(), activations, tmp_path / "a", run=run)
+    other = TrainingRun(trainer=run.trainer, seed=1)
+    with pytest.raises(ValueError, match="another seed"):
+        train_dictionaries(configs(), activations, tmp_path / "b", run=other)
+
+
 def test_bad_input_is_refused_before_training(activations, tmp_path):
     run = training_run(tmp_path)
     with pytest.raises(ValueError, match="`configs` is empty"):
