@@ -281,6 +281,7 @@ def test_one_row_a_feature_with_examples_in_their_text(pair):
     texts = ["abcdefgh", "stuvwxyz", "aaaaaaaa"]
     tokens = pair.to_tokens(texts, padding_side="right")
     for dictionary in (diff_sae(pair), crosscoder_of(pair)):
+        dictionary.cfg.metadata.diffsae_lens = {"skip_positions": 1}
         table = describe_features(pair, dictionary, tokens, n_examples=2, batch_size=2)
         assert len(table) == 40
         hook = dictionary.cfg.metadata.hook_name
