@@ -63,7 +63,7 @@ class DemoConfig:
     """Training steps of 512 tokens."""
     n_score_prompts: int = 120
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 12
+    n_generation_prompts: int = 10
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: int = 8
     """How many of them are scored under teacher forcing too."""
