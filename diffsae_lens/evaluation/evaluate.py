@@ -129,6 +129,16 @@ class _Row:
     acts: Float[Tensor, "prompt n_features"]
     base_acts: Float[Tensor, "prompt n_base_features"] | None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that say what the row is."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "hook_name": self.hook_name,
+            "n_features": self.acts.shape[1],
+        }
+
 
 def evaluate_isolation(
     pair: HookedModelPair,
@@ -303,10 +313,7 @@ def _strict(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict
         resampling=resampling,
     )
     return {
-        "name": row.name,
-        "kind": row.kind,
-        "hook_name": row.hook_name,
-        "n_features": row.acts.shape[1],
+        **row.identity,
         "bis": result.bis,
         "low": result.low,
         "high": result.high,
@@ -332,10 +339,7 @@ def _paper(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict[
     test = permutation_test_bis(row.acts, *groups, resampling=relabelling)
     base = None if row.base_acts is None else bis(row.base_acts, *groups).bis
     return {
-        "name": row.name,
-        "kind": row.kind,
-        "hook_name": row.hook_name,
-        "n_features": row.acts.shape[1],
+        **row.identity,
         "bis": result.bis,
         "low": interval.low,
         "high": interval.high,

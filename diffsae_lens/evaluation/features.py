@@ -19,7 +19,7 @@ from diffsae_lens.evaluation.geometry import (
 from diffsae_lens.evaluation.latent_scaling import latent_scaling
 from diffsae_lens.evaluation.reconstruction import DENSE_ABOVE
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits
+from diffsae_lens.saes.artifacts import check_fits, skip_positions
 from diffsae_lens.saes.crosscoder import TwoModels
 from diffsae_lens.training.harvest import stop_layer
 
@@ -186,7 +186,7 @@ def _activations(
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ValueError(f"`tokens` must be [seq, pos] and not empty, got {list(tokens.shape)}")
     special = torch.tensor(pair.tokenizer.all_special_ids)
-    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
+    skip = skip_positions(dictionary)
     for start in tqdm(range(0, len(tokens), batch_size), desc="reading features", leave=False):
         chunk = tokens[start : start + batch_size]
         kept = ~torch.isin(chunk, special)

@@ -238,13 +238,24 @@ def scores_from_counts(
     check_count("n_trigger", n_trigger)
     check_count("n_benign", n_benign)
     hit, fired, false_alarm = (n.cpu().double() for n in (n_hit, n_fired, n_false_alarm))
+    return FeatureScores(**bis_parts(hit, fired, false_alarm, n_trigger, n_benign))
+
+
+def bis_parts(
+    hit: Tensor, fired: Tensor, false_alarm: Tensor, n_trigger: Tensor | int, n_benign: Tensor | int
+) -> dict[str, Tensor]:
+    """Compute BIS and its parts by the formula in `bis`, of counts in double precision that broadcast."""
     precision = hit / (fired + EPSILON)
     recall = hit / (n_trigger + EPSILON)
     fpr_benign = false_alarm / (n_benign + EPSILON)
     f1 = 2 * precision * recall / (precision + recall + EPSILON)
-    return FeatureScores(
-        bis=f1 * (1 - fpr_benign), precision=precision, recall=recall, f1=f1, fpr_benign=fpr_benign
-    )
+    return {
+        "bis": f1 * (1 - fpr_benign),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "fpr_benign": fpr_benign,
+    }
 
 
 def _count_firings(

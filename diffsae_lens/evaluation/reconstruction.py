@@ -11,7 +11,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits
+from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
 DENSE_ABOVE = 0.1
 
@@ -174,7 +174,7 @@ def recovered(
         raise ValueError(f"`tokens` must have two positions or more, got {list(tokens.shape)}")
 
     # Where the dictionary was not trained (the first token's massive activation) nothing is patched.
-    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
+    skip = skip_positions(dictionary)
 
     def rebuild(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         rebuilt = dictionary(value)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from diffsae_lens.evaluation.isolation import EPSILON, bis, feature_thresholds
+from diffsae_lens.evaluation.isolation import bis, bis_parts, feature_thresholds
 from diffsae_lens.evaluation.validation import (
     check_count,
     check_masks,
@@ -201,9 +201,8 @@ def permutation_test_bis(
                 embedding_bag(where, mask[orders[part]].T.float().contiguous(), begin, mode="sum")
                 for mask in (is_trigger, is_benign)
             )
-            scores = _scores(
-                hit.double(), n_fired[:, None].double(), false_alarm.double(), *n_labelled
-            )
+            counts = hit.double(), n_fired[:, None].double(), false_alarm.double()
+            scores = bis_parts(*counts, *n_labelled)["bis"]
             best[part] = torch.maximum(best[part], scores.amax(0))
     reached = int((best >= observed.bis - 1e-9).sum())
     return PermutationResult(
@@ -290,21 +289,9 @@ def _walk(chunk: Tensor, depth: int, resamples: _Resamples, best: Tensor) -> Non
             counts.append(below.masked_fill(cut.squeeze(-1) == 0, 0).double())
         n_fired, n_hit, n_false_alarm = counts
         n_trigger, n_benign = (n[part, None].double() for n in resamples.n_labelled)
-        scores = _scores(n_hit, n_fired, n_false_alarm, n_trigger, n_benign)
+        scores = bis_parts(n_hit, n_fired, n_false_alarm, n_trigger, n_benign)["bis"]
         scores = scores.masked_fill((n_trigger == 0) | (n_benign == 0), 0)
         best[part] = torch.maximum(best[part], scores.amax(-1))
-
-
-def _scores(
-    n_hit: Tensor,
-    n_fired: Tensor,
-    n_false_alarm: Tensor,
-    n_trigger: Tensor | int,
-    n_benign: Tensor | int,
-) -> Tensor:
-    precision, recall = n_hit / (n_fired + EPSILON), n_hit / (n_trigger + EPSILON)
-    f1 = 2 * precision * recall / (precision + recall + EPSILON)
-    return f1 * (1 - n_false_alarm / (n_benign + EPSILON))
 
 
 def resample_weights(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resample prompt"]:

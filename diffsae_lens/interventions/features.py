@@ -10,7 +10,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits
+from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
 
 @dataclass
@@ -268,11 +268,10 @@ def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> _Target:
 
     Their activations are 10 to 1000 times the others', and what a dictionary makes of them is noise.
     """
-    stored = dictionary.cfg.metadata.diffsae_lens or {}
     return _Target(
         hook_name=check_fits(pair, dictionary),
         where=where,
-        skip_positions=stored.get("skip_positions", 0),
+        skip_positions=skip_positions(dictionary),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsae_lens.evaluation.activations import batches_of
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits
+from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
@@ -147,7 +147,7 @@ def attribute_features(
     if not samples:
         raise ValueError("`samples` is empty")
     hook_name = check_fits(pair, dictionary)
-    skip = (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
+    skip = skip_positions(dictionary)
     total = torch.zeros(dictionary.cfg.d_sae)
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
         for _, chunk in _batches(samples, batch_size, "attributing"):

@@ -128,6 +128,11 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
     return hook_name
 
 
+def skip_positions(dictionary: SAE) -> int:
+    """Return how many leading tokens a dictionary was not trained on; 0 if its metadata do not say."""
+    return (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
+
+
 def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
     """Save a dictionary as SAELens's stock `jumprelu`, for use without this package.
 

@@ -46,9 +46,10 @@ class Codes:
 
     def to_sparse(self) -> Tensor:
         """Return them as a detached sparse COO tensor `[row, d_sae]`."""
-        order = torch.argsort(self.rows * self.d_sae + self.features)
+        rows = self.rows
+        order = torch.argsort(rows * self.d_sae + self.features)
         return torch.sparse_coo_tensor(
-            torch.stack([self.rows, self.features])[:, order],
+            torch.stack([rows, self.features])[:, order],
             self.values.detach()[order],
             (len(self.offsets), self.d_sae),
             is_coalesced=True,
