@@ -206,6 +206,12 @@ class HookedModelPair(HookedRootModule):
         with self._spliced():
             return self.finetuned(input, **kwargs)
 
+    def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Run both models on tokens; returns base and fine-tuned logits, `[batch, pos, d_vocab]`."""
+        with self.base_model() as base:
+            base_logits = base(tokens, prepend_bos=self.prepend_bos)
+        return base_logits, self(tokens)
+
     def generate(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
         """Generate with the fine-tuned model, hooks acting at every step.
 

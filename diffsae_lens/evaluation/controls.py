@@ -146,9 +146,9 @@ def next_token_kl(
         tokens, attended, _ = tokenise(pair, texts)
         tokens, rows = tokens.to(pair.device), torch.arange(len(texts))
         last = last_position(attended)
-        finetuned = pair(tokens)[rows, last].float().log_softmax(-1)
-        with pair.base_model() as model:
-            base = model(tokens, prepend_bos=False)[rows, last].float().log_softmax(-1)
+        base, finetuned = (
+            logits[rows, last].float().log_softmax(-1) for logits in pair.logits_of_both(tokens)
+        )
         values[indices, 0] = (finetuned.exp() * (finetuned - base)).sum(-1).cpu()
     return values
 

@@ -16,13 +16,10 @@ from torch.nn.functional import embedding_bag
 from diffsae_lens.evaluation.isolation import bis, bis_parts, feature_thresholds
 from diffsae_lens.evaluation.validation import (
     check_count,
-    check_masks,
-    check_matrix,
     check_unit_interval,
     feature_chunks,
 )
-
-_WORK = 2**24  # entries of the intermediate arrays
+from diffsae_lens.evaluation.weighted import WORK, weighted_bis
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,7 +193,7 @@ def permutation_test_bis(
         fires = fires.unique(dim=0)  # features that fire alike score alike
         n_fired = fires.sum(1)
         where, begin = fires.nonzero()[:, 1], n_fired.cumsum(0) - n_fired
-        for part in torch.arange(len(orders)).split(max(1, _WORK // (4 * len(fires)))):
+        for part in torch.arange(len(orders)).split(max(1, WORK // (4 * len(fires)))):
             hit, false_alarm = (
                 embedding_bag(where, mask[orders[part]].T.float().contiguous(), begin, mode="sum")
                 for mask in (is_trigger, is_benign)
@@ -210,88 +207,6 @@ def permutation_test_bis(
         pvalue=(1 + reached) / (1 + len(best)),
         null_distribution=best,
     )
-
-
-def weighted_bis(
-    feature_acts: Float[Tensor, "prompt d_sae"],
-    is_trigger: Bool[Tensor, "prompt"],
-    is_benign: Bool[Tensor, "prompt"],
-    weights: Int[Tensor, "resample prompt"],
-    *,
-    percentile: float = 0.95,
-) -> Float[Tensor, "resample"]:
-    """Compute `bis` on prompts repeated `weights` times, for many weightings at once.
-
-    A feature fires on the prompts above its quantile, which are those above one of its order
-    statistics; so it is enough to walk down each feature's highest activations until the weights on
-    them exceed what may fire.
-
-    Args:
-        feature_acts: one activation for every prompt and feature.
-        is_trigger: the prompts with the trigger.
-        is_benign: their benign counterparts.
-        weights: how often each prompt is in each resample.
-        percentile: as for `bis`.
-
-    Returns:
-        The BIS of each resample's best feature; 0 without trigger or benign prompts.
-    """
-    check_matrix("feature_acts", feature_acts)
-    check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
-    feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
-    weights = weights.int().cpu()
-    n_prompts = weights.sum(1)
-    rank = (percentile * (n_prompts - 1).double()).round(decimals=9)
-    resamples = _Resamples(
-        weights=weights,
-        allowed=n_prompts - 1 - rank.floor().int(),
-        labels=(is_trigger, is_benign),
-        n_labelled=((weights * is_trigger).sum(1), (weights * is_benign).sum(1)),
-    )
-    # A margin over the number that may fire, for weights that pile up elsewhere.
-    depth = min(len(feature_acts), int(1.5 * resamples.allowed.max()) + 50)
-    best = torch.zeros(len(weights), dtype=torch.double)
-    for chunk in feature_chunks(feature_acts):
-        _walk(chunk, depth, resamples, best)
-    return best
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Resamples:
-    weights: Int[Tensor, "resample prompt"]
-    allowed: Int[Tensor, "resample"]
-    """How many prompts lie above the quantile."""
-    labels: tuple[Bool[Tensor, "prompt"], Bool[Tensor, "prompt"]]
-    """Trigger and benign."""
-    n_labelled: tuple[Int[Tensor, "resample"], Int[Tensor, "resample"]]
-
-
-def _walk(chunk: Tensor, depth: int, resamples: _Resamples, best: Tensor) -> None:
-    """Raise `best` to what the features of one chunk, `[features, prompt]`, score."""
-    values, order = chunk.topk(depth, dim=1)
-    # Where each entry's group of ties begins: a feature fires strictly above its quantile.
-    first = torch.arange(depth).expand_as(values).clone()
-    tied = values[:, 1:] == values[:, :-1]
-    first[:, 1:][tied] = 0
-    first = first.cummax(1).values
-    for part in torch.arange(len(best)).split(max(1, _WORK // (4 * order.numel()))):
-        taken = resamples.weights[part][:, order]  # [resample, features, depth]
-        total = taken.cumsum(-1, dtype=torch.int32)
-        last = (total <= resamples.allowed[part, None, None]).sum(-1)
-        if depth < chunk.shape[1] and (last == depth).any():
-            _walk(chunk, chunk.shape[1], resamples, best)
-            return
-        cut = first.expand(len(taken), -1, -1).gather(-1, last[..., None].clamp(max=depth - 1))
-        counts = []
-        for label in (None, *resamples.labels):
-            sums = total if label is None else (taken * label[order]).cumsum(-1, dtype=torch.int32)
-            below = sums.gather(-1, (cut - 1).clamp(min=0)).squeeze(-1)
-            counts.append(below.masked_fill(cut.squeeze(-1) == 0, 0).double())
-        n_fired, n_hit, n_false_alarm = counts
-        n_trigger, n_benign = (n[part, None].double() for n in resamples.n_labelled)
-        scores = bis_parts(n_hit, n_fired, n_false_alarm, n_trigger, n_benign)["bis"]
-        scores = scores.masked_fill((n_trigger == 0) | (n_benign == 0), 0)
-        best[part] = torch.maximum(best[part], scores.amax(-1))
 
 
 def resample_weights(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resample prompt"]:

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from diffsae_lens.evaluation.evaluate import IsolationTable
+from diffsae_lens.evaluation.table import IsolationTable
 from diffsae_lens.reporting.style import INK, MUTED, WIDTH, dictionary_colour, drawable, styled
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from diffsae_lens.evaluation.evaluate import IsolationTable, LabelledPrompts, evaluate_isolation
+from diffsae_lens.evaluation.evaluate import LabelledPrompts, evaluate_isolation
+from diffsae_lens.evaluation.table import IsolationTable
 from diffsae_lens.evaluation.uncertainty import Resampling
 from diffsae_lens.organisms.prompts import make_samples
 from diffsae_lens.reporting.isolation import plot_isolation

@@ -12,8 +12,8 @@ from diffsae_lens.evaluation.uncertainty import (
     bootstrap_bis,
     paired_bootstrap_bis,
     permutation_test_bis,
-    weighted_bis,
 )
+from diffsae_lens.evaluation.weighted import weighted_bis
 
 
 def draws(n_resamples, seed=0, clusters=None):
