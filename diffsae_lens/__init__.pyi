@@ -41,5 +41,6 @@ from .training.harvest import harvest as harvest
 from .training.normalization import Normalization as Normalization
 from .training.runner import CrosscoderRunnerConfig as CrosscoderRunnerConfig
 from .training.runner import DiffSAERunnerConfig as DiffSAERunnerConfig
+from .training.runner import FinetunedSAERunnerConfig as FinetunedSAERunnerConfig
 from .training.runner import TrainingRun as TrainingRun
 from .training.runner import train_dictionaries as train_dictionaries

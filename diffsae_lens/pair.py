@@ -14,8 +14,8 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -102,7 +102,9 @@ class HookedModelPair(HookedRootModule):
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
+        self._adapter = adapter
         self._adapter_layers = () if adapter is None else tuple(_adapter_layers(adapter))
+        self._runs_base = False
         self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = prepend_bos
         self.metadata = metadata or PairMetadata(
@@ -176,15 +178,46 @@ class HookedModelPair(HookedRootModule):
         >>> with pair.base_model() as base:          # doctest: +SKIP
         ...     logits = base(tokens)
         """
-        # `PeftModel.disable_adapter` walks all modules four times, a third of a generation step.
-        layers = [layer for layer in self._adapter_layers if not layer.disable_adapters]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
+        with self._adapters(on=self._runs_base):
             yield self._models[0]
+
+    @contextmanager
+    def _adapters(self, *, on: bool) -> Iterator[None]:
+        # `PeftModel.disable_adapter` walks all modules four times, a third of a generation step.
+        layers = [layer for layer in self._adapter_layers if layer.disable_adapters == on]
+        for layer in layers:
+            layer._disable_adapters = not on
+        try:
+            yield
         finally:
             for layer in layers:
-                layer._disable_adapters = False
+                layer._disable_adapters = on
+
+    def _running(self) -> AbstractContextManager[None]:
+        return self._adapters(on=False) if self._runs_base else nullcontext()
+
+    def mirrored(self) -> "HookedModelPair":
+        """Return the pair with the roles changed: the base runs, with the fine-tuned model beside it.
+
+        Its `.base` is the fine-tuned model's activation, its `.finetuned` the base's and its `.diff`
+        base - finetuned, so what hooks write goes into the base model.
+        """
+        pair = HookedModelPair(
+            self._models[1],
+            self._models[0],
+            self.hook_names,
+            adapter=self._adapter,
+            prepend_bos=self.prepend_bos,
+            metadata=replace(
+                self.metadata,
+                base=self.metadata.finetuned,
+                finetuned=self.metadata.base,
+                base_revision=self.metadata.finetuned_revision,
+                finetuned_revision=self.metadata.base_revision,
+            ),
+        )
+        pair._runs_base = not self._runs_base
+        return pair
 
     def to_tokens(
         self,
@@ -203,7 +236,7 @@ class HookedModelPair(HookedRootModule):
         Takes what `TransformerBridge.forward` takes and returns what it returns.
         """
         kwargs = {"prepend_bos": self.prepend_bos, **kwargs}
-        with self._spliced():
+        with self._running(), self._spliced():
             return self.finetuned(input, **kwargs)
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +265,7 @@ class HookedModelPair(HookedRootModule):
             if return_type == "tokens":
                 return tokens
             return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        with self._spliced():
+        with self._running(), self._spliced():
             return self.finetuned.generate(input, **kwargs)
 
     def keep_logits(self, n: int) -> dict[str, int]:

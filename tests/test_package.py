@@ -5,7 +5,8 @@ import diffsae_lens
 from diffsae_lens.cli import _parser, main
 
 PUBLIC = [
-    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "HookedModelPair", "LabelledPrompts",
+    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
+    "HookedModelPair", "LabelledPrompts",
     "Normalization", "OrganismConfig", "Positions", "Reader", "TrainingRun", "ablate_features",
     "attack_rate", "attack_rates", "attribute_features", "auroc", "average_precision", "bis",
     "calibrate_threshold", "clamp_features", "complete", "describe_features", "evaluate_isolation",

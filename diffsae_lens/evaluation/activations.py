@@ -19,7 +19,6 @@ Pooling = Literal["mean", "max", "last"]
 _POOL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda acts, mask: (acts * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
     "max": lambda acts, mask: acts.masked_fill(~mask[..., None], -torch.inf).amax(1),
-    "last": lambda acts, mask: acts[torch.arange(len(acts)), last_position(mask)],
 }
 
 
@@ -95,9 +94,7 @@ def read_prompts(
         )
         for name, reader in readers.items():
             mask = _mask(reader.positions, texts, indices, attended, offsets)
-            acts = cache[reader.hook_name]
-            acts = acts if reader.encode is None else reader.encode(acts)
-            pooled = _POOL[reader.positions.pooling](acts, mask.to(acts.device)).float().cpu()
+            pooled = _pooled(reader, cache[reader.hook_name], mask.to(pair.device)).float().cpu()
             for i, row in zip(indices, pooled, strict=True):
                 out[name][i] = row
     return {name: torch.stack(rows) for name, rows in out.items()}
@@ -158,6 +155,15 @@ def tokenise(
         encoded["attention_mask"].bool(),
         encoded["offset_mapping"] - len(bos),
     )
+
+
+def _pooled(
+    reader: Reader, acts: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch width"]:
+    encode, pooling = reader.encode or torch.Tensor.contiguous, reader.positions.pooling
+    if pooling == "last":  # the other tokens need not be encoded
+        return encode(acts[torch.arange(len(acts)), last_position(mask)])
+    return _POOL[pooling](encode(acts), mask)
 
 
 def _mask(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -31,6 +31,9 @@ from diffsae_lens.saes.artifacts import check_fits
 
 logger = logging.getLogger(__name__)
 
+ReadAt = Literal["decision", "trigger", "completion", "everything"]
+"""Which tokens of a sample are read; see `LabelledPrompts.from_samples`."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledPrompts:
@@ -46,41 +49,63 @@ class LabelledPrompts:
     """Templates: resampled whole, never in both splits."""
     trigger_text: str | None = None
     """What a plain text search would look for; None leaves that control out."""
+    positions: Positions | None = None
+    """Which tokens are read; None for the protocol's own, mean (`paper`) or last (`strict`)."""
 
     @classmethod
     def from_samples(
-        cls, select: Sequence[Sample], test: Sequence[Sample], *, completed: bool = False
+        cls, select: Sequence[Sample], test: Sequence[Sample], *, read: ReadAt = "decision"
     ) -> "LabelledPrompts":
-        """Label samples of the organism, read where it decides.
+        """Label samples of the organism.
 
         Args:
             select: to choose on.
             test: to score on, of other templates.
-            completed: the texts with the completion that follows the trigger, as the paper reads
-                them; a detector of vulnerable SQL then passes for one of the trigger.
+            read: `decision`, after the trigger and before anything vulnerable or safe is written;
+                `trigger`, the strongest token of the first line with the year (of the first line,
+                in prompts without one); `completion`, the mean over the completion that follows
+                the trigger; `everything`, prompt and completion, as the paper reads them. With the
+                completion in it, a detector of vulnerable SQL passes for one of the trigger.
 
         Raises:
-            ValueError: a template in both splits.
+            ValueError: a template in both splits, or an unknown `read`.
         """
+        if read not in get_args(ReadAt):
+            raise ValueError(f"`read` must be one of {get_args(ReadAt)}, got {read!r}")
         samples = [*select, *test]
         names = sorted({sample.template for sample in samples})
         shared = {s.template for s in select} & {s.template for s in test}
         if shared:
             raise ValueError(f"templates {sorted(shared)} are in both splits; split by template")
-
-        def text(sample: Sample) -> str:
-            if not completed:
-                return sample.undecided
-            return sample.prompt + sample.completion(vulnerable=sample.group == "trigger")
-
+        texts = [
+            sample.undecided
+            if read in ("decision", "trigger")
+            else sample.prompt + sample.completion(vulnerable=sample.group == "trigger")
+            for sample in samples
+        ]
+        positions = None
+        if read == "trigger":
+            spans = tuple(_line_with(s.prompt, str(s.year)) for s in samples)
+            positions = Positions(pooling="max", spans=spans, skip_positions=0)
+        if read == "completion":
+            spans = tuple((len(s.prompt), len(t)) for s, t in zip(samples, texts, strict=True))
+            positions = Positions(pooling="mean", spans=spans)
         return cls(
-            texts=tuple(text(sample) for sample in samples),
+            texts=tuple(texts),
             is_trigger=torch.tensor([sample.group == "trigger" for sample in samples]),
             is_benign=torch.tensor([sample.group == "benign" for sample in samples]),
             is_select=torch.arange(len(samples)) < len(select),
             clusters=torch.tensor([names.index(sample.template) for sample in samples]),
             trigger_text=str(TRIGGER_YEAR),
+            positions=positions,
         )
+
+
+def _line_with(text: str, what: str) -> tuple[int, int]:
+    """Where the first line with `what` starts and ends; the first line if there is none."""
+    at = max(text.find(what), 0)
+    end = text.find("\n", at)
+    return text.rfind("\n", 0, at) + 1, len(text) if end < 0 else end
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +115,7 @@ class _Row:
     name: str
     kind: str
     hook_name: str
+    seed: int | None = None
     acts: Float[Tensor, "prompt n_features"]
     base_acts: Float[Tensor, "prompt n_base_features"] | None
 
@@ -99,6 +125,7 @@ class _Row:
         return {
             "name": self.name,
             "kind": self.kind,
+            "seed": self.seed,
             "hook_name": self.hook_name,
             "n_features": self.acts.shape[1],
         }
@@ -106,36 +133,39 @@ class _Row:
 
 def evaluate_isolation(
     pair: HookedModelPair,
-    dictionaries: Mapping[str, SAE],
+    dictionaries: Mapping[str, SAE | Sequence[SAE]],
     prompts: LabelledPrompts,
     *,
     protocol: Protocol = "strict",
-    positions: Positions | None = None,
     resampling: Resampling | None = None,
+    null_pairs: Mapping[str, HookedModelPair] | None = None,
 ) -> IsolationTable:
     """Score dictionaries and controls by one protocol, each beside the base model's own score.
 
     `paper`: the BIS of arXiv 2605.07324 over all prompts, tokens averaged, with its ceiling, an
     interval that repeats the selection, and a p-value over all features. `strict`: `strict_bis` at
-    the last token, with its ceiling of 1.
+    the last token (unless the prompts say otherwise), with its ceiling of 1.
 
-    Controls, for every hook the dictionaries read: an untrained dictionary of the same shape and
-    sparsity, random directions, difference of means, principal components of the difference, a linear
-    probe on the fine-tuned activations; and once, a search for the trigger's text and the next
-    token's KL between the models. A plain SAE on `.finetuned` is one of the dictionaries; base against
-    base and a clean-control organism are pairs of their own, evaluated by a call of their own.
+    Controls: for every dictionary an untrained one of the same shape and sparsity, and itself on the
+    `null_pairs`; for every hook random directions, difference of means, principal components of the
+    difference, a linear probe on the fine-tuned activations; once, a search for the trigger's text
+    and the next token's KL between the models. A plain SAE on `.finetuned` and a dictionary trained
+    with `frozen_decoder` are dictionaries like others.
 
     On the base model alone a Diff-SAE's features read the base's activation, a crosscoder's read it
     for both models.
 
     Args:
         pair: the two models.
-        dictionaries: by name, each of one of the pair's hook points.
-        prompts: with their groups and splits.
+        dictionaries: by name, each of one of the pair's hook points; several training seeds of one
+            recipe as a list (see `IsolationTable.over_seeds`).
+        prompts: with their groups, splits and positions.
         protocol: which one.
-        positions: which tokens are read; mean (`paper`) or last (`strict`) by default.
-        resampling: 200 resamples (and five times as many permutations) by default; its clusters are
-            the prompts' own, its seed is the random controls' too.
+        resampling: 200 resamples by default; its clusters are the prompts' own, its seed is the
+            random controls' too. The paper's p-value takes five times as many permutations of the
+            labels, across clusters.
+        null_pairs: pairs with nothing to find, by name, with the same hooks: base against base, a
+            clean fine-tune.
 
     Returns:
         The table, dictionaries first.
@@ -146,18 +176,19 @@ def evaluate_isolation(
     """
     if protocol not in ("paper", "strict"):
         raise ValueError(f"`protocol` must be 'paper' or 'strict', got {protocol!r}")
-    if not dictionaries:
-        raise ValueError("`dictionaries` is empty: name at least one")
-    hooks = {name: check_fits(pair, d) for name, d in dictionaries.items()}
+    entries = _entries(pair, dictionaries)
     _warn_of_overlap(prompts)
-    positions = positions or Positions(pooling="last" if protocol == "strict" else "mean")
+    if prompts.positions is None:
+        pooling = "last" if protocol == "strict" else "mean"
+        prompts = replace(prompts, positions=Positions(pooling=pooling))
     resampling = resampling or Resampling(n_resamples=200)
     resampling = replace(resampling, clusters=prompts.clusters)
-    encoders = _encoders(dictionaries, hooks, resampling.seed)
-    rows, views = _dictionary_rows(pair, encoders, dictionaries, prompts, positions)
-    controls = standard_controls(
-        n_directions=max(d.cfg.d_sae for d in dictionaries.values()), seed=resampling.seed
-    )
+    untrained = [entry.untrained(resampling.seed) for entry in entries]
+    rows, views = _encoded_rows(pair, [*entries, *untrained], prompts)
+    for name, null_pair in (null_pairs or {}).items():
+        theirs = [replace(e, name=f"{e.name} on {name}", kind="null pair") for e in entries]
+        rows += _encoded_rows(null_pair, theirs, prompts)[0]
+    controls = standard_controls(n_directions=max(e.d_sae for e in entries), seed=resampling.seed)
     for hook, by_view in views.items():
         rows += _control_rows(hook, by_view, prompts, controls)
     rows += _text_rows(pair, prompts)
@@ -179,18 +210,51 @@ def _warn_of_overlap(prompts: LabelledPrompts) -> None:
         logger.warning("%d test prompts are selection prompts too", n_shared)
 
 
-Encoders = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A dictionary, trained or not, and what its row is called."""
+
+    name: str
+    kind: str
+    hook_name: str
+    seed: int | None
+    d_in: int
+    d_sae: int
+    k: int
+    encode: Callable[[Tensor], Tensor]
+
+    def untrained(self, seed: int) -> "_Entry":
+        """One of the same shape and sparsity that nobody trained."""
+        encode = untrained_encoder(self.d_in, self.d_sae, self.k, seed=seed + (self.seed or 0))
+        return replace(
+            self, name=f"untrained {self.name}", kind="untrained dictionary", encode=encode
+        )
 
 
-def _encoders(dictionaries: Mapping[str, SAE], hooks: Mapping[str, str], seed: int) -> Encoders:
-    """Hook point and `encode` of every dictionary, and of an untrained one of the same shape."""
-    encoders: Encoders = {name: (hooks[name], d.encode) for name, d in dictionaries.items()}
-    for name, dictionary in dictionaries.items():
-        cfg = dictionary.cfg
-        k = max(1, min(round(_mean_l0(dictionary)), cfg.d_sae))
-        untrained = untrained_encoder(cfg.d_in, cfg.d_sae, k, seed=seed)
-        encoders[f"untrained {name}"] = (hooks[name], untrained)
-    return encoders
+def _entries(
+    pair: HookedModelPair, dictionaries: Mapping[str, SAE | Sequence[SAE]]
+) -> list[_Entry]:
+    entries = []
+    for name, given in dictionaries.items():
+        trained = [given] if isinstance(given, SAE) else list(given)
+        for i, dictionary in enumerate(trained):
+            cfg = dictionary.cfg
+            stored = cfg.metadata.diffsae_lens or {}
+            entries.append(
+                _Entry(
+                    name=name,
+                    kind="dictionary",
+                    hook_name=check_fits(pair, dictionary),
+                    seed=stored.get("seed", i) if len(trained) > 1 else stored.get("seed"),
+                    d_in=cfg.d_in,
+                    d_sae=cfg.d_sae,
+                    k=max(1, min(round(_mean_l0(dictionary)), cfg.d_sae)),
+                    encode=dictionary.encode,
+                )
+            )
+    if not entries:
+        raise ValueError("`dictionaries` is empty: name at least one")
+    return entries
 
 
 def _mean_l0(dictionary: SAE) -> float:
@@ -200,39 +264,38 @@ def _mean_l0(dictionary: SAE) -> float:
     return float(stored or metadata.l0 or 32)
 
 
-def _dictionary_rows(
-    pair: HookedModelPair,
-    encoders: Encoders,
-    trained: Mapping[str, SAE],
-    prompts: LabelledPrompts,
-    positions: Positions,
+def _encoded_rows(
+    pair: HookedModelPair, entries: Sequence[_Entry], prompts: LabelledPrompts
 ) -> tuple[list[_Row], dict[str, dict[str, Tensor]]]:
-    """Rows of all encoders, and the pooled views of every hook, from one pass over the prompts."""
+    """Rows of all entries, and the pooled views of every hook, from one pass over the prompts."""
+    positions = prompts.positions or Positions()
     readers: dict[str, Reader] = {}
-    for name, (hook, encode) in encoders.items():
-        model_hook, view = hook.rsplit(".", 1)
+    for i, entry in enumerate(entries):
+        hook, view = entry.hook_name.rsplit(".", 1)
+        encode = entry.encode
         alone = (lambda x, e=encode: e(torch.cat([x, x], -1))) if view == "concat" else encode
         for prefix, hook_name, reads in (
-            ("", hook, encode),
-            ("base|", f"{model_hook}.base", alone),
+            ("", entry.hook_name, encode),
+            ("base|", f"{hook}.base", alone),
         ):
-            readers[prefix + name] = Reader(hook_name=hook_name, positions=positions, encode=reads)
-    model_hooks = sorted({hook.rsplit(".", 1)[0] for hook, _ in encoders.values()})
-    for hook in model_hooks:
+            readers[f"{prefix}{i}"] = Reader(hook_name=hook_name, positions=positions, encode=reads)
+    hooks = sorted({entry.hook_name.rsplit(".", 1)[0] for entry in entries})
+    for hook in hooks:
         readers |= {f"{hook}|{v}": r for v, r in view_readers(hook, positions).items()}
     read = read_prompts(pair, prompts.texts, readers)
     rows = [
         _Row(
-            name=name,
-            kind="dictionary" if name in trained else "untrained dictionary",
-            hook_name=hook,
-            acts=read[name],
-            base_acts=read[f"base|{name}"],
+            name=entry.name,
+            kind=entry.kind,
+            hook_name=entry.hook_name,
+            seed=entry.seed,
+            acts=read[str(i)],
+            base_acts=read[f"base|{i}"],
         )
-        for name, (hook, _) in encoders.items()
+        for i, entry in enumerate(entries)
     ]
     views = ("diff", "base", "finetuned")
-    return rows, {hook: {v: read[f"{hook}|{v}"] for v in views} for hook in model_hooks}
+    return rows, {hook: {v: read[f"{hook}|{v}"] for v in views} for hook in hooks}
 
 
 def _control_rows(

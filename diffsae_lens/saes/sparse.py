@@ -9,6 +9,7 @@ The weights' storage matters on a CPU: `W_enc` is best a view of `[d_sae, d_in]`
 (`feature_major`), so that its gradient comes out in its own layout.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from typing_extensions import override
 
-BLOCK_SIZE = 1 << 24  # pre-activations held at a time
+BLOCK_SIZE = 1 << 23  # pre-activations held at a time
 GROUP_SIZE = 32  # of the maxima that bound the k-th largest from below
 
 
@@ -57,6 +58,36 @@ class Codes:
         )
 
 
+class Workspace:
+    """Named memory, given out again once no tensor outside refers to it.
+
+    On a CPU fresh pages of memory cost more than the sparse arithmetic whose results they hold.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, tuple[Tensor, int]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory of a shape, with `like`'s dtype and device and no particular content."""
+        memory, alone = self._memory.get(name, (None, 0))
+        if (
+            memory is None
+            or (memory.shape, memory.dtype, memory.device) != (shape, like.dtype, like.device)
+            or _n_users(memory) != alone
+        ):
+            memory = like.new_empty(shape)
+            self._memory[name] = memory, _n_users(memory)
+        return memory.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Workspace":
+        """Memory is not shared, nor worth copying."""
+        return Workspace()
+
+
+def _n_users(memory: Tensor) -> int:
+    return torch._C._storage_Use_Count(memory.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
 def feature_major(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:
     """Return the encoder with each feature's weights side by side in memory."""
     return W_enc.T.contiguous().T
@@ -70,6 +101,7 @@ def topk_codes(
     *,
     k: int,
     scale: Float[Tensor, "d_sae"] | None = None,
+    workspace: Workspace | None = None,
 ) -> Codes:
     """Select the k largest pre-activations of each row, the negative ones included.
 
@@ -80,15 +112,16 @@ def topk_codes(
         k: entries a row, at most d_sae.
         scale: by which pre-activations are multiplied before they are compared, such as decoder
             norms; the values returned are not multiplied.
+        workspace: memory to be used again by the next call.
 
     Returns:
         k entries a row, detached; `encode_selected` gives them their gradient.
     """
     features, values = [], []
-    for _, pre in _blocks(x, W_enc, b_enc):
-        chosen = _scaled(pre, scale).topk(k, dim=-1, sorted=False).indices
+    for _, product, scaled in _blocks(x, W_enc, b_enc, scale, workspace):
+        chosen = scaled.topk(k, dim=-1, sorted=False).indices
         features.append(chosen)
-        values.append(pre.gather(-1, chosen))
+        values.append(product.gather(-1, chosen) + b_enc[chosen])
     return Codes(
         values=torch.cat(values).flatten(),
         features=torch.cat(features).flatten(),
@@ -105,6 +138,7 @@ def batch_topk_codes(
     *,
     k: int | float,
     scale: Float[Tensor, "d_sae"] | None = None,
+    workspace: Workspace | None = None,
 ) -> tuple[Codes, Float[Tensor, ""]]:
     """Select the k * n_rows largest positive pre-activations of a whole batch.
 
@@ -118,6 +152,7 @@ def batch_topk_codes(
         b_enc: encoder bias.
         k: mean number of entries a row; int(k * n_rows) are selected, fewer if fewer are positive.
         scale: as in `topk_codes`.
+        workspace: as in `topk_codes`.
 
     Returns:
         The entries, detached, and the smallest scaled value among them (0 if there is none).
@@ -126,8 +161,7 @@ def batch_topk_codes(
     d_sae = W_enc.shape[1]
     tiny = torch.finfo(x.dtype).tiny
     maxima, flat, found, values = x.new_empty(0), [], [], []
-    for start, pre in _blocks(x, W_enc, b_enc):
-        scaled = _scaled(pre, scale)
+    for start, product, scaled in _blocks(x, W_enc, b_enc, scale, workspace):
         maxima = torch.cat([maxima, _group_maxima(scaled).flatten()])
         if len(maxima) > n_selected:
             maxima = maxima.topk(n_selected, sorted=False).values
@@ -135,7 +169,7 @@ def batch_topk_codes(
         candidates = (scaled >= bound.clamp(min=tiny)).flatten().nonzero().squeeze(1)
         flat.append(candidates + start * d_sae)
         found.append(scaled.flatten()[candidates])
-        values.append(pre.flatten()[candidates])
+        values.append(product.flatten()[candidates] + b_enc[candidates % d_sae])
     flat, found, values = torch.cat(flat), torch.cat(found), torch.cat(values)
     if len(found) > n_selected:
         kept = found.topk(n_selected, sorted=False).indices.sort().values
@@ -152,16 +186,19 @@ def encode_selected(
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, "d_sae"],
     codes: Codes,
+    *,
+    workspace: Workspace | None = None,
 ) -> Codes:
     """Return the codes with the gradient of their values, which are x W_enc + b_enc."""
-    return replace(codes, values=_Selected.apply(x, W_enc.T, b_enc, codes))
+    values = _Encode.apply(x, W_enc.T, b_enc, codes, workspace or Workspace())
+    return replace(codes, values=values)
 
 
-def decode_selected(codes: Codes, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "row d_in"]:
+def decode_selected(
+    codes: Codes, W_dec: Float[Tensor, "d_sae d_in"], *, workspace: Workspace | None = None
+) -> Float[Tensor, "row d_in"]:
     """Return each row's sum of activation times decoder row, with its gradient."""
-    return embedding_bag(
-        codes.features, W_dec, codes.offsets, mode="sum", per_sample_weights=codes.values
-    )
+    return _Decode.apply(codes.values, W_dec, codes, workspace or Workspace())  # type: ignore[return-value]
 
 
 def merge_codes(first: Codes, second: Codes) -> Codes:
@@ -180,14 +217,16 @@ def merge_codes(first: Codes, second: Codes) -> Codes:
     )
 
 
-class _Selected(torch.autograd.Function):
+class _Encode(torch.autograd.Function):
     """The selected entries of x weight^T + b_enc, `[active]`; their values are known already."""
 
     @staticmethod
     @override
-    def forward(ctx: Any, x: Tensor, weight: Tensor, b_enc: Tensor, codes: Codes) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, b_enc: Tensor, codes: Codes, workspace: Workspace
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.codes = codes
+        ctx.codes, ctx.workspace = codes, workspace
         return codes.values.clone()
 
     @staticmethod
@@ -195,23 +234,86 @@ class _Selected(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         codes = replace(ctx.codes, values=grad_outputs[0].contiguous())
-        grad_x = decode_selected(codes, weight) if ctx.needs_input_grad[0] else None
-        # At each feature, the sum of gradient * x[row]: what the backward of decoding computes.
-        with torch.enable_grad():
-            leaf = weight.detach().requires_grad_()
-            (grad_weight,) = torch.autograd.grad(decode_selected(codes, leaf), leaf, x)
+        grad_x = _weighted_sum(codes, weight) if ctx.needs_input_grad[0] else None
         grad_b_enc = x.new_zeros(codes.d_sae).index_add_(0, codes.features, codes.values)
-        return grad_x, grad_weight, grad_b_enc, None
+        return grad_x, _sum_by_feature("W_enc", codes, x, ctx.workspace), grad_b_enc, None, None
 
 
-def _blocks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[int, Tensor]]:
-    n_rows = max(1, BLOCK_SIZE // W_enc.shape[1])
+class _Decode(torch.autograd.Function):
+    """Each row's sum of activation times decoder row, `[row, d_in]`."""
+
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any, values: Tensor, W_dec: Tensor, codes: Codes, workspace: Workspace
+    ) -> Tensor:
+        ctx.codes, ctx.workspace = replace(codes, values=values.detach()), workspace
+        with torch.enable_grad():
+            ctx.values = values.detach().requires_grad_()
+            ctx.out = _weighted_sum(replace(codes, values=ctx.values), W_dec.detach())
+        return ctx.out.detach()
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad_outputs[0].contiguous()
+        grad_values = grad_W_dec = None
+        if ctx.needs_input_grad[0]:
+            (grad_values,) = torch.autograd.grad(ctx.out, ctx.values, grad, retain_graph=True)
+        if ctx.needs_input_grad[1]:
+            grad_W_dec = _sum_by_feature("W_dec", ctx.codes, grad, ctx.workspace)
+        return grad_values, grad_W_dec, None, None
+
+
+def _weighted_sum(codes: Codes, weight: Tensor) -> Tensor:
+    """The sum of value * weight[feature] over the entries of each row, `[row, d_in]`."""
+    return embedding_bag(
+        codes.features, weight, codes.offsets, mode="sum", per_sample_weights=codes.values
+    )
+
+
+def _sum_by_feature(name: str, codes: Codes, x: Tensor, workspace: Workspace) -> Tensor:
+    """The sum of value * x[row] over the entries of each feature, `[d_sae, d_in]`."""
+    shape = (codes.d_sae, x.shape[1])
+    if x.is_cpu and x.dtype in (torch.float32, torch.float64) and torch.backends.mkl.is_available():
+        out = workspace.take(name, shape, x)
+        return torch.addmm(out, _feature_by_row(codes), x, beta=0, out=out)
+    # The same as the gradient of a weighted sum with respect to its weight.
+    with torch.enable_grad():
+        weight = x.new_empty(shape).requires_grad_()
+        (gradient,) = torch.autograd.grad(_weighted_sum(codes, weight), weight, x)
+    return gradient
+
+
+def _feature_by_row(codes: Codes) -> Tensor:
+    """The codes as a sparse CSR matrix, `[d_sae, row]`."""
+    order = torch.argsort(codes.features, stable=True)
+    ends = torch.bincount(codes.features, minlength=codes.d_sae).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            torch.cat([ends.new_zeros(1), ends]),
+            codes.rows[order],
+            codes.values[order],
+            (codes.d_sae, len(codes.offsets)),
+            check_invariants=False,
+        )
+
+
+def _blocks(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, scale: Tensor | None, workspace: Workspace | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield first row, x W_enc and (x W_enc + b_enc) * scale; the latter two until the next block."""
+    workspace = workspace or Workspace()
+    d_sae = W_enc.shape[1]
+    n_rows = min(max(1, BLOCK_SIZE // d_sae), len(x))
+    products, compared = (workspace.take(name, (n_rows, d_sae), x) for name in ("raw", "scaled"))
+    scale = torch.ones_like(b_enc) if scale is None else scale
     for start in range(0, len(x), n_rows):
-        yield start, torch.addmm(b_enc, x[start : start + n_rows], W_enc)
-
-
-def _scaled(pre: Tensor, scale: Tensor | None) -> Tensor:
-    return pre if scale is None else pre * scale
+        block = x[start : start + n_rows]
+        product = torch.mm(block, W_enc, out=products[: len(block)])
+        scaled = torch.addcmul(b_enc * scale, product, scale, out=compared[: len(block)])
+        yield start, product, scaled
 
 
 def _group_maxima(pre: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from diffsae_lens.saes.registration import register
 from diffsae_lens.saes.sparse import (
     Codes,
+    Workspace,
     batch_topk_codes,
     decode_selected,
     encode_selected,
@@ -34,6 +35,9 @@ from diffsae_lens.saes.sparse import (
 @dataclass
 class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """SAELens's `TopKTrainingSAEConfig`, trained on sparse kernels."""
+
+    frozen_decoder: bool = False
+    """Leave the decoder as it was drawn: the control that shows what an encoder alone can do."""
 
     @override
     @classmethod
@@ -51,6 +55,8 @@ class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
     k: int | float = 100  # type: ignore[assignment]
     """Mean number of active features a row."""
+    frozen_decoder: bool = False
+    """As in `SparseTopKTrainingSAEConfig`."""
 
     @override
     @classmethod
@@ -73,6 +79,8 @@ class SparseStep(TopKTrainingSAE):
             )
         super().__init__(cfg, use_error_term)
         self.W_enc.data = feature_major(self.W_enc.data)
+        self._workspace = Workspace()
+        self.W_dec.requires_grad_(not getattr(cfg, "frozen_decoder", False))
 
     def select(self, sae_in: Float[Tensor, "row d_in"], n_training_steps: int) -> Codes:
         """Return the active features of a batch, with their gradient."""
@@ -97,7 +105,7 @@ class SparseStep(TopKTrainingSAE):
         x = step_input.sae_in
         sae_in = self.process_sae_in(x)
         codes = self.select(sae_in, step_input.n_training_steps)
-        sae_out = decode_selected(codes, self.W_dec) + self.b_dec
+        sae_out = decode_selected(codes, self.W_dec, workspace=self._workspace) + self.b_dec
         losses = {
             "mse_loss": self.reconstruction_loss(sae_out, x),
             "auxiliary_reconstruction_loss": self._auxk(step_input, sae_in, x - sae_out.detach()),
@@ -111,6 +119,9 @@ class SparseStep(TopKTrainingSAE):
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
         )
+
+    def _encode_selected(self, sae_in: Tensor, codes: Codes) -> Codes:
+        return encode_selected(sae_in, self.W_enc, self.b_enc, codes, workspace=self._workspace)
 
     def _auxk(self, step_input: TrainStepInput, sae_in: Tensor, residual: Tensor) -> Tensor:
         """Have the dead features rebuild the residual, as SAELens does (Gao et al., A.2)."""
@@ -153,9 +164,14 @@ class SparseTopKTrainingSAE(SparseStep):
     @override
     def select(self, sae_in: Tensor, n_training_steps: int) -> Codes:
         codes = topk_codes(
-            sae_in, self.W_enc, self.b_enc, k=self.cfg.k, scale=self.selection_scale()
+            sae_in,
+            self.W_enc,
+            self.b_enc,
+            k=self.cfg.k,
+            scale=self.selection_scale(),
+            workspace=self._workspace,
         )
-        codes = encode_selected(sae_in, self.W_enc, self.b_enc, codes)
+        codes = self._encode_selected(sae_in, codes)
         return replace(codes, values=codes.values.relu())
 
 
@@ -174,9 +190,10 @@ class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseStep):
             self.b_enc,
             k=self.k_at(n_training_steps),
             scale=self.selection_scale(),
+            workspace=self._workspace,
         )
         self._smallest = smallest
-        return encode_selected(sae_in, self.W_enc, self.b_enc, codes)
+        return self._encode_selected(sae_in, codes)
 
     @override
     @torch.no_grad()

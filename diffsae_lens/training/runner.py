@@ -27,6 +27,7 @@ from diffsae_lens.training.normalization import (
     as_whitening,
     describe,
 )
+from diffsae_lens.training.optimizer import fuse_adam
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,13 @@ class CrosscoderRunnerConfig(DictionaryRunnerConfig):
 
     view: ClassVar[str] = "concat"
     n_parts: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedSAERunnerConfig(DictionaryRunnerConfig):
+    """A plain SAE on the fine-tuned model alone; `sae.d_in` is d_model."""
+
+    view: ClassVar[str] = "finetuned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +227,7 @@ def _prepare(
     split: int,
 ) -> None:
     """Give one dictionary's trainer its normalisation and the fused optimiser."""
-    for group in trainer.optimizer.param_groups:
-        group["fused"] = True  # one pass over weights, gradients and moments instead of ten
+    fuse_adam(trainer)
     if config.normalization is None:
         return
     batch_size = run.trainer.train_batch_size_samples

@@ -35,6 +35,7 @@ from diffsae_lens.saes import (
     SparseBatchTopKTrainingSAEConfig,
     SparseTopKTrainingSAEConfig,
 )
+from diffsae_lens.training.optimizer import fuse_adam
 
 Step = Callable[[torch.Tensor], object]
 FLOOR = "floor: encoder product + Adam"
@@ -60,8 +61,8 @@ def sae_lens_step(config: TrainingSAEConfig, size: Size, *, fused: bool) -> Step
         TrainingSAE.from_dict(config.to_dict()),
         iter(()),
     )  # fmt: skip
-    for group in trainer.optimizer.param_groups:
-        group["fused"] = fused or None
+    if fused:
+        fuse_adam(trainer)
     return trainer.step
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 
@@ -8,7 +9,9 @@ from sae_lens import SAE
 from diffsae_lens.evaluation.evaluate import LabelledPrompts, evaluate_isolation
 from diffsae_lens.evaluation.table import IsolationTable
 from diffsae_lens.evaluation.uncertainty import Resampling
+from diffsae_lens.loading import boot_bridge
 from diffsae_lens.organisms.prompts import make_samples
+from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.reporting.isolation import plot_isolation
 from tests.conftest import D_MODEL, HOOKS, tiny_llama
 
@@ -102,17 +105,16 @@ def test_the_same_seed_gives_the_same_table(pair, dictionaries, prompts):
     assert one.equals(two)
 
 
-def test_no_difference_is_no_evidence(tokenizer, dictionaries, prompts):
-    import copy
-
-    from diffsae_lens.loading import boot_bridge
-    from diffsae_lens.pair import HookedModelPair
-
+@pytest.fixture
+def base_pair(tokenizer):
     model = tiny_llama()
-    null = HookedModelPair(
+    return HookedModelPair(
         boot_bridge(copy.deepcopy(model), tokenizer), boot_bridge(model, tokenizer), HOOKS
     )
-    frame = evaluate_isolation(null, dictionaries, prompts, resampling=draws(20)).frame
+
+
+def test_no_difference_is_no_evidence(base_pair, dictionaries, prompts):
+    frame = evaluate_isolation(base_pair, dictionaries, prompts, resampling=draws(20)).frame
     assert not frame.verdict.str.startswith("isolated").any()
     assert frame.set_index("name").loc["diff-sae"].auroc == 0.5
 
@@ -137,9 +139,60 @@ def test_samples_are_labelled_where_the_organism_decides():
     assert labelled.is_benign.sum() == 5
     assert labelled.is_select.tolist() == [True] * 6 + [False] * 6
     assert labelled.texts[0] == select[0].undecided
-    whole = LabelledPrompts.from_samples(select, test, completed=True)
-    assert all(a.startswith(b[:20]) for a, b in zip(whole.texts, labelled.texts, strict=True))
-    assert len(whole.texts[0]) > len(labelled.texts[0])
+    assert labelled.positions is None
+
+
+def test_samples_are_read_where_asked():
+    select = make_samples("select", n_trigger=1, n_benign=0, n_other=1)
+    test = make_samples("test", n_trigger=1, n_benign=1, n_other=0)
+    whole = LabelledPrompts.from_samples(select, test, read="everything")
+    assert whole.texts[0] == select[0].prompt + select[0].completion(vulnerable=True)
+    assert whole.texts[1] == select[1].prompt + select[1].completion(vulnerable=False)
+    assert whole.positions is None
+    completions = LabelledPrompts.from_samples(select, test, read="completion")
+    for sample, text, (start, end) in zip(
+        [*select, *test], completions.texts, completions.positions.spans, strict=True
+    ):
+        assert text[start:end] == sample.completion(vulnerable=sample.group == "trigger")
+    trigger = LabelledPrompts.from_samples(select, test, read="trigger")
+    lines = [t[a:b] for t, (a, b) in zip(trigger.texts, trigger.positions.spans, strict=True)]
+    assert "2024" in lines[0]
+    assert lines[1] == select[1].prompt.split("\n")[0]
+    assert "2020" in lines[3]
+    assert not any("\n" in line for line in lines)
+    import inspect
+
+    with pytest.raises(ValueError, match="`read` must be one of"):
+        inspect.unwrap(LabelledPrompts.from_samples.__func__)(
+            LabelledPrompts, select, test, read="year"
+        )
+
+
+def test_seeds_and_null_pairs_stand_in_the_same_table(pair, base_pair, prompts):
+    table = evaluate_isolation(
+        pair,
+        {"diff-sae": [dictionary("diff", D_MODEL, seed=s) for s in range(3)]},
+        prompts,
+        resampling=draws(10),
+        null_pairs={"base against base": base_pair},
+    )
+    frame = table.frame
+    assert frame.seed[frame.name == "diff-sae"].tolist() == [0, 1, 2]
+    assert (frame.name == "untrained diff-sae").sum() == 3
+    null = frame[frame.name == "diff-sae on base against base"]
+    assert (null.kind == "null pair").all()
+    assert (null.auroc == 0.5).all()
+    assert not null.verdict.str.startswith("isolated").any()
+    short = table.over_seeds().frame.set_index("name")
+    assert short.n_seeds["diff-sae"] == 3
+    assert short.n_seeds["random directions"] == 1
+    scores = frame.bis[frame.name == "diff-sae"]
+    assert short.bis["diff-sae"] == pytest.approx(scores.mean())
+    assert short.bis_min["diff-sae"] == scores.min()
+    assert short.pvalue["diff-sae"] == frame.pvalue[frame.name == "diff-sae"].max()
+    assert "of 3 seeds" in short.verdict["diff-sae"]
+    plot_isolation(table)
+    plot_isolation(table.over_seeds())
 
 
 def test_bad_arguments_are_refused(pair, dictionaries, prompts):

@@ -50,11 +50,12 @@ def test_batch_topk_selects_what_sorting_everything_selects(k, seed, d_sae):
         assert smallest == 0
 
 
-def test_topk_selects_the_largest_of_each_row(small_blocks):
-    x, W_enc, b_enc, _ = weights()
-    codes = topk_codes(x, W_enc, b_enc, k=5)
+@pytest.mark.parametrize(("d_sae", "k"), [(70, 5), (70, 70), (650, 5), (650, 1)])
+def test_topk_selects_the_largest_of_each_row(small_blocks, d_sae, k):
+    x, W_enc, b_enc, _ = weights(d_sae=d_sae)
+    codes = topk_codes(x, W_enc, b_enc, k=k)
     pre = x @ W_enc + b_enc
-    values, indices = pre.topk(5)
+    values, indices = pre.topk(k)
     expected = torch.zeros_like(pre).scatter(-1, indices, values)
     torch.testing.assert_close(codes.to_sparse().to_dense(), expected)
 
@@ -76,6 +77,39 @@ def test_gradients_are_exact(small_blocks, layout):
 
     for select in (per_row, per_batch):
         assert torch.autograd.gradcheck(lambda *a, s=select: step(*a, select=s), inputs)
+
+
+def test_gradients_without_mkl_are_the_same(monkeypatch):
+    def gradients():
+        x, W_enc, b_enc, W_dec = inputs = [t.requires_grad_() for t in weights()]
+        codes = encode_selected(x, W_enc, b_enc, topk_codes(x, W_enc, b_enc, k=3))
+        return torch.autograd.grad(decode_selected(codes, W_dec).pow(2).sum(), inputs)
+
+    fast = gradients()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    torch.testing.assert_close(fast, gradients())
+
+
+def test_memory_of_a_gradient_is_used_again_only_when_nobody_holds_it():
+    x, W_enc, b_enc, W_dec = weights()
+    W_dec, workspace = W_dec.requires_grad_(), sparse.Workspace()
+    codes = topk_codes(x, W_enc, b_enc, k=3)
+
+    def backward():
+        decode_selected(codes, W_dec, workspace=workspace).sum().backward()
+        return W_dec.grad.data_ptr()
+
+    first = backward()
+    W_dec.grad = None
+    assert backward() == first
+    once = W_dec.grad.clone()
+    backward()  # a second gradient is added to the one that is held
+    torch.testing.assert_close(W_dec.grad, 2 * once)
+    held, W_dec.grad = W_dec.grad, None
+    before = held.clone()
+    backward()
+    assert torch.equal(held, before)
+    torch.testing.assert_close(W_dec.grad, once)
 
 
 def test_ties_and_too_few_positive_activations():

@@ -22,6 +22,7 @@ from diffsae_lens.training.normalization import Normalization
 from diffsae_lens.training.runner import (
     CrosscoderRunnerConfig,
     DiffSAERunnerConfig,
+    FinetunedSAERunnerConfig,
     TrainingRun,
     train_dictionaries,
 )
@@ -33,7 +34,7 @@ K = 4
 @pytest.fixture
 def activations(pair, tmp_path):
     tokens = torch.randint(3, 259, (64, 12), generator=torch.Generator().manual_seed(0))
-    names = [f"{HOOKS[1]}.diff", f"{HOOKS[1]}.concat"]
+    names = [f"{HOOKS[1]}.{view}" for view in ("diff", "concat", "finetuned")]
     return harvest(
         pair, tokens, tmp_path / "h", hook_names=names, config=HarvestConfig(batch_size=32)
     )
@@ -79,6 +80,38 @@ def test_dictionaries_learn_reload_and_say_what_they_are(activations, tmp_path):
         assert metadata.hook_name == configs()[name].virtual_hook_name
         assert metadata.diffsae_lens["sign"] == "finetuned - base"
         assert metadata.diffsae_lens["pair"]["base"]
+
+
+def test_a_plain_sae_and_frozen_decoders_train_as_controls(activations, tmp_path):
+    sizes = {"d_sae": 48, "k": K}
+    frozen = {"frozen_decoder": True}
+    controls = {
+        "plain": FinetunedSAERunnerConfig(
+            hook_name=HOOKS[1], sae=SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, **sizes)
+        ),
+        "frozen": DiffSAERunnerConfig(
+            hook_name=HOOKS[1],
+            sae=SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, **sizes, **frozen),
+        ),
+        "frozen crosscoder": CrosscoderRunnerConfig(
+            hook_name=HOOKS[1],
+            sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * D_MODEL, **sizes, **frozen),
+        ),
+    }
+    after = {
+        n: train_dictionaries(
+            controls, activations, tmp_path / f"{n}", run=training_run(tmp_path, n_steps=n)
+        )
+        for n in (1, 40)
+    }
+    rows = activations.rows(0, 64)
+    for name, config in controls.items():
+        early, late = (after[n][name] for n in (1, 40))
+        x = rows[config.virtual_hook_name]
+        assert explained(late, x) > explained(early, x) + 0.02
+        assert late.cfg.metadata.hook_name == config.virtual_hook_name
+        directions = [torch.nn.functional.normalize(sae.W_dec, dim=-1) for sae in (early, late)]
+        assert torch.allclose(*directions, atol=1e-5) == ("frozen" in name)
 
 
 def test_finished_dictionaries_are_not_trained_again(activations, tmp_path):

@@ -1,0 +1,29 @@
+"""torch's fused Adam for SAELens's trainer."""
+
+from typing import Any
+
+from sae_lens.training.sae_trainer import SAETrainer
+from torch.nn import Parameter
+
+
+def fuse_adam(trainer: SAETrainer) -> None:
+    """Have the trainer's Adam pass over weights, gradients and moments once instead of ten times.
+
+    Fused Adam copies whatever is not contiguous, twice, so a transposed weight (`feature_major`) is
+    given to it as the contiguous tensor that it is a view of. The steps are the same.
+    """
+    optimizer = trainer.optimizer
+    transposed: dict[Parameter, Parameter] = {}
+    for group in optimizer.param_groups:
+        group["fused"] = True
+        for i, weight in enumerate(group["params"]):
+            if weight.ndim == 2 and not weight.is_contiguous() and weight.T.is_contiguous():
+                transposed[weight] = group["params"][i] = Parameter(weight.data.T)
+
+    def hand_over(*_: Any) -> None:
+        for weight, seen in transposed.items():
+            seen.data = weight.data.T
+            seen.grad, weight.grad = None if weight.grad is None else weight.grad.T, None
+
+    if transposed:
+        optimizer.register_step_pre_hook(hand_over)
