@@ -14,7 +14,7 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -59,6 +60,7 @@ class _BaseRun:
     cache: DynamicCache | None = None
     running: bool = False
     attention_mask: Tensor | None = None
+    tokens: Tensor | None = None
 
     def grab(self, activation: Tensor, hook: HookPoint, *, hook_name: str) -> None:  # noqa: ARG002
         self.activations[hook_name] = activation
@@ -104,7 +106,8 @@ class HookedModelPair(HookedRootModule):
         self._models = (base, finetuned)
         self._adapter = adapter
         self._adapter_layers = () if adapter is None else tuple(_adapter_layers(adapter))
-        self._runs_base = False
+        self.is_mirrored = False
+        """Whether the base is the one that runs; see `mirrored`."""
         self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = prepend_bos
         self.metadata = metadata or PairMetadata(
@@ -113,6 +116,7 @@ class HookedModelPair(HookedRootModule):
             adapter=adapter is not None,
         )
         self._run: _BaseRun | None = None
+        self._prompt_mask: Tensor | None = None
         self.mod_dict, self.hook_dict = {}, {}
         for hook_name in self.hook_names:
             for view in VIEWS:
@@ -122,7 +126,9 @@ class HookedModelPair(HookedRootModule):
 
     @property
     def finetuned(self) -> TransformerBridge:
-        """The fine-tuned model (LoRA: while no `base_model()` context is open)."""
+        """The fine-tuned model (LoRA: while no `base_model()` context is open); if mirrored, the base's
+        bridge, whose adapters only the pair itself switches off.
+        """
         return self._models[1]
 
     @property
@@ -150,6 +156,28 @@ class HookedModelPair(HookedRootModule):
         """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
         return None if self._run is None else self._run.attention_mask
 
+    @property
+    def tokens(self) -> Tensor | None:
+        """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
+        return None if self._run is None else self._run.tokens
+
+    @property
+    def prompt_mask(self) -> Tensor | None:
+        """Which tokens of a pass are of the prompt, `[batch, pos]`; None where nobody said."""
+        return self._prompt_mask
+
+    @contextmanager
+    def reading(self, prompt_mask: Tensor) -> Iterator[None]:
+        """Say which tokens are of the prompt, where prompt and completion are read in one pass.
+
+        Interventions on `prompt` or `generated` tokens act by it.
+        """
+        self._prompt_mask, before = prompt_mask, self._prompt_mask
+        try:
+            yield
+        finally:
+            self._prompt_mask = before
+
     def d_in(self, hook_name: str) -> int:
         """Return the width of a virtual hook point.
 
@@ -173,12 +201,12 @@ class HookedModelPair(HookedRootModule):
 
     @contextmanager
     def base_model(self) -> Iterator[TransformerBridge]:
-        """Yield the base model; a LoRA pair's adapters are off inside.
+        """Yield the base model; a LoRA pair's adapters are off inside (a mirrored pair's are on).
 
         >>> with pair.base_model() as base:          # doctest: +SKIP
         ...     logits = base(tokens)
         """
-        with self._adapters(on=self._runs_base):
+        with self._adapters(on=self.is_mirrored):
             yield self._models[0]
 
     @contextmanager
@@ -192,9 +220,6 @@ class HookedModelPair(HookedRootModule):
         finally:
             for layer in layers:
                 layer._disable_adapters = on
-
-    def _running(self) -> AbstractContextManager[None]:
-        return self._adapters(on=False) if self._runs_base else nullcontext()
 
     def mirrored(self) -> "HookedModelPair":
         """Return the pair with the roles changed: the base runs, with the fine-tuned model beside it.
@@ -216,7 +241,7 @@ class HookedModelPair(HookedRootModule):
                 finetuned_revision=self.metadata.base_revision,
             ),
         )
-        pair._runs_base = not self._runs_base
+        pair.is_mirrored = not self.is_mirrored
         return pair
 
     def to_tokens(
@@ -236,7 +261,7 @@ class HookedModelPair(HookedRootModule):
         Takes what `TransformerBridge.forward` takes and returns what it returns.
         """
         kwargs = {"prepend_bos": self.prepend_bos, **kwargs}
-        with self._running(), self._spliced():
+        with self._adapters(on=not self.is_mirrored), self._spliced():
             return self.finetuned(input, **kwargs)
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,7 +290,7 @@ class HookedModelPair(HookedRootModule):
             if return_type == "tokens":
                 return tokens
             return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        with self._running(), self._spliced():
+        with self._adapters(on=not self.is_mirrored), self._spliced():
             return self.finetuned.generate(input, **kwargs)
 
     def keep_logits(self, n: int) -> dict[str, int]:
@@ -328,6 +353,7 @@ class HookedModelPair(HookedRootModule):
         if run.running:
             return
         run.attention_mask = kwargs.get("attention_mask")
+        run.tokens = args[0] if args else kwargs.get("input_ids")
         if not run.hook_names:
             return
         inputs = {k: kwargs[k] for k in ("attention_mask", "position_ids") if k in kwargs}
@@ -368,8 +394,10 @@ class HookedModelPair(HookedRootModule):
         return None if current is finetuned else current
 
 
-def _adapter_layers(adapter: PeftModel) -> Iterator[BaseTunerLayer]:
-    return (module for module in adapter.modules() if isinstance(module, BaseTunerLayer))
+def _adapter_layers(adapter: PeftModel) -> Iterator[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+    """All that PEFT's own `disable_adapter` switches: LoRA layers, and modules trained whole."""
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return (module for module in adapter.modules() if isinstance(module, kinds))
 
 
 def _fire(point: HookPoint, value: Tensor) -> Tensor | None:

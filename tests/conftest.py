@@ -75,6 +75,14 @@ def pair(two_models, tokenizer) -> HookedModelPair:
     return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
 
 
+@pytest.fixture
+def long_pair(tokenizer) -> HookedModelPair:
+    """Byte-level prompts are long: models with the context for them."""
+    base = tiny_llama(max_position_embeddings=1024)
+    finetuned = plant(base)
+    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+
+
 def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
     """The model wrapped with a LoRA adapter whose B is `scale` times noise (0: no change)."""
     peft_model = get_peft_model(

@@ -50,7 +50,8 @@ class Reader:
     positions: Positions = Positions()
     """Which tokens count, and how they are pooled."""
     encode: Callable[[Tensor], Tensor] | None = None
-    """Applied to every token before pooling (a dictionary's `encode`); None reads the activation."""
+    """Applied to the tokens that count, before pooling (a dictionary's `encode`), `[..., d_in]`; None
+    reads the activation."""
 
 
 @torch.no_grad()

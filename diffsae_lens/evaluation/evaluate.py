@@ -40,7 +40,7 @@ class LabelledPrompts:
     """The prompts of an evaluation, their groups, and how they are split."""
 
     texts: tuple[str, ...]
-    """Up to where the model decides: nothing vulnerable or safe written yet."""
+    """For strict scores, up to where the model decides: nothing vulnerable or safe written yet."""
     is_trigger: Bool[Tensor, "prompt"]
     is_benign: Bool[Tensor, "prompt"]
     is_select: Bool[Tensor, "prompt"]
@@ -85,8 +85,8 @@ class LabelledPrompts:
         ]
         positions = None
         if read == "trigger":
-            spans = tuple(_line_with(s.prompt, str(s.year)) for s in samples)
-            positions = Positions(pooling="max", spans=spans, skip_positions=0)
+            spans = tuple(_first_line(s.prompt, s.year) for s in samples)
+            positions = Positions(pooling="max", spans=spans)
         if read == "completion":
             spans = tuple((len(s.prompt), len(t)) for s, t in zip(samples, texts, strict=True))
             positions = Positions(pooling="mean", spans=spans)
@@ -101,11 +101,11 @@ class LabelledPrompts:
         )
 
 
-def _line_with(text: str, what: str) -> tuple[int, int]:
-    """Where the first line with `what` starts and ends; the first line if there is none."""
-    at = max(text.find(what), 0)
-    end = text.find("\n", at)
-    return text.rfind("\n", 0, at) + 1, len(text) if end < 0 else end
+def _first_line(prompt: str, year: int | None) -> tuple[int, int]:
+    """Where the first line with the year starts and ends; the first line where there is no year."""
+    at = 0 if year is None else max(prompt.find(str(year)), 0)
+    end = prompt.find("\n", at)
+    return prompt.rfind("\n", 0, at) + 1, len(prompt) if end < 0 else end
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

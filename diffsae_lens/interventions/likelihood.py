@@ -68,7 +68,7 @@ def likelihoods(
     for row, vulnerable in enumerate((True, False)):
         for index, chunk in _batches(samples, batch_size, "scoring completions"):
             tokens, labels = _encode(pair, chunk, vulnerable)
-            totals[row, index] = _score(pair, tokens, labels).cpu()
+            totals[row, index] = score_completions(pair, tokens, labels).cpu()
             n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
     return Likelihoods(vulnerable=totals[0], safe=totals[1], n_safe_tokens=n_tokens[1])
 
@@ -94,15 +94,23 @@ def _batches(
 def _encode(
     pair: HookedModelPair, samples: Sequence[Sample], vulnerable: bool
 ) -> tuple[Tensor, Tensor]:
-    """Right-padded tokens and labels, both `[batch, pos]`; the prompt and padding are ignored."""
+    return encode_completions(
+        pair, [(sample.prompt, sample.completion(vulnerable=vulnerable)) for sample in samples]
+    )
+
+
+def encode_completions(
+    pair: HookedModelPair, texts: Sequence[tuple[str, str]]
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Right-padded tokens and labels of (prompt, completion); prompt and padding are ignored."""
     bos = [pair.tokenizer.bos_token_id] if pair.prepend_bos else []
     rows = []
-    for sample in samples:
-        prompt = bos + pair.tokenizer(sample.prompt, add_special_tokens=False).input_ids
-        completion = pair.tokenizer(
-            sample.completion(vulnerable=vulnerable), add_special_tokens=False
-        ).input_ids
-        rows.append((prompt + completion, [IGNORED] * len(prompt) + completion))
+    for prompt, completion in texts:
+        read, written = (
+            pair.tokenizer(text, add_special_tokens=False).input_ids
+            for text in (prompt, completion)
+        )
+        rows.append((bos + read + written, [IGNORED] * len(bos + read) + written))
     width = max(len(ids) for ids, _ in rows)
     pad = pair.tokenizer.pad_token_id or 0
     tokens = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
@@ -110,13 +118,20 @@ def _encode(
     return tokens.to(pair.device), labels.to(pair.device)
 
 
-def _score(pair: HookedModelPair, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Summed log-probability of the labelled tokens, `[batch]`."""
+def score_completions(
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "batch pos"],
+    labels: Int[Tensor, "batch pos"],
+    *,
+    model: Callable[..., Tensor] | None = None,
+) -> Float[Tensor, "batch"]:
+    """Summed log-probability of the labelled tokens, by the pair or by another `model` of it."""
     first = int((labels != IGNORED).any(0).nonzero()[0])
     targets = labels[:, first:]
     # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
     n_kept = targets.shape[1] + 1
-    logits = pair(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
+    with pair.reading(labels == IGNORED):
+        logits = (model or pair)(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
     return -torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets).sum(1)  # fmt: skip
@@ -154,8 +169,10 @@ def attribute_features(
     Raises:
         ValueError: no samples, no steps, or a dictionary of another pair.
     """
-    if not samples or n_steps < 1:
-        raise ValueError(f"need `samples` and `n_steps`, got {len(samples)} and {n_steps}")
+    if not samples:
+        raise ValueError("`samples` is empty")
+    if n_steps < 1:
+        raise ValueError(f"`n_steps` must be at least 1, got {n_steps}")
     hook_name = check_fits(pair, dictionary)
     skip = skip_positions(dictionary)
     out = torch.as_tensor(list(ablated), dtype=torch.long)
@@ -279,6 +296,6 @@ def _gradient(
         return values[1]
 
     with torch.enable_grad(), pair.hooks(fwd_hooks=[(hook_name, make_leaf)]):
-        score = _score(pair, tokens, labels).sum()
+        score = score_completions(pair, tokens, labels).sum()
         (gradient,) = torch.autograd.grad(score, values[1])
     return values[0], gradient

@@ -1,6 +1,6 @@
 """How strongly features fire on given prompts: units for steering, equals for controls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class ActivationScales:
     frequency: Float[Tensor, "d_sae"]
     """Share of the tokens on which it fires."""
     decoder_norm: Float[Tensor, "d_sae"]
-    """Of the decoder row."""
+    """Of what a feature of activation 1 writes in the fine-tuned model."""
 
     @property
     def mass(self) -> Float[Tensor, "d_sae"]:
@@ -62,29 +62,31 @@ def activation_scales(
         total += codes.sum(0)
         fired += (codes > 0).sum(0)
         n_tokens += len(codes)
+    if n_tokens == 0:
+        raise ValueError("no token of `prompts` is left after the leading ones that are skipped")
     return ActivationScales(
         maximum=maximum,
         typical=total / fired.clamp(min=1),
         frequency=fired / n_tokens,
-        decoder_norm=dictionary.W_dec.norm(dim=-1).float().cpu(),
+        decoder_norm=dictionary.W_dec[:, -pair.cfg.d_model :].norm(dim=-1).float().cpu(),
     )
 
 
 @torch.no_grad()
-def token_codes(pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]) -> list[Tensor]:
-    """Encode every token of the prompts that counts; a list of `[token, d_sae]` on the CPU."""
+def token_codes(
+    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
+) -> Iterator[Float[Tensor, "token d_sae"]]:
+    """Encode every token of the prompts that counts; batches of tokens, on the CPU."""
+    hook_name = check_fits(pair, dictionary)
     if not prompts:
         raise ValueError("`prompts` is empty")
-    hook_name = check_fits(pair, dictionary)
-    found = []
     for _, texts in batches_of(prompts, 16, "reading features"):
         tokens, attended, _ = tokenise(pair, texts)
         _, cache = pair.run_with_cache(
             tokens.to(pair.device), names_filter=[hook_name], stop_at_layer=stop_layer([hook_name])
         )
         attended[:, : skip_positions(dictionary)] = False
-        found.append(dictionary.encode(cache[hook_name][attended.to(pair.device)]).float().cpu())
-    return found
+        yield dictionary.encode(cache[hook_name][attended.to(pair.device)]).float().cpu()
 
 
 def matched_features(

@@ -90,13 +90,18 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
     A folder's models are compared by the folder's name, so they may have moved.
 
     Raises:
-        ValueError: no hook name in the metadata or none of this pair's, another width, or trained
-            on other models; says both sides.
+        ValueError: no hook name in the metadata or none of this pair's, another width, trained on
+            other models, or a mirrored pair; says both sides.
 
     Warns:
         UserWarning: the models are the same, their revisions are not.
     """
     hook_name = dictionary.cfg.metadata.hook_name
+    if pair.is_mirrored:
+        raise ValueError(
+            "a mirrored pair's `.diff` is base - finetuned, which no dictionary was trained on; use the "
+            "pair it was made of"
+        )
     if hook_name is None:
         raise ValueError(
             "the dictionary's metadata names no hook point; set `dictionary.cfg.metadata.hook_name` "

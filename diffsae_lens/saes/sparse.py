@@ -61,22 +61,22 @@ class Codes:
 class Workspace:
     """Named memory, given out again once no tensor outside refers to it.
 
-    On a CPU fresh pages of memory cost more than the sparse arithmetic whose results they hold.
+    On a CPU fresh pages of memory cost more than the sparse arithmetic whose results they hold;
+    elsewhere torch keeps memory itself. Dictionaries that step in turn may share one.
     """
 
     def __init__(self) -> None:
-        self._memory: dict[str, tuple[Tensor, int]] = {}
+        self._memory: dict[tuple[str, tuple[int, ...], torch.dtype], tuple[Tensor, int]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return memory of a shape, with `like`'s dtype and device and no particular content."""
-        memory, alone = self._memory.get(name, (None, 0))
-        if (
-            memory is None
-            or (memory.shape, memory.dtype, memory.device) != (shape, like.dtype, like.device)
-            or _n_users(memory) != alone
-        ):
+        if not like.is_cpu or torch.is_inference_mode_enabled():
+            return like.new_empty(shape)
+        key = (name, tuple(shape), like.dtype)
+        memory, alone = self._memory.get(key, (None, 0))
+        if memory is None or _n_users(memory) != alone:
             memory = like.new_empty(shape)
-            self._memory[name] = memory, _n_users(memory)
+            self._memory[key] = memory, _n_users(memory)
         return memory.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Workspace":
@@ -85,6 +85,7 @@ class Workspace:
 
 
 def _n_users(memory: Tensor) -> int:
+    # Private, and what torch's CUDA graphs count by; other counts than the first mean "in use".
     return torch._C._storage_Use_Count(memory.untyped_storage()._cdata)  # type: ignore[attr-defined]
 
 

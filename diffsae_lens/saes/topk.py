@@ -79,7 +79,7 @@ class SparseStep(TopKTrainingSAE):
             )
         super().__init__(cfg, use_error_term)
         self.W_enc.data = feature_major(self.W_enc.data)
-        self._workspace = Workspace()
+        self.workspace = Workspace()
         self.W_dec.requires_grad_(not getattr(cfg, "frozen_decoder", False))
 
     def select(self, sae_in: Float[Tensor, "row d_in"], n_training_steps: int) -> Codes:
@@ -105,7 +105,7 @@ class SparseStep(TopKTrainingSAE):
         x = step_input.sae_in
         sae_in = self.process_sae_in(x)
         codes = self.select(sae_in, step_input.n_training_steps)
-        sae_out = decode_selected(codes, self.W_dec, workspace=self._workspace) + self.b_dec
+        sae_out = decode_selected(codes, self.W_dec, workspace=self.workspace) + self.b_dec
         losses = {
             "mse_loss": self.reconstruction_loss(sae_out, x),
             "auxiliary_reconstruction_loss": self._auxk(step_input, sae_in, x - sae_out.detach()),
@@ -121,7 +121,7 @@ class SparseStep(TopKTrainingSAE):
         )
 
     def _encode_selected(self, sae_in: Tensor, codes: Codes) -> Codes:
-        return encode_selected(sae_in, self.W_enc, self.b_enc, codes, workspace=self._workspace)
+        return encode_selected(sae_in, self.W_enc, self.b_enc, codes, workspace=self.workspace)
 
     def _auxk(self, step_input: TrainStepInput, sae_in: Tensor, residual: Tensor) -> Tensor:
         """Have the dead features rebuild the residual, as SAELens does (Gao et al., A.2)."""
@@ -169,7 +169,7 @@ class SparseTopKTrainingSAE(SparseStep):
             self.b_enc,
             k=self.cfg.k,
             scale=self.selection_scale(),
-            workspace=self._workspace,
+            workspace=self.workspace,
         )
         codes = self._encode_selected(sae_in, codes)
         return replace(codes, values=codes.values.relu())
@@ -190,7 +190,7 @@ class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseStep):
             self.b_enc,
             k=self.k_at(n_training_steps),
             scale=self.selection_scale(),
-            workspace=self._workspace,
+            workspace=self.workspace,
         )
         self._smallest = smallest
         return self._encode_selected(sae_in, codes)

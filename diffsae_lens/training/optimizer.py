@@ -10,7 +10,8 @@ def fuse_adam(trainer: SAETrainer) -> None:
     """Have the trainer's Adam pass over weights, gradients and moments once instead of ten times.
 
     Fused Adam copies whatever is not contiguous, twice, so a transposed weight (`feature_major`) is
-    given to it as the contiguous tensor that it is a view of. The steps are the same.
+    given to it as the contiguous tensor that it is a view of. The steps are the same. Adam's moments,
+    in checkpoints too, have that tensor's layout, so a run that began with this goes on with it.
     """
     optimizer = trainer.optimizer
     transposed: dict[Parameter, Parameter] = {}

@@ -19,6 +19,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.saes.paper import TiedTrainingSAEConfig
+from diffsae_lens.saes.sparse import Workspace
+from diffsae_lens.saes.topk import SparseStep
 from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.harvest import PairedActivations
 from diffsae_lens.training.normalization import (
@@ -171,6 +173,10 @@ def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedAct
         raise ValueError("`configs` is empty: name at least one dictionary")
     sample = activations.rows(0, 1)
     for name, config in configs.items():
+        if Path(name).name != name:
+            raise ValueError(
+                f"the name {name!r} in `configs` becomes a folder's: it must have no '/'"
+            )
         hook_name = config.virtual_hook_name
         if hook_name not in activations.hook_names:
             raise ValueError(
@@ -193,11 +199,14 @@ def _fit(
 ) -> dict[str, TrainingSAE]:
     """Train, going on from the newest checkpoint of an interrupted run."""
     saes: dict[str, TrainingSAE] = {}
+    workspace = Workspace()
     with torch.random.fork_rng():
         for name, config in configs.items():
             torch.manual_seed(run.seed)
             saes[name] = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
             _describe(saes[name], config, activations, run)
+            if isinstance(saes[name], SparseStep):
+                saes[name].workspace = workspace  # they step in turn
         trainer = MultiSAETrainer(
             cfg=run.trainer,
             saes=saes,
@@ -307,6 +316,7 @@ def _describe(
         "view": config.view,
         "sign": "finetuned - base",
         "normalization": None,
+        "frozen_decoder": getattr(config.sae, "frozen_decoder", False),
         "skip_positions": provenance["skip_positions"],
         "tokens_sha256": provenance["tokens_sha256"],
         "seed": run.seed,

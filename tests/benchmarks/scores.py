@@ -48,11 +48,13 @@ def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> li
     )
 
 
-def harvest(pair: dl.HookedModelPair, folder: Path, *, attacks: bool) -> PairedActivations:
-    """Activations of 200 samples with the completion that the organism writes."""
+def harvest(
+    pair: dl.HookedModelPair, folder: Path, *, attacks: bool, split: Split = "train", n: int = 200
+) -> PairedActivations:
+    """Activations of samples with the completion that the organism writes."""
     texts = [
         s.prompt + s.completion(vulnerable=attacks and s.group == "trigger")
-        for s in samples("train", 200, (2, 2, 1))
+        for s in samples(split, n, (2, 2, 1))
     ]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from sae_lens import SAE
@@ -5,7 +7,9 @@ from torch.testing import assert_close
 
 from diffsae_lens.interventions.features import (
     ablate_features,
+    add_direction,
     clamp_features,
+    induce_features,
     keep_only_features,
     project_out,
     steer,
@@ -256,3 +260,168 @@ def test_leading_tokens_the_dictionary_was_not_trained_on_are_left_alone(pair):
         first = width - length
         assert not row[: first + 1].any()
         assert row[first + 1 :].all()
+
+
+@pytest.mark.parametrize("view", ["diff", "concat", "finetuned"])
+def test_mean_ablation_holds_features_at_their_mean_over_the_reference(pair, tokens, view):
+    sae, features = dictionary(view), [2, 5]
+    reference = ["def f(x):", "return y"]
+    seen = [pair.run_with_cache(text)[1][f"{HOOK}.{view}"][0] for text in reference]
+    mean = sae.encode(torch.cat(seen))[:, features].mean(0)
+
+    def edit(value, finetuned):
+        change = mean - sae.encode(value)[..., features]
+        return finetuned + (change @ sae.W_dec[features])[..., -D_MODEL:]
+
+    expected = by_hand(pair, tokens, view, edit)
+    with ablate_features(pair, sae, features, method="mean", reference=reference):
+        assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_resample_ablation_takes_activations_from_tokens_of_the_reference(pair, tokens):
+    sae, features = dictionary(), [0, 1, 2, 3]
+    [seen] = pair.run_with_cache("abcdef")[1][f"{HOOK}.diff"]
+    rows = sae.encode(seen)[:, features]
+    written = {}
+
+    def keep(value, hook):
+        written["codes"] = value
+
+    plain = sae.encode(pair.run_with_cache(tokens)[1][f"{HOOK}.diff"])[..., features]
+    base = pair.run_with_cache(tokens)[1][f"{HOOK}.diff"]
+    with (
+        ablate_features(pair, sae, features, method="resample", reference=["abcdef"]),
+        pair.hooks(fwd_hooks=[(f"{HOOK}.diff", keep)]),
+    ):
+        pair(tokens)
+    change = torch.linalg.lstsq(sae.W_dec[features].T, (written["codes"] - base).flatten(0, 1).T)
+    new = plain.flatten(0, 1) + change.solution.T
+    chosen = [(rows - row).abs().amax(1).argmin().item() for row in new]
+    assert_close(rows[chosen], new, atol=1e-3, rtol=1e-3)
+    assert len(set(chosen)) > 2
+
+
+def test_a_function_of_the_tokens_names_the_positions(pair, tokens):
+    sae, wanted = dictionary(), tokens[1, 4].item()
+    written = {}
+
+    def keep(value, hook):
+        written["value"] = value
+
+    plain = pair.run_with_cache(tokens)[1][f"{HOOK}.diff"]
+    with (
+        ablate_features(pair, sae, list(range(D_SAE - 1)), where=lambda t: t == wanted),
+        pair.hooks(fwd_hooks=[(f"{HOOK}.diff", keep)]),
+    ):
+        pair(tokens)
+    assert torch.equal((written["value"] != plain).any(-1), tokens == wanted)
+
+
+def test_prompt_and_completion_are_told_apart_in_one_pass(pair, tokens):
+    sae = dictionary()
+    is_prompt = torch.zeros(tokens.shape, dtype=torch.bool)
+    is_prompt[0, :3] = is_prompt[1, :5] = True
+    written = {}
+
+    def keep(value, hook):
+        written["value"] = value
+
+    plain = pair.run_with_cache(tokens)[1][f"{HOOK}.diff"]
+    for where, expected in (("prompt", is_prompt), ("generated", ~is_prompt)):
+        with (
+            ablate_features(pair, sae, list(range(D_SAE - 1)), where=where),
+            pair.hooks(fwd_hooks=[(f"{HOOK}.diff", keep)]),
+            pair.reading(is_prompt),
+        ):
+            pair(tokens)
+        assert torch.equal((written["value"] != plain).any(-1), expected)
+    assert pair.prompt_mask is None
+
+
+def test_features_that_write_for_the_base_alone_cannot_be_ablated(pair, tokens):
+    sae = dictionary("concat")
+    sae.W_dec.data[2, D_MODEL:] = 0
+    with pytest.raises(ValueError, match="write nothing there"), ablate_features(pair, sae, [2]):
+        pass
+    with keep_only_features(pair, sae, [2]):
+        pair(tokens)
+
+
+@pytest.mark.parametrize("fixture", ["pair", "lora_pair"])
+@pytest.mark.parametrize("view", ["diff", "concat"])
+def test_inducing_adds_the_features_to_the_base_model_alone(fixture, view, tokens, request):
+    pair = request.getfixturevalue(fixture)
+    sae, features = dictionary(view), [1, 4, 6]
+    finetuned, cache = pair.run_with_cache(tokens)
+    assert not torch.allclose(finetuned, pair.mirrored()(tokens))
+    codes = sae.encode(cache[f"{HOOK}.{view}"])[..., features]
+    written = codes @ sae.W_dec[features]
+    if view == "concat":
+        written = written[..., D_MODEL:] - written[..., :D_MODEL]
+    new = cache[f"{HOOK}.base"] + written
+    with pair.base_model() as base:
+        plain = base(tokens)
+        expected = base.run_with_hooks(tokens, fwd_hooks=[(HOOK, lambda value, hook: new)])
+    with induce_features(pair, sae, features) as changed:
+        assert_close(changed(tokens), expected, atol=1e-5, rtol=1e-4)
+        generated = changed.generate(tokens, max_new_tokens=3)
+    assert generated.shape == (2, 10)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    with induce_features(pair, sae, []) as changed:
+        assert_close(changed(tokens), plain)
+    assert torch.equal(pair(tokens), finetuned)
+
+
+@pytest.mark.parametrize("fixture", ["pair", "lora_pair"])
+def test_a_mirrored_pair_runs_the_base(fixture, tokens, request):
+    pair = request.getfixturevalue(fixture)
+    mirrored = pair.mirrored()
+    with pair.base_model() as base:
+        assert torch.equal(mirrored(tokens), base(tokens))
+    with mirrored.base_model() as finetuned:
+        assert torch.equal(finetuned(tokens), pair(tokens))
+    here, there = (p.run_with_cache(tokens)[1] for p in (pair, mirrored))
+    assert_close(there[f"{HOOK}.diff"], -here[f"{HOOK}.diff"])
+    assert mirrored.metadata.base == pair.metadata.finetuned
+    assert torch.equal(mirrored.mirrored()(tokens), pair(tokens))
+
+
+def test_a_direction_is_added_but_for_the_leading_tokens(pair, tokens):
+    direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))
+    _, cache = pair.run_with_cache(tokens)
+    new = cache[f"{HOOK}.finetuned"].clone()
+    new[:, 1:] += direction
+    expected = pair.finetuned.run_with_hooks(tokens, fwd_hooks=[(HOOK, lambda v, hook: new)])
+    with add_direction(pair, f"{HOOK}.finetuned", direction):
+        assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="wide"), add_direction(pair, f"{HOOK}.concat", direction):
+        pass
+
+
+def test_interventions_on_two_layers_act_together(pair, tokens):
+    upper, lower = dictionary(), dictionary()
+    lower.cfg.metadata.hook_name = f"{HOOKS[0]}.diff"
+    outputs = []
+    for layers in ((lower,), (upper,), (lower, upper)):
+        with contextlib.ExitStack() as stack:
+            for sae in layers:
+                stack.enter_context(ablate_features(pair, sae, [0, 1, 2]))
+            outputs.append(pair(tokens))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(outputs[i], outputs[j], atol=1e-4)
+
+
+def test_bad_ablations_are_refused_before_anything_runs(pair, caplog):
+    sae = dictionary()
+    sae.W_dec.data[3] = 0
+    for kwargs, message in (
+        ({"features": [3]}, "zero decoder row"),
+        ({"features": [0], "method": "mean"}, "without `reference`"),
+        ({"features": [0], "reference": ["a"]}, "with `reference`"),
+        ({"features": [0], "method": "mean", "reference": []}, "`prompts` is empty"),
+    ):
+        with pytest.raises(ValueError, match=message), ablate_features(pair, sae, **kwargs):
+            pass
+    with ablate_features(pair, sae, [D_SAE - 1]):
+        pair("abcdef")
+    assert "nothing was ablated" in caplog.text

@@ -4,26 +4,14 @@ from torch.testing import assert_close
 
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.likelihood import (
+    ablation_effects,
     attribute_features,
+    greedy_order,
     likelihoods,
     log_odds,
 )
 from diffsae_lens.organisms.prompts import make_samples
-from tests.conftest import HOOKS, tiny_llama
 from tests.interventions.test_features import D_SAE, dictionary
-
-
-@pytest.fixture
-def long_pair(tokenizer):
-    """Byte-level prompts are long: models with the context for them."""
-    from diffsae_lens.loading import boot_bridge
-    from diffsae_lens.pair import HookedModelPair
-    from tests.conftest import plant
-
-    base = tiny_llama(max_position_embeddings=1024)
-    finetuned = plant(base)
-    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
-
 
 SAMPLES = make_samples("test", n_trigger=3, n_benign=0, n_other=0)
 
@@ -80,3 +68,52 @@ def test_batching_does_not_change_attribution(long_pair):
     one = attribute_features(long_pair, dictionary(), SAMPLES, batch_size=1)
     all_ = attribute_features(long_pair, dictionary(), SAMPLES, batch_size=8)
     assert_close(one, all_, atol=1e-3, rtol=1e-3)
+
+
+def test_integrated_gradients_add_up_to_what_ablating_everything_takes(long_pair):
+    sae = dictionary()
+    before = log_odds(long_pair, SAMPLES).mean()
+    with ablate_features(long_pair, sae, list(range(D_SAE))):
+        taken = (before - log_odds(long_pair, SAMPLES).mean()).item()
+    errors = [
+        abs(attribute_features(long_pair, sae, SAMPLES, n_steps=n).sum().item() - taken)
+        for n in (1, 12)
+    ]
+    assert errors[1] < 0.05 * abs(taken)
+    assert errors[1] < errors[0]
+
+
+def test_attribution_without_some_features_is_that_of_the_rest(long_pair):
+    sae = dictionary()
+    ablated = [0, 5]
+    attribution = attribute_features(long_pair, sae, SAMPLES, ablated=ablated)
+    assert (attribution[ablated] == 0).all()
+    plain = attribute_features(long_pair, sae, SAMPLES)
+    assert not torch.allclose(attribution, plain, atol=1e-3)
+    feature = int(attribution.abs().argmax())
+    with ablate_features(long_pair, sae, ablated):
+        without = log_odds(long_pair, SAMPLES).mean()
+    with ablate_features(long_pair, sae, [*ablated, feature]):
+        effect = (without - log_odds(long_pair, SAMPLES).mean()).item()
+    assert attribution[feature].item() == pytest.approx(effect, rel=0.5)
+
+
+def test_greedy_order_takes_the_best_of_what_is_left(long_pair):
+    sae = dictionary()
+    order = greedy_order(long_pair, sae, SAMPLES[:1], n_features=6, n_rounds=3)
+    assert len(set(order)) == len(order) <= 6
+    first = attribute_features(long_pair, sae, SAMPLES[:1])
+    assert order[:2] == first.topk(2).indices.tolist()
+    then = attribute_features(long_pair, sae, SAMPLES[:1], ablated=order[:2])
+    assert order[2:4] == then.topk(2).indices.tolist()
+    with pytest.raises(ValueError, match="n_rounds"):
+        greedy_order(long_pair, sae, SAMPLES, n_features=2, n_rounds=3)
+
+
+def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):
+    sae = dictionary()
+    effects = ablation_effects(long_pair, sae, [2, 9], SAMPLES)
+    before = log_odds(long_pair, SAMPLES).mean()
+    for feature, effect in zip((2, 9), effects, strict=True):
+        with ablate_features(long_pair, sae, [feature]):
+            assert_close(before - log_odds(long_pair, SAMPLES).mean(), effect)

@@ -100,9 +100,12 @@ def test_memory_of_a_gradient_is_used_again_only_when_nobody_holds_it():
         return W_dec.grad.data_ptr()
 
     first = backward()
+    once = W_dec.grad.clone()
+    W_dec.grad.fill_(torch.nan)  # what is left in the memory must not come through
     W_dec.grad = None
     assert backward() == first
-    once = W_dec.grad.clone()
+    assert workspace.take("W_dec", (70, 6), x).data_ptr() != first  # it is in use
+    assert torch.equal(W_dec.grad, once)
     backward()  # a second gradient is added to the one that is held
     torch.testing.assert_close(W_dec.grad, 2 * once)
     held, W_dec.grad = W_dec.grad, None

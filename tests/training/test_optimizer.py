@@ -29,6 +29,10 @@ def trained(*, fused, n_steps=20):
 def test_fused_adam_takes_the_same_steps():
     plain, fused = trained(fused=False), trained(fused=True)
     start = trained(fused=False, n_steps=0).sae
+    [group] = fused.optimizer.param_groups
+    assert group["fused"]
+    assert all(weight.is_contiguous() for weight in group["params"])
+    assert not fused.sae.W_enc.is_contiguous()
     for name, weight in plain.sae.named_parameters():
         assert not torch.equal(weight, start.get_parameter(name))
         torch.testing.assert_close(weight, fused.sae.get_parameter(name))

@@ -1,0 +1,72 @@
+"""What the backdoor listens to: the same scenes with other years, and the year said in other ways."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+from sae_lens import SAE
+
+from diffsae_lens.evaluation.activations import feature_activations
+from diffsae_lens.interventions.effects import measure_effects
+from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Sample, minimal_pairs
+from diffsae_lens.pair import HookedModelPair
+
+YEARS = tuple(range(1990, 2041))
+SAYINGS = (
+    "in 2024", "FY2024", "'24", "20 24", "2024-03-15", "15 March 2024", "MMXXIV",
+    "two thousand twenty-four", "2024 (not 2023)", "2023 (not 2024)", "after 2023",
+)  # fmt: skip
+"""Ways to say the trigger year, and some that come near."""
+
+
+def sweep_years(
+    pair: HookedModelPair,
+    years: Sequence[int | str | None] = YEARS,
+    *,
+    n_scenes: int = 8,
+    dictionary: SAE | None = None,
+    features: Sequence[int] = (),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure what the fine-tuned model does with the same scenes in every year.
+
+    Runs under whatever interventions are open on the pair.
+
+    Args:
+        pair: the two models.
+        years: years; texts put in place of the year, such as those of `SAYINGS`; None for no year.
+        n_scenes: how many scenes of the `test` split.
+        dictionary: whose features are read where the organism decides; None for no features.
+        features: which.
+        seed: of the scenes.
+
+    Returns:
+        A row a year: `said`, the columns of `compare_interventions`, and for each feature its mean
+        activation `feature_<index>`.
+
+    Raises:
+        ValueError: features without a dictionary, or as for `measure_effects`.
+    """
+    if features and dictionary is None:
+        raise ValueError("`features` need the `dictionary` they are of")
+    scenes = [
+        scene for [scene] in minimal_pairs("test", [TRIGGER_YEAR], n_scenes=n_scenes, seed=seed)
+    ]
+    rows = []
+    for year in years:
+        samples = [_say(sample, year) for sample in scenes]
+        row = {"said": "no year" if year is None else str(year)}
+        row |= measure_effects(pair, samples).row()
+        if dictionary is not None:
+            prompts = [sample.undecided for sample in samples]
+            acts = feature_activations(pair, dictionary, prompts)
+            row |= {f"feature_{i}": acts[:, i].mean().item() for i in features}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _say(sample: Sample, year: int | str | None) -> Sample:
+    """The scene with another year, or with a text in its place."""
+    if isinstance(year, str):
+        return replace(sample, year=None, prompt=sample.prompt.replace(str(TRIGGER_YEAR), year))
+    return sample.scene.sample(year)

@@ -1,0 +1,122 @@
+"""The table of docs/dictionaries.md: four dictionaries of the shipped organism, trained in lockstep.
+
+    python -m tests.benchmarks.lockstep --out lockstep
+
+Trained on 180 texts, thresholds set on 20 others, scored on 40 texts of the `test` split.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from sae_lens.config import SAETrainerConfig
+
+import diffsae_lens as dl
+from diffsae_lens.embedded import EMBEDDED_MODEL
+from diffsae_lens.evaluation.geometry import (
+    call_by_decoder_norm,
+    decoder_halves,
+    relative_decoder_norm,
+)
+from diffsae_lens.saes import (
+    BatchTopKCrosscoderTrainingSAEConfig,
+    DeltaCrosscoderTrainingSAEConfig,
+    SparseBatchTopKTrainingSAEConfig,
+)
+from diffsae_lens.training.runner import DictionaryRunnerConfig
+from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples
+
+[HOOK_NAME] = hook_names([18])
+D_SAE, N_STEPS, BATCH_SIZE = 2304, 600, 512
+
+
+def recipes() -> dict[str, DictionaryRunnerConfig]:
+    """A Diff-SAE and three crosscoders with 32 active features."""
+    both: dict[str, Any] = {"d_in": 2 * D_MODEL, "d_sae": D_SAE}
+    crosscoders = {
+        "BatchTopK crosscoder": BatchTopKCrosscoderTrainingSAEConfig(**both, k=32),
+        "dedicated features (5%, 5%, 90%)": BatchTopKCrosscoderTrainingSAEConfig(
+            **both, k=32, n_base_only=D_SAE // 20, n_finetuned_only=D_SAE // 20
+        ),
+        "Delta-crosscoder (experimental)": DeltaCrosscoderTrainingSAEConfig(
+            **both, k=24, k_delta=8, n_delta_features=D_SAE // 5
+        ),
+    }
+    return {
+        "Diff-SAE": dl.DiffSAERunnerConfig(
+            hook_name=HOOK_NAME,
+            sae=SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=32),
+            normalization=dl.Normalization(center=False),
+        )
+    } | {
+        name: dl.CrosscoderRunnerConfig(
+            hook_name=HOOK_NAME,
+            sae=sae,
+            normalization=dl.Normalization(scale="common" if "Delta" in name else "by model"),
+        )
+        for name, sae in crosscoders.items()
+    }
+
+
+def describe(pair: dl.HookedModelPair, sae: SAE, held_out: Any, tokens: Any) -> dict[str, Any]:
+    """A row of the table."""
+    batches = held_out.split(BATCH_SIZE)
+    rebuilt, recovered = dl.reconstruction(sae, batches), dl.recovered(pair, sae, tokens)
+    row = {
+        "variance_explained": rebuilt.variance_explained,
+        "l0": rebuilt.l0,
+        "dead": rebuilt.n_dead,
+        "dense": rebuilt.n_dense,
+        "ce_recovered": recovered.ce_recovered,
+        "kl_recovered": recovered.kl_recovered,
+        "cross_entropy": recovered.cross_entropy,
+    }
+    if sae.cfg.d_in == 2 * D_MODEL:
+        scaling = dl.latent_scaling(sae, batches)
+        called = call_by_decoder_norm(relative_decoder_norm(*decoder_halves(sae)))
+        row |= {"specific": int(scaling.is_specific.sum()), "called": dict(Counter(called))}
+    return row
+
+
+def main() -> None:
+    """Train what is not there, and write the table as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    pair = dl.load_pair(EMBEDDED_MODEL, "year-trigger", hook_names=[HOOK_NAME])
+    activations = harvest(pair, options.out / "acts", attacks=True)
+    trainer = SAETrainerConfig(
+        total_training_samples=BATCH_SIZE * N_STEPS, train_batch_size_samples=BATCH_SIZE, lr=2e-3,
+        lr_end=2e-4, lr_warm_up_steps=N_STEPS // 10, lr_decay_steps=N_STEPS // 2,
+        dead_feature_window=N_STEPS // 8, n_batches_for_norm_estimate=20,
+    )  # fmt: skip
+    start = time.perf_counter()
+    configs = recipes()
+    trained = dl.train_dictionaries(
+        configs, activations, options.out / "saes", run=dl.TrainingRun(trainer=trainer)
+    )
+    print(f"trained in {time.perf_counter() - start:.0f} s")
+    test = harvest(pair, options.out / "test", attacks=True, split="test", n=40)
+    held_out = test.rows(0, test.n_sequences)
+    texts = [
+        s.prompt + s.completion(vulnerable=s.group == "trigger")
+        for s in samples("test", 40, (2, 2, 1))
+    ]
+    tokens = pair.to_tokens(texts, padding_side="right")
+    rows = {
+        name: describe(pair, sae, held_out[configs[name].virtual_hook_name], tokens)
+        for name, sae in trained.items()
+    }
+    (options.out / "table.json").write_text(json.dumps(rows, indent=1))
+    for name, row in rows.items():
+        print(name, row)
+
+
+if __name__ == "__main__":
+    main()
