@@ -146,7 +146,7 @@ def evaluate_isolation(
     interval that repeats the selection, and a p-value over all features. `strict`: `strict_bis` at
     the last token (unless the prompts say otherwise), with its ceiling of 1.
 
-    Controls: for every dictionary an untrained one of the same shape and sparsity, and itself on the
+    Controls: for every shape, sparsity and seed an untrained dictionary; every dictionary itself on the
     `null_pairs`; for every hook random directions, difference of means, principal components of the
     difference, a linear probe on the fine-tuned activations; once, a search for the trigger's text
     and the next token's KL between the models. A plain SAE on `.finetuned` and a dictionary trained
@@ -183,7 +183,10 @@ def evaluate_isolation(
         prompts = replace(prompts, positions=Positions(pooling=pooling))
     resampling = resampling or Resampling(n_resamples=200)
     resampling = replace(resampling, clusters=prompts.clusters)
-    untrained = [entry.untrained(resampling.seed) for entry in entries]
+    shapes: dict[tuple[Any, ...], _Entry] = {}
+    for entry in entries:
+        shapes.setdefault((entry.hook_name, entry.d_sae, entry.k, entry.seed), entry)
+    untrained = [entry.untrained(resampling.seed) for entry in shapes.values()]
     rows, views = _encoded_rows(pair, [*entries, *untrained], prompts)
     for name, null_pair in (null_pairs or {}).items():
         theirs = [replace(e, name=f"{e.name} on {name}", kind="null pair") for e in entries]
@@ -195,9 +198,8 @@ def evaluate_isolation(
     score = _strict if protocol == "strict" else _paper
     records = [score(row, prompts, resampling) for row in rows]
     judge(records, protocol)
-    return IsolationTable(
-        frame=pd.DataFrame(records), protocol=protocol, n_prompts=len(prompts.texts)
-    )
+    frame = pd.DataFrame(records).astype({"seed": "Int64"})  # with rows that have none
+    return IsolationTable(frame=frame, protocol=protocol, n_prompts=len(prompts.texts))
 
 
 def _warn_of_overlap(prompts: LabelledPrompts) -> None:

@@ -83,7 +83,7 @@ def _cell(value: Any) -> str:
         if value.is_integer() and abs(value) > 1:
             return str(int(value))
         return "" if np.isnan(value) else f"{value:.2g}" if abs(value) < 0.01 else f"{value:.2f}"
-    return "" if value is None else str(value).replace("|", "\\|")
+    return "" if value is None or value is pd.NA else str(value).replace("|", "\\|")
 
 
 def judge(records: list[dict[str, Any]], protocol: Protocol) -> None:

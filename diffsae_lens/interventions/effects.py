@@ -300,7 +300,7 @@ def ablation_curve(
         for n in counts:
             parts.append(frame[frame.name == f"{name}, {n}"].assign(order=name, n_features=n))
     curve = pd.concat(parts, ignore_index=True)
-    return curve[["order", "n_features", *plain.columns.drop("name")]]
+    return curve.loc[:, ["order", "n_features", *plain.columns.drop("name")]]
 
 
 def curve_area(curve: pd.DataFrame, *, group: str = "trigger") -> pd.Series:
@@ -309,8 +309,8 @@ def curve_area(curve: pd.DataFrame, *, group: str = "trigger") -> pd.Series:
     The area by trapezoids over the number of features, divided by the greatest number.
     """
     areas = {}
-    for order, rows in curve[curve.group == group].groupby("order", sort=False):
-        rows = rows.sort_values("n_features")
+    for order, rows in curve.loc[curve.group == group].groupby("order", sort=False):
+        rows = rows.sort_values(by="n_features")
         areas[order] = np.trapezoid(rows.attack_rate, rows.n_features) / rows.n_features.max()
     return pd.Series(areas, name="area", dtype=float)
 

@@ -1,7 +1,6 @@
 """The forest plot of an isolation table."""
 
-from math import isnan
-
+import pandas as pd
 from matplotlib.figure import Figure
 
 from diffsae_lens.evaluation.table import IsolationTable
@@ -54,6 +53,6 @@ def _label(row: object) -> str:
     n_seeds, seed = getattr(row, "n_seeds", 1), getattr(row, "seed", None)
     if n_seeds > 1:
         name += f", mean of {n_seeds} seeds"
-    elif seed is not None and not isnan(seed):
+    elif seed is not None and not pd.isna(seed):
         name += f", seed {seed:.0f}"
     return drawable(f"{name}  {hook}" if hook else name)

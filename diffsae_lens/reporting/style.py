@@ -49,7 +49,7 @@ def dictionary_colour(name: str) -> str:
     >>> dictionary_colour("diff-sae-24")
     '#0072B2'
     """
-    return _BY_KIND.get(name.rpartition("-")[0], _OTHER)
+    return _BY_KIND.get(name.lower().rpartition("-")[0], _OTHER)
 
 
 def tint(colour: str, share: float) -> tuple[float, float, float]:
