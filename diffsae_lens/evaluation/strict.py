@@ -84,7 +84,7 @@ def strict_bis(
     On the selection prompts every feature gets the threshold with its best F1 * (1 - FPR on benign),
     midway between two activations, and the best feature is chosen (of equals the one with the higher
     AUROC). It is scored on the test prompts as it stands. No quantile caps the score, so the ceiling
-    is 1. Noise scores above 0 (up to 0.24 on the shipped control organism, a fifth of its prompts
+    is 1. Noise scores above 0 (up to 0.39 on the shipped control organism, 16 of 80 test prompts
     triggers), so read it beside its controls.
 
     Read the activations before the completion is written, with first and special tokens left out,

@@ -62,12 +62,11 @@ def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
         ValueError: no rows of the group.
     """
     rows = _of_group(frame, group)
-    none = rows[rows.dose == 0]
+    none = rows.loc[rows.dose == 0]
     figure, ax = _axes()
     for name, colour in (("features", COLOURS[0]), ("random", MUTED)):
-        part = pd.concat([none, rows[(rows.direction == name) & (rows.dose != 0)]]).sort_values(
-            "dose"
-        )
+        drawn = rows.loc[(rows.direction == name) & (rows.dose != 0)]
+        part = pd.concat([none, drawn]).sort_values(by="dose")
         _rates(ax, part.dose.tolist(), part, colour)
         label = "random direction" if name == "random" else "features"
         ax.plot([], [], "o-", color=colour, label=label)
@@ -121,7 +120,7 @@ def plot_year_effects(frame: pd.DataFrame) -> Figure:
 
 
 def _of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:
-    rows = frame[frame.group == group]
+    rows = frame.loc[frame.group == group]
     if rows.empty:
         raise ValueError(f"`group` must be one of {sorted(set(frame.group))}, got {group!r}")
     return rows

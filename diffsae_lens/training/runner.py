@@ -203,10 +203,11 @@ def _fit(
     with torch.random.fork_rng():
         for name, config in configs.items():
             torch.manual_seed(run.seed)
-            saes[name] = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
-            _describe(saes[name], config, activations, run)
-            if isinstance(saes[name], SparseStep):
-                saes[name].workspace = workspace  # they step in turn
+            sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
+            if isinstance(sae, SparseStep):
+                sae.workspace = workspace  # they step in turn
+            _describe(sae, config, activations, run)
+            saes[name] = sae
         trainer = MultiSAETrainer(
             cfg=run.trainer,
             saes=saes,
