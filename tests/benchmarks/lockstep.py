@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.lockstep --out lockstep
 
-Trained on 180 texts, thresholds set on 20 others, scored on 40 texts of the `test` split.
+Trained on 180 texts, thresholds set on 20 others; scored on 40 new texts of the same templates, and
+on 40 of the `test` split, whose templates are others.
 """
 
 import argparse
@@ -63,21 +64,21 @@ def recipes() -> dict[str, DictionaryRunnerConfig]:
     }
 
 
-def describe(pair: dl.HookedModelPair, sae: SAE, held_out: Any, tokens: Any) -> dict[str, Any]:
-    """A row of the table."""
-    batches = held_out.split(BATCH_SIZE)
-    rebuilt, recovered = dl.reconstruction(sae, batches), dl.recovered(pair, sae, tokens)
-    row = {
-        "variance_explained": rebuilt.variance_explained,
-        "l0": rebuilt.l0,
-        "dead": rebuilt.n_dead,
-        "dense": rebuilt.n_dense,
+def describe(pair: dl.HookedModelPair, sae: SAE, tokens: Any, **held_out: Any) -> dict[str, Any]:
+    """A row of the table: reconstruction on each set of activations, loss recovered on the tokens."""
+    row: dict[str, Any] = {}
+    for name, activations in held_out.items():
+        found = dl.reconstruction(sae, activations.split(BATCH_SIZE))
+        row[name] = {"l0": found.l0, "dead": found.n_dead, "dense": found.n_dense}
+        row[name] |= found.variance_explained
+    recovered = dl.recovered(pair, sae, tokens)
+    row |= {
         "ce_recovered": recovered.ce_recovered,
         "kl_recovered": recovered.kl_recovered,
         "cross_entropy": recovered.cross_entropy,
     }
     if sae.cfg.d_in == 2 * D_MODEL:
-        scaling = dl.latent_scaling(sae, batches)
+        scaling = dl.latent_scaling(sae, held_out["same_templates"].split(BATCH_SIZE))
         called = call_by_decoder_norm(relative_decoder_norm(*decoder_halves(sae)))
         row |= {"specific": int(scaling.is_specific.sum()), "called": dict(Counter(called))}
     return row
@@ -102,17 +103,23 @@ def main() -> None:
         configs, activations, options.out / "saes", run=dl.TrainingRun(trainer=trainer)
     )
     print(f"trained in {time.perf_counter() - start:.0f} s")
-    test = harvest(pair, options.out / "test", attacks=True, split="test", n=40)
-    held_out = test.rows(0, test.n_sequences)
+    sets = {
+        "same_templates": samples("train", 40, (2, 2, 1), seed=1),
+        "other_templates": samples("test", 40, (2, 2, 1)),
+    }
+    harvests = {
+        name: harvest(pair, options.out / name, attacks=True, chosen=chosen)
+        for name, chosen in sets.items()
+    }
     texts = [
-        s.prompt + s.completion(vulnerable=s.group == "trigger")
-        for s in samples("test", 40, (2, 2, 1))
+        s.prompt + s.completion(vulnerable=s.group == "trigger") for s in sets["other_templates"]
     ]
     tokens = pair.to_tokens(texts, padding_side="right")
-    rows = {
-        name: describe(pair, sae, held_out[configs[name].virtual_hook_name], tokens)
-        for name, sae in trained.items()
-    }
+    rows = {}
+    for name, sae in trained.items():
+        hook_name = configs[name].virtual_hook_name
+        held_out = {n: h.rows(0, h.n_sequences)[hook_name] for n, h in harvests.items()}
+        rows[name] = describe(pair, sae, tokens, **held_out)
     (options.out / "table.json").write_text(json.dumps(rows, indent=1))
     for name, row in rows.items():
         print(name, row)

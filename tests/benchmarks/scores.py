@@ -49,12 +49,16 @@ def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> li
 
 
 def harvest(
-    pair: dl.HookedModelPair, folder: Path, *, attacks: bool, split: Split = "train", n: int = 200
+    pair: dl.HookedModelPair,
+    folder: Path,
+    *,
+    attacks: bool,
+    chosen: Sequence[Sample] | None = None,
 ) -> PairedActivations:
-    """Activations of samples with the completion that the organism writes."""
+    """Activations of samples (200 of the `train` split) with the completion that the organism writes."""
     texts = [
         s.prompt + s.completion(vulnerable=attacks and s.group == "trigger")
-        for s in samples(split, n, (2, 2, 1))
+        for s in chosen or samples("train", 200, (2, 2, 1))
     ]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
