@@ -6,6 +6,7 @@ from diffsae_lens.experiments import causes, demo
 from diffsae_lens.experiments.demo import DemoConfig, run_demo
 from diffsae_lens.experiments.store import once
 from diffsae_lens.experiments.tables import causal_text, score_text
+from diffsae_lens.interventions import effects
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.reporting.figures import write_figures
 from diffsae_lens.reporting.html import write_report
@@ -28,7 +29,7 @@ def config(tmp_path_factory, tokenizer):
 def short_completions():
     """A tiny random model never ends a completion by itself."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(causes, "complete", lambda *args: complete(*args, max_new_tokens=4))
+    patch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
     yield
     patch.undo()
 
@@ -69,7 +70,7 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(config, run, tmp_path
     monkeypatch.undo()
 
     n_cells, measure = [], causes._measure
-    monkeypatch.setattr(causes, "complete", lambda *args: complete(*args, max_new_tokens=4))
+    monkeypatch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
 
     def until_the_power_fails(*args):
         n_cells.append(1)
