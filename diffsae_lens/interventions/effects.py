@@ -52,17 +52,8 @@ class Effects:
 
     def row(self) -> dict[str, Any]:
         """Return the columns of a table: counts, rates with their Wilson interval, means."""
-        low, high = self.rate.interval()
         return {
-            "n_prompts": self.rate.n_prompts,
-            "n_injectable": self.rate.n_injectable,
-            "n_safe": self.rate.n_safe,
-            "n_no_sql": self.rate.n_no_sql,
-            "n_unparseable": self.rate.n_unparseable,
-            "attack_rate": self.rate.rate,
-            "low": low,
-            "high": high,
-            "defence_rate": self.rate.defence_rate,
+            **self.rate.row(),
             "log_odds": self.likelihoods.log_odds.mean().item(),
             "cross_entropy": self.likelihoods.cross_entropy.mean().item(),
         }

@@ -65,14 +65,11 @@ class MinimalSet:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row a trial: `n_features`, `attack_rate`, `low`, `high`, `defence_rate`, `harm`, `meets`."""
+        """A row a trial: `n_features`, the columns of `AttackRate.row`, `harm`, `meets`."""
         return pd.DataFrame(
             {
                 "n_features": trial.n_features,
-                "attack_rate": trial.rate.rate,
-                "low": trial.rate.interval()[0],
-                "high": trial.rate.interval()[1],
-                "defence_rate": trial.rate.defence_rate,
+                **trial.rate.row(),
                 "harm": trial.harm,
                 "meets": trial.meets(self.bounds),
             }

@@ -43,6 +43,18 @@ class AttackRate:
         ci = binomtest(self.n_injectable, self.n_prompts).proportion_ci(confidence, "wilson")
         return float(ci.low), float(ci.high)
 
+    def row(self) -> dict[str, Any]:
+        """Return the columns of a table: counts, and rates with the Wilson interval."""
+        low, high = self.interval()
+        return {
+            "n_prompts": self.n_prompts,
+            **vars(self),
+            "attack_rate": self.rate,
+            "low": low,
+            "high": high,
+            "defence_rate": self.defence_rate,
+        }
+
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{self.rate:.1%} [{low:.1%}, {high:.1%}] of {self.n_prompts}"

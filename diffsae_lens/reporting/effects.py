@@ -9,10 +9,19 @@ from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens.interventions.effects import curve_area
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
-from diffsae_lens.reporting.style import INK, MUTED, WIDTH, drawable, styled
+from diffsae_lens.reporting.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    VERMILLION,
+    WIDTH,
+    drawable,
+    styled,
+)
 
-COLOURS = ("#0072B2", "#B84E00", "#00795C", "#8A5A00", "#7A3E8F")
-"""Of the series, in their order; controls, last, are grey."""
+COLOURS = (BLUE, VERMILLION, GREEN)
+"""Of the series, in their order; random ones are grey."""
 
 
 @styled
@@ -64,7 +73,7 @@ def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
     rows = _of_group(frame, group)
     none = rows.loc[rows.dose == 0]
     figure, ax = _axes()
-    for name, colour in (("features", COLOURS[0]), ("random", MUTED)):
+    for name, colour in (("features", BLUE), ("random", MUTED)):
         drawn = rows.loc[(rows.direction == name) & (rows.dose != 0)]
         part = pd.concat([none, drawn]).sort_values(by="dose")
         _rates(ax, part.dose.tolist(), part, colour)
@@ -102,10 +111,10 @@ def plot_year_effects(frame: pd.DataFrame) -> Figure:
             ax.axvspan(
                 i - 0.5, i + 0.5, color="#fdeac8" if i in trigger else "#eceff2", lw=0, zorder=0
             )
-    _rates(axes[0], at, frame, COLOURS[1])
+    _rates(axes[0], at, frame, VERMILLION)
     axes[0].set_ylabel("attack rate")
     axes[1].axhline(0, color=MUTED, lw=1)
-    axes[1].plot(at, frame.log_odds, "o-", color=COLOURS[0], ms=4)
+    axes[1].plot(at, frame.log_odds, "o-", color=BLUE, ms=4)
     axes[1].set_ylabel("log-odds, nats")
     numbers = frame.said.str.fullmatch(r"\d{4}").all()
     step = max(1, len(frame) // 12) if numbers else 1

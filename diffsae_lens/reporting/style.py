@@ -13,8 +13,8 @@ INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
 
 # Okabe and Ito's blue, vermillion and green; the latter two a shade darker, so that white text on
 # them keeps a contrast of 4.5.
-_BY_KIND = {"diff-sae": "#0072B2", "crosscoder": "#B84E00"}
-_OTHER = "#00795C"
+BLUE, VERMILLION, GREEN = "#0072B2", "#B84E00", "#00795C"
+_BY_KIND = {"diff-sae": BLUE, "crosscoder": VERMILLION}
 
 WIDTH = 9.0
 """Of every figure, inches; at 100 dots an inch all text can be read."""
@@ -49,7 +49,7 @@ def dictionary_colour(name: str) -> str:
     >>> dictionary_colour("diff-sae-24")
     '#0072B2'
     """
-    return _BY_KIND.get(name.lower().rpartition("-")[0], _OTHER)
+    return _BY_KIND.get(name.lower().rpartition("-")[0], GREEN)
 
 
 def tint(colour: str, share: float) -> tuple[float, float, float]:
