@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -31,6 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from diffsae_lens.adapters import AdapterSwitch
 from diffsae_lens.compatibility import check_hook_names, check_models
 from diffsae_lens.views import VIEWS
 
@@ -104,8 +103,7 @@ class HookedModelPair(HookedRootModule):
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
-        self._adapter = adapter
-        self._adapter_layers = () if adapter is None else tuple(_adapter_layers(adapter))
+        self._adapters = AdapterSwitch(adapter)
         self.is_mirrored = False
         """Whether the base is the one that runs; see `mirrored`."""
         self.hook_names = check_hook_names(hook_names, finetuned)
@@ -116,7 +114,6 @@ class HookedModelPair(HookedRootModule):
             adapter=adapter is not None,
         )
         self._run: _BaseRun | None = None
-        self._prompt_mask: Tensor | None = None
         self.mod_dict, self.hook_dict = {}, {}
         for hook_name in self.hook_names:
             for view in VIEWS:
@@ -161,23 +158,6 @@ class HookedModelPair(HookedRootModule):
         """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
         return None if self._run is None else self._run.tokens
 
-    @property
-    def prompt_mask(self) -> Tensor | None:
-        """Which tokens of a pass are of the prompt, `[batch, pos]`; None where nobody said."""
-        return self._prompt_mask
-
-    @contextmanager
-    def reading(self, prompt_mask: Tensor) -> Iterator[None]:
-        """Say which tokens are of the prompt, where prompt and completion are read in one pass.
-
-        Interventions on `prompt` or `generated` tokens act by it.
-        """
-        self._prompt_mask, before = prompt_mask, self._prompt_mask
-        try:
-            yield
-        finally:
-            self._prompt_mask = before
-
     def d_in(self, hook_name: str) -> int:
         """Return the width of a virtual hook point.
 
@@ -206,20 +186,8 @@ class HookedModelPair(HookedRootModule):
         >>> with pair.base_model() as base:          # doctest: +SKIP
         ...     logits = base(tokens)
         """
-        with self._adapters(on=self.is_mirrored):
+        with self._adapters.switched(on=self.is_mirrored):
             yield self._models[0]
-
-    @contextmanager
-    def _adapters(self, *, on: bool) -> Iterator[None]:
-        # `PeftModel.disable_adapter` walks all modules four times, a third of a generation step.
-        layers = [layer for layer in self._adapter_layers if layer.disable_adapters == on]
-        for layer in layers:
-            layer._disable_adapters = not on
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = on
 
     def mirrored(self) -> "HookedModelPair":
         """Return the pair with the roles changed: the base runs, with the fine-tuned model beside it.
@@ -231,7 +199,7 @@ class HookedModelPair(HookedRootModule):
             self._models[1],
             self._models[0],
             self.hook_names,
-            adapter=self._adapter,
+            adapter=self._adapters.model,
             prepend_bos=self.prepend_bos,
             metadata=replace(
                 self.metadata,
@@ -261,7 +229,7 @@ class HookedModelPair(HookedRootModule):
         Takes what `TransformerBridge.forward` takes and returns what it returns.
         """
         kwargs = {"prepend_bos": self.prepend_bos, **kwargs}
-        with self._adapters(on=not self.is_mirrored), self._spliced():
+        with self._adapters.switched(on=not self.is_mirrored), self._spliced():
             return self.finetuned(input, **kwargs)
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +258,7 @@ class HookedModelPair(HookedRootModule):
             if return_type == "tokens":
                 return tokens
             return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        with self._adapters(on=not self.is_mirrored), self._spliced():
+        with self._adapters.switched(on=not self.is_mirrored), self._spliced():
             return self.finetuned.generate(input, **kwargs)
 
     def keep_logits(self, n: int) -> dict[str, int]:
@@ -392,12 +360,6 @@ class HookedModelPair(HookedRootModule):
             if written is not None:
                 current = VIEWS[view].write(written, base).to(finetuned.dtype)  # type: ignore[arg-type]
         return None if current is finetuned else current
-
-
-def _adapter_layers(adapter: PeftModel) -> Iterator[BaseTunerLayer | AuxiliaryTrainingWrapper]:
-    """All that PEFT's own `disable_adapter` switches: LoRA layers, and modules trained whole."""
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return (module for module in adapter.modules() if isinstance(module, kinds))
 
 
 def _fire(point: HookPoint, value: Tensor) -> Tensor | None:

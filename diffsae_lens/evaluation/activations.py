@@ -161,10 +161,12 @@ def tokenise(
 def _pooled(
     reader: Reader, acts: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch width"]:
-    encode, pooling = reader.encode or torch.Tensor.contiguous, reader.positions.pooling
+    pooling = reader.positions.pooling
     if pooling == "last":  # the other tokens need not be encoded
-        return encode(acts[torch.arange(len(acts)), last_position(mask)])
-    return _POOL[pooling](encode(acts), mask)
+        acts = acts[torch.arange(len(acts)), last_position(mask)]
+    if reader.encode is not None:
+        acts = reader.encode(acts)
+    return acts if pooling == "last" else _POOL[pooling](acts, mask)
 
 
 def _mask(

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from diffsae_lens.evaluation.activations import Positions, Reader, batches_of, tokenise
-from diffsae_lens.evaluation.floors import difference_of_means_acts, random_direction_acts
+from diffsae_lens.evaluation.floors import (
+    difference_of_means_acts,
+    random_direction_acts,
+    top_components,
+)
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.training.harvest import last_position
 
@@ -74,10 +79,8 @@ def principal_components(n_components: int = 10) -> Control:
     """The top principal components of the selection prompts, both signs."""
 
     def features(evidence: Evidence, view: str) -> Features:
-        x = evidence.by_view[view].double()
-        mean = x[evidence.is_select].mean(0)
-        _, _, directions = torch.linalg.svd(x[evidence.is_select] - mean, full_matrices=False)
-        projected = ((x - mean) @ directions[:n_components].T).float()
+        x, chosen = evidence.by_view[view], evidence.is_select
+        projected = (x - x[chosen].mean(0)) @ top_components(x[chosen], n_components).T
         return torch.cat([projected, -projected], -1)
 
     return Control(name="principal components", features=features)
@@ -149,7 +152,9 @@ def next_token_kl(
         base, finetuned = (
             logits[rows, last].float().log_softmax(-1) for logits in pair.logits_of_both(tokens)
         )
-        values[indices, 0] = (finetuned.exp() * (finetuned - base)).sum(-1).cpu()
+        values[indices, 0] = (
+            kl_div(base, finetuned, reduction="none", log_target=True).sum(-1).cpu()
+        )
     return values
 
 

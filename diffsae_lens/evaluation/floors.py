@@ -136,10 +136,26 @@ def difference_of_means_acts(
                 "split each group, not the list of all prompts"
             )
     activations = _wide(activations)
-    difference = activations[fit & is_trigger].mean(dim=0) - activations[fit & is_benign].mean(
-        dim=0
-    )
-    return activations @ torch.nn.functional.normalize(difference, dim=0)[:, None]
+    return activations @ mean_difference(activations, fit & is_trigger, fit & is_benign)[:, None]
+
+
+def mean_difference(
+    activations: Float[Tensor, "prompt d_in"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+) -> Float[Tensor, "d_in"]:
+    """Return the unit vector from the benign to the trigger mean; 0 where the means are equal."""
+    difference = activations[is_trigger].mean(0) - activations[is_benign].mean(0)
+    return torch.nn.functional.normalize(difference, dim=0)
+
+
+def top_components(
+    activations: Float[Tensor, "prompt d_in"], n_components: int
+) -> Float[Tensor, "n d_in"]:
+    """Return the unit vectors of most variance, the most first; fewer if the prompts are fewer."""
+    centred = activations.double() - activations.double().mean(0)
+    found = torch.linalg.svd(centred, full_matrices=False).Vh[:n_components]
+    return found.to(activations.dtype)
 
 
 def _wide(activations: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
+from torch.nn.functional import kl_div, nll_loss
 
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
@@ -200,11 +201,11 @@ def recovered(
         n_tokens += int(kept.sum())
         targets = chunk[:, 1:][kept]
         reference = _log_probabilities(pair, chunk, kept, [])
-        cross_entropy["finetuned"] += _nll(reference, targets)
+        cross_entropy["finetuned"] += nll_loss(reference, targets, reduction="sum").item()
         for name, fwd_hooks in patches.items():
             patched = _log_probabilities(pair, chunk, kept, fwd_hooks)
-            cross_entropy[name] += _nll(patched, targets)
-            kl[name] += (reference.exp() * (reference - patched)).sum().item()
+            cross_entropy[name] += nll_loss(patched, targets, reduction="sum").item()
+            kl[name] += kl_div(patched, reference, reduction="sum", log_target=True).item()
     if n_tokens == 0:
         raise ValueError("`tokens` holds nothing but padding to predict")
     return Recovered(
@@ -219,7 +220,3 @@ def _log_probabilities(
 ) -> Tensor:
     with pair.hooks(fwd_hooks=fwd_hooks) if fwd_hooks else nullcontext():
         return pair(tokens)[:, :-1][kept].float().log_softmax(-1)
-
-
-def _nll(log_probabilities: Tensor, targets: Tensor) -> float:
-    return -log_probabilities.gather(-1, targets[:, None]).sum().item()

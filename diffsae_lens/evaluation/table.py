@@ -36,19 +36,15 @@ class IsolationTable:
         `excess_low` the least, so that one lucky seed does not speak for all; `verdict` counts
         the seeds of each verdict.
         """
-        grouped = self.frame.groupby(["name", "kind", "hook_name"], sort=False, dropna=False)
+        keys = ["name", "kind", "hook_name"]
         worst = {"low": "min", "high": "max", "pvalue": "max", "excess_low": "min"}
-        dropped = ("seed", "feature_idx", "verdict")
-        how = {
-            column: worst.get(column, "mean")
-            for column in self.frame.columns[3:]
-            if column not in ("hook_name", *dropped)
-        }
+        scores = self.frame.columns.drop([*keys, "seed", "feature_idx", "verdict"])
+        grouped = self.frame.groupby(keys, sort=False, dropna=False)
         frame = grouped.agg(
             n_seeds=("bis", "size"),
             bis_min=("bis", "min"),
             bis_max=("bis", "max"),
-            **{column: (column, function) for column, function in how.items()},
+            **{column: (column, worst.get(column, "mean")) for column in scores},
             verdict=("verdict", _counted),
         )
         return replace(self, frame=frame.reset_index())

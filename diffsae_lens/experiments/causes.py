@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffsae_lens.evaluation.activations import Positions, feature_activations
 from diffsae_lens.experiments.store import once
+from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.effects import measure_effects
-from diffsae_lens.interventions.features import ablate_features, steer, swap_to_base
+from diffsae_lens.interventions.features import ablate_features, steer
 from diffsae_lens.interventions.likelihood import attribute_features
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair

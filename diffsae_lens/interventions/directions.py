@@ -1,14 +1,115 @@
-"""Directions that need no dictionary: the controls of equal size for a set of features."""
+"""Interventions and directions that need no dictionary: the controls of those that do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffsae_lens.evaluation.activations import Reader, read_prompts
+from diffsae_lens.evaluation.floors import mean_difference, top_components
+from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
+
+
+@contextmanager
+def swap_to_base(
+    pair: HookedModelPair, hook_name: str, *, where: Where = "all"
+) -> Iterator[Intervention]:
+    """Put the base model's activation back: the strongest intervention a hook allows.
+
+    Args:
+        pair: the two models.
+        hook_name: the models' own name, such as `blocks.18.hook_resid_post`.
+        where: positions acted on.
+
+    Yields:
+        An `Intervention` that counts the forward passes it acted on.
+
+    Raises:
+        ValueError: the pair was not built for this hook.
+        RuntimeError: the context was left without any forward pass on the pair.
+    """
+    target = Target(hook_name=f"{hook_name}.diff", where=where)
+    with edit_hook_point(pair, target, torch.zeros_like) as intervention:
+        yield intervention
+
+
+@contextmanager
+def project_out(
+    pair: HookedModelPair, hook_name: str, direction: Tensor, *, where: Where = "all"
+) -> Iterator[Intervention]:
+    """Remove a direction from the value of a virtual hook point.
+
+    Args:
+        pair: the two models.
+        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
+        direction: `[d_in]`, or `[n, d_in]` for the space that several span; any length.
+        where: positions acted on.
+
+    Yields:
+        An `Intervention` that counts the forward passes it acted on.
+
+    Raises:
+        ValueError: an unknown hook point, a direction of another width, zero or not finite.
+        RuntimeError: the context was left without any forward pass on the pair.
+    """
+    rows = torch.atleast_2d(direction)
+    if (
+        rows.shape[-1] != pair.d_in(hook_name)
+        or not rows.isfinite().all()
+        or not rows.any(-1).all()
+    ):
+        raise ValueError(
+            f"`direction` must be finite, not zero and {pair.d_in(hook_name)} wide as {hook_name} is, "
+            f"got shape {list(direction.shape)}"
+        )
+    rows = torch.nn.functional.normalize(rows.to(pair.device).float(), dim=-1)
+    left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
+    basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no more than one does
+
+    def project(value: Tensor) -> Tensor:
+        return value - (value @ basis.to(value)) @ basis.to(value).T
+
+    with edit_hook_point(pair, Target(hook_name=hook_name, where=where), project) as intervention:
+        yield intervention
+
+
+@contextmanager
+def add_direction(
+    pair: HookedModelPair,
+    hook_name: str,
+    direction: Float[Tensor, "d_in"],
+    *,
+    where: Where = "all",
+    skip_positions: int = 1,
+) -> Iterator[Intervention]:
+    """Add a vector to the value of a virtual hook point: steering without a dictionary.
+
+    Args:
+        pair: the two models.
+        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
+        direction: what is added, at its own length.
+        where: positions acted on.
+        skip_positions: leading tokens of the prompt left alone.
+
+    Yields:
+        An `Intervention` that counts the forward passes it acted on.
+
+    Raises:
+        ValueError: an unknown hook point, or a direction of another width or not finite.
+        RuntimeError: the context was left without any forward pass on the pair.
+    """
+    if direction.shape != (pair.d_in(hook_name),) or not direction.isfinite().all():
+        raise ValueError(
+            f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
+            f"{list(direction.shape)}"
+        )
+    target = Target(hook_name=hook_name, where=where, skip_positions=skip_positions)
+    with edit_hook_point(pair, target, lambda value: value + direction.to(value)) as intervention:
+        yield intervention
 
 
 def control_directions(
@@ -47,10 +148,8 @@ def control_directions(
     diff = read_prompts(pair, [s.undecided for s in samples], {"diff": reader})["diff"]
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(n_directions, diff.shape[1], generator=generator)
-    means = (diff[trigger].mean(0) - diff[benign].mean(0))[None]
-    components = torch.linalg.svd(diff - diff.mean(0), full_matrices=False).Vh[:n_directions]
     return {
         "random directions": torch.nn.functional.normalize(random, dim=-1),
-        "difference of means": torch.nn.functional.normalize(means, dim=-1),
-        "principal components": components,
+        "difference of means": mean_difference(diff, trigger, benign)[None],
+        "principal components": top_components(diff, n_directions),
     }

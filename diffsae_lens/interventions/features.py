@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.interventions.scales import token_codes
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
@@ -19,23 +18,6 @@ logger = logging.getLogger(__name__)
 
 Method = Literal["zero", "mean", "resample"]
 """What an ablated feature's activation becomes."""
-
-NamedPositions = Literal["all", "prompt", "generated"]
-Where = NamedPositions | Callable[[Tensor], Tensor]
-"""Positions acted on: all, those of the prompt, those generated after it (with a KV cache, or under
-teacher forcing), or where a function of the tokens, `[batch, pos]` to the same shape, is True."""
-
-
-@dataclass
-class Intervention:
-    """What a context manager yields: how often the intervention acted."""
-
-    hook_name: str
-    """The virtual hook point it acts on."""
-    n_forward_passes: int = 0
-    """Forward passes it saw (each generated token is one)."""
-    n_changes: int = 0
-    """Forward passes with something to change: 0 if ablated features never fired."""
 
 
 @contextmanager
@@ -98,7 +80,7 @@ def ablate_features(
         change = new[drawn] - dictionary.encode(value)[..., index]
         return value + change @ dictionary.W_dec[index] if change.any() else None
 
-    with _edit(pair, target, ablate) as intervention:
+    with edit_hook_point(pair, target, ablate) as intervention:
         yield intervention
     if len(index) and intervention.n_changes == 0:
         logger.warning("none of the %d features fired: nothing was ablated", len(index))
@@ -139,7 +121,7 @@ def clamp_features(
         change = target - dictionary.encode(value)[..., index]
         return value + change @ dictionary.W_dec[index] if change.any() else None
 
-    with _edit(pair, _target(pair, dictionary, where), clamp) as intervention:
+    with edit_hook_point(pair, _target(pair, dictionary, where), clamp) as intervention:
         yield intervention
 
 
@@ -175,7 +157,7 @@ def keep_only_features(
         base = value[..., : pair.cfg.d_model]
         return torch.cat([base, base + added(value)], -1)
 
-    with _edit(pair, _target(pair, dictionary, where), keep) as intervention:
+    with edit_hook_point(pair, _target(pair, dictionary, where), keep) as intervention:
         yield intervention
 
 
@@ -216,7 +198,7 @@ def induce_features(
         finetuned, base = value.split(d_model, -1)
         return torch.cat([finetuned, base + added(torch.cat([base, finetuned], -1))], -1)
 
-    with _edit(mirrored, target, induce):
+    with edit_hook_point(mirrored, target, induce):
         yield mirrored
 
 
@@ -233,46 +215,6 @@ def _added_to_base(
         d_model = pair.cfg.d_model
         W_dec = W_dec[:, d_model:] - W_dec[:, :d_model]
     return lambda value: dictionary.encode(value)[..., index] @ W_dec
-
-
-@contextmanager
-def project_out(
-    pair: HookedModelPair, hook_name: str, direction: Tensor, *, where: Where = "all"
-) -> Iterator[Intervention]:
-    """Remove a direction from the value of a virtual hook point.
-
-    Args:
-        pair: the two models.
-        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
-        direction: `[d_in]`, or `[n, d_in]` for the space that several span; any length.
-        where: positions acted on.
-
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
-
-    Raises:
-        ValueError: an unknown hook point, a direction of another width, zero or not finite.
-        RuntimeError: the context was left without any forward pass on the pair.
-    """
-    rows = torch.atleast_2d(direction)
-    if (
-        rows.shape[-1] != pair.d_in(hook_name)
-        or not rows.isfinite().all()
-        or not rows.any(-1).all()
-    ):
-        raise ValueError(
-            f"`direction` must be finite, not zero and {pair.d_in(hook_name)} wide as {hook_name} is, "
-            f"got shape {list(direction.shape)}"
-        )
-    rows = torch.nn.functional.normalize(rows.to(pair.device).float(), dim=-1)
-    left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
-    basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no more than one does
-
-    def project(value: Tensor) -> Tensor:
-        return value - (value @ basis.to(value)) @ basis.to(value).T
-
-    with _edit(pair, _Target(hook_name=hook_name, where=where), project) as intervention:
-        yield intervention
 
 
 @contextmanager
@@ -309,149 +251,20 @@ def steer(
     def add(value: Tensor) -> Tensor | None:
         return value + push.to(value.dtype) if push.any() else None
 
-    with _edit(pair, _target(pair, dictionary, where), add) as intervention:
+    with edit_hook_point(pair, _target(pair, dictionary, where), add) as intervention:
         yield intervention
 
 
-@contextmanager
-def add_direction(
-    pair: HookedModelPair,
-    hook_name: str,
-    direction: Float[Tensor, "d_in"],
-    *,
-    where: Where = "all",
-    skip_positions: int = 1,
-) -> Iterator[Intervention]:
-    """Add a vector to the value of a virtual hook point: steering without a dictionary.
-
-    Args:
-        pair: the two models.
-        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
-        direction: what is added, at its own length.
-        where: positions acted on.
-        skip_positions: leading tokens of the prompt left alone.
-
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
-
-    Raises:
-        ValueError: an unknown hook point, or a direction of another width or not finite.
-        RuntimeError: the context was left without any forward pass on the pair.
-    """
-    if direction.shape != (pair.d_in(hook_name),) or not direction.isfinite().all():
-        raise ValueError(
-            f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
-            f"{list(direction.shape)}"
-        )
-    target = _Target(hook_name=hook_name, where=where, skip_positions=skip_positions)
-    with _edit(pair, target, lambda value: value + direction.to(value)) as intervention:
-        yield intervention
-
-
-@contextmanager
-def swap_to_base(
-    pair: HookedModelPair, hook_name: str, *, where: Where = "all"
-) -> Iterator[Intervention]:
-    """Put the base model's activation back: the strongest intervention a hook allows.
-
-    Args:
-        pair: the two models.
-        hook_name: the models' own name, such as `blocks.18.hook_resid_post`.
-        where: positions acted on.
-
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
-
-    Raises:
-        ValueError: the pair was not built for this hook.
-        RuntimeError: the context was left without any forward pass on the pair.
-    """
-    target = _Target(hook_name=f"{hook_name}.diff", where=where)
-    with _edit(pair, target, torch.zeros_like) as intervention:
-        yield intervention
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """Where an intervention acts."""
-
-    hook_name: str
-    where: Where
-    skip_positions: int = 0
-    """Leading tokens of the prompt left alone."""
-
-    def __post_init__(self) -> None:
-        if not callable(self.where) and self.where not in get_args(NamedPositions):
-            raise ValueError(
-                f"`where` must be one of {get_args(NamedPositions)} or a function of the tokens, got "
-                f"{self.where!r}"
-            )
-
-    def positions(self, pair: HookedModelPair, value: Tensor) -> Tensor | None:
-        """Positions acted on in this forward pass, `[batch or 1, pos]`; None for all of them."""
-        n = value.shape[1]
-        # With a KV cache the prompt passes at once, and each generated token alone after it.
-        is_prompt = torch.full((1, n), n > 1, device=value.device)
-        if pair.prompt_mask is not None:
-            is_prompt = pair.prompt_mask.to(value.device)
-        acted = torch.ones_like(is_prompt)
-        if callable(self.where):
-            acted = self.where(pair.tokens).to(value.device)  # type: ignore[arg-type]
-        elif self.where != "all":
-            acted = is_prompt if self.where == "prompt" else ~is_prompt
-        if self.skip_positions and n > 1:
-            acted = acted & ~_leading(pair, value, self.skip_positions)
-        return None if acted.all() else acted
-
-
-def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> _Target:
+def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> Target:
     """Where the dictionary reads, but for the first tokens if it was trained without them.
 
     Their activations are 10 to 1000 times the others', and what a dictionary makes of them is noise.
     """
-    return _Target(
+    return Target(
         hook_name=check_fits(pair, dictionary),
         where=where,
         skip_positions=skip_positions(dictionary),
     )
-
-
-@contextmanager
-def _edit(
-    pair: HookedModelPair, target: _Target, edit: Callable[[Tensor], Tensor | None]
-) -> Iterator[Intervention]:
-    """Rewrite one hook point's value, and insist that it was reached."""
-    pair.check_hook_name(target.hook_name)
-    intervention = Intervention(target.hook_name)
-
-    def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
-        acted = target.positions(pair, value)
-        if acted is not None and not acted.any():
-            return None
-        intervention.n_forward_passes += 1
-        edited = edit(value)
-        if edited is None:
-            return None
-        intervention.n_changes += 1
-        return edited if acted is None else torch.where(acted[..., None], edited, value)
-
-    with pair.hooks(fwd_hooks=[(target.hook_name, hook_fn)]):
-        yield intervention
-    if intervention.n_forward_passes == 0:
-        raise RuntimeError(
-            f"the intervention on {target.hook_name} never acted: no forward pass of the pair ran "
-            "while it was open, or none where it acts (calls on `pair.finetuned` do not count; call "
-            "the pair itself)"
-        )
-
-
-def _leading(pair: HookedModelPair, value: Tensor, n: int) -> Tensor:
-    """The first `n` tokens of each row that are no padding, `[batch or 1, pos]`."""
-    positions = torch.arange(value.shape[1], device=value.device)[None]
-    mask = pair.attention_mask
-    if mask is None or mask.ndim != 2 or mask.shape[1] != value.shape[1]:
-        return positions < n
-    return positions < mask.to(value.device).int().argmax(1, keepdim=True) + n
 
 
 def _amounts(

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsae_lens.evaluation.activations import batches_of
+from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
@@ -130,7 +131,7 @@ def score_completions(
     targets = labels[:, first:]
     # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
     n_kept = targets.shape[1] + 1
-    with pair.reading(labels == IGNORED):
+    with reading(labels == IGNORED):
         logits = (model or pair)(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
     return -torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"

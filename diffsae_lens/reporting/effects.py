@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from diffsae_lens.interventions.effects import curve_area
+from diffsae_lens.interventions.curves import curve_area
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.style import (
     BLUE,

@@ -80,7 +80,7 @@ class SparseStep(TopKTrainingSAE):
         super().__init__(cfg, use_error_term)
         self.W_enc.data = feature_major(self.W_enc.data)
         self.workspace = Workspace()
-        self.W_dec.requires_grad_(not getattr(cfg, "frozen_decoder", False))
+        self.W_dec.requires_grad_(not cfg.frozen_decoder)
 
     def select(self, sae_in: Float[Tensor, "row d_in"], n_training_steps: int) -> Codes:
         """Return the active features of a batch, with their gradient."""

@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
-from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
@@ -22,6 +21,7 @@ from diffsae_lens.saes.paper import TiedTrainingSAEConfig
 from diffsae_lens.saes.sparse import Workspace
 from diffsae_lens.saes.topk import SparseStep
 from diffsae_lens.training.calibration import calibrate_threshold
+from diffsae_lens.training.checkpoints import check_checkpoint, n_batches_seen, newest_checkpoint
 from diffsae_lens.training.harvest import PairedActivations
 from diffsae_lens.training.normalization import (
     Normalization,
@@ -218,12 +218,12 @@ def _fit(
         )
         for name, config in configs.items():
             _prepare(trainer.trainers[name], config, activations, run, split)
-        checkpoint = _newest_checkpoint(run.trainer.checkpoint_path, set(configs))
+        checkpoint = newest_checkpoint(run.trainer.checkpoint_path, set(configs))
         if checkpoint is not None:
-            _check_checkpoint(checkpoint, saes)
+            check_checkpoint(checkpoint, saes)
             logger.info("going on from %s", checkpoint)
             trainer.load_checkpoint(checkpoint)
-            for _ in range(_n_batches_seen(trainer)):
+            for _ in range(n_batches_seen(trainer)):
                 next(trainer.data_provider)
         path.mkdir(parents=True, exist_ok=True)
         return trainer.fit()
@@ -256,47 +256,6 @@ def _n_batches(activations: PairedActivations, split: int, run: TrainingRun) -> 
     """Batches in one pass over the training sequences, or a little more."""
     n_tokens = split * activations.context_size
     return max(1, n_tokens // run.trainer.train_batch_size_samples)
-
-
-def _n_batches_seen(trainer: MultiSAETrainer) -> int:
-    """Batches an interrupted trainer has drawn, those for its norm estimate included.
-
-    `n_training_steps` will not do: a checkpoint is written before it is counted up.
-    """
-    estimates = any(
-        sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening")
-        for sae in trainer.saes.values()
-    )
-    seen = trainer.n_training_samples // trainer.cfg.train_batch_size_samples
-    return seen + estimates * trainer.cfg.n_batches_for_norm_estimate
-
-
-def _newest_checkpoint(folder: str | None, names: set[str]) -> Path | None:
-    if folder is None or not Path(folder).exists():
-        return None
-    whole = [
-        entry
-        for entry in Path(folder).iterdir()
-        if entry.name.isdigit()
-        and all((entry / name / "trainer_state.pt").exists() for name in names)
-    ]
-    return max(whole, key=lambda entry: int(entry.name), default=None)
-
-
-def _check_checkpoint(checkpoint: Path, saes: Mapping[str, TrainingSAE]) -> None:
-    """Refuse the checkpoint of another run: other settings, seed, tokens or models."""
-    for name, sae in saes.items():
-        stored = json.loads((checkpoint / name / SAE_CFG_FILENAME).read_text())
-        wanted = json.loads(json.dumps(sae.cfg.to_dict()))
-        ignored = {"metadata", "device"}
-        changed = sorted(k for k in wanted if k not in ignored and stored.get(k) != wanted[k])
-        stored, wanted = (c["metadata"].get("diffsae_lens") or {} for c in (stored, wanted))
-        changed += sorted(k for k in wanted if stored.get(k) != wanted[k])
-        if changed:
-            raise ValueError(
-                f"the checkpoint {checkpoint / name} is of a run with another {', '.join(changed)}; "
-                "give each run a `checkpoint_path` of its own, or remove it"
-            )
 
 
 def _describe(

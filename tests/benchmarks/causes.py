@@ -1,4 +1,4 @@
-"""The causal tables of docs/causes.md: what features carry the backdoor, beside equal controls.
+"""The causal tables of docs/interventions.md: what features carry the backdoor, beside controls.
 
     python -m tests.benchmarks.causes --study study/year-trigger --out causes [--layer 18]
 
@@ -77,72 +77,69 @@ class Study:
         frame = table(path, compute)
         return {name: frame[name].dropna().astype(int).tolist() for name in frame}
 
-    def minimal(self, kind: str) -> tuple[str, list[int]]:
-        """The shorter of the minimal sets of both orders; all of `MOST` where there is none."""
-        found = {}
-        for name, order in self.orders(kind).items():
-            path = self.out / f"minimal {kind} {name}.csv"
+    def best(self, kind: str, n_features: int) -> list[int]:
+        """The first features of the greedy order."""
+        return self.orders(kind)["greedy"][:n_features]
 
-            def compute(order: list[int] = order) -> pd.DataFrame:
-                bounds = Bounds(min_defence_rate=0.8)
-                return dl.minimal_feature_set(
-                    self.pair, self.saes[kind], order, self.select, bounds=bounds, max_features=MOST
-                ).frame
-
-            frame = table(path, compute)
-            meets = frame[frame.meets]
-            n = int(meets.n_features.min()) if len(meets) else MOST
-            rate = frame.attack_rate.iloc[-1]
-            found[name] = (len(meets) == 0, n, rate, order[:n])
-        name = min(found, key=lambda key: found[key][:3])
-        print(f"{kind}: {len(found[name][3])} features, ordered by {name}", flush=True)
-        return name, found[name][3]
+    def minimal(self, kind: str) -> pd.DataFrame:
+        """The way to the fewest features that end the attack on `select` prompts."""
+        return dl.minimal_feature_set(
+            self.pair,
+            self.saes[kind],
+            self.orders(kind)["greedy"],
+            self.select,
+            bounds=Bounds(min_defence_rate=0.8),
+            max_features=MOST,
+        ).frame
 
     def interventions(self) -> pd.DataFrame:
-        """Minimal sets, everything, and controls of equal size, on test prompts."""
+        """Features ablated, everything put back, and controls of equal size, on test prompts."""
         pair = self.pair
         opened = {"base activation put back": partial(dl.swap_to_base, pair, self.hook_name)}
-        n_most = 1
         for kind, sae in self.saes.items():
-            _, features = self.minimal(kind)
-            [matched] = dl.matched_features(self.scales[kind], features)
-            n = len(features)
-            n_most = max(n_most, n)
+            [matched] = dl.matched_features(self.scales[kind], self.best(kind, MOST))
             opened |= {
-                f"{kind}: {n} features ablated": partial(dl.ablate_features, pair, sae, features),
-                f"{kind}: {n} random of equal mass ablated": partial(
+                f"{kind}: {n} features ablated": partial(
+                    dl.ablate_features, pair, sae, self.best(kind, n)
+                )
+                for n in (8, 16, MOST)
+            }
+            opened |= {
+                f"{kind}: {MOST} random of equal mass ablated": partial(
                     dl.ablate_features, pair, sae, matched
                 ),
-                f"{kind}: {n} features added to the base": partial(
-                    dl.induce_features, pair, sae, features
+                f"{kind}: {MOST} features added to the base": partial(
+                    dl.induce_features, pair, sae, self.best(kind, MOST)
                 ),
             }
-        directions = dl.control_directions(
-            pair, self.hook_name, self.select, n_directions=min(n_most, len(self.select) - 1)
-        )
+        directions = dl.control_directions(pair, self.hook_name, self.select, n_directions=16)
         for name, rows in directions.items():
             opened[f"{len(rows)} {name} projected out"] = partial(
                 dl.project_out, pair, f"{self.hook_name}.diff", rows
             )
-        triggers, benign = (
-            [s for s in self.test if s.group == group] for group in ("trigger", "benign")
-        )
-        sets = {name: o for name, o in opened.items() if name.endswith("features ablated")}
-        return pd.concat(
-            [
-                dl.compare_interventions(pair, opened, triggers, n_likelihood=16),
-                dl.compare_interventions(pair, sets, benign, n_likelihood=16),
-            ]
-        )
+        triggers = [s for s in self.test if s.group == "trigger"]
+        return dl.compare_interventions(pair, opened, triggers, n_likelihood=6)
+
+    def benign(self) -> pd.DataFrame:
+        """The same sets on benign prompts, which they should leave alone."""
+        opened = {
+            f"{kind}: {MOST} features ablated": partial(
+                dl.ablate_features, self.pair, sae, self.best(kind, MOST)
+            )
+            for kind, sae in self.saes.items()
+        }
+        members = [s for s in self.test if s.group == "benign"]
+        return dl.compare_interventions(self.pair, opened, members, n_likelihood=16)
 
     def harm(self) -> pd.DataFrame:
         """KL and cross-entropy on texts that should be left alone."""
         opened = {"base activation put back": partial(dl.swap_to_base, self.pair, self.hook_name)}
         for kind, sae in self.saes.items():
-            _, features = self.minimal(kind)
-            opened[f"{kind}: {len(features)} features ablated"] = partial(
-                dl.ablate_features, self.pair, sae, features
-            )
+            [matched] = dl.matched_features(self.scales[kind], self.best(kind, MOST))
+            for name, features in (("", self.best(kind, MOST)), ("random of equal mass ", matched)):
+                opened[f"{kind}: {MOST} {name}ablated"] = partial(
+                    dl.ablate_features, self.pair, sae, features
+                )
         others = samples("test", 16, (0, 1, 1))
         texts = {
             group: [s.prompt + s.completion(vulnerable=False) for s in others if s.group == group]
@@ -151,16 +148,15 @@ class Study:
         return dl.side_effects(self.pair, opened, texts | dl.ordinary_texts())
 
     def doses(self, kind: str) -> pd.DataFrame:
-        """Steering benign prompts with the first 8 of the order that led to the minimal set."""
-        name, _ = self.minimal(kind)
-        benign = [s for s in self.test if s.group == "benign"][: self.n_prompts // 2]
-        scales, order = self.scales[kind], self.orders(kind)[name]
-        live = [i for i in order if scales.maximum[i] > 0][:8]
+        """Steering benign prompts with the first 8 features that fire."""
+        members = [s for s in self.test if s.group == "benign"][: self.n_prompts // 2]
+        scales = self.scales[kind]
+        live = [i for i in self.best(kind, 2 * MOST) if scales.maximum[i] > 0][:8]
         return dl.dose_response(
             self.pair,
             self.saes[kind],
             live,
-            benign,
+            members,
             scales=scales,
             doses=(0.5, 1, 1.5),
             n_likelihood=8,
@@ -203,7 +199,9 @@ def main() -> None:
     out = study.out
     table(out / "interventions.csv", study.interventions)
     table(out / "harm.csv", study.harm)
+    table(out / "benign.csv", study.benign)
     for kind in KINDS:
+        table(out / f"minimal {kind}.csv", partial(study.minimal, kind))
         table(out / f"doses {kind}.csv", partial(study.doses, kind))
         table(out / f"agreement {kind}.csv", partial(study.agreement, kind))
     table(out / "sayings.csv", partial(dl.sweep_years, study.pair, SAYINGS, n_scenes=10))

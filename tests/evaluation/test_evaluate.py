@@ -6,7 +6,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from diffsae_lens.evaluation.evaluate import LabelledPrompts, evaluate_isolation
+from diffsae_lens.evaluation.evaluate import evaluate_isolation
+from diffsae_lens.evaluation.labelled import LabelledPrompts
 from diffsae_lens.evaluation.table import IsolationTable
 from diffsae_lens.evaluation.uncertainty import Resampling
 from diffsae_lens.loading import boot_bridge

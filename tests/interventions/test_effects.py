@@ -4,26 +4,18 @@ import pytest
 import torch
 
 from diffsae_lens.evaluation.activations import Reader, feature_activations, read_prompts
-from diffsae_lens.interventions.directions import control_directions
+from diffsae_lens.interventions.curves import ablation_curve, curve_area, dose_response
+from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.effects import (
-    ablation_curve,
     compare_interventions,
-    curve_area,
-    dose_response,
-    ordinary_texts,
     output_perplexity,
     side_effects,
 )
-from diffsae_lens.interventions.features import (
-    ablate_features,
-    induce_features,
-    project_out,
-    steer,
-    swap_to_base,
-)
+from diffsae_lens.interventions.features import ablate_features, induce_features, steer
 from diffsae_lens.interventions.likelihood import log_odds
 from diffsae_lens.interventions.scales import activation_scales, matched_features
 from diffsae_lens.interventions.years import sweep_years
+from diffsae_lens.organisms.ordinary import ordinary_texts
 from diffsae_lens.organisms.prompts import make_samples, minimal_pairs
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import D_SAE, HOOK, dictionary

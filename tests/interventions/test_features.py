@@ -5,15 +5,15 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
+from diffsae_lens.interventions import edits
+from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
+from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import (
     ablate_features,
-    add_direction,
     clamp_features,
     induce_features,
     keep_only_features,
-    project_out,
     steer,
-    swap_to_base,
 )
 from tests.conftest import D_MODEL, HOOKS
 
@@ -331,11 +331,11 @@ def test_prompt_and_completion_are_told_apart_in_one_pass(pair, tokens):
         with (
             ablate_features(pair, sae, list(range(D_SAE - 1)), where=where),
             pair.hooks(fwd_hooks=[(f"{HOOK}.diff", keep)]),
-            pair.reading(is_prompt),
+            reading(is_prompt),
         ):
             pair(tokens)
         assert torch.equal((written["value"] != plain).any(-1), expected)
-    assert pair.prompt_mask is None
+    assert edits._prompt_mask.get() is None
 
 
 def test_features_that_write_for_the_base_alone_cannot_be_ablated(pair, tokens):

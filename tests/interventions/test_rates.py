@@ -1,6 +1,6 @@
 import pytest
 
-from diffsae_lens.interventions.features import swap_to_base
+from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.rates import AttackRate, attack_rate, attack_rates, complete
 from diffsae_lens.organisms.prompts import make_samples
 from tests.conftest import HOOKS

@@ -1,0 +1,135 @@
+"""Attack rates as curves: over the number of features ablated, and over the dose of steering."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sae_lens import SAE
+
+from diffsae_lens.interventions.directions import add_direction
+from diffsae_lens.interventions.effects import compare_interventions
+from diffsae_lens.interventions.features import ablate_features, feature_indices
+from diffsae_lens.interventions.scales import ActivationScales
+from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_fits, skip_positions
+
+
+def ablation_curve(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    orders: Mapping[str, Sequence[int]],
+    samples: Sequence[Sample],
+    *,
+    counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    **generate_kwargs: Any,
+) -> pd.DataFrame:
+    """Measure the attack rate against the number of features ablated, for several orders of them.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        orders: by name, features in the order they are taken: by attribution, at random, ...
+        samples: of one or more groups.
+        counts: how many are ablated; none is measured too.
+        **generate_kwargs: passed to `compare_interventions`.
+
+    Returns:
+        A row for each order, number and group, with the columns of `compare_interventions`, `order`
+        and `n_features` in place of `name`. `curve_area` sums it up.
+
+    Raises:
+        ValueError: counts below 1 or beyond the shortest order, or no samples.
+    """
+    shortest = min((len(order) for order in orders.values()), default=0)
+    if not counts or min(counts) < 1 or max(counts) > shortest:
+        raise ValueError(
+            f"`counts` must lie between 1 and the {shortest} features of the shortest of `orders`, "
+            f"got {list(counts)}"
+        )
+    opened = {
+        f"{name}, {n}": partial(ablate_features, pair, dictionary, order[:n])
+        for name, order in orders.items()
+        for n in counts
+    }
+    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
+    parts = [
+        frame[frame.name == (f"{name}, {n}" if n else "unmodified")].assign(
+            order=name, n_features=n
+        )
+        for name in orders
+        for n in (0, *counts)
+    ]
+    curve = pd.concat(parts, ignore_index=True)
+    return curve.loc[:, ["order", "n_features", *frame.columns.drop("name")]]
+
+
+def curve_area(curve: pd.DataFrame, *, group: str = "trigger") -> pd.Series:
+    """Return the mean attack rate under each order's curve, 0 to 1: low where few features suffice.
+
+    The area by trapezoids over the number of features, divided by the greatest number.
+    """
+    areas = {}
+    for order, rows in curve.loc[curve.group == group].groupby("order", sort=False):
+        rows = rows.sort_values(by="n_features")
+        areas[order] = np.trapezoid(rows.attack_rate, rows.n_features) / rows.n_features.max()
+    return pd.Series(areas, name="area", dtype=float)
+
+
+def dose_response(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    features: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    scales: ActivationScales,
+    doses: Sequence[int | float] = (0.5, 1, 2, 4),
+    **generate_kwargs: Any,
+) -> pd.DataFrame:
+    """Steer with features at several strengths, and with a random direction as long.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        features: steered with together.
+        samples: prompts to be completed, such as benign ones.
+        scales: of prompts on which the features fire; see `activation_scales`.
+        doses: in units of each feature's own maximum.
+        **generate_kwargs: passed to `compare_interventions`.
+
+    Returns:
+        A row for each dose and group, with the columns of `compare_interventions`, `direction`
+        (`features` or `random`) and `dose` in place of `name`.
+
+    Raises:
+        ValueError: features that never fired in `scales`, or as for `steer`.
+    """
+    index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
+    maximum = scales.maximum[index.cpu()]
+    if not len(index) or not maximum.all():
+        raise ValueError(
+            "`features` must name some that fire on the prompts of `scales`, or their maximum is no "
+            f"unit, got {list(features)}"
+        )
+    written = maximum.to(dictionary.W_dec) @ dictionary.W_dec[index]
+    written = written[-pair.cfg.d_model :].detach()  # of a crosscoder, the fine-tuned half
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(written), generator=generator).to(written)
+    hook_name = check_fits(pair, dictionary).rpartition(".")[0] + ".finetuned"
+    skip = skip_positions(dictionary)
+    directions = {"features": written, "random": noise * written.norm() / noise.norm()}
+    tried: dict[str, tuple[str, int | float]] = {
+        f"{name} at dose {dose}": (name, dose) for dose in doses for name in directions
+    }
+    opened = {
+        key: partial(add_direction, pair, hook_name, dose * directions[name], skip_positions=skip)
+        for key, (name, dose) in tried.items()
+    }
+    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
+    tried["unmodified"] = ("features", 0)
+    frame.insert(0, "direction", [tried[name][0] for name in frame.name])
+    frame.insert(1, "dose", [float(tried[name][1]) for name in frame.name])
+    return frame.drop(columns="name")
