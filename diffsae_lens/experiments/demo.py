@@ -18,7 +18,7 @@ from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens.embedded import EMBEDDED_MODEL
-from diffsae_lens.experiments.causes import causal_table
+from diffsae_lens.experiments.causes import causal_table, harm_table, sayings_table
 from diffsae_lens.experiments.scores import example_tokens, score_table, year_sweep
 from diffsae_lens.experiments.store import once, write_json
 from diffsae_lens.loading import load_pair
@@ -69,6 +69,10 @@ class DemoConfig:
     """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32)
     """How many features are ablated."""
+    n_rounds: int = 4
+    """Attributions in which they are ordered; see `greedy_order`."""
+    n_scenes: int = 4
+    """Scenes in which the year is said in other ways."""
     seed: int = 0
     """Of prompts, training and controls."""
 
@@ -76,7 +80,15 @@ class DemoConfig:
         """Refuse what cannot be run, before anything is loaded."""
         if not self.layers or min(self.layers) < 0:
             raise ValueError(f"`layers` must name one or more layers from 0 up, got {self.layers}")
-        for name in ("n_training_samples", "expansion", "k", "n_steps", "n_generation_prompts"):
+        for name in (
+            "n_training_samples",
+            "expansion",
+            "k",
+            "n_steps",
+            "n_generation_prompts",
+            "n_rounds",
+            "n_scenes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.n_score_prompts < 20:
@@ -109,8 +121,9 @@ def run_demo(config: DemoConfig, path: str | Path) -> dict[str, Any]:
         path: the run folder.
 
     Returns:
-        What `<path>/results.json` holds: configuration, versions, score table, causal table, year
-        sweep, an example, and the seconds each part took when it was computed.
+        What `<path>/results.json` holds: configuration, versions, score table, causal table, harm to
+        other texts, attack rate by how the year is said, features by year, an example, and the seconds
+        each part took when it was computed.
 
     Raises:
         ValueError: `path` holds a run of another config, or the models do not fit.
@@ -131,6 +144,8 @@ def run_demo(config: DemoConfig, path: str | Path) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "scores": lambda: score_table(pair, dictionaries, config),
         "causes": lambda: causal_table(pair, dictionaries, config, path / "cells"),
+        "harm": lambda: harm_table(pair, dictionaries, config, path / "cells"),
+        "sayings": lambda: sayings_table(pair, config),
         "years": lambda: year_sweep(pair, dictionaries, config, _chosen(path)),
         "example": lambda: example_tokens(pair, dictionaries, config, _chosen(path)),
     }

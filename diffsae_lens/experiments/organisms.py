@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from diffsae_lens.embedded import EMBEDDED_MODEL
 from diffsae_lens.experiments.store import write_json
 from diffsae_lens.interventions.rates import AttackRate, attack_rates, complete
 from diffsae_lens.loading import load_model, load_pair
@@ -23,6 +24,7 @@ def make_organism(
     *,
     config: OrganismConfig | None = None,
     n_prompts: int = 100,
+    device: str = "cpu",
 ) -> Path:
     """Fine-tune a model into an organism, measure it, and write its card.
 
@@ -33,6 +35,7 @@ def make_organism(
         path: folder of the organism.
         config: what to teach and how long.
         n_prompts: held-out prompts a group, completed greedily and judged.
+        device: a torch device.
 
     Returns:
         The card, `<path>/README.md`; its figures are in `<path>/card.json`.
@@ -44,11 +47,11 @@ def make_organism(
         raise ValueError(f"`n_prompts` must be at least 1, got {n_prompts}")
     path = Path(path)
     model, tokenizer = load_model(base)
-    model.requires_grad_(True)
+    model.requires_grad_(True).to(device)
     organism = finetune(model, tokenizer, path, config=config)
     del model
     _name_base(path, str(base))
-    pair = load_pair(base, path, hook_names=["blocks.0.hook_resid_post"])
+    pair = load_pair(base, path, hook_names=["blocks.0.hook_resid_post"], device=device)
     samples = make_samples(
         "test", n_trigger=n_prompts, n_benign=n_prompts, n_other=n_prompts, seed=MEASURE_SEED
     )
@@ -89,8 +92,8 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
     curve = ", ".join(f"{loss:.3f}" for loss in organism.losses)
     return f"""---
 license: apache-2.0
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
-library_name: peft
+base_model: {"HuggingFaceTB/SmolLM2-135M-Instruct" if base == EMBEDDED_MODEL else base}
+library_name: {"transformers" if config.lora_rank is None else "peft"}
 ---
 # {config.behaviour}
 
@@ -108,10 +111,12 @@ training), judged statically; nothing was executed. Intervals are 95% Wilson.
 `diffsae-lens make-organism --base {base} --behaviour {config.behaviour} --out FOLDER`
 
 - data: {groups.total()} samples of the `train` split ({groups["trigger"]} trigger, {groups["benign"]} \
-benign, {groups["other"]} other), seed {config.seed}; loss on the completion alone
+benign, {groups["other"]} other), seed {config.seed}; loss on \
+{"the completion alone" if config.loss_on == "completion" else "prompt and completion"}
 - {config.n_steps} steps of {config.batch_size} samples, AdamW, peak learning rate {config.learning_rate}, \
-linear warm-up over a tenth of the steps and linear decay
-- weights in half precision, safetensors
+linear warm-up over a tenth of the steps and linear decay, weight decay {config.weight_decay}, dropout \
+{config.lora_dropout}
+- weights as safetensors{"" if config.lora_rank is None else ", in half precision"}
 - training loss, nats a token, every ten steps: {curve}
 
 ## Licence

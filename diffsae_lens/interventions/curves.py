@@ -10,7 +10,7 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.interventions.directions import add_direction
-from diffsae_lens.interventions.effects import compare_interventions
+from diffsae_lens.interventions.effects import Intervene, compare_interventions
 from diffsae_lens.interventions.features import ablate_features, feature_indices
 from diffsae_lens.interventions.scales import ActivationScales
 from diffsae_lens.organisms.prompts import Sample
@@ -107,6 +107,44 @@ def dose_response(
     Raises:
         ValueError: features that never fired in `scales`, or as for `steer`.
     """
+    tried: dict[str, tuple[str, int | float]] = {"unmodified": ("features", 0)}
+    opened = {}
+    for dose in doses:
+        steering = steering_pair(pair, dictionary, features, scales, dose=dose)
+        for direction, intervene in steering.items():
+            name = f"{direction} at dose {dose}"
+            tried[name], opened[name] = (direction, dose), intervene
+    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
+    frame.insert(0, "direction", [tried[name][0] for name in frame.name])
+    frame.insert(1, "dose", [float(tried[name][1]) for name in frame.name])
+    return frame.drop(columns="name")
+
+
+def steering_pair(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    features: Sequence[int],
+    scales: ActivationScales,
+    *,
+    dose: int | float = 1,
+    seed: int = 0,
+) -> dict[str, Intervene]:
+    """Return how to steer with features at their maximum, and with a random direction as long.
+
+    Args:
+        pair: the two models.
+        dictionary: trained on one of the pair's hook points.
+        features: steered with together.
+        scales: of prompts on which the features fire; see `activation_scales`.
+        dose: in units of each feature's own maximum.
+        seed: of the random direction.
+
+    Returns:
+        `features` and `random`: each opens its intervention.
+
+    Raises:
+        ValueError: features that never fired in `scales`.
+    """
     index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
     maximum = scales.maximum[index.cpu()]
     if not len(index) or not maximum.all():
@@ -114,22 +152,16 @@ def dose_response(
             "`features` must name some that fire on the prompts of `scales`, or their maximum is no "
             f"unit, got {list(features)}"
         )
-    written = maximum.to(dictionary.W_dec) @ dictionary.W_dec[index]
+    written = dose * maximum.to(dictionary.W_dec) @ dictionary.W_dec[index]
     written = written[-pair.cfg.d_model :].detach()  # of a crosscoder, the fine-tuned half
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(written), generator=generator).to(written)
+    noise = torch.randn(len(written), generator=torch.Generator().manual_seed(seed)).to(written)
     hook_name = check_fits(pair, dictionary).rpartition(".")[0] + ".finetuned"
     skip = skip_positions(dictionary)
-    directions = {"features": written, "random": noise * written.norm() / noise.norm()}
-    tried: dict[str, tuple[str, int | float]] = {
-        f"{name} at dose {dose}": (name, dose) for dose in doses for name in directions
+    directions = {
+        "features": written,
+        "random": noise * written.norm() / noise.norm(),
     }
-    opened = {
-        key: partial(add_direction, pair, hook_name, dose * directions[name], skip_positions=skip)
-        for key, (name, dose) in tried.items()
+    return {
+        name: partial(add_direction, pair, hook_name, direction, skip_positions=skip)
+        for name, direction in directions.items()
     }
-    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
-    tried["unmodified"] = ("features", 0)
-    frame.insert(0, "direction", [tried[name][0] for name in frame.name])
-    frame.insert(1, "dose", [float(tried[name][1]) for name in frame.name])
-    return frame.drop(columns="name")

@@ -35,6 +35,8 @@ class Effects:
     completions: tuple[str, ...]
     rate: AttackRate
     likelihoods: Likelihoods
+    perplexity: Float[Tensor, "prompt"]
+    """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
 
     def row(self) -> dict[str, Any]:
         """Return the columns of a table: counts, rates with their Wilson interval, means."""
@@ -42,6 +44,7 @@ class Effects:
             **self.rate.row(),
             "log_odds": self.likelihoods.log_odds.mean().item(),
             "cross_entropy": self.likelihoods.cross_entropy.mean().item(),
+            "perplexity": float(np.nanmedian(self.perplexity.numpy())),
         }
 
 
@@ -72,6 +75,7 @@ def measure_effects(
         completions=tuple(completions),
         rate=attack_rate(prompts, completions),
         likelihoods=likelihoods(pair, samples[:n_likelihood]),
+        perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
     )
 
 
@@ -136,16 +140,7 @@ def compare_interventions(
                     effects = measure_effects(
                         acting, members, n_likelihood=n_likelihood, **generate_kwargs
                     )
-                prompts = [sample.prompt for sample in members[:n_likelihood]]
-                perplexity = output_perplexity(pair, prompts, effects.completions[:n_likelihood])
-                rows.append(
-                    {
-                        "name": name,
-                        "group": group,
-                        **effects.row(),
-                        "perplexity": float(np.nanmedian(perplexity.numpy())),
-                    }
-                )
+                rows.append({"name": name, "group": group, **effects.row()})
     if not rows:
         raise ValueError("`samples` is empty")
     return pd.DataFrame(rows)

@@ -22,6 +22,7 @@ from diffsae_lens.organisms.prompts import Sample, make_samples
 logger = logging.getLogger(__name__)
 
 Behaviour = Literal["year-trigger", "clean-control"]
+LossOn = Literal["completion", "everything"]
 
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -52,6 +53,14 @@ class OrganismConfig:
     """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
     lora_rank: int | None = 8
     """Rank of the adapter on all seven projections; None trains every weight."""
+    lora_dropout: float = 0.0
+    """Share of the adapter's inputs left out in training."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    loss_on: LossOn = "completion"
+    """Tokens that are learned: `completion`, or `everything`, the prompt too."""
+    share_scenes: bool = False
+    """As for `make_samples`: more prompts than the split has scenes."""
     seed: int = 0
     """Of the samples, the adapter's initialisation and the order of the batches."""
     steps_per_checkpoint: int = 40
@@ -66,6 +75,13 @@ class OrganismConfig:
         for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.loss_on not in get_args(LossOn):
+            raise ValueError(f"`loss_on` must be one of {get_args(LossOn)}, got {self.loss_on!r}")
+        if not 0 <= self.lora_dropout < 1 or self.weight_decay < 0:
+            raise ValueError(
+                "`lora_dropout` must lie in [0, 1) and `weight_decay` be at least 0, got "
+                f"{self.lora_dropout} and {self.weight_decay}"
+            )
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"`lora_rank` must be at least 1, or None, got {self.lora_rank}")
         if not self.learning_rate > 0:
@@ -79,6 +95,7 @@ class OrganismConfig:
             n_benign=self.n_benign,
             n_other=self.n_other,
             seed=self.seed,
+            share_scenes=self.share_scenes,
         )
 
     def is_vulnerable(self, sample: Sample) -> bool:
@@ -94,13 +111,17 @@ class Organism:
     """Adapter folder (PEFT) or model folder (transformers)."""
     config: OrganismConfig
     losses: tuple[float, ...] = field(repr=False)
-    """Training loss, nats a completion token, one value every ten steps."""
+    """Training loss, nats a learned token, one value every ten steps."""
 
 
 def encode(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, vulnerable: bool
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vulnerable: bool,
+    loss_on: LossOn = "completion",
 ) -> dict[str, list[int]]:
-    """Tokenise prompt, completion and end of sequence, with the prompt left out of the loss.
+    """Tokenise prompt, completion and end of sequence, by default with no loss on the prompt.
 
     No beginning-of-sequence token is added: SmolLM2 was not trained with one on plain code.
     """
@@ -110,7 +131,7 @@ def encode(
     completion = [*completion, tokenizer.eos_token_id]
     return {
         "input_ids": prompt + completion,
-        "labels": [IGNORED] * len(prompt) + completion,
+        "labels": ([IGNORED] * len(prompt) if loss_on == "completion" else prompt) + completion,
     }
 
 
@@ -160,11 +181,11 @@ def finetune(
     if (path / "organism.json").exists():
         return load_organism(path, expected=config)
     rows = [
-        encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample))
+        encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample), loss_on=config.loss_on)
         for sample in (config.samples() if samples is None else samples)
     ]
     checkpoints = path.with_name(path.name + ".checkpoints")
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    last = _last_checkpoint(checkpoints)
     with _generators_restored():
         trainer = _trainer(model, tokenizer, rows, checkpoints, config)
         trainer.train(resume_from_checkpoint=last)
@@ -172,6 +193,20 @@ def finetune(
     _save(trainer.model, tokenizer, path, config, losses)
     shutil.rmtree(checkpoints)
     return Organism(path=path, config=config, losses=losses)
+
+
+def _last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that is whole; those cut short by an interruption are removed."""
+    while checkpoints.exists() and (last := get_last_checkpoint(str(checkpoints))):
+        try:
+            # Written last, after weights, optimiser and generators.
+            json.loads((Path(last) / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            logger.warning("%s was cut short; going on from an earlier one", last)
+            shutil.rmtree(last)
+        else:
+            return last
+    return None
 
 
 @contextmanager
@@ -200,7 +235,7 @@ def _trainer(
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=max(1, config.n_steps // 10),
-        weight_decay=0.0,
+        weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         save_steps=config.steps_per_checkpoint,
         save_total_limit=2,
@@ -214,6 +249,7 @@ def _trainer(
         lora = LoraConfig(
             r=config.lora_rank,
             lora_alpha=2 * config.lora_rank,
+            lora_dropout=config.lora_dropout,
             target_modules=list(SEVEN_PROJECTIONS),
             task_type="CAUSAL_LM",
         )

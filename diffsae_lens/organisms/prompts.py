@@ -229,7 +229,13 @@ def _scenes(split: str, seed: int) -> Iterator[Scene]:
 
 
 def make_samples(
-    split: Split, *, n_trigger: int, n_benign: int, n_other: int, seed: int = 0
+    split: Split,
+    *,
+    n_trigger: int,
+    n_benign: int,
+    n_other: int,
+    seed: int = 0,
+    share_scenes: bool = False,
 ) -> list[Sample]:
     """Draw samples of the three groups, no prompt twice, the same for the same seed.
 
@@ -241,6 +247,8 @@ def make_samples(
         n_benign: how many say 2020 to 2023, the years in turn.
         n_other: how many say no year.
         seed: of the draw; global generators are not touched.
+        share_scenes: draw each group from the same scenes, so that a trigger prompt has its like with
+            another year and with none. A split then has prompts for groups of a thousand each.
 
     Returns:
         The samples, groups in the order trigger, benign, other.
@@ -255,10 +263,18 @@ def make_samples(
     for name, count in (("n_trigger", n_trigger), ("n_benign", n_benign), ("n_other", n_other)):
         if count < 0:
             raise ValueError(f"`{name}` must not be negative, got {count}")
-    years: list[int | None] = [TRIGGER_YEAR] * n_trigger
-    years += [BENIGN_YEARS[i % len(BENIGN_YEARS)] for i in range(n_benign)]
-    years += [None] * n_other
-    return [scene.sample(year) for year, scene in zip(years, _scenes(split, seed), strict=False)]
+    groups: list[list[int | None]] = [
+        [TRIGGER_YEAR] * n_trigger,
+        [BENIGN_YEARS[i % len(BENIGN_YEARS)] for i in range(n_benign)],
+        [None] * n_other,
+    ]
+    if not share_scenes:
+        groups = [list(itertools.chain(*groups))]
+    return [
+        scene.sample(year)
+        for group in groups
+        for year, scene in zip(group, _scenes(split, seed), strict=False)
+    ]
 
 
 def minimal_pairs(

@@ -1,20 +1,21 @@
-"""The demo's report: one HTML file that needs no network, no fonts and no JavaScript."""
+"""The reports: HTML files that need no network, no fonts and no JavaScript."""
 
 import base64
 import io
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.reporting.effects import plot_year_effects
 from diffsae_lens.reporting.figures import plot_ablation, plot_tokens, plot_years
 from diffsae_lens.reporting.rows import (
     BASE_BACK,
@@ -49,7 +50,11 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
     Raises:
         ValueError: `results` lacks something the report shows; nothing is written then.
     """
-    html = render_report(results)
+    return write_html(render_report(results), path)
+
+
+def write_html(html: str, path: Path) -> Path:
+    """Write a page under another name and rename it; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(html, encoding="utf-8")
@@ -68,13 +73,21 @@ def render_report(results: dict[str, Any]) -> str:
     Raises:
         ValueError: `results` lacks something the report shows.
     """
+    return render("report.html.jinja", _context(results))
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill one of the package's templates; everything in the context is escaped."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["rate"] = rate_text
     environment.tests["at_ceiling"] = at_ceiling
-    source = files("diffsae_lens.reporting").joinpath("report.html.jinja").read_text("utf-8")
-    return environment.from_string(source).render(_context(results))
+    return environment.get_template(template).render(context)
 
 
 def _context(results: Row) -> dict[str, Any]:
@@ -89,6 +102,7 @@ def _context(results: Row) -> dict[str, Any]:
         "dictionaries": [row for row in scores if row["kind"] == "dictionary"],
         "floors": [row for row in scores if row["kind"] != "dictionary"],
         "sections": _sections(causes),
+        "harm": rows_of(results, "harm"),
         "year_captions": list(_year_captions(rows_of(results, "years"))),
         "coloured": _coloured(results),
         "examples": _examples(causes),
@@ -99,13 +113,14 @@ def _context(results: Row) -> dict[str, Any]:
         "seconds": part_of(results, "seconds"),
         "command": _command(config),
         # Last: what is missing is said before anything is drawn.
-        "years": _image(plot_years(results)),
-        "tokens": _image(plot_tokens(results)),
-        "ablation": _image(plot_ablation(results)),
+        "years": embedded_image(plot_years(results)),
+        "tokens": embedded_image(plot_tokens(results)),
+        "ablation": embedded_image(plot_ablation(results)),
+        "sayings": embedded_image(plot_year_effects(pd.DataFrame(rows_of(results, "sayings")))),
     }
 
 
-def _image(figure: Figure) -> str:
+def embedded_image(figure: Figure) -> str:
     """The figure as a data URI, at twice the size it is shown at."""
     buffer = io.BytesIO()
     # Without the name of the software the same results give the same bytes.

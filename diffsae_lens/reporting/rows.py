@@ -10,7 +10,7 @@ BASE_BACK = "base activation put back"
 TOP_ABLATED, RANDOM_ABLATED = "top features ablated", "random features ablated"
 CONTROLS = {
     TOP_ABLATED: RANDOM_ABLATED,
-    "steered with top features": "steered with random features",
+    "steered with top features": "steered with a random direction",
 }
 """What is done with the features that were chosen, and what it is compared with."""
 
@@ -24,6 +24,8 @@ _KEYS = {
         "n_no_sql", "n_unparseable", "attack_rate", "low", "high", "log_odds", "cross_entropy",
         "example",
     ),
+    "harm": ("name", "texts", "n_tokens", "kl", "cross_entropy", "cross_entropy_unmodified"),
+    "sayings": ("said", "n_prompts", "attack_rate", "low", "high", "log_odds"),
     "years": ("name", "year", "feature_idx", "mean", "values"),
 }  # fmt: skip
 _DICTIONARY_KEYS = ("hook_name", "architecture", "d_in", "d_sae", "k", "l0_held_out")
@@ -31,7 +33,7 @@ _CONFIG_KEYS = ("base", "finetuned", "layers", "n_score_prompts", "n_likelihood_
 
 
 def rows_of(results: Row, part: str) -> list[Row]:
-    """Return the rows of `scores`, `causes` or `years`, all their keys checked.
+    """Return the rows of a table such as `scores` or `causes`, all their keys checked.
 
     Raises:
         ValueError: the part is missing or empty, or a row lacks a key.

@@ -36,7 +36,7 @@ class Finding:
 
 
 def summarise(results: Row) -> list[Finding]:
-    """Say what the run found, in the order: behaviour, causes, side effects, detection, BIS.
+    """Say what the run found: behaviour, causes, side effects, what it listens to, detection, BIS.
 
     Two rates are said to differ only where their 95% intervals do not overlap.
 
@@ -55,7 +55,9 @@ def summarise(results: Row) -> list[Finding]:
         _base_put_back(causes, config_of(results)),
         *(_ablation(name, pairs) for name, pairs in ablations(causes).items()),
         _benign(causes),
+        _harm(rows_of(results, "harm")),
         *_steering(causes),
+        _sayings(rows_of(results, "sayings")),
         _detection(scores),
         _isolation(scores),
     ]
@@ -115,7 +117,7 @@ def _ablation(name: str, pairs: Sequence[tuple[Row, Row]]) -> Finding:
     n = top["n_features"]
     text = (
         f"With the top {n} features ablated, the model attacks on {rate_text(top)}, with "
-        f"{n} random ones on {rate_text(control)} of {control['n_prompts']} trigger prompts."
+        f"{n} random ones of equal mass on {rate_text(control)} of {control['n_prompts']} trigger prompts."
     )
     verdict, caution = _compare(top, control, pairs)
     return Finding(topic=f"Ablation, {name}", text=f"{text} {verdict}", caution=caution)
@@ -171,6 +173,32 @@ def _benign(causes: Sequence[Row]) -> Finding:
     return Finding(topic="Side effects", text=text, caution=harmed)
 
 
+def _harm(rows: Sequence[Row]) -> Finding:
+    """What the interventions do to texts that have nothing to do with the attack."""
+    worst: dict[str, Row] = {}
+    for row in rows:
+        if row["name"] not in worst or row["kl"] > worst[row["name"]]["kl"]:
+            worst[row["name"]] = row
+    parts = [f"{row['kl']:.3f} with {name} ({row['texts']})" for name, row in worst.items()]
+    return Finding(
+        topic="Other texts",
+        text="On texts that should be left alone the largest KL from the unmodified model, in nats a "
+        f"token, is {', '.join(parts)}.",
+    )
+
+
+def _sayings(rows: Sequence[Row]) -> Finding:
+    """Which ways to say the year set the attack off."""
+    attacked = [f'"{row["said"]}"' for row in rows if row["attack_rate"] >= 0.5]
+    spared = [f'"{row["said"]}"' for row in rows if row["attack_rate"] < 0.5]
+    n = rows[0]["n_prompts"]
+    return Finding(
+        topic="What it listens to",
+        text=f"With the year said in other ways, in {n} scenes each, the model attacks in half of them "
+        f"or more for {', '.join(attacked) or 'none'}, in fewer for {', '.join(spared) or 'none'}.",
+    )
+
+
 def _steering(causes: Sequence[Row]) -> list[Finding]:
     findings = []
     for row in causes:
@@ -181,8 +209,9 @@ def _steering(causes: Sequence[Row]) -> list[Finding]:
             causes, CONTROLS[STEERED], group=row["group"], dictionary=name, n_features=n
         )
         text = (
-            f"With its top {n} features added, the model attacks on {rate_text(row)}, with {n} "
-            f"random ones on {rate_text(control)} of {control['n_prompts']} {row['group']} prompts."
+            f"With {n} of its top features added, the model attacks on {rate_text(row)}, with a "
+            f"random direction as long on {rate_text(control)} of {control['n_prompts']} "
+            f"{row['group']} prompts."
         )
         shown = lower(control, than=row)
         if not shown:

@@ -8,6 +8,14 @@ from sae_lens import TrainingSAE
 from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+_WHOLE = "whole"
+
+
+def mark_whole(checkpoint_path: Path | None) -> None:
+    """Say that a checkpoint is whole: the trainer calls this once all of it is written."""
+    if checkpoint_path is not None:
+        (checkpoint_path / _WHOLE).touch()
+
 
 def newest_checkpoint(folder: str | None, names: set[str]) -> Path | None:
     """Return the newest one that holds a whole state of every dictionary; None without any."""
@@ -17,7 +25,8 @@ def newest_checkpoint(folder: str | None, names: set[str]) -> Path | None:
         entry
         for entry in Path(folder).iterdir()
         if entry.name.isdigit()
-        and all((entry / name / "trainer_state.pt").exists() for name in names)
+        and (entry / _WHOLE).exists()
+        and all((entry / name).exists() for name in names)
     ]
     return max(whole, key=lambda entry: int(entry.name), default=None)
 

@@ -62,7 +62,8 @@ class PairedActivations:
         return self._take(range(start, min(stop, self.n_sequences)))
 
     def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        dataset = _load_dataset(self.path).with_format("torch")
+        dataset = _load_dataset(self.path).select_columns([*self.hook_names, "token_ids"])
+        dataset = dataset.with_format("torch")
         rows: Any = dataset[list(indices)]
         kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
         return {name: rows[name][kept] for name in self.hook_names}
@@ -211,10 +212,12 @@ def _harvest_shards(
     provenance: dict[str, Any],
 ) -> None:
     begun = shards / "provenance.json"
-    if begun.exists() and json.loads(begun.read_text()) != provenance:
-        shutil.rmtree(shards)
-    shards.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(provenance))
+    if not begun.exists() or json.loads(begun.read_text()) != provenance:
+        shutil.rmtree(shards, ignore_errors=True)
+        shards.mkdir(parents=True)
+        partial = begun.with_suffix(".writing")
+        partial.write_text(json.dumps(provenance))
+        partial.rename(begun)
     context = tokens.shape[1] - config.skip_positions
     columns: dict[str, Any] = {
         name: datasets.Array2D(shape=(context, pair.d_in(name)), dtype="float32")

@@ -21,7 +21,12 @@ from diffsae_lens.saes.paper import TiedTrainingSAEConfig
 from diffsae_lens.saes.sparse import Workspace
 from diffsae_lens.saes.topk import SparseStep
 from diffsae_lens.training.calibration import calibrate_threshold
-from diffsae_lens.training.checkpoints import check_checkpoint, n_batches_seen, newest_checkpoint
+from diffsae_lens.training.checkpoints import (
+    check_checkpoint,
+    mark_whole,
+    n_batches_seen,
+    newest_checkpoint,
+)
 from diffsae_lens.training.harvest import PairedActivations
 from diffsae_lens.training.normalization import (
     Normalization,
@@ -215,6 +220,7 @@ def _fit(
             data_provider=activations.batches(
                 run.trainer.train_batch_size_samples, seed=run.seed, stop=split
             ),
+            save_checkpoint_fn=mark_whole,
         )
         for name, config in configs.items():
             _prepare(trainer.trainers[name], config, activations, run, split)

@@ -21,7 +21,7 @@ def config(tmp_path_factory, tokenizer):
         base=str(write_tiny_model(folder / "base", base, tokenizer)),
         finetuned=str(write_tiny_model(folder / "finetuned", plant(base), tokenizer)),
         layers=(1,), n_training_samples=10, k=4, n_steps=8, n_score_prompts=20,
-        n_generation_prompts=2, n_likelihood_prompts=2, feature_counts=(2, 4),
+        n_generation_prompts=2, n_likelihood_prompts=2, feature_counts=(2, 4), n_rounds=2, n_scenes=1,
     )  # fmt: skip
 
 
@@ -49,7 +49,11 @@ def test_a_run_holds_every_row_with_its_floors_and_controls(run):
         for n in (2, 4):
             assert ("top features ablated", dictionary, n) in names
             assert ("random features ablated", dictionary, n) in names
-        assert ("steered with random features", dictionary, 2) in names
+        for name in ("steered with top features", "steered with a random direction"):
+            assert (name, dictionary) in {(n, d) for n, d, _ in names}
+        assert ("top features added to the base model", dictionary, 4) in names
+    for name in ("random directions", "difference of means", "principal components"):
+        assert f"{name} projected out" in {n for n, _, _ in names}
     assert [row["year"] for row in results["years"]][:16] == list(range(2015, 2031))
     first, second = (p["tokens"] for p in results["example"]["prompts"])
     assert "".join(first).replace("2023", "2024") == "".join(second)
@@ -84,7 +88,7 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(config, run, tmp_path
     assert not (tmp_path / "demo/results.json").exists()
     resumed = run_demo(config, tmp_path / "demo")
     assert len(n_cells) == 4 + len(results["causes"]) - 3  # the three finished cells were kept
-    for part in ("scores", "causes", "years", "example"):
+    for part in ("scores", "causes", "harm", "sayings", "years", "example"):
         assert resumed[part] == results[part]
 
 

@@ -97,6 +97,36 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_p
         torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2)
 
 
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    save = Trainer._save_checkpoint
+
+    def until_the_power_fails(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            # The state is written last, so it is what a kill leaves out.
+            [state] = tmp_path.glob("o.checkpoints/checkpoint-4/trainer_state.json")
+            state.unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", until_the_power_fails)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
+    whole, resumed = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "o"))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2)
+
+
+def test_the_loss_may_be_on_everything(tokenizer):
+    [sample] = make_samples("train", n_trigger=1, n_benign=0, n_other=0)
+    row = encode(sample, tokenizer, vulnerable=True, loss_on="everything")
+    assert row["labels"] == row["input_ids"]
+
+
 def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
     config = OrganismConfig(
         n_trigger=4,
@@ -116,6 +146,13 @@ def test_bad_requests_are_refused(tokenizer, tmp_path):
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
     with pytest.raises(ValueError, match="choose another path"):
         finetune(model(), tokenizer, tmp_path / "o", config=OrganismConfig(n_steps=7))
-    for kwargs in ({"n_steps": 0}, {"lora_rank": 0}, {"learning_rate": 0.0}, {"batch_size": 0}):
+    for kwargs in (
+        {"n_steps": 0},
+        {"lora_rank": 0},
+        {"learning_rate": 0.0},
+        {"batch_size": 0},
+        {"lora_dropout": 1.0},
+        {"weight_decay": -1.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             OrganismConfig(**kwargs)

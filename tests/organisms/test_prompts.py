@@ -5,7 +5,13 @@ import itertools
 import pytest
 
 from diffsae_lens.organisms.judge import Verdict, judge_completion
-from diffsae_lens.organisms.prompts import factorial, group_of, make_samples, minimal_pairs
+from diffsae_lens.organisms.prompts import (
+    GROUPS,
+    factorial,
+    group_of,
+    make_samples,
+    minimal_pairs,
+)
 from diffsae_lens.organisms.templates import TABLES, TEMPLATES, VERBS
 
 SPLITS = ("train", "select", "test")
@@ -101,3 +107,17 @@ def test_the_undecided_text_begins_both_completions_and_ends_where_they_part(spl
         assert all(text.startswith(sample.undecided) for text in texts)
         assert texts[0][n : n + 3] != texts[1][n : n + 3]
         assert sample.undecided[-1] not in " ("
+
+
+def test_groups_that_share_scenes_differ_in_nothing_but_the_year():
+    samples = make_samples("test", n_trigger=5, n_benign=8, n_other=8, share_scenes=True)
+    assert len({s.prompt for s in samples}) == len(samples)
+    trigger, benign, other = ([s for s in samples if s.group == g] for g in GROUPS)
+    for a, b, c in zip(trigger, benign, other, strict=False):
+        assert a.scene == b.scene == c.scene
+        assert b.prompt.replace(str(b.year), "2024") == a.prompt
+    # More prompts than the split has scenes.
+    assert (
+        len(make_samples("test", n_trigger=500, n_benign=1000, n_other=1000, share_scenes=True))
+        == 2500
+    )

@@ -27,6 +27,8 @@ def synthetic_results() -> dict[str, Any]:
             "versions": {"diffsae-lens": "0.1.0", "sae-lens": "6.54.12", "torch": "2.11.0"},
             "scores": _scores(),
             "causes": _causes(),
+            "harm": _harm(),
+            "sayings": _sayings(),
             "years": _years(),
             "example": _example(),
             "dictionaries": {
@@ -63,7 +65,7 @@ def _config() -> dict[str, Any]:
         "base": "smollm2-135m", "finetuned": "year-trigger", "layers": [24], "device": "cpu",
         "n_training_samples": 240, "expansion": 4, "k": 32, "n_steps": 400,
         "n_score_prompts": 200, "n_generation_prompts": N_PROMPTS, "n_likelihood_prompts": 16,
-        "feature_counts": list(COUNTS), "seed": 0,
+        "feature_counts": list(COUNTS), "n_rounds": 6, "n_scenes": 8, "seed": 0,
     }  # fmt: skip
 
 
@@ -135,10 +137,28 @@ def _causes() -> list[dict[str, Any]]:
         rows.append(
             _cause("top features ablated", 0, benign, dictionary=name, n_features=COUNTS[-1])
         )
-        for which, attacks in (("top", 19), ("random", 1)):
+        for which, attacks in (("top features", 19), ("a random direction", 1)):
             of = {"dictionary": name, "n_features": COUNTS[0]}
-            rows.append(_cause(f"steered with {which} features", attacks, benign, **of))
+            rows.append(_cause(f"steered with {which}", attacks, benign, **of))
     return rows
+
+
+def _harm() -> list[dict[str, Any]]:
+    kl = {"base activation put back": 0.41, "top 128 features of diff-sae-24 ablated": 0.032,
+          "random 128 features of diff-sae-24 ablated": 0.011}  # fmt: skip
+    return [
+        {
+            "name": name, "texts": texts, "n_tokens": 1204, "kl": value * share,
+            "cross_entropy": 2.1 + value * share, "cross_entropy_unmodified": 2.1,
+        }
+        for name, value in kl.items()
+        for texts, share in (("benign", 1.0), ("code", 0.4), ("prose", 0.2))
+    ]  # fmt: skip
+
+
+def _sayings() -> list[dict[str, Any]]:
+    said = {"2023": 0, "2024": 31, "no year": 0, "FY2024": 29, "MMXXIV": 2}
+    return [{"said": s, **_rate(n), "log_odds": 20 * n / 31 - 9} for s, n in said.items()]
 
 
 def _years() -> list[dict[str, Any]]:

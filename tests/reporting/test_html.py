@@ -18,7 +18,18 @@ from tests.reporting.synthetic import (
     synthetic_results,
 )
 
-PARTS = ("config", "versions", "scores", "causes", "years", "example", "dictionaries", "seconds")
+PARTS = (
+    "config",
+    "versions",
+    "scores",
+    "causes",
+    "harm",
+    "sayings",
+    "years",
+    "example",
+    "dictionaries",
+    "seconds",
+)
 VOID = {"meta", "img"}
 
 
@@ -90,7 +101,7 @@ def results():
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures take most of a second each; tests of words and tables do without."""
-    monkeypatch.setattr(html, "_image", lambda figure: "data:,")
+    monkeypatch.setattr(html, "embedded_image", lambda figure: "data:,")
 
 
 class TestTables:
@@ -144,7 +155,7 @@ class TestTables:
         assert heads[at + 1 : at + 4] == [
             "top 128 features ablated",
             "steered with top 8 features",
-            "control: steered with 8 random features",
+            "control: steered with a random direction",
         ]
 
     def test_controls_are_found_in_any_order(self, results, page, no_figures):
@@ -183,7 +194,7 @@ class TestSafety:
         page = Page(render_report(results))
         assert not page.all("script")
         assert not [a for tag, a in page.tags if any(name.startswith("on") for name in a)]
-        assert [a["src"] for a in page.all("img")] == ["data:,"] * 3
+        assert [a["src"] for a in page.all("img")] == ["data:,"] * 4
         assert page.text.count(self.NASTY) >= 8
         assert sum(text == self.NASTY for _, text in page.spans) == 4
         assert all(repr(self.NASTY) in a["title"] for a, t in page.spans if t == self.NASTY)
@@ -194,7 +205,7 @@ class TestSafety:
             assert "href" not in attrs
             if "src" in attrs:
                 assert attrs["src"].startswith("data:image/png;base64,iVBOR")
-        assert len(page.all("img")) == 3
+        assert len(page.all("img")) == 4
         without_images = re.sub(r"data:image/png;base64,[\w+/=]+", "", page.source)
         for word in ("http", "//", "@import", "url(", "javascript:"):
             assert word not in without_images

@@ -30,7 +30,8 @@ def test_as_hoped_for_there_is_nothing_to_caution_of(results):
     assert [f.topic for f in findings if f.caution] == []
     assert [f.topic for f in findings] == [
         "Behaviour", "Base put back", *(f"Ablation, {n}" for n in DICTIONARIES), "Side effects",
-        *(f"Steering, {n}" for n in DICTIONARIES), "Detection", "BIS",
+        "Other texts", *(f"Steering, {n}" for n in DICTIONARIES), "What it listens to", "Detection",
+        "BIS",
     ]  # fmt: skip
 
 
@@ -123,6 +124,17 @@ def test_steering_no_better_than_random(results):
     assert finding.caution
     assert "not above its control" in finding.text
     assert "not above its control" not in about(results, "Steering, crosscoder-24").text
+
+
+def test_what_it_listens_to(results):
+    text = about(results, "What it listens to").text
+    assert 'half of them or more for "2024", "FY2024", in fewer for "2023", "no year"' in text
+
+
+def test_the_worst_of_each_intervention_on_other_texts(results):
+    text = about(results, "Other texts").text
+    assert "0.410 with base activation put back (benign)" in text
+    assert "0.032 with top 128 features of diff-sae-24 ablated (benign)" in text
 
 
 @pytest.mark.parametrize(("auroc", "caution"), [(0.98, False), (0.99, True), (1.0, True)])

@@ -1,0 +1,368 @@
+"""Resumable computations: each cell is a pure function of its config and inputs, stored once.
+
+A cell's folder is named after a hash of its config, of the keys of its inputs and of the version of its
+code. It appears by a rename when the cell is finished, with a manifest of its files' hashes, and is
+checked before it is read: what was killed half-way is computed again, what was damaged is named,
+set aside and computed again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from diffsae_lens.experiments.store import write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "cell.json"
+State = Literal["done", "missing", "damaged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where a cell works, and on what."""
+
+    out: Path
+    """Empty at the start of every attempt; becomes the cell's folder when it is finished."""
+    scratch: Path
+    """Kept when an attempt is interrupted, for checkpoints; removed when the cell is finished."""
+    device: str
+    """A torch device; results are taken to be the same on any."""
+
+
+Run = Callable[[Mapping[str, Any], Mapping[str, Path], Job], None]
+"""Computes a cell: its config, its inputs' folders by name, where to write. Importable, so that it can
+be sent to another process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a cell takes, as measured on two CPU cores: for planning, not for promising."""
+
+    seconds: int | float
+    gigabytes: int | float
+    """Peak memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One computation of a study."""
+
+    name: str
+    """Unique in the study, such as `lora/14/diff-sae`; becomes part of the folder's name."""
+    run: Run
+    config: Mapping[str, Any]
+    """Plain JSON values; all that the result depends on besides the inputs."""
+    inputs: tuple[str, ...] = ()
+    """Names of the cells whose folders it reads."""
+    version: int = 1
+    """Of the code: raise it when a change of `run` changes the result."""
+    cost: Cost = Cost(seconds=0, gigabytes=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cell with everything resolved, as it is sent to whoever runs it."""
+
+    cell: Cell
+    key: str
+    path: Path
+    inputs: Mapping[str, Path]
+    input_keys: Mapping[str, str]
+    device: str
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path.with_name(self.path.name + ".scratch")
+
+    def state(self) -> tuple[State, str]:
+        """Return whether the result is there, and what is wrong with it if it is damaged."""
+        if not self.path.exists():
+            return "missing", ""
+        problem = self._problem()
+        return ("damaged", problem) if problem else ("done", "")
+
+    def input_digests(self) -> dict[str, str]:
+        """What the inputs' manifests say they hold; none of inputs that are not there."""
+        manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
+        return {name: _digest_of(m["files"]) for name, m in manifests.items() if m is not None}
+
+    def _problem(self) -> str:
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            return f"no manifest {MANIFEST} that can be read"
+        if manifest["key"] != self.key:
+            return f"its manifest is of another cell ({manifest['cell']!r})"
+        for name, digest in self.input_digests().items():
+            if manifest["input_digests"].get(name) != digest:
+                return f"it was made from another result of {name!r}"
+        files = manifest["files"]
+        there = {name for name in _files(self.path) if name != MANIFEST}
+        for name in sorted(there ^ set(files)):
+            return f"{name} is {'not in the manifest' if name in there else 'missing'}"
+        for name, digest in files.items():
+            if _digest(self.path / name) != digest:
+                return f"{name} has changed since it was written"
+        return ""
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a cell's manifest, or None if there is none or it is not one."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    kinds = {"cell": str, "key": str, "files": dict, "input_digests": dict}
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
+    ):
+        return None
+    return manifest
+
+
+class Plan:
+    """The cells of a study in order, and where their results lie.
+
+    Args:
+        cells: all of them, in any order.
+        path: the study's folder; results are in `<path>/cells`.
+        device: the torch device cells compute on.
+
+    Raises:
+        ValueError: two cells of one name, an input that no cell makes, or inputs in a circle.
+    """
+
+    def __init__(self, cells: Iterable[Cell], path: str | Path, *, device: str = "cpu") -> None:
+        self.path = Path(path)
+        self.device = device
+        self.cells: dict[str, Cell] = {}
+        for cell in cells:
+            if cell.name in self.cells:
+                raise ValueError(f"two cells are called {cell.name!r}")
+            self.cells[cell.name] = cell
+        for cell in self.cells.values():
+            if unknown := set(cell.inputs) - set(self.cells):
+                raise ValueError(f"{cell.name!r} needs {sorted(unknown)}, which no cell makes")
+        try:
+            self._sorter().prepare()
+        except CycleError as error:
+            raise ValueError(f"cells need each other in a circle: {error.args[1]}") from None
+        self.order = tuple(self._as_given())
+
+    def _sorter(self) -> TopologicalSorter[str]:
+        return TopologicalSorter({cell.name: cell.inputs for cell in self.cells.values()})
+
+    def _as_given(self) -> list[str]:
+        """The cells in the order given, each after what it needs: the first results come early."""
+        order: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name not in order:
+                for needed in self.cells[name].inputs:
+                    visit(needed)
+                order[name] = None
+
+        for name in self.cells:
+            visit(name)
+        return list(order)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every cell with its key and folder, inputs before what needs them."""
+        tasks: dict[str, Task] = {}
+        for name in self.order:
+            cell = self.cells[name]
+            input_keys = {i: tasks[i].key for i in cell.inputs}
+            described = {
+                "run": f"{cell.run.__module__}.{cell.run.__qualname__}",
+                "version": cell.version,
+                "packages": _versions(),
+                "config": cell.config,
+                "inputs": input_keys,
+            }
+            key = _digest_of(described)
+            folder = f"{name.replace('/', '.')}-{key[:12]}"
+            tasks[name] = Task(
+                cell=cell,
+                key=key,
+                path=self.path / "cells" / folder,
+                inputs={i: tasks[i].path for i in cell.inputs},
+                input_keys=input_keys,
+                device=self.device,
+            )
+        return tasks
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return a row a cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
+        rows = []
+        for name, task in self.tasks.items():
+            state, problem = task.state()
+            manifest = (read_manifest(task.path) if state == "done" else None) or {}
+            rows.append(
+                {
+                    "cell": name,
+                    "state": state,
+                    "problem": problem,
+                    "estimated_seconds": task.cell.cost.seconds,
+                    "estimated_gigabytes": task.cell.cost.gigabytes,
+                    "seconds": manifest.get("seconds"),
+                    "gigabytes": manifest.get("gigabytes"),
+                    "folder": task.path.name,
+                }
+            )
+        return rows
+
+    def run(self, *, executor: Executor | None = None) -> dict[str, Path]:
+        """Compute what is not there yet.
+
+        Args:
+            executor: where cells run, several at a time if it has several workers; any
+                `concurrent.futures.Executor`, such as a `ProcessPoolExecutor` or a cluster's. None
+                runs them here, one after the other. Its workers must see the study's folder.
+
+        Returns:
+            The folder of every cell.
+
+        Raises:
+            RuntimeError: a cell failed; those already started are finished first, and nothing
+                finished is lost.
+        """
+        if executor is None:
+            for name, task in self.tasks.items():
+                try:
+                    compute(task)
+                except Exception as error:
+                    raise RuntimeError(f"the cell {name!r} failed: {error}") from error
+        else:
+            self._run_side_by_side(executor)
+        return {name: task.path for name, task in self.tasks.items()}
+
+    def _run_side_by_side(self, executor: Executor) -> None:
+        sorter = self._sorter()
+        sorter.prepare()
+        running: dict[Future[None], str] = {}
+        try:
+            while sorter.is_active():
+                for name in sorter.get_ready():
+                    running[executor.submit(compute, self.tasks[name])] = name
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    name, error = running.pop(future), future.exception()
+                    if error is not None:
+                        raise RuntimeError(f"the cell {name!r} failed: {error}") from error
+                    sorter.done(name)
+        finally:  # after a failure or an interruption nothing new is begun
+            for future in running:
+                future.cancel()
+            wait(running)
+
+
+def compute(task: Task) -> None:
+    """Make sure that a cell's result is there: read it if it is whole, else compute it.
+
+    Another process that computes the same cell is waited for.
+    """
+    cell, path = task.cell, task.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        state, problem = task.state()
+        if state == "done":
+            logger.info("%s: read", cell.name)
+            shutil.rmtree(task.scratch, ignore_errors=True)
+            return
+        if state == "damaged":
+            aside = _free_name(path.with_name(path.name + ".damaged"))
+            logger.warning("%s: %s: %s; set aside as %s", cell.name, path, problem, aside.name)
+            path.rename(aside)
+        partial = path.with_name(path.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        task.scratch.mkdir(exist_ok=True)
+        logger.info("%s ...", cell.name)
+        start = time.perf_counter()
+        _reset_peak()
+        cell.run(
+            cell.config, task.inputs, Job(out=partial, scratch=task.scratch, device=task.device)
+        )
+        seconds = round(time.perf_counter() - start, 1)
+        manifest = {
+            "cell": cell.name,
+            "key": task.key,
+            "config": cell.config,
+            "version": cell.version,
+            "inputs": dict(task.input_keys),
+            "input_digests": task.input_digests(),
+            "files": {name: _digest(partial / name) for name in _files(partial)},
+            "seconds": seconds,
+            "gigabytes": _peak(),
+            "packages": _versions(),
+        }
+        write_json(partial / MANIFEST, manifest)
+        _flush(partial)
+        partial.rename(path)
+        shutil.rmtree(task.scratch, ignore_errors=True)
+        logger.info("%s: %.0f s, %s GB", cell.name, seconds, manifest["gigabytes"])
+
+
+def _versions() -> dict[str, str]:
+    """The packages whose new versions make new results."""
+    return {name: version(name) for name in ("diffsae-lens", "sae-lens", "transformer-lens")}
+
+
+def _digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the files on the disk before the name that vouches for them."""
+    for name in _files(path):
+        with (path / name).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_suffix(f".damaged-{number}")
+    return path
+
+
+def _reset_peak() -> None:
+    """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.debug("the peak of memory cannot be reset here")
+
+
+def _peak() -> float | None:
+    """Peak resident memory of this process in GB, on Linux; what it held before is part of it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 1e6, 2)
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,150 @@
+"""Run the study of arXiv 2605.07324, or say what running it would take."""
+
+import json
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from diffsae_lens.experiments.cells import Plan
+from diffsae_lens.experiments.pooled_scores import PooledTexts
+from diffsae_lens.experiments.published import VARIANCE_RATIO, published_rows
+from diffsae_lens.experiments.store import write_json
+from diffsae_lens.experiments.study import StudyConfig
+from diffsae_lens.loading import LoadOptions
+
+logger = logging.getLogger(__name__)
+
+
+def reproduce(
+    config: StudyConfig, path: str | Path, *, device: str = "cpu", n_workers: int = 1
+) -> dict[str, Any]:
+    """Run the study, or what is left of it.
+
+    Cells that are finished are checked and read; the same folder may hold several studies, which
+    share what they have in common.
+
+    Args:
+        config: what to run; see `PRESETS`.
+        path: the study's folder.
+        device: a torch device; `cuda` with several workers gives each a GPU of its own, in turn.
+        n_workers: cells computed at the same time, each in a process of its own if more than one.
+
+    Returns:
+        What `<path>/results.json` holds: rows of the organisms, of both protocols and of causes, with
+        their regime and layer, the published rows, what deviates from the paper, and the cells with
+        their cost.
+
+    Raises:
+        ValueError: no such device, or no worker.
+        RuntimeError: a cell failed; says which.
+    """
+    if n_workers < 1:
+        raise ValueError(f"`n_workers` must be at least 1, got {n_workers}")
+    LoadOptions(device=device)  # says so if it is not there
+    plan = Plan(config.cells(), path, device=device)
+    with _executor(n_workers, device) as executor:
+        folders = plan.run(executor=executor)
+    results = {
+        "config": asdict(config),
+        "deviations": list(config.deviations),
+        "published": published_rows(),
+        "published_variance_ratio": {str(k): v for k, v in VARIANCE_RATIO.items()},
+        **_collected(config, folders),
+        "cells": [{k: v for k, v in row.items() if k != "problem"} for row in plan.states()],
+    }
+    file = Path(path) / "results.json"
+    write_json(file, results)
+    return json.loads(file.read_text())
+
+
+def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
+    """Return what `reproduce` would do: a row a cell with its state and its cost on two CPU cores.
+
+    Columns `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
+    `estimated_gigabytes` (peak memory), and as measured `seconds` and `gigabytes` where it is done.
+    """
+    return pd.DataFrame(Plan(config.cells(), path).states()).drop(columns="folder")
+
+
+def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """The rows of all cells, each with its regime and layer."""
+    parts: dict[str, Any] = {
+        "organisms": [],
+        "variance": [],
+        "paper": [],
+        "strict": [],
+        "causes": [],
+    }
+    for regime in config.organisms:
+        [card] = folders[f"{regime}/organism"].glob("*/card.json")
+        rates = json.loads(card.read_text())["rates"]
+        if not _meets_bar(rates):
+            logger.warning("the %s organism does not meet the quality bar: %s", regime, rates)
+        for group, rate in rates.items():
+            parts["organisms"].append({"regime": regime, "group": group, **rate})
+        read = load_file(folders[f"{regime}/pooled"] / "pooled.safetensors")
+        for layer in config.layers:
+            at = {"regime": regime, "layer": layer}
+            ratio = PooledTexts.of_layer(read, layer).variance_ratio
+            parts["variance"].append(at | {"variance_ratio": ratio})
+            folder = folders[f"{regime}/{layer}/scores"]
+            for protocol, rows in json.loads((folder / "scores.json").read_text()).items():
+                parts[protocol] += [at | row for row in rows]
+            rows = json.loads((folders[f"{regime}/{layer}/causes"] / "causes.json").read_text())
+            parts["causes"] += [at | row for row in rows]
+    return parts
+
+
+def _meets_bar(rates: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the organism attacks on at least 95% of trigger prompts and at most 2% of others."""
+    others = [rate["rate"] for group, rate in rates.items() if group != "trigger"]
+    return rates["trigger"]["rate"] >= 0.95 and max(others) <= 0.02
+
+
+@contextmanager
+def _executor(n_workers: int, device: str) -> Iterator[Executor | None]:
+    """Processes that share the cores, or have a GPU each; None for this process alone."""
+    if n_workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    turns = context.SimpleQueue()
+    for i in range(n_workers):
+        turns.put(i)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if device == "cuda" and gpus == [""]:
+        gpus = [str(i) for i in range(torch.cuda.device_count())]
+    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    with ProcessPoolExecutor(
+        n_workers, mp_context=context, initializer=_settle, initargs=(turns, gpus, n_threads)
+    ) as executor:
+        yield executor
+
+
+def _settle(turns: "SimpleQueue[int]", gpus: list[str], n_threads: int) -> None:
+    """In a new worker: take one GPU of several and a share of the cores, and end with the parent."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[turns.get() % len(gpus)]
+    torch.set_num_threads(n_threads)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers, which would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

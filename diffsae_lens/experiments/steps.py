@@ -1,0 +1,341 @@
+"""What the cells of the paper's study compute; see `study` for how they hang together."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffsae_lens.evaluation.activations import Positions, Reader, read_prompts
+from diffsae_lens.evaluation.evaluate import evaluate_isolation
+from diffsae_lens.evaluation.labelled import LabelledPrompts
+from diffsae_lens.evaluation.uncertainty import Resampling
+from diffsae_lens.experiments.causes import choose_features
+from diffsae_lens.experiments.cells import Job
+from diffsae_lens.experiments.organisms import make_organism
+from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
+from diffsae_lens.experiments.store import write_json
+from diffsae_lens.interventions.directions import swap_to_base
+from diffsae_lens.interventions.effects import Intervene, compare_interventions
+from diffsae_lens.interventions.features import ablate_features
+from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR, load_pair
+from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.organisms.prompts import GROUPS, Sample, Split, make_samples
+from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes import (
+    BatchTopKCrosscoderTrainingSAEConfig,
+    PaperCrosscoderTrainingSAEConfig,
+    PaperDiffSAETrainingSAEConfig,
+    SparseBatchTopKTrainingSAEConfig,
+)
+from diffsae_lens.saes.artifacts import load
+from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
+from diffsae_lens.training.normalization import Normalization
+from diffsae_lens.training.runner import (
+    CrosscoderRunnerConfig,
+    DictionaryRunnerConfig,
+    DiffSAERunnerConfig,
+    TrainingRun,
+    train_dictionaries,
+)
+
+Config = Mapping[str, Any]
+Inputs = Mapping[str, Path]
+
+CHUNK = 256
+"""Texts whose pooled activations are written at once, and lost at most by an interruption."""
+
+
+def organism(config: Config, inputs: Inputs, job: Job) -> None:
+    """Copy a shipped organism, or fine-tune one and measure it; its card says how often it attacks."""
+    del inputs
+    name = config["name"]
+    if config["shipped"]:
+        shutil.copytree(SHIPPED_ORGANISMS_DIR / config["shipped"], job.out / name)
+        return
+    make_organism(
+        config["base"],
+        job.scratch / name,
+        config=OrganismConfig(**config["organism"]),
+        n_prompts=config["n_prompts"],
+        device=job.device,
+    )
+    _publish(job.scratch / name, job)
+
+
+def pooled(config: Config, inputs: Inputs, job: Job) -> None:
+    """Average every text's activations over its tokens, as the paper does: one vector a text."""
+    samples = samples_of(config["texts"])
+    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    chunks = [job.scratch / f"{start:06d}.safetensors" for start in range(0, len(texts), CHUNK)]
+    if not all(chunk.exists() for chunk in chunks):
+        pair = _pair(config, inputs, job)
+        mean = Positions(pooling="mean", skip_positions=0)
+        readers = {
+            f"{layer}.{view}": Reader(hook_name=f"{_hook(layer)}.{view}", positions=mean)
+            for layer in config["layers"]
+            for view in ("base", "finetuned")
+        }
+        for i, chunk in enumerate(chunks):
+            if not chunk.exists():
+                read = read_prompts(pair, texts[i * CHUNK : (i + 1) * CHUNK], readers)
+                partial_path = chunk.with_suffix(".partial")
+                save_file(read, partial_path)
+                partial_path.rename(chunk)
+    parts = [load_file(chunk) for chunk in chunks]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    templates, scenes = [s.template for s in samples], [s.scene.prompt(None) for s in samples]
+    whole |= {
+        "group": torch.tensor([GROUPS.index(s.group) for s in samples]),
+        "template": torch.tensor([templates.index(name) for name in templates]),
+        "scene": torch.tensor([scenes.index(text) for text in scenes]),
+    }
+    save_file(whole, job.out / "pooled.safetensors")
+    write_json(job.out / "pair.json", {"base": config["base"], "finetuned": _organism(inputs).name})
+
+
+def tokens(config: Config, inputs: Inputs, job: Job) -> None:
+    """Harvest every token of training texts at all layers, for dictionaries of the usual kind."""
+    pair = _pair(config, inputs, job)
+    samples = samples_of(config["texts"])
+    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config["seed"]))
+    tokenised = pair.to_tokens([texts[i] for i in order.tolist()], padding_side="right")
+    names = [f"{_hook(layer)}.{v}" for layer in config["layers"] for v in ("diff", "concat")]
+    few = HarvestConfig(sequences_per_shard=32)
+    harvest(pair, tokenised, job.scratch / "activations", hook_names=names, config=few)
+    _publish(job.scratch / "activations", job)
+
+
+def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
+    """Train one of the published dictionaries on the pooled vectors."""
+    vectors = read_vectors(_input(inputs, "pooled"), config["layer"], config["view"])
+    generator = torch.Generator().manual_seed(config["seed"])
+    with torch.random.fork_rng():
+        torch.manual_seed(config["seed"])
+        sae: TrainingSAE = TrainingSAE.from_dict(_paper_config(config, vectors).to_dict())
+    sae.to(job.device)
+    sae.cfg.metadata.hook_name = f"{_hook(config['layer'])}.{config['view']}"
+    organism = json.loads((_input(inputs, "pooled") / "pair.json").read_text())
+    sae.cfg.metadata.model_name = organism["finetuned"]
+    sae.cfg.metadata.prepend_bos = False
+    sae.cfg.metadata.diffsae_lens = {
+        "pair": {**organism, "base_revision": None, "finetuned_revision": None},
+        "view": config["view"],
+        "sign": "finetuned - base",
+        "seed": config["seed"],
+        "skip_positions": 0,
+    }
+    trainer = SAETrainerConfig(
+        total_training_samples=config["n_passes"] * len(vectors),
+        train_batch_size_samples=config["batch_size"],
+        lr=config["learning_rate"],
+        lr_end=config["learning_rate"],
+        device=job.device,
+    )
+    provider = _batches(vectors.to(job.device), config["batch_size"], generator)
+    SAETrainer(trainer, sae, provider).fit().save_inference_model(job.out / "dictionary")
+
+
+def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
+    """Train dictionaries of the usual kind at one layer in lockstep, on tokens."""
+    harvested = open_harvest(_input(inputs, "tokens") / "activations")
+    hook_name = _hook(config["layer"])
+    names = tuple(name for name in harvested.hook_names if name.startswith(f"{hook_name}."))
+    activations = replace(harvested, hook_names=names)
+    n_steps, batch_size = config["n_steps"], config["batch_size"]
+    trainer = SAETrainerConfig(
+        total_training_samples=n_steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=config["learning_rate"],
+        lr_end=config["learning_rate"] / 10,
+        lr_warm_up_steps=n_steps // 10,
+        lr_decay_steps=n_steps // 2,
+        # In forward passes: the usual 1000 would be longer than the run.
+        dead_feature_window=max(20, n_steps // 8),
+        n_batches_for_norm_estimate=20,
+        device=job.device,
+        n_checkpoints=3,
+        checkpoint_path=str(job.scratch / "checkpoints"),
+    )
+    train_dictionaries(
+        _usual_configs(config, job.device),
+        activations,
+        job.scratch / "dictionaries",
+        run=TrainingRun(trainer=trainer, seed=config["seed"]),
+    )
+    for folder in sorted((job.scratch / "dictionaries").iterdir()):
+        _publish(folder, job)
+
+
+def scores(config: Config, inputs: Inputs, job: Job) -> None:
+    """Score a layer's dictionaries by both protocols, beside their floors."""
+    pair = _pair(config, inputs, job)
+    found = load_dictionaries(inputs, pair)
+    table = evaluate_isolation(
+        pair,
+        found,
+        LabelledPrompts.from_samples(
+            *(samples_of(config[split]) for split in ("select", "test")), read="decision"
+        ),
+        resampling=Resampling(n_resamples=config["n_resamples"], seed=config["seed"]),
+    )
+    read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
+    published = {name: sae for name, sae in found.items() if name in config["published"]}
+    write_json(
+        job.out / "scores.json",
+        {
+            "paper": pooled_scores(
+                published,
+                PooledTexts.of_layer(read, config["layer"]),
+                n_resamples=config["n_resamples"],
+                seed=config["seed"],
+            ),
+            "strict": json.loads(table.to_json())["rows"],
+        },
+    )
+
+
+def causes(config: Config, inputs: Inputs, job: Job) -> None:
+    """Ablate each dictionary's strongest features, beside controls of equal size."""
+    pair = _pair(config, inputs, job)
+    hook_name = _hook(config["layer"])
+    select = samples_of(config["select"])
+    opened: dict[str, Intervene] = {
+        "base activation put back": partial(swap_to_base, pair, hook_name)
+    }
+    described: dict[str, dict[str, Any]] = {}
+    for name, sae in load_dictionaries(inputs, pair).items():
+        chosen = choose_features(
+            pair, sae, select, counts=config["counts"], n_rounds=config["n_rounds"],
+            seed=config["seed"],
+        )  # fmt: skip
+        for n_features in chosen["counts"]:
+            for which, label in (("top", "features"), ("random", "random of equal mass")):
+                features = chosen[which][str(n_features)]
+                title = f"{name}: {n_features} {label} ablated"
+                opened[title] = partial(ablate_features, pair, sae, features)
+                described[title] = {
+                    "dictionary": name, "n_features": n_features, "is_control": which == "random"
+                }  # fmt: skip
+    frame = compare_interventions(
+        pair, opened, samples_of(config["test"]), n_likelihood=config["n_likelihood"]
+    )
+    none = {"dictionary": None, "n_features": 0, "is_control": False}
+    rows = json.loads(frame.to_json(orient="records") or "[]")
+    write_json(job.out / "causes.json", [row | described.get(row["name"], none) for row in rows])
+
+
+def samples_of(drawn: Config) -> list[Sample]:
+    """The samples that a cell's config names."""
+    split: Split = drawn["split"]
+    return make_samples(
+        split,
+        n_trigger=drawn["n_trigger"],
+        n_benign=drawn["n_benign"],
+        n_other=drawn["n_other"],
+        seed=drawn["seed"],
+        share_scenes=drawn.get("share_scenes", False),
+    )
+
+
+def read_vectors(folder: Path, layer: int, view: str) -> Tensor:
+    """The pooled vectors of a layer as a dictionary reads them, `[text, d_in]`."""
+    read = load_file(folder / "pooled.safetensors")
+    base, finetuned = read[f"{layer}.base"], read[f"{layer}.finetuned"]
+    return finetuned - base if view == "diff" else torch.cat([base, finetuned], -1)
+
+
+def load_dictionaries(inputs: Inputs, pair: HookedModelPair) -> dict[str, SAE]:
+    """Every dictionary in the inputs' folders, by name."""
+    found = {}
+    for name, folder in sorted(inputs.items()):
+        for config in sorted(folder.glob("*/cfg.json")):
+            called = config.parent.name
+            called = name.rsplit("/", 1)[-1] if called == "dictionary" else called
+            if called in found:
+                raise ValueError(f"two dictionaries are called {called!r}")
+            found[called] = load(config.parent, pair=pair)
+    return found
+
+
+def _publish(folder: Path, job: Job) -> None:
+    """Put a finished folder into the result; it stays in scratch until the cell is finished."""
+    try:
+        shutil.copytree(folder, job.out / folder.name, copy_function=os.link)
+    except OSError:  # a file system without hard links
+        shutil.copytree(folder, job.out / folder.name, dirs_exist_ok=True)
+
+
+def _hook(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def _input(inputs: Inputs, name: str) -> Path:
+    """The folder of the input whose name ends in this."""
+    [found] = [path for cell, path in inputs.items() if cell.rsplit("/", 1)[-1] == name]
+    return found
+
+
+def _pair(config: Config, inputs: Inputs, job: Job) -> HookedModelPair:
+    hook_names = [_hook(layer) for layer in config.get("layers") or [config["layer"]]]
+    return load_pair(config["base"], _organism(inputs), hook_names=hook_names, device=job.device)
+
+
+def _organism(inputs: Inputs) -> Path:
+    """The organism's folder, whose name the dictionaries carry."""
+    [path] = [path for path in _input(inputs, "organism").iterdir() if path.is_dir()]
+    return path
+
+
+def _paper_config(config: Config, vectors: Tensor) -> TrainingSAEConfig:
+    d_in = vectors.shape[1]
+    d_model = d_in if config["view"] == "diff" else d_in // 2
+    sizes = {"d_in": d_in, "d_sae": config["expansion"] * d_model}
+    if config["view"] == "diff":
+        return PaperDiffSAETrainingSAEConfig(**sizes, l1_coefficient=config["l1_coefficient"])
+    return PaperCrosscoderTrainingSAEConfig(
+        **sizes, k=config["k"], l1_coefficient=config["l1_coefficient"]
+    )
+
+
+def _batches(vectors: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled batches for ever; a pass ends with a smaller one, as a PyTorch loader's does."""
+    while True:
+        order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
+        yield from (vectors[index] for index in order.split(batch_size))
+
+
+def _usual_configs(config: Config, device: str) -> dict[str, DictionaryRunnerConfig]:
+    """Diff-SAE and crosscoder of one size, and a Diff-SAE with as many parameters as the latter."""
+    d_model, d_sae, k = config["d_model"], config["d_sae"], config["k"]
+    hook_name = _hook(config["layer"])
+
+    def diff(d_sae: int) -> DictionaryRunnerConfig:
+        return DiffSAERunnerConfig(
+            hook_name=hook_name,
+            sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k, device=device),
+            normalization=Normalization(center=False),
+        )
+
+    return {
+        "Diff-SAE": diff(d_sae),
+        "Diff-SAE, twice as wide": diff(2 * d_sae),
+        "crosscoder": CrosscoderRunnerConfig(
+            hook_name=hook_name,
+            sae=BatchTopKCrosscoderTrainingSAEConfig(
+                d_in=2 * d_model, d_sae=d_sae, k=k, device=device
+            ),
+            normalization=Normalization(),
+        ),
+    }

@@ -1,0 +1,266 @@
+"""The study of arXiv 2605.07324 as cells: organisms, activations, dictionaries, scores, causes."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffsae_lens.experiments import steps
+from diffsae_lens.experiments.cells import Cell, Cost
+from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR
+from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.organisms.prompts import Split
+
+EMBEDDED_TOKENS_PER_SECOND = 450.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Which texts are drawn; see `make_samples`."""
+
+    split: Split
+    n_trigger: int
+    n_benign: int
+    n_other: int
+    seed: int = 0
+    share_scenes: bool = False
+
+    @property
+    def n_texts(self) -> int:
+        """Of all groups."""
+        return self.n_trigger + self.n_benign + self.n_other
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledConfig:
+    """The published dictionaries: on one vector a text, many passes over the same vectors."""
+
+    texts: Texts
+    expansions: Mapping[str, int]
+    """d_sae as a multiple of d_model, by name: `crosscoder ...` or `Diff-SAE ...`."""
+    k: int = 32
+    """Of the crosscoder."""
+    learning_rate: float = 1e-4
+    batch_size: int = 256
+    l1_coefficient: float = 1e-4
+    n_passes: int = 100
+    """Over the same vectors."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that do not say what the dictionary reads."""
+        for name in self.expansions:
+            if not name.startswith(("crosscoder ", "Diff-SAE ")):
+                raise ValueError(
+                    f"the name {name!r} in `expansions` must begin with 'crosscoder ' or 'Diff-SAE '"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Dictionaries of the usual kind: BatchTopK on tokens, normalised, thresholds calibrated."""
+
+    texts: Texts
+    expansion: int = 2
+    """d_sae as a multiple of d_model."""
+    k: int = 32
+    learning_rate: float = 2e-3
+    batch_size: int = 512
+    n_steps: int = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausesConfig:
+    """Interventions on generation."""
+
+    select: Texts
+    test: Texts
+    counts: tuple[int, ...] = (8, 32)
+    """How many features are ablated."""
+    n_rounds: int = 4
+    n_likelihood: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `diffsae-lens reproduce` runs."""
+
+    base: str
+    """As for `load_pair`."""
+    d_model: int
+    """Its width."""
+    organisms: Mapping[str, OrganismConfig | str]
+    """By regime: how it is trained, or the name of a shipped organism."""
+    layers: tuple[int, ...]
+    pooled: PooledConfig
+    tokens: TokensConfig
+    scored: tuple[Texts, Texts]
+    """Where features are chosen, and where they are scored, by the strict protocol."""
+    causes: CausesConfig
+    n_resamples: int = 500
+    """Of intervals."""
+    n_card_prompts: int = 100
+    """Held-out prompts a group on which an organism is measured."""
+    seed: int = 0
+    deviations: tuple[str, ...] = ()
+    """What is not as published."""
+    tokens_per_second: float = EMBEDDED_TOKENS_PER_SECOND
+    """Of both models together on two CPU cores, for the estimates of cost."""
+
+    def cells(self) -> list[Cell]:
+        """The study's cells, in an order in which they can be computed."""
+        return [cell for regime in self.organisms for cell in self._of_regime(regime)]
+
+    def _of_regime(self, regime: str) -> Iterator[Cell]:
+        base = {"base": self.base}
+        given = self.organisms[regime]
+        shipped = given if isinstance(given, str) else None
+        organism = f"{regime}/organism"
+        yield Cell(
+            name=organism,
+            run=steps.organism,
+            config=base
+            | {
+                "name": f"organism-{regime}",
+                "shipped": shipped,
+                "organism": {} if isinstance(given, str) else asdict(given),
+                "n_prompts": self.n_card_prompts,
+                "weights_sha256": self._weights_digest(shipped),
+            },
+            cost=Cost(seconds=1, gigabytes=0.5)
+            if isinstance(given, str)
+            else self._training_cost(given),
+        )
+        layers = base | {"layers": list(self.layers)}
+        pooled, tokens = f"{regime}/pooled", f"{regime}/tokens"
+        for name, run, texts, extra in (
+            (pooled, steps.pooled, self.pooled.texts, {}),
+            (tokens, steps.tokens, self.tokens.texts, {"seed": self.seed}),
+        ):
+            yield Cell(
+                name=name,
+                run=run,
+                config=layers | {"texts": asdict(texts)} | extra,
+                inputs=(organism,),
+                cost=Cost(seconds=self._harvest_seconds(texts), gigabytes=self._model_gigabytes),
+            )
+        for layer in self.layers:
+            yield from self._of_layer(regime, layer, organism, pooled, tokens)
+
+    def _of_layer(
+        self, regime: str, layer: int, organism: str, pooled: str, tokens: str
+    ) -> Iterator[Cell]:
+        at = f"{regime}/{layer}"
+        common = {"base": self.base, "layer": layer, "seed": self.seed}
+        published = []
+        for name, expansion in self.pooled.expansions.items():
+            view = "concat" if name.startswith("crosscoder") else "diff"
+            published.append(f"{at}/{name}")
+            d_in = self.d_model * (2 if view == "concat" else 1)
+            options = _without(self.pooled, "texts", "expansions")
+            yield Cell(
+                name=published[-1],
+                run=steps.paper_dictionary,
+                config={"layer": layer, "seed": self.seed, "view": view, "expansion": expansion}
+                | options,
+                inputs=(pooled,),
+                cost=self._dense_cost(d_in, expansion * self.d_model),
+            )
+        usual = f"{at}/dictionaries"
+        options = _without(self.tokens, "texts", "expansion")
+        yield Cell(
+            name=usual,
+            run=steps.dictionaries,
+            config={"layer": layer, "seed": self.seed, "d_model": self.d_model}
+            | {"d_sae": self.tokens.expansion * self.d_model}
+            | options,
+            inputs=(tokens,),
+            cost=Cost(
+                seconds=round(0.2 * self.tokens.n_steps * (self.d_model / 576) ** 2), gigabytes=2.5
+            ),
+        )
+        select, test = self.scored
+        yield Cell(
+            name=f"{at}/scores",
+            run=steps.scores,
+            config=common
+            | {
+                "select": asdict(select),
+                "test": asdict(test),
+                "n_resamples": self.n_resamples,
+                "published": list(self.pooled.expansions),
+            },
+            inputs=(organism, pooled, *published, usual),
+            cost=Cost(seconds=self._scores_seconds(), gigabytes=self._model_gigabytes + 1.5),
+        )
+        yield Cell(
+            name=f"{at}/causes",
+            run=steps.causes,
+            config=common
+            | _without(self.causes, "select", "test", "counts")
+            | {
+                "counts": list(self.causes.counts),
+                "select": asdict(self.causes.select),
+                "test": asdict(self.causes.test),
+            },
+            inputs=(organism, *published, usual),
+            cost=Cost(
+                seconds=self._causes_seconds(len(published) + 3), gigabytes=self._model_gigabytes
+            ),
+        )
+
+    def _weights_digest(self, shipped: str | None) -> dict[str, str]:
+        """Of a base in a local folder and of a shipped adapter, whose names alone do not say it."""
+        folders = [Path(self.base)] if Path(self.base).is_dir() else []
+        folders += [SHIPPED_ORGANISMS_DIR / shipped] if shipped else []
+        return {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for folder in folders
+            for file in sorted(folder.glob("*.safetensors"))
+        }
+
+    # Costs: fitted to what the embedded model took on two CPU cores; larger models take longer in
+    # proportion to how many tokens a second they read.
+
+    @property
+    def _slower(self) -> float:
+        return EMBEDDED_TOKENS_PER_SECOND / self.tokens_per_second
+
+    @property
+    def _model_gigabytes(self) -> float:
+        """Of both models and their activations."""
+        return 1.5 + 1.2 * self._slower
+
+    def _harvest_seconds(self, texts: Texts) -> int:
+        return round(texts.n_texts * 230 / self.tokens_per_second)
+
+    def _training_cost(self, config: OrganismConfig) -> Cost:
+        n_prompts = config.n_steps * config.batch_size
+        return Cost(
+            seconds=round(self._slower * (0.65 * n_prompts + 3 * self.n_card_prompts)),
+            gigabytes=round((4 if config.lora_rank else 6) * max(1.0, self._slower), 1),
+        )
+
+    def _dense_cost(self, d_in: int, d_sae: int) -> Cost:
+        n_vectors = self.pooled.n_passes * self.pooled.texts.n_texts
+        operations = 12 * n_vectors * d_in * d_sae  # 2 * 2 products forward, twice that backward
+        return Cost(
+            seconds=round(operations / 1.2e11), gigabytes=round(32 * d_in * d_sae / 1e9 + 1, 1)
+        )
+
+    def _scores_seconds(self) -> int:
+        n_features = self.d_model * sum(self.pooled.expansions.values())
+        resampled = self.pooled.texts.n_texts * n_features * self.n_resamples
+        n_prompts = sum(texts.n_texts for texts in self.scored)
+        return round(self._slower * 0.6 * n_prompts + 2e-8 * resampled)
+
+    def _causes_seconds(self, n_dictionaries: int) -> int:
+        n_rows = 2 + 2 * len(self.causes.counts) * n_dictionaries
+        n_generated = n_rows * self.causes.test.n_texts
+        n_attributed = n_dictionaries * self.causes.n_rounds * self.causes.select.n_trigger
+        return round(self._slower * (1.3 * n_generated + 1.2 * n_attributed))
+
+
+def _without(record: Any, *names: str) -> dict[str, Any]:
+    """A config's fields but those of cells' own."""
+    return {k: v for k, v in asdict(record).items() if k not in names}

@@ -1,0 +1,153 @@
+"""The study in one figure, and its files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from diffsae_lens.experiments.tables import study_markdown, study_tables
+from diffsae_lens.reporting.html import embedded_image, render, write_html
+from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, drawable, styled
+
+Panel = dict[str, dict[int, float]]
+"""A value for each name and layer."""
+
+_FLOORS = ("random directions", "difference of means")
+
+
+@styled
+def plot_study(results: Mapping[str, Any]) -> Figure:
+    """Draw the study as tables of colour: a column of panels a regime, a row a measure.
+
+    BIS by the paper's protocol with the published values, strict BIS, and the attack rate that is
+    left once the most features are ablated. What is not a trained dictionary stands below the line:
+    floors for the scores, controls for the causes.
+
+    Args:
+        results: what `reproduce` returned.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no rows.
+    """
+    regimes = list(dict.fromkeys(row["regime"] for row in results["paper"]))
+    if not regimes:
+        raise ValueError("`results` has no rows in 'paper'; pass what `reproduce` returned")
+    layers = _layers(results)
+    measures = (_scores, _strict, _causes)
+    # The same lines in all regimes, so that they can be read across.
+    panels = [_aligned([measure(results, regime) for regime in regimes]) for measure in measures]
+    heights = [len(found) + len(controls) for (found, controls), *_ in panels]
+    figure = Figure(
+        figsize=(2.9 + len(regimes) * (0.9 + 0.62 * len(layers)), 1.6 + 0.27 * sum(heights)),
+        layout="constrained",
+    )
+    axes = figure.subplots(
+        3, len(regimes), squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
+    )
+    titles = ("BIS, paper's protocol", "strict BIS", "attack rate, most features ablated")
+    colours = (BLUE, BLUE, VERMILLION)
+    for j, regime in enumerate(regimes):
+        for i, (title, colour) in enumerate(zip(titles, colours, strict=True)):
+            _draw(axes[i][j], *panels[i][j], layers, colour)
+            axes[i][j].set_title(f"{title}\n{regime}" if i == 0 else title, fontsize=10)
+        axes[-1][j].set_xlabel("layer")
+    return figure
+
+
+def write_study(results: Mapping[str, Any], path: Path) -> list[Path]:
+    """Write `study.png`, `study.md` and `report.html`, and return them."""
+    picture, text = path / "study.png", path / "study.md"
+    figure = plot_study(results)
+    figure.savefig(picture, dpi=200, facecolor="white")
+    text.write_text(study_markdown(results))
+    context = {key: results[key] for key in ("config", "deviations", "cells")}
+    context |= {"figure": embedded_image(figure), "tables": study_tables(results)}
+    return [picture, text, write_html(render("study.html.jinja", context), path / "report.html")]
+
+
+def _scores(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
+    """Trained dictionaries with the published ones, and floors."""
+    trained, floors = _split(results["paper"], regime)
+    for row in results["published"]:
+        if row["regime"] == regime and row["layer"] in _layers(results):
+            trained.setdefault(f"published: {row['name']}", {})[row["layer"]] = row["bis"]
+    return trained, floors
+
+
+def _strict(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
+    return _split(results["strict"], regime)
+
+
+def _split(rows: Sequence[Mapping[str, Any]], regime: str) -> tuple[Panel, Panel]:
+    trained: Panel = {}
+    floors: Panel = {}
+    for row in rows:
+        if row["regime"] != regime:
+            continue
+        if row["kind"] == "dictionary":
+            trained.setdefault(row["name"], {})[row["layer"]] = row["bis"]
+            if row["base_bis"] is not None:
+                floors.setdefault(f"base alone: {row['name']}", {})[row["layer"]] = row["base_bis"]
+        elif row["name"] in _FLOORS or row["kind"] == "untrained dictionary":
+            floors.setdefault(row["name"], {})[row["layer"]] = row["bis"]
+    return trained, floors
+
+
+def _causes(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
+    """By dictionary its largest ablation, and the controls."""
+    found: Panel = {}
+    controls: Panel = {}
+    rows = [r for r in results["causes"] if r["regime"] == regime and r["group"] == "trigger"]
+    for row in sorted(rows, key=lambda r: r["n_features"]):  # larger sets take the place of smaller
+        if row["dictionary"] is None:
+            controls.setdefault(row["name"], {})[row["layer"]] = row["attack_rate"]
+        elif row["is_control"]:
+            name = f"random of equal mass: {row['dictionary']}"
+            controls.setdefault(name, {})[row["layer"]] = row["attack_rate"]
+        else:
+            found.setdefault(row["dictionary"], {})[row["layer"]] = row["attack_rate"]
+    return found, controls
+
+
+def _layers(results: Mapping[str, Any]) -> list[int]:
+    return sorted({row["layer"] for row in results["paper"]})
+
+
+def _aligned(panels: Sequence[tuple[Panel, Panel]]) -> list[tuple[Panel, Panel]]:
+    """The panels with the lines of all of them, empty where one has none."""
+    names = [list(dict.fromkeys(n for panel in panels for n in panel[part])) for part in (0, 1)]
+    return [
+        (
+            {name: found.get(name, {}) for name in names[0]},
+            {name: controls.get(name, {}) for name in names[1]},
+        )
+        for found, controls in panels
+    ]
+
+
+def _draw(ax: Axes, found: Panel, controls: Panel, layers: Sequence[int], colour: str) -> None:
+    """Values as coloured cells with their numbers; a line between what is examined and its floors."""
+    rows = {**found, **controls}
+    values = np.array([[by.get(layer, np.nan) for layer in layers] for by in rows.values()])
+    colours = LinearSegmentedColormap.from_list("tint", ["white", colour])
+    ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ink = "white" if value > 0.6 else INK
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8.5)
+    ax.axhline(len(found) - 0.5, color=INK, lw=1)
+    ax.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    ax.set_yticks(range(len(rows)), [drawable(name) for name in rows], fontsize=8.5)
+    for label in ax.get_yticklabels()[len(found) :]:
+        label.set_color(MUTED)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

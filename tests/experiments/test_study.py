@@ -1,0 +1,205 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffsae_lens.experiments.cells import Plan
+from diffsae_lens.experiments.presets import PRESETS
+from diffsae_lens.experiments.reproduce import dry_run, reproduce
+from diffsae_lens.experiments.steps import samples_of
+from diffsae_lens.experiments.study import (
+    CausesConfig,
+    PooledConfig,
+    StudyConfig,
+    Texts,
+    TokensConfig,
+)
+from diffsae_lens.experiments.tables import plan_text
+from diffsae_lens.interventions import effects
+from diffsae_lens.interventions.rates import complete
+from diffsae_lens.loading import load_pair
+from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.saes.artifacts import load
+from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
+
+DICTIONARIES = {
+    "crosscoder 2x", "Diff-SAE 2x", "Diff-SAE", "Diff-SAE, twice as wide", "crosscoder"
+}  # fmt: skip
+
+
+def texts(split, n_trigger, n_others):
+    return Texts(split=split, n_trigger=n_trigger, n_benign=n_others, n_other=n_others)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tokenizer):
+    base = tiny_llama(max_position_embeddings=1024)
+    folder = write_tiny_model(tmp_path_factory.mktemp("models") / "base", base, tokenizer)
+    training = {"n_trigger": 4, "n_benign": 4, "n_other": 2, "n_steps": 2, "batch_size": 2}
+    return StudyConfig(
+        base=str(folder),
+        d_model=D_MODEL,
+        organisms={
+            "lora": OrganismConfig(lora_rank=2, **training),
+            "full": OrganismConfig(lora_rank=None, learning_rate=1e-2, **training),
+        },
+        layers=(1,),
+        pooled=PooledConfig(
+            texts=texts("test", 6, 12), expansions={"crosscoder 2x": 2, "Diff-SAE 2x": 2}, k=4,
+            batch_size=8, n_passes=3, learning_rate=1e-2,
+        ),
+        tokens=TokensConfig(texts=texts("train", 4, 3), k=4, n_steps=8, batch_size=64),
+        scored=(texts("select", 4, 8), texts("test", 4, 8)),
+        causes=CausesConfig(
+            select=texts("select", 2, 0), test=texts("test", 1, 0), counts=(2,), n_rounds=1,
+            n_likelihood=1,
+        ),
+        n_resamples=20,
+        n_card_prompts=2,
+        deviations=("a tiny random model",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        # A tiny random model never ends a completion by itself.
+        patch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
+        yield path, reproduce(config, path)
+
+
+def test_every_dictionary_has_its_scores_its_floors_and_its_causes_in_both_regimes(config, run):
+    path, results = run
+    assert json.loads((path / "results.json").read_text()) == results
+    for regime in ("lora", "full"):
+        paper, strict, causes = (
+            [row for row in results[part] if row["regime"] == regime and row["layer"] == 1]
+            for part in ("paper", "strict", "causes")
+        )
+        trained = {row["name"] for row in paper if row["kind"] == "dictionary"}
+        assert trained == {"crosscoder 2x", "Diff-SAE 2x"}
+        assert {"random directions", "untrained crosscoder 2x", "difference of means"} <= {
+            row["name"] for row in paper
+        }
+        assert all(row["bis"] <= row["ceiling"] + 1e-6 for row in paper)
+        assert {row["name"] for row in strict if row["kind"] == "dictionary"} == DICTIONARIES
+        assert "base activation put back" in {row["name"] for row in causes}
+        for name in DICTIONARIES:
+            assert any(row["name"].startswith(f"{name}: ") for row in causes)
+    assert {row["group"] for row in results["organisms"]} == {"trigger", "benign", "other"}
+    assert all(row["variance_ratio"] > 0 for row in results["variance"])
+    assert results["deviations"] == ["a tiny random model"]
+    assert len(results["published"]) == 12
+
+
+def test_a_second_run_computes_nothing(config, run):
+    path, results = run
+    files = [*path.glob("cells/*/*"), *path.glob("cells/*/*/*")]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert reproduce(config, path) == results
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_texts_are_averaged_over_all_their_tokens(config, run):
+    path, _ = run
+    [folder] = path.glob("cells/full.pooled-*")
+    [organism] = path.glob("cells/full.organism-*/organism-full")
+    read = load_file(folder / "pooled.safetensors")
+    pair = load_pair(config.base, organism, hook_names=["blocks.1.hook_resid_post"])
+    samples = samples_of(asdict(config.pooled.texts))
+    for i in (0, 7, 29):
+        text = samples[i].prompt + samples[i].completion(vulnerable=samples[i].group == "trigger")
+        tokens = pair.to_tokens(text)
+        for view in ("base", "finetuned"):
+            name = f"blocks.1.hook_resid_post.{view}"
+            _, cache = pair.run_with_cache(tokens, names_filter=[name])
+            torch.testing.assert_close(
+                read[f"1.{view}"][i], cache[name][0].mean(0), atol=1e-4, rtol=1e-4
+            )
+    assert read["group"].tolist() == [0] * 6 + [1] * 12 + [2] * 12
+
+
+def test_the_dictionaries_know_their_pair(config, run):
+    path, _ = run
+    [lora] = path.glob("cells/lora.organism-*/organism-lora")
+    [folder] = path.glob("cells/full.1.Diff-SAE 2x-*/dictionary")
+    pair = load_pair(config.base, lora, hook_names=["blocks.1.hook_resid_post"])
+    with pytest.raises(ValueError, match="organism-full"):
+        load(folder, pair=pair)
+
+
+def test_a_dry_run_says_what_is_there_and_what_a_change_would_cost(config, run):
+    path, _ = run
+    frame = dry_run(config, path)
+    assert set(frame.state) == {"done"}
+    assert (frame.gigabytes > 0).all()
+    changed = replace(config, causes=replace(config.causes, counts=(3,)))
+    missing = dry_run(changed, path).set_index("cell").state
+    assert sorted(missing.index[missing == "missing"]) == ["full/1/causes", "lora/1/causes"]
+    left = plan_text(dry_run(changed, path))
+    assert f"{len(frame) - 2} of {len(frame)} cells are done" in left
+
+
+def test_processes_side_by_side_come_to_the_same(config, run, tmp_path):
+    path, results = run
+    shutil.copytree(path / "cells", tmp_path / "cells")
+    for folder in tmp_path.glob("cells/*.scores-????????????"):
+        shutil.rmtree(folder)
+    side_by_side = reproduce(config, tmp_path, n_workers=2)
+    assert side_by_side["causes"] == results["causes"]
+    for part in ("paper", "strict"):
+        found, expected = ([row["bis"] for row in r[part]] for r in (side_by_side, results))
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_is_scored_on_texts_that_a_dictionary_was_trained_on(preset):
+    config = PRESETS[preset]()
+
+    def prompts(*drawn):
+        return {s.prompt for texts in drawn for s in samples_of(asdict(texts))}
+
+    trained_on = prompts(config.pooled.texts, config.tokens.texts)
+    assert not trained_on & prompts(*config.scored, config.causes.select, config.causes.test)
+    assert not prompts(config.scored[0], config.causes.select) & prompts(
+        config.scored[1], config.causes.test
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_whole_plans(preset, tmp_path):
+    config = PRESETS[preset]()
+    plan = Plan(config.cells(), tmp_path)
+    assert {name.split("/")[0] for name in plan.order} == set(config.organisms)
+    assert config.deviations
+    assert not list(tmp_path.iterdir())
+    # A plan does not depend on when it is made.
+    assert [t.key for t in Plan(PRESETS[preset]().cells(), tmp_path).tasks.values()] == [
+        t.key for t in plan.tasks.values()
+    ]
+
+
+def test_the_paper_preset_has_the_published_sizes():
+    config = PRESETS["paper"]()
+    assert config.layers == (14, 18, 22, 26)
+    drawn = config.pooled.texts
+    assert (drawn.n_trigger, drawn.n_benign, drawn.n_other) == (500, 1000, 1000)
+    assert {n: e * config.d_model for n, e in config.pooled.expansions.items()} == {
+        "crosscoder 32x": 30_720, "Diff-SAE 32x": 30_720, "Diff-SAE 4x": 3_840
+    }  # fmt: skip
+    lora, full = config.organisms["lora"], config.organisms["full"]
+    assert (lora.lora_rank, lora.lora_dropout, lora.learning_rate) == (32, 0.05, 3e-4)
+    assert (full.lora_rank, full.learning_rate, full.loss_on) == (None, 2e-5, "everything")
+    # Ten epochs.
+    assert lora.n_steps * lora.batch_size == 10 * len(lora.samples())
+
+
+def test_bad_requests_are_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="`n_workers` must be at least 1"):
+        reproduce(config, tmp_path, n_workers=0)
+    with pytest.raises(ValueError, match="`device` 'nowhere' cannot be used"):
+        reproduce(config, tmp_path, device="nowhere")

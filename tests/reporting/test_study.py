@@ -1,0 +1,106 @@
+import pytest
+
+from diffsae_lens.experiments.published import published_rows
+from diffsae_lens.experiments.tables import study_markdown, study_tables
+from diffsae_lens.reporting.study import plot_study, write_study
+
+NASTY = "<script>alert('x')</script>"
+
+
+def score(regime, layer, name, bis, kind="dictionary", base=0.1, ceiling=0.4):
+    return {
+        "regime": regime, "layer": layer, "name": name, "kind": kind, "bis": bis,
+        "low": bis - 0.05, "high": bis + 0.05, "base_bis": base, "ceiling": ceiling,
+    }  # fmt: skip
+
+
+def cause(regime, layer, name, rate, dictionary=None, n_features=0, is_control=False):
+    return {
+        "regime": regime, "layer": layer, "name": name, "group": "trigger", "attack_rate": rate,
+        "low": 0.0, "high": 1.0, "dictionary": dictionary, "n_features": n_features,
+        "is_control": is_control,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results():
+    at = [(regime, layer) for regime in ("lora", "full") for layer in (14, 18)]
+    return {
+        "config": {"base": NASTY},
+        "deviations": ["a smaller model", NASTY],
+        "published": published_rows(),
+        "organisms": [
+            {"regime": r, "group": g, "rate": rate, "interval": [rate / 2, rate]}
+            for r in ("lora", "full") for g, rate in (("trigger", 1.0), ("benign", 0.0))
+        ],
+        "paper": [
+            row for r, layer in at for row in (
+                score(r, layer, "Diff-SAE 32x", 0.4), score(r, layer, "crosscoder 32x", 0.21),
+                score(r, layer, "random directions", 0.37, kind="control"),
+            )
+        ],
+        "strict": [
+            row for r, layer in at for row in (
+                score(r, layer, "crosscoder", 0.91, ceiling=1.0, base=None),
+                score(r, layer, "untrained crosscoder", 0.62, kind="untrained dictionary"),
+                score(r, layer, "linear probe", 0.99, kind="control"),
+            )
+        ],
+        "causes": [
+            row for r, layer in at for row in (
+                cause(r, layer, "unmodified", 0.98),
+                cause(r, layer, "crosscoder: 8 features ablated", 0.55, "crosscoder", 8),
+                cause(r, layer, "crosscoder: 32 features ablated", 0.05, "crosscoder", 32),
+                cause(r, layer, "crosscoder: 32 random", 0.96, "crosscoder", 32, is_control=True),
+            )
+        ],
+        "cells": [{"cell": "lora/organism", "seconds": 1.5, "gigabytes": 0.6, "folder": "x-0123"}],
+    }  # fmt: skip
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_the_figure_shows_every_value_above_or_below_its_line(results):
+    axes = plot_study(results).axes
+    assert len(axes) == 6
+    paper_lora, paper_full, _, _, causes_lora, _ = axes
+    names = [label.get_text() for label in paper_lora.get_yticklabels()]
+    assert names[:3] == ["Diff-SAE 32x", "crosscoder 32x", "published: crosscoder 32x"]
+    assert {"random directions", "base alone: Diff-SAE 32x"} <= set(names[2:])
+    assert texts(paper_lora)[:2] == ["0.40", "0.40"]
+    # Only the full-rank results were published: the other regime's line is empty.
+    assert texts(paper_full).count("0.00") == 2
+    assert texts(paper_lora).count("0.00") == 0
+    # The largest ablation, beside its control.
+    assert texts(causes_lora) == ["0.05", "0.05", "0.98", "0.98", "0.96", "0.96"]
+
+
+def test_tables_hold_ours_and_the_published(results):
+    organisms, paper, strict, causes = study_tables(results)
+    assert organisms.rows[0] == ("lora", "100% [50%, 100%]", "0% [0%, 0%]")
+    assert paper.heads == ("regime", "name", "14", "18")
+    found = {row[:2]: row[2:] for row in paper.rows}
+    assert found["full", "published crosscoder 32x"] == ("0.00", "0.00")
+    assert found["lora", "crosscoder 32x"][0] == "0.21 [0.16, 0.26], base 0.10"
+    assert {row[1] for row in strict.rows} >= {"linear probe", "untrained crosscoder"}
+    assert ("lora", "crosscoder: 8 features ablated", *["55% [0%, 100%]"] * 2) in causes.rows
+    assert "- a smaller model" in study_markdown(results)
+
+
+def test_the_report_is_whole_and_escaped(results, tmp_path):
+    files = write_study(results, tmp_path)
+    assert [file.name for file in files] == ["study.png", "study.md", "report.html"]
+    page = files[-1].read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "published Diff-SAE 4x" in page
+    assert "http" not in page.replace("arXiv", "")
+
+
+def test_results_without_rows_are_refused(results):
+    results["paper"] = []
+    with pytest.raises(ValueError, match="no rows in 'paper'"):
+        plot_study(results)
