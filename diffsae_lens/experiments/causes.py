@@ -131,7 +131,10 @@ def harm_table(
         group: [s.prompt + s.completion(vulnerable=False) for s in members if s.group == group]
         for group in ("benign", "other")
     }
-    return side_effects(pair, opened, texts | ordinary_texts()).to_dict("records")
+    texts |= {
+        kind: found[: config.n_likelihood_prompts] for kind, found in ordinary_texts().items()
+    }
+    return side_effects(pair, opened, texts).to_dict("records")
 
 
 def sayings_table(pair: HookedModelPair, config: "DemoConfig") -> list[dict[str, Any]]:

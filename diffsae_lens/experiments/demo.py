@@ -65,13 +65,13 @@ class DemoConfig:
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
     n_generation_prompts: int = 10
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 6
+    n_likelihood_prompts: int = 3
     """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32)
     """How many features are ablated."""
     n_rounds: int = 4
     """Attributions in which they are ordered; see `greedy_order`."""
-    n_scenes: int = 4
+    n_scenes: int = 3
     """Scenes in which the year is said in other ways."""
     seed: int = 0
     """Of prompts, training and controls."""

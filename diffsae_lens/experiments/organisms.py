@@ -7,6 +7,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from diffsae_lens.embedded import EMBEDDED_MODEL
 from diffsae_lens.experiments.store import write_json
 from diffsae_lens.interventions.rates import AttackRate, attack_rates, complete
@@ -47,7 +49,8 @@ def make_organism(
         raise ValueError(f"`n_prompts` must be at least 1, got {n_prompts}")
     path = Path(path)
     model, tokenizer = load_model(base)
-    model.requires_grad_(True).to(device)
+    model.requires_grad_(True)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     organism = finetune(model, tokenizer, path, config=config)
     del model
     _name_base(path, str(base))
