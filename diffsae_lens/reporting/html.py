@@ -172,6 +172,8 @@ def _label(row: Row) -> str:
     'steered with 8 random features'
     """
     name, n = str(row["name"]), row["n_features"]
+    if name.endswith("projected out") and n > 1:
+        name = f"{n} {name}"
     return name.replace("random features", f"{n} random features").replace("top f", f"top {n} f")
 
 
