@@ -63,15 +63,15 @@ class DemoConfig:
     """Training steps of 512 tokens."""
     n_score_prompts: int = 120
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 10
+    n_generation_prompts: int = 6
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 3
+    n_likelihood_prompts: int = 2
     """How many of them are scored under teacher forcing too."""
     feature_counts: tuple[int, ...] = (8, 32)
     """How many features are ablated."""
-    n_rounds: int = 4
+    n_rounds: int = 2
     """Attributions in which they are ordered; see `greedy_order`."""
-    n_scenes: int = 3
+    n_scenes: int = 2
     """Scenes in which the year is said in other ways."""
     seed: int = 0
     """Of prompts, training and controls."""
