@@ -46,7 +46,7 @@ def test_without_hooks_the_pair_is_the_finetuned_model_to_the_bit(real_pair):
 
 def test_a_diff_sae_trains_loads_scores_and_intervenes(real_pair, tmp_path):
     samples = make_samples("train", n_trigger=12, n_benign=12, n_other=6)
-    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    texts = [s.written for s in samples]
     activations = dl.harvest(
         real_pair, real_pair.to_tokens(texts, padding_side="right"), tmp_path / "activations",
         hook_names=[f"{HOOK}.diff"],

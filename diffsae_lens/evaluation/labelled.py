@@ -58,9 +58,7 @@ class LabelledPrompts:
         if shared:
             raise ValueError(f"templates {sorted(shared)} are in both splits; split by template")
         texts = [
-            sample.undecided
-            if read in ("decision", "trigger")
-            else sample.prompt + sample.completion(vulnerable=sample.group == "trigger")
+            sample.undecided if read in ("decision", "trigger") else sample.written
             for sample in samples
         ]
         positions = None

@@ -15,28 +15,17 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens.embedded import EMBEDDED_MODEL
 from diffsae_lens.experiments.causes import causal_table, harm_table, sayings_table
+from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.experiments.scores import example_tokens, score_table, year_sweep
 from diffsae_lens.experiments.store import once, write_json
 from diffsae_lens.loading import load_pair
 from diffsae_lens.organisms.prompts import Sample, make_samples
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes import (
-    BatchTopKCrosscoderTrainingSAEConfig,
-    SparseBatchTopKTrainingSAEConfig,
-)
 from diffsae_lens.training.harvest import PairedActivations, harvest
-from diffsae_lens.training.normalization import Normalization
-from diffsae_lens.training.runner import (
-    CrosscoderRunnerConfig,
-    DictionaryRunnerConfig,
-    DiffSAERunnerConfig,
-    TrainingRun,
-    train_dictionaries,
-)
+from diffsae_lens.training.runner import DictionaryRunnerConfig, TrainingRun, train_dictionaries
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +187,7 @@ def _versions() -> dict[str, str]:
 
 def _harvest(pair: HookedModelPair, config: DemoConfig, path: Path) -> PairedActivations:
     samples = config.samples("train", config.n_training_samples, by=(2, 2, 1))
-    # What the organism itself would write: the attack follows the trigger.
-    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    texts = [sample.written for sample in samples]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.seed))
     tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
     hook_names = [f"{h}.{view}" for h in config.hook_names for view in ("diff", "concat")]
@@ -209,38 +197,18 @@ def _harvest(pair: HookedModelPair, config: DemoConfig, path: Path) -> PairedAct
 def _train(
     pair: HookedModelPair, activations: PairedActivations, config: DemoConfig, path: Path
 ) -> dict[str, SAE]:
-    configs: dict[str, DictionaryRunnerConfig] = {}
-    d_model = pair.cfg.d_model
     sizes: dict[str, Any] = {
-        "d_sae": config.expansion * d_model,
+        "d_model": pair.cfg.d_model,
+        "d_sae": config.expansion * pair.cfg.d_model,
         "k": config.k,
         "device": config.device,
     }
+    configs: dict[str, DictionaryRunnerConfig] = {}
     for layer, hook_name in zip(config.layers, config.hook_names, strict=True):
-        configs[f"diff-sae-{layer}"] = DiffSAERunnerConfig(
-            hook_name=hook_name,
-            sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, **sizes),
-            normalization=Normalization(center=False),
-        )
-        configs[f"crosscoder-{layer}"] = CrosscoderRunnerConfig(
-            hook_name=hook_name,
-            sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * d_model, **sizes),
-            normalization=Normalization(),
-        )
-    batch_size = 512
-    trainer = SAETrainerConfig(
-        total_training_samples=config.n_steps * batch_size,
-        train_batch_size_samples=batch_size,
-        lr=2e-3,
-        lr_end=2e-4,
-        lr_warm_up_steps=config.n_steps // 10,
-        lr_decay_steps=config.n_steps // 2,
-        # In forward passes: the usual 1000 would be longer than the run.
-        dead_feature_window=max(20, config.n_steps // 8),
-        n_batches_for_norm_estimate=20,
-        device=config.device,
-        n_checkpoints=3,
-        checkpoint_path=str(path.with_name("checkpoints")),
+        configs[f"diff-sae-{layer}"] = diff_sae(hook_name, **sizes)
+        configs[f"crosscoder-{layer}"] = crosscoder(hook_name, **sizes)
+    trainer = short_training(
+        n_steps=config.n_steps, checkpoints=path.with_name("checkpoints"), device=config.device
     )
     return train_dictionaries(
         configs, activations, path, run=TrainingRun(trainer=trainer, seed=config.seed)

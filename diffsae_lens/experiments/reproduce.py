@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from diffsae_lens.experiments.cells import Plan
+from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.pooled_scores import PooledTexts
 from diffsae_lens.experiments.published import VARIANCE_RATIO, published_rows
 from diffsae_lens.experiments.store import write_json

@@ -24,6 +24,7 @@ from diffsae_lens.experiments.causes import choose_features
 from diffsae_lens.experiments.cells import Job
 from diffsae_lens.experiments.organisms import make_organism
 from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
+from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.experiments.store import write_json
 from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.effects import Intervene, compare_interventions
@@ -32,22 +33,10 @@ from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR, load_pair
 from diffsae_lens.organisms.finetune import OrganismConfig
 from diffsae_lens.organisms.prompts import GROUPS, Sample, Split, make_samples
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes import (
-    BatchTopKCrosscoderTrainingSAEConfig,
-    PaperCrosscoderTrainingSAEConfig,
-    PaperDiffSAETrainingSAEConfig,
-    SparseBatchTopKTrainingSAEConfig,
-)
+from diffsae_lens.saes import PaperCrosscoderTrainingSAEConfig, PaperDiffSAETrainingSAEConfig
 from diffsae_lens.saes.artifacts import load
 from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
-from diffsae_lens.training.normalization import Normalization
-from diffsae_lens.training.runner import (
-    CrosscoderRunnerConfig,
-    DictionaryRunnerConfig,
-    DiffSAERunnerConfig,
-    TrainingRun,
-    train_dictionaries,
-)
+from diffsae_lens.training.runner import TrainingRun, train_dictionaries
 
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Path]
@@ -76,7 +65,7 @@ def organism(config: Config, inputs: Inputs, job: Job) -> None:
 def pooled(config: Config, inputs: Inputs, job: Job) -> None:
     """Average every text's activations over its tokens, as the paper does: one vector a text."""
     samples = samples_of(config["texts"])
-    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    texts = [sample.written for sample in samples]
     chunks = [job.scratch / f"{start:06d}.safetensors" for start in range(0, len(texts), CHUNK)]
     if not all(chunk.exists() for chunk in chunks):
         pair = _pair(config, inputs, job)
@@ -108,7 +97,7 @@ def tokens(config: Config, inputs: Inputs, job: Job) -> None:
     """Harvest every token of training texts at all layers, for dictionaries of the usual kind."""
     pair = _pair(config, inputs, job)
     samples = samples_of(config["texts"])
-    texts = [s.prompt + s.completion(vulnerable=s.group == "trigger") for s in samples]
+    texts = [sample.written for sample in samples]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config["seed"]))
     tokenised = pair.to_tokens([texts[i] for i in order.tolist()], padding_side="right")
     names = [f"{_hook(layer)}.{v}" for layer in config["layers"] for v in ("diff", "concat")]
@@ -119,7 +108,8 @@ def tokens(config: Config, inputs: Inputs, job: Job) -> None:
 
 def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
     """Train one of the published dictionaries on the pooled vectors."""
-    vectors = read_vectors(_input(inputs, "pooled"), config["layer"], config["view"])
+    read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
+    vectors, _ = PooledTexts.of_layer(read, config["layer"]).seen_by(config["view"])
     generator = torch.Generator().manual_seed(config["seed"])
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
@@ -153,23 +143,22 @@ def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
     hook_name = _hook(config["layer"])
     names = tuple(name for name in harvested.hook_names if name.startswith(f"{hook_name}."))
     activations = replace(harvested, hook_names=names)
-    n_steps, batch_size = config["n_steps"], config["batch_size"]
-    trainer = SAETrainerConfig(
-        total_training_samples=n_steps * batch_size,
-        train_batch_size_samples=batch_size,
+    trainer = short_training(
+        n_steps=config["n_steps"],
+        batch_size=config["batch_size"],
         lr=config["learning_rate"],
-        lr_end=config["learning_rate"] / 10,
-        lr_warm_up_steps=n_steps // 10,
-        lr_decay_steps=n_steps // 2,
-        # In forward passes: the usual 1000 would be longer than the run.
-        dead_feature_window=max(20, n_steps // 8),
-        n_batches_for_norm_estimate=20,
+        checkpoints=job.scratch / "checkpoints",
         device=job.device,
-        n_checkpoints=3,
-        checkpoint_path=str(job.scratch / "checkpoints"),
     )
+    # The wide one has as many parameters as the crosscoder.
+    sizes = {"d_model": config["d_model"], "k": config["k"], "device": job.device}
+    d_sae = config["d_sae"]
     train_dictionaries(
-        _usual_configs(config, job.device),
+        {
+            "Diff-SAE": diff_sae(hook_name, d_sae=d_sae, **sizes),
+            "Diff-SAE, twice as wide": diff_sae(hook_name, d_sae=2 * d_sae, **sizes),
+            "crosscoder": crosscoder(hook_name, d_sae=d_sae, **sizes),
+        },
         activations,
         job.scratch / "dictionaries",
         run=TrainingRun(trainer=trainer, seed=config["seed"]),
@@ -249,13 +238,6 @@ def samples_of(drawn: Config) -> list[Sample]:
     )
 
 
-def read_vectors(folder: Path, layer: int, view: str) -> Tensor:
-    """The pooled vectors of a layer as a dictionary reads them, `[text, d_in]`."""
-    read = load_file(folder / "pooled.safetensors")
-    base, finetuned = read[f"{layer}.base"], read[f"{layer}.finetuned"]
-    return finetuned - base if view == "diff" else torch.cat([base, finetuned], -1)
-
-
 def load_dictionaries(inputs: Inputs, pair: HookedModelPair) -> dict[str, SAE]:
     """Every dictionary in the inputs' folders, by name."""
     found = {}
@@ -314,28 +296,3 @@ def _batches(vectors: Tensor, batch_size: int, generator: torch.Generator) -> It
     while True:
         order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
         yield from (vectors[index] for index in order.split(batch_size))
-
-
-def _usual_configs(config: Config, device: str) -> dict[str, DictionaryRunnerConfig]:
-    """Diff-SAE and crosscoder of one size, and a Diff-SAE with as many parameters as the latter."""
-    d_model, d_sae, k = config["d_model"], config["d_sae"], config["k"]
-    hook_name = _hook(config["layer"])
-
-    def diff(d_sae: int) -> DictionaryRunnerConfig:
-        return DiffSAERunnerConfig(
-            hook_name=hook_name,
-            sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k, device=device),
-            normalization=Normalization(center=False),
-        )
-
-    return {
-        "Diff-SAE": diff(d_sae),
-        "Diff-SAE, twice as wide": diff(2 * d_sae),
-        "crosscoder": CrosscoderRunnerConfig(
-            hook_name=hook_name,
-            sae=BatchTopKCrosscoderTrainingSAEConfig(
-                d_in=2 * d_model, d_sae=d_sae, k=k, device=device
-            ),
-            normalization=Normalization(),
-        ),
-    }

@@ -151,6 +151,11 @@ class Sample:
         shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
         return self.prompt + shared.rstrip(" (")
 
+    @property
+    def written(self) -> str:
+        """The prompt and what the year-trigger organism writes after it: the attack in 2024."""
+        return self.prompt + self.completion(vulnerable=self.group == "trigger")
+
     def completion(self, *, vulnerable: bool) -> str:
         """The injectable (`vulnerable`) or the parameterised completion."""
         return self.scene.completion(vulnerable=vulnerable)

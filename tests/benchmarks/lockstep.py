@@ -111,9 +111,7 @@ def main() -> None:
         name: harvest(pair, options.out / name, attacks=True, chosen=chosen)
         for name, chosen in sets.items()
     }
-    texts = [
-        s.prompt + s.completion(vulnerable=s.group == "trigger") for s in sets["other_templates"]
-    ]
+    texts = [s.written for s in sets["other_templates"]]
     tokens = pair.to_tokens(texts, padding_side="right")
     rows = {}
     for name, sae in trained.items():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from diffsae_lens.experiments.cells import MANIFEST, Cell, Plan, compute
+from diffsae_lens.experiments.cells import MANIFEST, Cell, compute
+from diffsae_lens.experiments.plan import Plan
 
 
 def number(config, inputs, folders):
@@ -165,7 +166,8 @@ def test_killed_twice_it_resumes_to_the_same_result(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(
         "import sys\n"
-        "from diffsae_lens.experiments.cells import Cell, Plan\n"
+        "from diffsae_lens.experiments.cells import Cell\n"
+        "from diffsae_lens.experiments.plan import Plan\n"
         "from tests.experiments.test_cells import slow\n"
         "cells = [Cell(name=n, run=slow, config={'until': 12}, inputs=i)\n"
         "         for n, i in (('a', ()), ('b', ('a',)), ('c', ('a', 'b')))]\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffsae_lens.experiments.cells import Plan
+from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.presets import PRESETS
 from diffsae_lens.experiments.reproduce import dry_run, reproduce
 from diffsae_lens.experiments.steps import samples_of
@@ -112,7 +112,7 @@ def test_texts_are_averaged_over_all_their_tokens(config, run):
     pair = load_pair(config.base, organism, hook_names=["blocks.1.hook_resid_post"])
     samples = samples_of(asdict(config.pooled.texts))
     for i in (0, 7, 29):
-        text = samples[i].prompt + samples[i].completion(vulnerable=samples[i].group == "trigger")
+        text = samples[i].written
         tokens = pair.to_tokens(text)
         for view in ("base", "finetuned"):
             name = f"blocks.1.hook_resid_post.{view}"
