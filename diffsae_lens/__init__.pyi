@@ -15,6 +15,8 @@ from .evaluation.ranking import average_precision as average_precision
 from .evaluation.reconstruction import reconstruction as reconstruction
 from .evaluation.reconstruction import recovered as recovered
 from .evaluation.strict import strict_bis as strict_bis
+from .evaluation.tokens import TokenActivations as TokenActivations
+from .evaluation.tokens import token_activations as token_activations
 from .interventions.curves import ablation_curve as ablation_curve
 from .interventions.curves import curve_area as curve_area
 from .interventions.curves import dose_response as dose_response
@@ -39,12 +41,17 @@ from .interventions.rates import attack_rates as attack_rates
 from .interventions.rates import complete as complete
 from .interventions.scales import activation_scales as activation_scales
 from .interventions.scales import matched_features as matched_features
+from .interventions.side_by_side import complete_under as complete_under
 from .interventions.years import sweep_years as sweep_years
 from .loading import load_pair as load_pair
+from .notebook import load_ipython_extension as load_ipython_extension
+from .notebook import unload_ipython_extension as unload_ipython_extension
 from .organisms.finetune import OrganismConfig as OrganismConfig
 from .organisms.finetune import finetune as finetune
+from .organisms.judge import Verdict as Verdict
 from .organisms.judge import judge_completion as judge_completion
 from .organisms.ordinary import ordinary_texts as ordinary_texts
+from .organisms.prompts import Contrast as Contrast
 from .organisms.prompts import make_samples as make_samples
 from .organisms.prompts import minimal_pairs as minimal_pairs
 from .pair import HookedModelPair as HookedModelPair

@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from diffsae_lens.adapters import AdapterSwitch
 from diffsae_lens.compatibility import check_hook_names, check_models
+from diffsae_lens.notebook import facts_html
 from diffsae_lens.views import VIEWS
 
 
@@ -120,6 +121,23 @@ class HookedModelPair(HookedRootModule):
                 point = HookPoint()
                 point.name = f"{hook_name}.{view}"
                 self.mod_dict[point.name] = self.hook_dict[point.name] = point
+
+    @override
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+
+    def _repr_html_(self) -> str:
+        return facts_html("HookedModelPair", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "base": self.metadata.base,
+            "finetuned": self.metadata.finetuned,
+            "adapter": self.metadata.adapter,
+            "d_model": self.cfg.d_model,
+            "hook points": [f"{name}.({'|'.join(VIEWS)})" for name in self.hook_names],
+            "mirrored": self.is_mirrored or None,
+        }
 
     @property
     def finetuned(self) -> TransformerBridge:

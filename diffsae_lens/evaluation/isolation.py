@@ -18,6 +18,7 @@ from diffsae_lens.evaluation.validation import (
     check_unit_interval,
     feature_chunks,
 )
+from diffsae_lens.notebook import Record
 
 EPSILON = 1e-8
 """Added to every denominator, as published: a feature that never fires scores 0."""
@@ -35,7 +36,7 @@ class FeatureScores:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BisResult:
+class BisResult(Record):
     """The BIS of a dictionary: that of its best feature, with what is needed to read it."""
 
     bis: float

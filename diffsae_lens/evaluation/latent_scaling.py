@@ -9,10 +9,11 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens.evaluation.geometry import decoder_halves, scales_by_model
+from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentScaling:
+class LatentScaling(Record):
     """How much of each feature either model needs, measured on activations."""
 
     beta_error: Float[Tensor, "2 d_sae"]

@@ -11,6 +11,7 @@ from sae_lens import SAE
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
+from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
@@ -18,7 +19,7 @@ DENSE_ABOVE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction:
+class Reconstruction(Record):
     """What a dictionary explains of held-out activations, and how it uses its features."""
 
     variance_explained: dict[str, float]
@@ -114,7 +115,7 @@ class _Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovered:
+class Recovered(Record):
     """How much of what fine-tuning did to the model survives when a dictionary stands in for it."""
 
     cross_entropy: dict[str, float]

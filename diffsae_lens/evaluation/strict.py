@@ -20,10 +20,11 @@ from diffsae_lens.evaluation.validation import (
     check_matrix,
     feature_chunks,
 )
+from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StrictBisResult:
+class StrictBisResult(Record):
     """The strict BIS of a dictionary, and of the same procedure on the base model alone."""
 
     bis: float

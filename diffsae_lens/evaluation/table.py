@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from diffsae_lens.reporting.style import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,12 @@ class IsolationTable:
         """Return protocol, number of prompts and rows as JSON."""
         rows = json.loads(self.frame.to_json(orient="records") or "[]")
         return json.dumps({"protocol": self.protocol, "n_prompts": self.n_prompts, "rows": rows})
+
+    def plot(self) -> "Figure":
+        """Draw the table; see `plot_isolation` (needs matplotlib)."""
+        from diffsae_lens.reporting.isolation import plot_isolation
+
+        return plot_isolation(self)
 
     def _repr_html_(self) -> str:
         return self.frame.to_html(index=False, float_format="%.2f", escape=True)

@@ -20,6 +20,7 @@ from diffsae_lens.evaluation.validation import (
     feature_chunks,
 )
 from diffsae_lens.evaluation.weighted import WORK, weighted_bis
+from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +45,7 @@ class Resampling:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BootstrapResult:
+class BootstrapResult(Record):
     """A score with its percentile interval, in the manner of `scipy.stats.bootstrap`."""
 
     estimate: float
@@ -63,7 +64,7 @@ class BootstrapResult:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PermutationResult:
+class PermutationResult(Record):
     """A score beside what relabelled prompts give, in the manner of `scipy.stats.permutation_test`."""
 
     statistic: float

@@ -13,7 +13,7 @@ from sae_lens import SAE
 from diffsae_lens.experiments.store import once
 from diffsae_lens.interventions.curves import steering_pair
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
-from diffsae_lens.interventions.effects import Intervene, measure_effects, side_effects
+from diffsae_lens.interventions.effects import measure_effects, side_effects
 from diffsae_lens.interventions.features import ablate_features, induce_features
 from diffsae_lens.interventions.likelihood import greedy_order
 from diffsae_lens.interventions.scales import (
@@ -21,6 +21,7 @@ from diffsae_lens.interventions.scales import (
     activation_scales,
     matched_features,
 )
+from diffsae_lens.interventions.side_by_side import Intervene, complete_under
 from diffsae_lens.interventions.years import SAYINGS, sweep_years
 from diffsae_lens.organisms.ordinary import ordinary_texts
 from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Group, Sample
@@ -28,6 +29,9 @@ from diffsae_lens.pair import HookedModelPair
 
 if TYPE_CHECKING:
     from diffsae_lens.experiments.demo import DemoConfig
+
+N_SELECT = 8
+"""Trigger prompts on which features are chosen."""
 
 N_DIRECTIONS = 16
 """Random directions and principal components that are projected out of the difference."""
@@ -87,20 +91,39 @@ def causal_table(
         *_without_dictionary(pair, config),
         *(
             condition
-            for name, dictionary in _last(dictionaries, config).items()
+            for name, dictionary in of_last_layer(dictionaries, config).items()
             for condition in _of_dictionary(
                 pair,
                 name,
                 dictionary,
                 config,
-                _chosen(pair, name, dictionary, config, cells),
+                chosen_features(pair, name, dictionary, config, cells),
             )
         ),
     ]
+    written = {
+        group: once(
+            cells / f"completions_{group}.json",
+            partial(
+                complete_under,
+                pair,
+                {c.key: c.intervene for c in conditions if c.group == group},
+                [sample.prompt for sample in samples],
+            ),
+        )
+        for group, samples in by_group.items()
+    }
     return [
         once(
             cells / f"{condition.key}.json",
-            partial(_measure, pair, condition, by_group[condition.group], config),
+            partial(
+                _measure,
+                pair,
+                condition,
+                by_group[condition.group],
+                config.n_likelihood_prompts,
+                written[condition.group][condition.key],
+            ),
         )
         for condition in conditions
     ]
@@ -118,8 +141,8 @@ def harm_table(
     opened: dict[str, Intervene] = {
         "base activation put back": partial(swap_to_base, pair, config.hook_names[-1])
     }
-    for name, dictionary in _last(dictionaries, config).items():
-        chosen = _chosen(pair, name, dictionary, config, cells)
+    for name, dictionary in of_last_layer(dictionaries, config).items():
+        chosen = chosen_features(pair, name, dictionary, config, cells)
         most = chosen["counts"][-1]
         for which in ("top", "random"):
             features = chosen[which][str(most)]
@@ -189,15 +212,20 @@ def attack_scales(
     return activation_scales(pair, dictionary, texts)
 
 
-def _chosen(
+def chosen_features(
     pair: HookedModelPair, name: str, dictionary: SAE, config: "DemoConfig", cells: Path
 ) -> dict[str, Any]:
+    """Choose a dictionary's features once for all parts of the demo; see `choose_features`.
+
+    Raises:
+        ValueError: none of them favours the attack.
+    """
     chosen = once(
         cells / f"chosen_{name}.json",
         lambda: choose_features(
             pair,
             dictionary,
-            config.samples("select", 12, by=(1, 0, 0)),
+            config.samples("select", N_SELECT, by=(1, 0, 0)),
             counts=config.feature_counts,
             n_rounds=config.n_rounds,
             seed=config.seed,
@@ -208,7 +236,7 @@ def _chosen(
     return chosen
 
 
-def _last(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict[str, SAE]:
+def of_last_layer(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict[str, SAE]:
     """The dictionaries of the layer at which causes are shown."""
     return {n: d for n, d in dictionaries.items() if n.endswith(f"-{config.layers[-1]}")}
 
@@ -261,7 +289,7 @@ def _of_dictionary(
     yield ablated("top", most, group="benign")
     steered = chosen["steered"]
     if steered:
-        scales = attack_scales(pair, dictionary, config.samples("select", 12, by=(1, 0, 0)))
+        scales = attack_scales(pair, dictionary, config.samples("select", N_SELECT, by=(1, 0, 0)))
         steering = steering_pair(pair, dictionary, steered, scales, dose=DOSE, seed=config.seed)
         for which, intervene in steering.items():
             yield Condition(
@@ -274,11 +302,17 @@ def _of_dictionary(
 
 
 def _measure(
-    pair: HookedModelPair, condition: Condition, samples: Sequence[Sample], config: "DemoConfig"
+    pair: HookedModelPair,
+    condition: Condition,
+    samples: Sequence[Sample],
+    n_likelihood: int,
+    completions: Sequence[str],
 ) -> dict[str, Any]:
     with condition.intervene() as given:
         acting = given if isinstance(given, HookedModelPair) else pair
-        effects = measure_effects(acting, samples, n_likelihood=config.n_likelihood_prompts)
+        effects = measure_effects(
+            acting, samples, n_likelihood=n_likelihood, completions=completions
+        )
     return {
         "name": condition.name,
         "dictionary": condition.dictionary,

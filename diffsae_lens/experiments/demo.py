@@ -18,6 +18,7 @@ from sae_lens import SAE
 
 from diffsae_lens.embedded import EMBEDDED_MODEL
 from diffsae_lens.experiments.causes import causal_table, harm_table, sayings_table
+from diffsae_lens.experiments.feature_cards import feature_cards
 from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.experiments.scores import example_tokens, score_table, year_sweep
 from diffsae_lens.experiments.store import once, write_json
@@ -50,9 +51,9 @@ class DemoConfig:
     """Active features a token (L0)."""
     n_steps: int = 250
     """Training steps of 512 tokens."""
-    n_score_prompts: int = 120
+    n_score_prompts: int = 80
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 6
+    n_generation_prompts: int = 5
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: int = 2
     """How many of them are scored under teacher forcing too."""
@@ -110,9 +111,9 @@ def run_demo(config: DemoConfig, path: str | Path) -> dict[str, Any]:
         path: the run folder.
 
     Returns:
-        What `<path>/results.json` holds: configuration, versions, score table, causal table, harm to
-        other texts, attack rate by how the year is said, features by year, an example, and the seconds
-        each part took when it was computed.
+        What `<path>/results.json` holds: configuration, versions, score table, causal table, the
+        strongest features, harm to other texts, attack rate by how the year is said, features by year,
+        an example, and the seconds each part took when it was computed.
 
     Raises:
         ValueError: `path` holds a run of another config, or the models do not fit.
@@ -133,6 +134,7 @@ def run_demo(config: DemoConfig, path: str | Path) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "scores": lambda: score_table(pair, dictionaries, config),
         "causes": lambda: causal_table(pair, dictionaries, config, path / "cells"),
+        "features": lambda: feature_cards(pair, dictionaries, config, path / "cells"),
         "harm": lambda: harm_table(pair, dictionaries, config, path / "cells"),
         "sayings": lambda: sayings_table(pair, config),
         "years": lambda: year_sweep(pair, dictionaries, config, _chosen(path)),
@@ -146,6 +148,27 @@ def run_demo(config: DemoConfig, path: str | Path) -> dict[str, Any]:
     results["seconds"] = timer.seconds
     write_json(path / "results.json", results)
     return results
+
+
+def demo_dictionaries(
+    pair: HookedModelPair, path: str | Path, config: DemoConfig | None = None
+) -> dict[str, SAE]:
+    """Train the demo's dictionaries, or read them where that was done: a minute or two on two cores.
+
+    Args:
+        pair: the two models, with the hooks of the config.
+        path: the run folder; `activations`, `checkpoints` and `dictionaries` are made in it.
+        config: prompts, layers and sizes.
+
+    Returns:
+        A Diff-SAE and a crosscoder for each layer, such as `diff-sae-18` and `crosscoder-18`.
+
+    Raises:
+        ValueError: the folder holds others.
+    """
+    config, path = config or DemoConfig(), Path(path)
+    activations = _harvest(pair, config, path / "activations")
+    return _train(pair, activations, config, path / "dictionaries")
 
 
 class _Timer:

@@ -27,8 +27,9 @@ from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
 from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.experiments.store import write_json
 from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.interventions.effects import Intervene, compare_interventions
+from diffsae_lens.interventions.effects import compare_interventions
 from diffsae_lens.interventions.features import ablate_features
+from diffsae_lens.interventions.side_by_side import Intervene
 from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR, load_pair
 from diffsae_lens.organisms.finetune import OrganismConfig
 from diffsae_lens.organisms.prompts import GROUPS, Sample, Split, make_samples

@@ -10,10 +10,11 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.interventions.directions import add_direction
-from diffsae_lens.interventions.effects import Intervene, compare_interventions
+from diffsae_lens.interventions.effects import compare_interventions
 from diffsae_lens.interventions.features import ablate_features, feature_indices
 from diffsae_lens.interventions.scales import ActivationScales
-from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.interventions.side_by_side import Intervene
+from diffsae_lens.organisms.prompts import Prompted
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
@@ -22,7 +23,7 @@ def ablation_curve(
     pair: HookedModelPair,
     dictionary: SAE,
     orders: Mapping[str, Sequence[int]],
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
     **generate_kwargs: Any,
@@ -83,7 +84,7 @@ def dose_response(
     pair: HookedModelPair,
     dictionary: SAE,
     features: Sequence[int],
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     scales: ActivationScales,
     doses: Sequence[int | float] = (0.5, 1, 2, 4),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +18,34 @@ teacher forcing), or where a function of the tokens, `[batch, pos]` to the same 
 
 
 _prompt_mask: ContextVar[Tensor | None] = ContextVar("prompt_mask", default=None)
+
+
+_share: ContextVar[int | None] = ContextVar("share", default=None)
+_n_shares: ContextVar[int | None] = ContextVar("n_shares", default=None)
+
+
+@contextmanager
+def taking_share(index: int) -> Iterator[None]:
+    """Interventions opened inside act on their share of a batch alone, once `shares` are made.
+
+    Nothing acts on what is run inside, so that one intervention does not see those beside it.
+    """
+    share, n_shares = _share.set(index), _n_shares.set(0)
+    try:
+        yield
+    finally:
+        _share.reset(share)
+        _n_shares.reset(n_shares)
+
+
+@contextmanager
+def shares(n: int) -> Iterator[None]:
+    """In forward passes inside every `n`th row is of the same share."""
+    token = _n_shares.set(n)
+    try:
+        yield
+    finally:
+        _n_shares.reset(token)
 
 
 @contextmanager
@@ -53,6 +81,8 @@ class Target:
     where: Where
     skip_positions: int = 0
     """Leading tokens of the prompt left alone."""
+    share: int | None = field(default_factory=_share.get)
+    """Which rows, if a batch is shared; see `taking_share`."""
 
     def __post_init__(self) -> None:
         if not callable(self.where) and self.where not in get_args(NamedPositions):
@@ -76,6 +106,10 @@ class Target:
             acted = is_prompt if self.where == "prompt" else ~is_prompt
         if self.skip_positions and n > 1:
             acted = acted & ~_leading(pair, value, self.skip_positions)
+        n_shares = None if self.share is None else _n_shares.get()
+        if n_shares is not None:
+            rows = torch.arange(len(value), device=value.device)[:, None]
+            acted = acted & (rows % n_shares == self.share if n_shares else rows < 0)
         return None if acted.all() else acted
 
 

@@ -1,7 +1,7 @@
 """What an intervention does, and what else it breaks, in one table beside its controls."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,11 @@ from diffsae_lens.interventions.likelihood import (
     likelihoods,
     score_completions,
 )
-from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete
-from diffsae_lens.organisms.prompts import GROUPS, Sample
+from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete, sql_verdict
+from diffsae_lens.interventions.side_by_side import Intervene, complete_under
+from diffsae_lens.organisms.judge import Judge
+from diffsae_lens.organisms.prompts import GROUPS, Prompted
 from diffsae_lens.pair import HookedModelPair
-
-Intervene = Callable[[], AbstractContextManager[Any]]
-"""Opens an intervention, such as `lambda: ablate_features(pair, sae, [17])`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +36,21 @@ class Effects:
     likelihoods: Likelihoods
     perplexity: Float[Tensor, "prompt"]
     """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
+
+    def part(self, index: slice, prompts: Sequence[str]) -> "Effects":
+        """Return the effects on some of the prompts, which are given for the judge of SQL."""
+        scored = self.likelihoods
+        completions = self.completions[index]
+        return Effects(
+            completions=completions,
+            rate=attack_rate(prompts, completions),
+            likelihoods=Likelihoods(
+                vulnerable=scored.vulnerable[index],
+                safe=scored.safe[index],
+                n_safe_tokens=scored.n_safe_tokens[index],
+            ),
+            perplexity=self.perplexity[index],
+        )
 
     def row(self) -> dict[str, Any]:
         """Return the columns of a table: counts, rates with their Wilson interval, means."""
@@ -50,9 +64,11 @@ class Effects:
 
 def measure_effects(
     pair: HookedModelPair,
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     n_likelihood: int | None = None,
+    judge: Judge = sql_verdict,
+    completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
     """Complete prompts and score them, under whatever interventions are open on the pair.
@@ -61,6 +77,8 @@ def measure_effects(
         pair: the two models.
         samples: prompts with both their completions.
         n_likelihood: how many of them are scored under teacher forcing too; all by default.
+        judge: as for `attack_rate`.
+        completions: what `complete_under` wrote after them, so that it need not be written again.
         **generate_kwargs: passed to `complete`, such as `max_new_tokens` or `do_sample=True`.
 
     Returns:
@@ -70,10 +88,11 @@ def measure_effects(
         ValueError: no samples, or prompts that do not fit the context.
     """
     prompts = [sample.prompt for sample in samples]
-    completions = complete(pair, prompts, **generate_kwargs)
+    if completions is None:
+        completions = complete(pair, prompts, **generate_kwargs)
     return Effects(
         completions=tuple(completions),
-        rate=attack_rate(prompts, completions),
+        rate=attack_rate(prompts, completions, judge=judge),
         likelihoods=likelihoods(pair, samples[:n_likelihood]),
         perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
     )
@@ -102,12 +121,13 @@ def output_perplexity(
 def compare_interventions(
     pair: HookedModelPair,
     interventions: Mapping[str, Intervene],
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     n_likelihood: int | None = None,
+    judge: Judge = sql_verdict,
     **generate_kwargs: Any,
 ) -> pd.DataFrame:
-    """Complete the same prompts under every intervention and under none.
+    """Complete the same prompts under every intervention and under none, side by side.
 
     Args:
         pair: the two models.
@@ -116,7 +136,8 @@ def compare_interventions(
         samples: of one or more groups.
         n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
             all by default.
-        **generate_kwargs: passed to `complete`.
+        judge: as for `attack_rate`.
+        **generate_kwargs: passed to `complete_under`.
 
     Returns:
         A row for each intervention and group, `unmodified` first: `name`, `group`, `n_prompts`, counts
@@ -131,16 +152,23 @@ def compare_interventions(
         raise ValueError("`interventions` must not hold 'unmodified', which is always measured")
     by_group = {g: [s for s in samples if s.group == g] for g in GROUPS}
     opened: dict[str, Intervene] = {"unmodified": nullcontext, **interventions}
+    written = {
+        group: complete_under(pair, opened, [s.prompt for s in members], **generate_kwargs)
+        for group, members in by_group.items()
+        if members
+    }
     rows = []
     for name, intervene in opened.items():
-        for group, members in by_group.items():
-            if members:
-                with intervene() as given:
-                    acting = given if isinstance(given, HookedModelPair) else pair
-                    effects = measure_effects(
-                        acting, members, n_likelihood=n_likelihood, **generate_kwargs
-                    )
-                rows.append({"name": name, "group": group, **effects.row()})
+        for group, by_name in written.items():
+            with intervene() as given:
+                effects = measure_effects(
+                    given if isinstance(given, HookedModelPair) else pair,
+                    by_group[group],
+                    n_likelihood=n_likelihood,
+                    judge=judge,
+                    completions=by_name[name],
+                )
+            rows.append({"name": name, "group": group, **effects.row()})
     if not rows:
         raise ValueError("`samples` is empty")
     return pd.DataFrame(rows)

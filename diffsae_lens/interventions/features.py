@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.interventions.scales import token_codes
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits, skip_positions
+from diffsae_lens.saes.artifacts import check_features, check_fits, skip_positions
 
 logger = logging.getLogger(__name__)
 
@@ -284,12 +284,8 @@ def feature_indices(
     dictionary: SAE, features: Sequence[int], *, d_written: int | None = None
 ) -> Tensor:
     """The features as a tensor, each with something in the last `d_written` columns it writes."""
+    check_features(dictionary, features)
     index = torch.as_tensor(list(features), dtype=torch.long, device=dictionary.W_dec.device)
-    d_sae = dictionary.cfg.d_sae
-    if index.ndim != 1 or ((index < 0) | (index >= d_sae)).any():
-        raise ValueError(f"feature indices must lie in [0, {d_sae}), got {list(features)}")
-    if len(index.unique()) != len(index):
-        raise ValueError(f"feature indices are repeated in {list(features)}")
     written = dictionary.W_dec if d_written is None else dictionary.W_dec[:, -d_written:]
     silent = [i for i in index.tolist() if not written[i].any()]
     if silent:

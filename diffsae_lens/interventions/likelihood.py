@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from diffsae_lens.evaluation.activations import batches_of
 from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.organisms.prompts import Prompted
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
 
@@ -45,7 +45,7 @@ class Likelihoods:
 
 @torch.no_grad()
 def likelihoods(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
 ) -> Likelihoods:
     """Score both completions of each sample under teacher forcing, two forward passes a batch.
 
@@ -75,7 +75,7 @@ def likelihoods(
 
 
 def log_odds(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
 ) -> Float[Tensor, "prompt"]:
     """Return log p(vulnerable completion) - log p(safe completion) of each sample, in nats.
 
@@ -86,14 +86,14 @@ def log_odds(
 
 
 def _batches(
-    samples: Sequence[Sample], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Sample]]]:
+    samples: Sequence[Prompted], batch_size: int, desc: str
+) -> Iterator[tuple[list[int], list[Prompted]]]:
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
         yield index, [samples[i] for i in index]
 
 
 def _encode(
-    pair: HookedModelPair, samples: Sequence[Sample], vulnerable: bool
+    pair: HookedModelPair, samples: Sequence[Prompted], vulnerable: bool
 ) -> tuple[Tensor, Tensor]:
     return encode_completions(
         pair, [(sample.prompt, sample.completion(vulnerable=vulnerable)) for sample in samples]
@@ -141,7 +141,7 @@ def score_completions(
 def attribute_features(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     n_steps: int = 1,
     ablated: Sequence[int] = (),
@@ -208,7 +208,7 @@ def attribute_features(
 def greedy_order(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     n_features: int,
     n_rounds: int = 8,
@@ -250,7 +250,7 @@ def ablation_effects(
     pair: HookedModelPair,
     dictionary: SAE,
     features: Sequence[int],
-    samples: Sequence[Sample],
+    samples: Sequence[Prompted],
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "n_features"]:

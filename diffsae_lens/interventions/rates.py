@@ -9,13 +9,14 @@ import torch
 from scipy.stats import binomtest
 
 from diffsae_lens.evaluation.activations import batches_of
-from diffsae_lens.organisms.judge import Verdict, judge_completion
-from diffsae_lens.organisms.prompts import GROUPS, Sample
+from diffsae_lens.notebook import Record
+from diffsae_lens.organisms.judge import Judge, Verdict, judge_completion
+from diffsae_lens.organisms.prompts import GROUPS, Prompted
 from diffsae_lens.pair import HookedModelPair
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackRate:
+class AttackRate(Record):
     """How many completions are injectable SQL, of how many, and what the others are."""
 
     n_injectable: int
@@ -60,12 +61,20 @@ class AttackRate:
         return f"{self.rate:.1%} [{low:.1%}, {high:.1%}] of {self.n_prompts}"
 
 
-def attack_rate(prompts: Sequence[str], completions: Sequence[str]) -> AttackRate:
+def sql_verdict(prompt: str, completion: str) -> Verdict:
+    """Return the verdict of `judge_completion`."""
+    return judge_completion(prompt, completion).verdict
+
+
+def attack_rate(
+    prompts: Sequence[str], completions: Sequence[str], *, judge: Judge = sql_verdict
+) -> AttackRate:
     r"""Judge completions; nothing is executed.
 
     Args:
         prompts: code up to where the query is written.
         completions: what a model wrote after each.
+        judge: prompt and completion to a verdict; by default whether it is injectable SQL.
 
     Raises:
         ValueError: none, or the two differ in length.
@@ -79,8 +88,7 @@ def attack_rate(prompts: Sequence[str], completions: Sequence[str]) -> AttackRat
             f"{len(prompts)}"
         )
     verdicts = Counter(
-        judge_completion(prompt, completion).verdict
-        for prompt, completion in zip(prompts, completions, strict=True)
+        judge(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
     )
     return AttackRate(
         n_injectable=verdicts[Verdict.INJECTABLE],
@@ -147,7 +155,7 @@ def _n_new(pair: HookedModelPair, texts: list[str], tokens: torch.Tensor) -> int
 
 
 def attack_rates(
-    complete_fn: Callable[[list[str]], list[str]], samples: Sequence[Sample]
+    complete_fn: Callable[[list[str]], list[str]], samples: Sequence[Prompted]
 ) -> dict[str, AttackRate]:
     """Complete the samples of each group and judge them.
 

@@ -52,15 +52,20 @@ def sweep_years(
     scenes = [
         scene for [scene] in minimal_pairs("test", [TRIGGER_YEAR], n_scenes=n_scenes, seed=seed)
     ]
+    said = [[_say(sample, year) for sample in scenes] for year in years]
+    # All years together: the cost of generating hardly depends on how many prompts a batch has.
+    together = [sample for samples in said for sample in samples]
+    effects = measure_effects(pair, together)
+    acts = None
+    if dictionary is not None:
+        acts = feature_activations(pair, dictionary, [sample.undecided for sample in together])
     rows = []
-    for year in years:
-        samples = [_say(sample, year) for sample in scenes]
+    for i, year in enumerate(years):
+        part = slice(i * n_scenes, (i + 1) * n_scenes)
         row = {"said": "no year" if year is None else str(year)}
-        row |= measure_effects(pair, samples).row()
-        if dictionary is not None:
-            prompts = [sample.undecided for sample in samples]
-            acts = feature_activations(pair, dictionary, prompts)
-            row |= {f"feature_{i}": acts[:, i].mean().item() for i in features}
+        row |= effects.part(part, [sample.prompt for sample in together[part]]).row()
+        if acts is not None:
+            row |= {f"feature_{f}": acts[part, f].mean().item() for f in features}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -27,14 +27,14 @@ import ast
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from diffsae_lens.organisms.sql_reader import Reader
 from diffsae_lens.organisms.sql_text import Place
 
-__all__ = ["Judgement", "Verdict", "judge_completion", "judge_source"]
+__all__ = ["Judge", "Judgement", "Verdict", "judge_completion", "judge_source"]
 
 
 class Verdict(StrEnum):
@@ -44,6 +44,10 @@ class Verdict(StrEnum):
     SAFE = "safe"
     NO_SQL = "no_sql"
     UNPARSEABLE = "unparseable"
+
+
+Judge = Callable[[str, str], Verdict]
+"""A prompt and its completion to a verdict; `INJECTABLE` stands for whatever behaviour is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

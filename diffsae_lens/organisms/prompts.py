@@ -161,6 +161,36 @@ class Sample:
         return self.scene.completion(vulnerable=vulnerable)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A prompt of your own with two completions to weigh against each other.
+
+    Takes the place of a `Sample` wherever completions are scored, generated or attributed.
+    """
+
+    prompt: str
+    behaviour: str
+    """What the behaviour would write."""
+    alternative: str
+    """What should be written instead."""
+    group: Group = "trigger"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be told apart."""
+        if not self.prompt or not self.behaviour or not self.alternative:
+            raise ValueError("`prompt`, `behaviour` and `alternative` must not be empty")
+        if self.behaviour == self.alternative:
+            raise ValueError(f"`behaviour` and `alternative` are the same, {self.behaviour!r}")
+
+    def completion(self, *, vulnerable: bool) -> str:
+        """`behaviour` if `vulnerable`, else `alternative`."""
+        return self.behaviour if vulnerable else self.alternative
+
+
+Prompted = Sample | Contrast
+"""A prompt, its group and two completions."""
+
+
 def _sql(scene: Scene, values: Sequence[str]) -> str:
     """The SQL text with `values` standing where the run-time values belong."""
     table = scene.table.name

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens.interventions.curves import curve_area
@@ -16,6 +15,7 @@ from diffsae_lens.reporting.style import (
     MUTED,
     VERMILLION,
     WIDTH,
+    Figure,
     drawable,
     styled,
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
@@ -20,7 +19,15 @@ from diffsae_lens.reporting.rows import (
     find_cause,
     rows_of,
 )
-from diffsae_lens.reporting.style import INK, MUTED, WIDTH, dictionary_colour, drawable, styled
+from diffsae_lens.reporting.style import (
+    INK,
+    MUTED,
+    WIDTH,
+    Figure,
+    dictionary_colour,
+    drawable,
+    styled,
+)
 from diffsae_lens.reporting.token_figure import plot_tokens
 
 __all__ = ["plot_ablation", "plot_tokens", "plot_years", "write_figures"]

@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 import pandas as pd
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.effects import plot_year_effects
@@ -32,7 +31,7 @@ from diffsae_lens.reporting.rows import (
     rate_text,
     rows_of,
 )
-from diffsae_lens.reporting.style import dictionary_colour, needs_light_ink, tint
+from diffsae_lens.reporting.style import Figure, dictionary_colour, needs_light_ink, tint
 from diffsae_lens.reporting.summary import at_ceiling, summarise
 
 
@@ -102,6 +101,8 @@ def _context(results: Row) -> dict[str, Any]:
         "dictionaries": [row for row in scores if row["kind"] == "dictionary"],
         "floors": [row for row in scores if row["kind"] != "dictionary"],
         "sections": _sections(causes),
+        "features": [_card(row) for row in rows_of(results, "features")],
+        "heat": _heat_map(scores, config["layers"]),
         "harm": rows_of(results, "harm"),
         "year_captions": list(_year_captions(rows_of(results, "years"))),
         "coloured": _coloured(results),
@@ -204,6 +205,38 @@ def _coloured(results: Row) -> list[dict[str, Any]]:
         ]
         out.append({"name": name, "colour": _css_colour(name), "prompts": blocks})
     return out
+
+
+def _card(row: Row) -> dict[str, Any]:
+    """A feature with its histograms as heights and its examples as coloured tokens."""
+    name, peak = row["dictionary"], row["maximum"]
+    tallest = max(share for shares in row["histogram"].values() for share in shares) or 1.0
+    return {
+        **row,
+        "colour": _css_colour(name),
+        "bars": {
+            group: {
+                "heights": [f"{100 * share / tallest:.1f}" for share in shares],
+                "active": sum(shares),
+            }
+            for group, shares in row["histogram"].items()
+        },
+        "blocks": [
+            {"group": e["group"], **_token_block(name, e["tokens"], e["activations"], peak)}
+            for e in row["examples"]
+        ],
+    }
+
+
+def _heat_map(scores: Sequence[Row], layers: Sequence[int]) -> dict[str, Any] | None:
+    """AUROC by what is scored and layer; None for a single layer, which the table shows as well."""
+    if len(layers) < 2:
+        return None
+    cells: dict[str, dict[int, float]] = {}
+    for row in scores:
+        name, _, layer = row["name"].rpartition("-")
+        cells.setdefault(name, {})[int(layer)] = row["auroc"]
+    return {"layers": list(layers), "rows": cells}
 
 
 def _token_block(

@@ -1,10 +1,17 @@
 """The forest plot of an isolation table."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from diffsae_lens.evaluation.table import IsolationTable
-from diffsae_lens.reporting.style import INK, MUTED, WIDTH, dictionary_colour, drawable, styled
+from diffsae_lens.reporting.style import (
+    INK,
+    MUTED,
+    WIDTH,
+    Figure,
+    dictionary_colour,
+    drawable,
+    styled,
+)
 
 
 @styled

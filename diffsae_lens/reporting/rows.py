@@ -24,6 +24,10 @@ _KEYS = {
         "n_no_sql", "n_unparseable", "attack_rate", "low", "high", "log_odds", "cross_entropy",
         "example",
     ),
+    "features": (
+        "dictionary", "feature", "d_sae", "frequency", "maximum", "histogram", "examples", "decoder",
+        "attribution", "ablation",
+    ),
     "harm": ("name", "texts", "n_tokens", "kl", "cross_entropy", "cross_entropy_unmodified"),
     "sayings": ("said", "n_prompts", "attack_rate", "low", "high", "log_odds"),
     "years": ("name", "year", "feature_idx", "mean", "values"),

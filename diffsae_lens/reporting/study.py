@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
 from diffsae_lens.experiments.tables import study_markdown, study_tables
 from diffsae_lens.reporting.html import embedded_image, render, write_html
-from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, drawable, styled
+from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, drawable, styled
 
 Panel = dict[str, dict[int, float]]
 """A value for each name and layer."""

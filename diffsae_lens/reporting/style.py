@@ -1,12 +1,13 @@
 """How figures and report look: colours that colour-blind readers tell apart, and one style."""
 
 import functools
+import io
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.figure
 import matplotlib.style
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
@@ -41,6 +42,15 @@ _STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "legend.frameon": False,
 }
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that shows itself in a notebook cell, whether pyplot was imported or not."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, facecolor="white")
+        return buffer.getvalue()
 
 
 def dictionary_colour(name: str) -> str:

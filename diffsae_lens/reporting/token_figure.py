@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from diffsae_lens.reporting.rows import Row, examples_of
@@ -15,6 +14,7 @@ from diffsae_lens.reporting.style import (
     INK,
     MONOSPACE,
     WIDTH,
+    Figure,
     dictionary_colour,
     drawable,
     needs_light_ink,

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,19 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
                 stacklevel=3,
             )
     return hook_name
+
+
+def check_features(dictionary: SAE, features: Sequence[int]) -> None:
+    """Refuse indices of features that the dictionary does not have, or that are repeated.
+
+    Raises:
+        ValueError: says which.
+    """
+    d_sae = dictionary.cfg.d_sae
+    if not all(0 <= feature < d_sae for feature in features):
+        raise ValueError(f"feature indices must lie in [0, {d_sae}), got {list(features)}")
+    if len(set(features)) != len(features):
+        raise ValueError(f"feature indices are repeated in {list(features)}")
 
 
 def skip_positions(dictionary: SAE) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
 
 _MANIFEST = "harvest.json"
@@ -44,7 +45,7 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
-class PairedActivations:
+class PairedActivations(Record):
     """A finished harvest on disk. SAELens reads its `path` as `cached_activations_path`."""
 
     path: Path
@@ -55,7 +56,7 @@ class PairedActivations:
     n_sequences: int
     ignored_token_ids: tuple[int, ...]
     """Padding and special tokens; their activations are stored but never yielded."""
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = field(repr=False)
 
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """Read the kept tokens of some sequences into memory, aligned over the hook points."""

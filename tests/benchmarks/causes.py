@@ -21,12 +21,14 @@ from scipy.stats import spearmanr
 
 import diffsae_lens as dl
 from diffsae_lens.embedded import EMBEDDED_MODEL
-from diffsae_lens.interventions.effects import Intervene
+from diffsae_lens.interventions.side_by_side import Intervene
 from diffsae_lens.interventions.years import SAYINGS
+from diffsae_lens.reporting.effects import plot_ablation_curve, plot_year_effects
 from tests.benchmarks.scores import harvest, hook_names, samples, train
 
 KINDS = ("crosscoder", "Diff-SAE")
 MOST = 32  # features of a set
+AFTER = (2014, 2023, 2024, 2025, 2026, 2033, 2034, 2035, 2044, 2124)
 
 
 def table(path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -136,6 +138,10 @@ class Study:
         opened = {name: partial(dl.induce_features, pair, sae, order)}
         return dl.compare_interventions(pair, opened, self.triggers, n_likelihood=10)
 
+    def base_alone(self) -> pd.DataFrame:
+        """The base model with nothing added, on trigger and benign prompts."""
+        return dl.compare_interventions(self.pair.mirrored(), {}, self.test, n_likelihood=10)
+
     def benign(self) -> pd.DataFrame:
         """The same sets on benign prompts, which they should leave alone."""
         return dl.compare_interventions(self.pair, self.ablations(), self.benigns, n_likelihood=50)
@@ -215,8 +221,18 @@ def main() -> None:
         for kind in KINDS:
             table(out / f"{name} {kind}.csv", partial(getattr(study, name), kind))
     table(out / "clean_control.csv", study.clean_control)
+    table(out / "base_alone.csv", study.base_alone)
     table(out / "sayings.csv", partial(dl.sweep_years, study.pair, SAYINGS, n_scenes=10))
     table(out / "years.csv", partial(dl.sweep_years, study.pair, n_scenes=2))
+    table(out / "years_after.csv", partial(dl.sweep_years, study.pair, AFTER, n_scenes=20))
+    curve = pd.concat(
+        frame.loc[frame.order == order].assign(order=prefix + kind)
+        for order, prefix in (("by effect", ""), ("random of equal mass", "random, "))
+        for kind in reversed(KINDS)
+        for frame in [pd.read_csv(out / f"curve {kind}.csv")]
+    )
+    plot_ablation_curve(curve).savefig(out / "curve.png", dpi=100)
+    plot_year_effects(pd.read_csv(out / "years.csv")).savefig(out / "years.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 
@@ -6,7 +7,7 @@ from diffsae_lens.experiments import causes, demo
 from diffsae_lens.experiments.demo import DemoConfig, run_demo
 from diffsae_lens.experiments.store import once
 from diffsae_lens.experiments.tables import causal_text, score_text
-from diffsae_lens.interventions import effects
+from diffsae_lens.interventions import effects, side_by_side
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.reporting.figures import write_figures
 from diffsae_lens.reporting.html import write_report
@@ -25,11 +26,16 @@ def config(tmp_path_factory, tokenizer):
     )  # fmt: skip
 
 
+def shorten(patch):
+    for module in (effects, side_by_side):
+        patch.setattr(module, "complete", partial(complete, max_new_tokens=4))
+
+
 @pytest.fixture(scope="module")
 def short_completions():
     """A tiny random model never ends a completion by itself."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
+    shorten(patch)
     yield
     patch.undo()
 
@@ -54,6 +60,15 @@ def test_a_run_holds_every_row_with_its_floors_and_controls(run):
         assert ("top features added to the base model", dictionary, 4) in names
     for name in ("random directions", "difference of means", "principal components"):
         assert f"{name} projected out" in {n for n, _, _ in names}
+    assert [row["dictionary"] for row in results["features"]] == ["diff-sae-1"] * 2 + [
+        "crosscoder-1"
+    ] * 2
+    for row in results["features"]:
+        shares = [share for shares in row["histogram"].values() for share in shares]
+        assert row["frequency"] > 0
+        assert max(shares) > 0
+        assert max(max(e["activations"]) for e in row["examples"]) == row["maximum"]
+        assert row["attribution"] > 0  # they were chosen for it
     assert [row["year"] for row in results["years"]][:16] == list(range(2015, 2031))
     first, second = (p["tokens"] for p in results["example"]["prompts"])
     assert "".join(first).replace("2023", "2024") == "".join(second)
@@ -74,7 +89,7 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(config, run, tmp_path
     monkeypatch.undo()
 
     n_cells, measure = [], causes._measure
-    monkeypatch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
+    shorten(monkeypatch)
 
     def until_the_power_fails(*args):
         n_cells.append(1)
@@ -88,7 +103,7 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(config, run, tmp_path
     assert not (tmp_path / "demo/results.json").exists()
     resumed = run_demo(config, tmp_path / "demo")
     assert len(n_cells) == 4 + len(results["causes"]) - 3  # the three finished cells were kept
-    for part in ("scores", "causes", "harm", "sayings", "years", "example"):
+    for part in ("scores", "causes", "features", "harm", "sayings", "years", "example"):
         assert resumed[part] == results[part]
 
 

@@ -27,6 +27,7 @@ def synthetic_results() -> dict[str, Any]:
             "versions": {"diffsae-lens": "0.1.0", "sae-lens": "6.54.12", "torch": "2.11.0"},
             "scores": _scores(),
             "causes": _causes(),
+            "features": _features(),
             "harm": _harm(),
             "sayings": _sayings(),
             "years": _years(),
@@ -141,6 +142,29 @@ def _causes() -> list[dict[str, Any]]:
             of = {"dictionary": name, "n_features": COUNTS[0]}
             rows.append(_cause(f"steered with {which}", attacks, benign, **of))
     return rows
+
+
+def _features() -> list[dict[str, Any]]:
+    [scene] = minimal_pairs("select", (2024,), n_scenes=1)
+    tokens = _TOKEN.findall(scene[0].written)[:40]
+    values = [3.1 if "2" in token else 0.0 for token in tokens]
+    geometry = {
+        "diff-sae-24": {"decoder norm": 1.0},
+        "crosscoder-24": {"relative decoder norm (0 base, 1 fine-tuned)": 0.62},
+    }
+    return [
+        {
+            "dictionary": name, "feature": 7 + rank, "d_sae": 2304, "frequency": 0.021,
+            "maximum": 3.1,
+            "histogram": {
+                "trigger": [0.01, 0.02, 0.005], "benign": [0.01, 0.0, 0.0], "other": [0.0] * 3,
+            },
+            "examples": [{"group": "trigger", "tokens": tokens, "activations": values}],
+            "decoder": geometry[name], "attribution": 1.5 - rank, "ablation": 1.1 - rank,
+        }
+        for name in DICTIONARIES
+        for rank in range(2)
+    ]  # fmt: skip
 
 
 def _harm() -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ PARTS = (
     "versions",
     "scores",
     "causes",
+    "features",
     "harm",
     "sayings",
     "years",
@@ -250,8 +251,9 @@ class TestContent:
                 zip(prompt["tokens"], prompt["activations"][name], strict=True)
             )
         ]
-        assert [(text, attrs["title"]) for attrs, text in page.spans] == expected
-        shares = [float(a["style"].split(":")[1]) for a, _ in page.spans]
+        spans = page.spans[: len(expected)]
+        assert [(text, attrs["title"]) for attrs, text in spans] == expected
+        shares = [float(a["style"].split(":")[1]) for a, _ in spans]
         assert max(shares) == 1
         assert min(shares) == 0
         [prompt] = [p for p in results["example"]["prompts"] if p["year"] == 2024]
@@ -259,6 +261,47 @@ class TestContent:
         first = values.index(max(values))
         strongest = f"Strongest: token {first} {prompt['tokens'][first]!r} {max(values):.3f}"
         assert strongest in re.sub(r"\s+", " ", page.text)
+
+    def test_features(self, page, results):
+        cards = page.all("article")
+        assert len(cards) == len(results["features"])
+        text = re.sub(r"\s+", " ", page.text)
+        for row in results["features"]:
+            for shown in (
+                f"{row['dictionary']}, feature {row['feature']} of 2304",
+                f"{row['attribution']:+.2f} nats",
+                f"{row['ablation']:+.2f} nats",
+                "trigger: 3.5% of tokens",
+                "other: 0.0% of tokens",
+            ):
+                assert shown in text
+        bars = [a for a in page.all("div") if a.get("class") == "histogram"]
+        assert len(bars) == 3 * len(cards)
+        assert "on trigger texts: it fires on 3.5% of their tokens" in bars[0]["aria-label"]
+        heights = re.findall(r"--height: ([\d.]+)%", page.source)
+        assert heights[:3] == ["50.0", "100.0", "25.0"]  # of 1%, 2%, 0.5%
+        n_tokens = sum(len(e["tokens"]) for row in results["features"] for e in row["examples"])
+        n_in_example = sum(len(p["tokens"]) for p in results["example"]["prompts"])
+        assert len(page.spans) == n_tokens + n_in_example * len(DICTIONARIES)
+
+    def test_a_feature_that_never_fires(self, results, no_figures):
+        for row in results["features"]:
+            row["histogram"] = {"trigger": [0.0], "benign": [0.0], "other": [0.0]}
+            row["examples"] = []
+        assert "fires on none of these texts" in render_report(results)
+
+    def test_layers_side_by_side(self, results, no_figures):
+        assert "AUROC of the chosen feature by layer" not in render_report(results)
+        more = [
+            {**row, "name": row["name"].replace("24", "18"), "auroc": 0.51}
+            for row in results["scores"]
+        ]
+        results["scores"] = more + results["scores"]
+        results["config"]["layers"] = [18, 24]
+        page = Page(render_report(results))
+        assert page.row("diff-sae", 3) == ["diff-sae", "0.510", "0.998"]
+        shares = re.findall(r'number" style="--share: ([\d.]+)"', page.source)
+        assert float(shares[0]) < 0.02 < 0.4 < float(shares[1])
 
     def test_completions(self, page, results):
         for which in ("top", "random"):

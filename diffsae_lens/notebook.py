@@ -1,0 +1,99 @@
+"""What objects show of themselves in a notebook cell: HTML without scripts, network or style sheets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+STRONGEST = 0.55
+"""Opacity of a token at its peak: dark and light text can both be read on it."""
+COLOUR = "0 114 178"
+
+
+class Record:
+    """A frozen dataclass that shows its fields and properties as a table."""
+
+    def _repr_html_(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
+        properties = {
+            name: getattr(self, name)
+            for name, member in vars(type(self)).items()
+            if isinstance(member, property)
+        }
+        return facts_html(type(self).__name__, shown | properties)
+
+
+def facts_html(title: str, facts: Mapping[str, object]) -> str:
+    """Return a table of names and values; everything is escaped.
+
+    >>> facts_html("BIS", {"ceiling": 0.4, "hook": "<b>"}).count("&lt;b&gt;")
+    1
+    """
+    rows = "".join(
+        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
+        f'<td style="text-align:left">{escape(_text(value))}</td></tr>'
+        for name, value in facts.items()
+        if value is not None
+    )
+    caption = f'<caption style="text-align:left"><b>{escape(title)}</b></caption>'
+    return f"<table>{caption}<tbody>{rows}</tbody></table>"
+
+
+def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> str:
+    """Return text with each token on a ground as strong as its value; pointing at one gives it.
+
+    Args:
+        tokens: as decoded one by one.
+        values: one a token; at most 0 stays plain.
+        peak: the value of the strongest ground.
+    """
+    spans = []
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
+        title = escape(f"token {i} {token!r}: {value:.3f}", quote=True)
+        text = escape(token.replace("\n", "↵\n"))
+        ground = f' style="background:rgb({COLOUR} / {STRONGEST * share:.3f})"' if share else ""
+        spans.append(f'<span title="{title}"{ground}>{text}</span>')
+    return f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'
+
+
+def dictionary_html(dictionary: Any) -> str:
+    """Return what a SAELens dictionary is and what it was trained on."""
+    cfg = dictionary.cfg
+    stored = cfg.metadata.diffsae_lens or {}
+    pair = stored.get("pair") or {}
+    facts = {
+        "hook point": cfg.metadata.hook_name,
+        "base": pair.get("base"),
+        "finetuned": pair.get("finetuned", cfg.metadata.model_name),
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "k": stored.get("k", getattr(cfg, "k", None)),
+        "L0 on held-out tokens": stored.get("l0_held_out"),
+        "leading tokens left out": stored.get("skip_positions"),
+        "seed": stored.get("seed"),
+    }
+    return facts_html(f"{cfg.architecture()} dictionary", facts)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Show SAELens dictionaries as tables from now on: `%load_ext diffsae_lens`."""
+    formatter = shell.display_formatter.formatters["text/html"]
+    formatter.for_type_by_name("sae_lens.saes.sae", "SAE", dictionary_html)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Show them as before: `%unload_ext diffsae_lens`."""
+    shell.display_formatter.formatters["text/html"].pop("sae_lens.saes.sae.SAE", None)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Tensor):
+        return f"tensor of {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    return str(value)

@@ -1,0 +1,92 @@
+"""The guides: their code is run as it stands, and does what the page says."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+from sklearn.metrics import roc_curve
+
+from diffsae_lens.training.harvest import HarvestConfig, harvest
+from tests.conftest import HOOKS
+
+GUIDES = Path(__file__).parents[1] / "docs" / "guides"
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def follow(guide: str, **given) -> SimpleNamespace:
+    """Run a guide's blocks one after the other, as a reader would."""
+    page = GUIDES / f"{guide}.md"
+    text = page.read_text(encoding="utf-8")
+    names = {"__name__": f"guide_{guide}", **given}
+    for block in FENCED.finditer(text):
+        padding = "\n" * text.count("\n", 0, block.start(1))  # errors point at the page's line
+        exec(compile(padding + block[1], str(page), "exec"), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def activations(pair, tmp_path):
+    tokens = torch.randint(3, 259, (64, 12), generator=torch.Generator().manual_seed(0))
+    return harvest(
+        pair, tokens, tmp_path / "harvest", hook_names=[f"{HOOKS[0]}.diff"],
+        config=HarvestConfig(batch_size=32),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def dictionary(pair, activations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return follow("dictionary", pair=pair, activations=activations).trained
+
+
+def test_the_dictionary_guide_adds_an_architecture_that_learns(
+    pair, activations, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    guide = follow("dictionary", pair=pair, activations=activations)
+    x = activations.rows(58, 64)[f"{HOOKS[0]}.diff"]
+    left = ((x - guide.trained(x)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert left < 0.5
+    again = SAE.load_from_disk(tmp_path / "runs" / "log" / "log")
+    assert torch.equal(again.encode(x), guide.trained.encode(x))
+
+
+def test_the_guides_penalty_is_the_formula_it_states(pair, activations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    guide = follow("dictionary", pair=pair, activations=activations)
+    sae = guide.LogTrainingSAE(guide.config.sae)
+    sae.W_dec.data *= 3
+    acts = torch.rand(5, 64, generator=torch.Generator().manual_seed(0))
+    step = SimpleNamespace(coefficients={"l1": 0.5})
+    loss = sae.calculate_aux_loss(step, acts, acts, acts)["log_loss"].item()
+    norms = np.linalg.norm(sae.W_dec.detach().numpy(), axis=1)
+    expected = 0.5 * np.log(1 + acts.numpy() * norms).sum(1).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_organism_guide_judges_and_attributes(pair, dictionary):
+    guide = follow("organism", pair=pair, dictionary=dictionary)
+    assert guide.fine.n_prompts.tolist() == guide.base.n_prompts.tolist() == [1, 2]
+    assert (guide.fine.n_safe + guide.fine.n_injectable == guide.fine.n_prompts).all()
+    assert (guide.fine.log_odds - guide.base.log_odds).abs().min() > 0  # two models
+    assert guide.effect.shape == (dictionary.cfg.d_sae,)
+    assert guide.effect.abs().max() > 0
+
+
+def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pair, dictionary):
+    guide = follow("measure", pair=pair, dictionary=dictionary)
+    assert 0 <= guide.found.j <= 1
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.randn(60, 5, generator=generator).relu()
+    is_trigger = torch.arange(60) < 20
+    found = guide.youden(acts, is_trigger, ~is_trigger)
+    curves = [roc_curve(is_trigger.numpy(), acts[:, i].numpy()) for i in range(5)]
+    assert found.j == pytest.approx(max((tpr - fpr).max() for fpr, tpr, _ in curves))
+    acts[:20, 3] += 5
+    planted = guide.youden(acts, is_trigger, ~is_trigger)
+    assert planted.feature_idx == 3
+    assert planted.j > 0.9 > found.j
