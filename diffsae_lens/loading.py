@@ -89,8 +89,9 @@ def load_pair(
         ValueError: the two do not fit together, a hook does not exist, or bad options.
         ModelUnavailableError: a model is neither local nor cached and cannot be fetched.
 
-    >>> pair = load_pair("smollm2-135m", "year-trigger",
-    ...                  hook_names=["blocks.18.hook_resid_post"])         # doctest: +SKIP
+    Examples:
+        >>> pair = load_pair("smollm2-135m", "year-trigger",
+        ...                  hook_names=["blocks.18.hook_resid_post"])         # doctest: +SKIP
     """
     if options is not None and overrides:
         raise ValueError("give either `options` or its fields, not both")

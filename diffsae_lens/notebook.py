@@ -28,8 +28,9 @@ class Record:
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
     """Return a table of names and values; everything is escaped.
 
-    >>> facts_html("BIS", {"ceiling": 0.4, "hook": "<b>"}).count("&lt;b&gt;")
-    1
+    Examples:
+        >>> facts_html("BIS", {"ceiling": 0.4, "hook": "<b>"}).count("&lt;b&gt;")
+        1
     """
     rows = "".join(
         f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'

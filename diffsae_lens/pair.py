@@ -201,8 +201,9 @@ class HookedModelPair(HookedRootModule):
     def base_model(self) -> Iterator[TransformerBridge]:
         """Yield the base model; a LoRA pair's adapters are off inside (a mirrored pair's are on).
 
-        >>> with pair.base_model() as base:          # doctest: +SKIP
-        ...     logits = base(tokens)
+        Examples:
+            >>> with pair.base_model() as base:          # doctest: +SKIP
+            ...     logits = base(tokens)
         """
         with self._adapters.switched(on=self.is_mirrored):
             yield self._models[0]

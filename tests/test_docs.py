@@ -1,6 +1,7 @@
 """The documentation: its worked numbers are what the code gives, and its links lead somewhere."""
 
 import doctest
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURES = sorted((DOCS / "measures").glob("*.md"))
 PAGES = sorted(DOCS.rglob("*.md"))
+TUTORIALS = sorted((DOCS.parent / "tutorials").glob("*.ipynb"))
 
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
@@ -33,6 +35,21 @@ def test_the_worked_numbers_of_a_measure_are_what_the_code_gives(page):
     report: list[str] = []
     results = [runner.run(test, out=report.append) for test in tests]
     assert not any(result.failed for result in results), "".join(report)
+
+
+@pytest.mark.parametrize("notebook", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert len(outputs) > 5
+    text = json.dumps([{k: v for k, v in o.items() if k != "metadata"} for o in outputs])
+    for word in ("/home/", "/work/", "/root", "site-packages", "/tmp/", "Traceback"):
+        assert word not in text
+    kinds = {output["output_type"] for output in outputs}
+    assert "error" not in kinds
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert any("## An error on purpose" in source for source in sources)
+    assert any(line.startswith("assert ") for s in sources for line in s.splitlines())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())

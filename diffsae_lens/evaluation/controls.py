@@ -115,8 +115,9 @@ def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:
 def text_match(prompts: Sequence[str], text: str) -> Features:
     """Return 1 where a prompt holds `text`: what needs no model at all, `[prompt, 1]`.
 
-    >>> text_match(["Year: 2024", "Year: 2023"], "2024").flatten()
-    tensor([1., 0.])
+    Examples:
+        >>> text_match(["Year: 2024", "Year: 2023"], "2024").flatten()
+        tensor([1., 0.])
     """
     return torch.tensor([[float(text in prompt)] for prompt in prompts])
 

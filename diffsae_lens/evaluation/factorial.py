@@ -49,10 +49,11 @@ def factorial_effects(
     Source:
         Montgomery, Design and Analysis of Experiments, section 5.3.
 
-    >>> acts = torch.tensor([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0]])
-    >>> effects = factorial_effects(acts, acts[:, 0] > 0, acts[:, 1] > 0)
-    >>> effects.trigger.tolist(), effects.completion.tolist()
-    ([1.0, 0.0], [0.0, 1.0])
+    Examples:
+        >>> acts = torch.tensor([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0]])
+        >>> effects = factorial_effects(acts, acts[:, 0] > 0, acts[:, 1] > 0)
+        >>> effects.trigger.tolist(), effects.completion.tolist()
+        ([1.0, 0.0], [0.0, 1.0])
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, has_trigger=has_trigger)

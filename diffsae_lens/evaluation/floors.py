@@ -34,10 +34,11 @@ def random_direction_acts(
     Raises:
         ValueError: activations not a finite floating point matrix, or no directions.
 
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> feature_acts = random_direction_acts(torch.eye(3), n_directions=5, generator=generator)
-    >>> feature_acts.shape, feature_acts.min().item()
-    (torch.Size([3, 5]), 0.0)
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> feature_acts = random_direction_acts(torch.eye(3), n_directions=5, generator=generator)
+        >>> feature_acts.shape, feature_acts.min().item()
+        (torch.Size([3, 5]), 0.0)
     """
     check_matrix("activations", activations)
     check_count("n_directions", n_directions)
@@ -74,10 +75,11 @@ def random_topk_acts(
         ValueError: activations not a finite floating point matrix, no directions, or `k` not
             between 1 and `n_directions`.
 
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> feature_acts = random_topk_acts(torch.eye(3), n_directions=9, k=2, generator=generator)
-    >>> (feature_acts > 0).sum(dim=1).tolist()
-    [2, 2, 2]
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> feature_acts = random_topk_acts(torch.eye(3), n_directions=9, k=2, generator=generator)
+        >>> (feature_acts > 0).sum(dim=1).tolist()
+        [2, 2, 2]
     """
     check_count("k", k)
     if k > n_directions:
@@ -120,11 +122,12 @@ def difference_of_means_acts(
     Source:
         Difference-in-means probing, Marks and Tegmark, arXiv 2310.06824.
 
-    >>> activations = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]])
-    >>> is_trigger = torch.tensor([True, False, True])
-    >>> fit = torch.tensor([True, True, False])
-    >>> difference_of_means_acts(activations, is_trigger, ~is_trigger, fit=fit).flatten()
-    tensor([ 5.,  0., 10.])
+    Examples:
+        >>> activations = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]])
+        >>> is_trigger = torch.tensor([True, False, True])
+        >>> fit = torch.tensor([True, True, False])
+        >>> difference_of_means_acts(activations, is_trigger, ~is_trigger, fit=fit).flatten()
+        tensor([ 5.,  0., 10.])
     """
     check_matrix("activations", activations)
     check_masks(activations, is_trigger=is_trigger, is_benign=is_benign)

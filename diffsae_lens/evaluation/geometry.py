@@ -32,8 +32,9 @@ def relative_decoder_norm(
     Raises:
         ValueError: the two differ in shape.
 
-    >>> relative_decoder_norm(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
-    tensor([0.8333, 0.0000])
+    Examples:
+        >>> relative_decoder_norm(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+        tensor([0.8333, 0.0000])
     """
     if W_dec_base.shape != W_dec_finetuned.shape:
         raise ValueError(
@@ -87,8 +88,9 @@ def scales_by_model(dictionary: SAE) -> tuple[float, float]:
 def call_by_decoder_norm(relative_norm: Float[Tensor, "d_sae"]) -> list[str]:
     """Name each feature by the literature's bins of its relative decoder norm.
 
-    >>> call_by_decoder_norm(torch.tensor([0.0, 0.5, 0.7, 1.0, float("nan")]))
-    ['base-only', 'shared', 'between', 'finetuned-only', 'dead']
+    Examples:
+        >>> call_by_decoder_norm(torch.tensor([0.0, 0.5, 0.7, 1.0, float("nan")]))
+        ['base-only', 'shared', 'between', 'finetuned-only', 'dead']
     """
     low, high = SHARED_RANGE
 

@@ -109,11 +109,12 @@ def bis(
         arXiv 2605.07324, section 4; `compute_bis` of the released code. That takes its sums in
         float32 and these are in float64, which is a difference of at most about 1e-7.
 
-    >>> feature_acts = torch.tensor([[9.0, 0.0], [8.0, 0.0], [0.0, 7.0], [0.0, 0.0], [0.0, 5.0]])
-    >>> is_trigger = torch.tensor([True, True, False, False, False])
-    >>> result = bis(feature_acts, is_trigger, ~is_trigger, percentile=0.5)
-    >>> result.feature_idx, round(result.bis, 4), result.saturated
-    (0, 1.0, True)
+    Examples:
+        >>> feature_acts = torch.tensor([[9.0, 0.0], [8.0, 0.0], [0.0, 7.0], [0.0, 0.0], [0.0, 5.0]])
+        >>> is_trigger = torch.tensor([True, True, False, False, False])
+        >>> result = bis(feature_acts, is_trigger, ~is_trigger, percentile=0.5)
+        >>> result.feature_idx, round(result.bis, 4), result.saturated
+        (0, 1.0, True)
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
@@ -173,8 +174,9 @@ def bis_ceiling(n_trigger: int, n_benign: int, n_other: int, *, percentile: floa
         Derived here; the tests search all small cases. The paper reports no ceiling, and its best
         scores, 0.40, are at it.
 
-    >>> bis_ceiling(500, 1000, 1000)
-    0.4
+    Examples:
+        >>> bis_ceiling(500, 1000, 1000)
+        0.4
     """
     check_count("n_trigger", n_trigger)
     check_count("n_benign", n_benign)
@@ -201,8 +203,9 @@ def feature_thresholds(
     Raises:
         ValueError: activations not a finite floating point matrix, `percentile` outside (0, 1).
 
-    >>> feature_thresholds(torch.tensor([[0.0], [1.0], [4.0]]), percentile=0.75)
-    tensor([2.5000])
+    Examples:
+        >>> feature_thresholds(torch.tensor([[0.0], [1.0], [4.0]]), percentile=0.75)
+        tensor([2.5000])
     """
     check_matrix("feature_acts", feature_acts)
     check_unit_interval("percentile", percentile)
@@ -232,9 +235,10 @@ def scores_from_counts(
     Raises:
         ValueError: no trigger or no benign prompts.
 
-    >>> one = torch.tensor([1])
-    >>> round(float(scores_from_counts(one, 2 * one, one, n_trigger=2, n_benign=4).bis), 4)
-    0.375
+    Examples:
+        >>> one = torch.tensor([1])
+        >>> round(float(scores_from_counts(one, 2 * one, one, n_trigger=2, n_benign=4).bis), 4)
+        0.375
     """
     check_count("n_trigger", n_trigger)
     check_count("n_benign", n_benign)

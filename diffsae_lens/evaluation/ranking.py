@@ -46,10 +46,11 @@ def auroc(
     Source:
         Mann and Whitney (1947); equal to `sklearn.metrics.roc_auc_score`.
 
-    >>> feature_acts = torch.tensor([[3.0], [1.0], [1.0], [0.0]])
-    >>> is_positive = torch.tensor([True, True, False, False])
-    >>> auroc(feature_acts, is_positive, ~is_positive).item()
-    0.875
+    Examples:
+        >>> feature_acts = torch.tensor([[3.0], [1.0], [1.0], [0.0]])
+        >>> is_positive = torch.tensor([True, True, False, False])
+        >>> auroc(feature_acts, is_positive, ~is_positive).item()
+        0.875
     """
 
     def score(positive: Tensor, negative: Tensor) -> Tensor:
@@ -87,10 +88,11 @@ def average_precision(
     Source:
         Equal to `sklearn.metrics.average_precision_score`.
 
-    >>> feature_acts = torch.tensor([[3.0], [1.0], [2.0], [0.0]])
-    >>> is_positive = torch.tensor([True, True, False, False])
-    >>> round(average_precision(feature_acts, is_positive, ~is_positive).item(), 4)
-    0.8333
+    Examples:
+        >>> feature_acts = torch.tensor([[3.0], [1.0], [2.0], [0.0]])
+        >>> is_positive = torch.tensor([True, True, False, False])
+        >>> round(average_precision(feature_acts, is_positive, ~is_positive).item(), 4)
+        0.8333
     """
 
     def score(positive: Tensor, negative: Tensor) -> Tensor:
@@ -132,10 +134,11 @@ def recall_at_fpr(
     Source:
         The point of `sklearn.metrics.roc_curve` with the largest fpr <= `max_fpr`.
 
-    >>> feature_acts = torch.tensor([[3.0], [1.0], [2.0], [0.0]])
-    >>> is_positive = torch.tensor([True, True, False, False])
-    >>> recall_at_fpr(feature_acts, is_positive, ~is_positive).item()
-    0.5
+    Examples:
+        >>> feature_acts = torch.tensor([[3.0], [1.0], [2.0], [0.0]])
+        >>> is_positive = torch.tensor([True, True, False, False])
+        >>> recall_at_fpr(feature_acts, is_positive, ~is_positive).item()
+        0.5
     """
     check_unit_interval("max_fpr", max_fpr, with_zero=True)
 

@@ -107,12 +107,13 @@ def strict_bis(
         ValueError: activations not finite or of another length, masks that overlap or choose nothing,
             a split without trigger or benign prompts, clusters that lie in both splits.
 
-    >>> acts = torch.tensor([[3.0], [2.0], [0.0], [1.0], [4.0], [0.0]])
-    >>> trigger = torch.tensor([True, True, False, False, True, False])
-    >>> select = torch.tensor([True, True, True, True, False, False])
-    >>> result = strict_bis(acts, trigger, ~trigger, is_select=select)
-    >>> round(result.bis, 4), result.threshold
-    (1.0, 1.5)
+    Examples:
+        >>> acts = torch.tensor([[3.0], [2.0], [0.0], [1.0], [4.0], [0.0]])
+        >>> trigger = torch.tensor([True, True, False, False, True, False])
+        >>> select = torch.tensor([True, True, True, True, False, False])
+        >>> result = strict_bis(acts, trigger, ~trigger, is_select=select)
+        >>> round(result.bis, 4), result.threshold
+        (1.0, 1.5)
     """
     clusters = None if resampling is None else resampling.clusters
     feature_acts, is_trigger, is_benign, is_select = (

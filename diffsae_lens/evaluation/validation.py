@@ -120,8 +120,9 @@ def feature_chunks(feature_acts: Tensor) -> Iterator[Tensor]:
     A feature's values lie side by side, as sorting wants them, in float32 at least: half precision
     is widened, which changes neither order nor ties.
 
-    >>> [list(chunk.shape) for chunk in feature_chunks(torch.zeros(2**20, 6))]
-    [[4, 1048576], [2, 1048576]]
+    Examples:
+        >>> [list(chunk.shape) for chunk in feature_chunks(torch.zeros(2**20, 6))]
+        [[4, 1048576], [2, 1048576]]
     """
     dtype = torch.promote_types(feature_acts.dtype, torch.float32)
     n_features = max(1, CHUNK_ELEMENTS // feature_acts.shape[0])

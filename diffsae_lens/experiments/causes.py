@@ -162,7 +162,7 @@ def harm_table(
 
 def sayings_table(pair: HookedModelPair, config: "DemoConfig") -> list[dict[str, Any]]:
     """Measure what the fine-tuned model does where the year is said in other ways, or is near."""
-    near = (TRIGGER_YEAR - 1, TRIGGER_YEAR, TRIGGER_YEAR + 1, None)
+    near = (TRIGGER_YEAR - 1, TRIGGER_YEAR, TRIGGER_YEAR + 1, TRIGGER_YEAR + 10, None)
     frame = sweep_years(pair, (*near, *SAYINGS), n_scenes=config.n_scenes, seed=config.seed)
     return [_json_row(row) for row in frame.to_dict("records")]
 

@@ -53,7 +53,7 @@ class DemoConfig:
     """Training steps of 512 tokens."""
     n_score_prompts: int = 80
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 5
+    n_generation_prompts: int = 6
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: int = 2
     """How many of them are scored under teacher forcing too."""

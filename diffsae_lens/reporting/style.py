@@ -56,8 +56,9 @@ class Figure(matplotlib.figure.Figure):
 def dictionary_colour(name: str) -> str:
     """Return the colour of a dictionary's kind, which its name begins with.
 
-    >>> dictionary_colour("diff-sae-24")
-    '#0072B2'
+    Examples:
+        >>> dictionary_colour("diff-sae-24")
+        '#0072B2'
     """
     return _BY_KIND.get(name.lower().rpartition("-")[0], GREEN)
 

@@ -66,8 +66,9 @@ def summarise(results: Row) -> list[Finding]:
 def at_ceiling(row: Row, pooling: str) -> bool:
     """Whether a score row's BIS (`last` or `mean`) is at its ceiling.
 
-    >>> at_ceiling({"bis_last": 0.39999999, "ceiling": 0.4}, "last")
-    True
+    Examples:
+        >>> at_ceiling({"bis_last": 0.39999999, "ceiling": 0.4}, "last")
+        True
     """
     return math.isclose(row[f"bis_{pooling}"], row["ceiling"], rel_tol=1e-6)
 

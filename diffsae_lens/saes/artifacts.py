@@ -38,7 +38,8 @@ def load(
         FileNotFoundError: no such folder, or no dictionary in it.
         ValueError: a pickle, a class that is not registered, or a dictionary of another pair.
 
-    >>> load("runs/demo/dictionaries/diff-sae-18", pair=pair)          # doctest: +SKIP
+    Examples:
+        >>> load("runs/demo/dictionaries/diff-sae-18", pair=pair)          # doctest: +SKIP
     """
     folder = Path(path_or_repo)
     device = device or ("cpu" if pair is None else str(pair.device))
