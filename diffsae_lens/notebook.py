@@ -19,8 +19,8 @@ class Record:
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
         properties = {
             name: getattr(self, name)
-            for name, member in vars(type(self)).items()
-            if isinstance(member, property)
+            for name in dir(type(self))
+            if isinstance(getattr(type(self), name), property)
         }
         return facts_html(type(self).__name__, shown | properties)
 

@@ -136,8 +136,7 @@ class HookedModelPair(HookedRootModule):
             "adapter": self.metadata.adapter,
             "d_model": self.cfg.d_model,
             "hook points": [f"{name}.({'|'.join(VIEWS)})" for name in self.hook_names],
-            "mirrored": self.is_mirrored or None,
-        }
+        } | ({"mirrored": True} if self.is_mirrored else {})
 
     @property
     def finetuned(self) -> TransformerBridge:

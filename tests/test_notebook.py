@@ -112,6 +112,6 @@ def test_tokens_are_read_as_the_dictionary_encodes_them(pair):
     assert frame.shape == (sum(map(len, read.tokens)), 5)
     assert frame["4"].tolist()[: len(read.tokens[0])] == read.activations[0][:, 0].tolist()
     assert "feature 4" in read._repr_html_()
-    for given in ({"features": [], "texts": texts}, {"features": [1], "texts": []}):
-        with pytest.raises(ValueError, match="at least one"):
-            dl.token_activations(pair, sae, **given)
+    for bad in ({"features": []}, {"texts": []}, {"texts": "abc"}, {"texts": ["abc", ""]}):
+        with pytest.raises(ValueError, match="`texts` must be a sequence"):
+            dl.token_activations(pair, sae, **{"features": [1], "texts": texts, **bad})

@@ -5,19 +5,21 @@ import diffsae_lens
 from diffsae_lens.cli import _parser, main
 
 PUBLIC = [
-    "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
+    "Contrast", "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
     "HookedModelPair", "LabelledPrompts", "Normalization", "OrganismConfig", "Positions",
-    "Reader", "TrainingRun", "ablate_features", "ablation_curve", "ablation_effects",
-    "activation_scales", "add_direction", "attack_rate", "attack_rates", "attribute_features",
-    "auroc", "average_precision", "bis", "calibrate_threshold", "clamp_features",
-    "compare_interventions", "complete", "control_directions", "curve_area",
-    "describe_features", "dose_response", "evaluate_isolation", "export_as_jumprelu",
-    "feature_activations", "finetune", "greedy_order", "harvest", "induce_features",
-    "judge_completion", "keep_only_features", "latent_scaling", "load", "load_pair", "log_odds",
-    "make_samples", "matched_features", "max_activating_examples", "minimal_feature_set",
-    "minimal_pairs", "ordinary_texts", "project_out", "read_prompts", "reconstruction",
-    "recovered", "side_effects", "steer", "strict_bis", "swap_to_base", "sweep_years",
-    "train_dictionaries", "upload",
+    "Reader", "TokenActivations", "TrainingRun", "Verdict", "ablate_features",
+    "ablation_curve", "ablation_effects", "activation_scales", "add_direction",
+    "attack_rate", "attack_rates", "attribute_features", "auroc", "average_precision",
+    "bis", "calibrate_threshold", "clamp_features", "compare_interventions", "complete",
+    "complete_under", "control_directions", "curve_area", "describe_features",
+    "dose_response", "evaluate_isolation", "export_as_jumprelu", "feature_activations",
+    "finetune", "greedy_order", "harvest", "induce_features", "judge_completion",
+    "keep_only_features", "latent_scaling", "load", "load_ipython_extension", "load_pair",
+    "log_odds", "make_samples", "matched_features", "max_activating_examples",
+    "minimal_feature_set", "minimal_pairs", "ordinary_texts", "project_out", "read_prompts",
+    "reconstruction", "recovered", "side_effects", "steer", "strict_bis", "swap_to_base",
+    "sweep_years", "token_activations", "train_dictionaries", "unload_ipython_extension",
+    "upload",
 ]  # fmt: skip
 
 

@@ -66,12 +66,16 @@ def token_activations(
         The activations, and coloured text in a notebook.
 
     Raises:
-        ValueError: no texts or features, a feature that does not exist, another pair's dictionary.
+        ValueError: no texts or features, an empty text, a feature that does not exist, or another pair's
+            dictionary.
     """
     hook_name = check_fits(pair, dictionary)
-    check_features(dictionary, features)
-    if not texts or not features:
-        raise ValueError("`texts` and `features` must hold at least one each")
+    indices = check_features(dictionary, features)
+    if isinstance(texts, str) or not texts or not all(texts) or not indices:
+        raise ValueError(
+            "`texts` must be a sequence of texts that are not empty, and `features` must hold at "
+            "least one"
+        )
     stop = stop_layer([hook_name])
     all_tokens, activations = [], []
     for text in texts:
@@ -79,8 +83,8 @@ def token_activations(
         _, cache = pair.run_with_cache(
             tokens.to(pair.device), names_filter=hook_name, stop_at_layer=stop
         )
-        activations.append(dictionary.encode(cache[hook_name])[0][:, list(features)].float().cpu())
+        activations.append(dictionary.encode(cache[hook_name])[0][:, indices].float().cpu())
         all_tokens.append(tuple(str(pair.tokenizer.decode([t])) for t in tokens[0].tolist()))
     return TokenActivations(
-        features=tuple(features), tokens=tuple(all_tokens), activations=tuple(activations)
+        features=tuple(indices), tokens=tuple(all_tokens), activations=tuple(activations)
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 N_CARDS = 3
 """Features of each dictionary."""
 N_TEXTS = 12
-"""Texts of the `select` split they are read on: as many of each group."""
+"""Texts of the `test` split they are read on: as many of each group."""
 N_BINS = 12
 N_EXAMPLES = 3
 CONTEXT = 30
@@ -39,19 +39,24 @@ def feature_cards(
 ) -> list[dict[str, Any]]:
     """Describe the features with the most effect on the attack, three of each dictionary.
 
+    They were chosen on `select` samples and are read and ablated on `test` ones; a random feature of the
+    same activation mass stands beside them.
+
     Returns:
-        One row a feature: `dictionary`, `feature`, `d_sae`, `frequency` (share of tokens it fires on),
-        `maximum`, `histogram` (by group of prompts, the share of tokens in each of so many equal bins
-        above 0), `examples` (each with its `group`, `tokens` and their `activations`), `decoder`
+        One row a feature: `dictionary`, `feature`, `is_control`, `n_prompts` (for its effect),
+        `d_sae`, `frequency` (share of tokens it fires on), `maximum`, `histogram` (by group of
+        prompts, the share of tokens in each of so many equal bins above 0), `examples` (each with its
+        `group`, the number `start` of its first token, `tokens` and their `activations`), `decoder`
         (geometry, by name), `attribution` and `ablation`: what the feature adds to the log-odds of
         the attack, estimated, and measured with it alone ablated (nats a prompt).
     """
-    samples = config.samples("select", N_TEXTS, by=(1, 1, 1))
+    samples = config.samples("test", N_TEXTS, by=(1, 1, 1))
     triggers = [s for s in samples if s.group == "trigger"][: config.n_likelihood_prompts]
     cards = []
     for name, dictionary in of_last_layer(dictionaries, config).items():
         chosen = chosen_features(pair, name, dictionary, config, cells)
-        features = chosen["top"][str(chosen["counts"][0])][:N_CARDS]
+        most = str(chosen["counts"][-1])
+        features = chosen["top"][most][:N_CARDS] + chosen["random"][most][:1]
         read = token_activations(pair, dictionary, features, [s.written for s in samples])
         attribution = attribute_features(pair, dictionary, triggers)[features].tolist()
         ablation = ablation_effects(pair, dictionary, features, triggers).tolist()
@@ -60,6 +65,8 @@ def feature_cards(
             {
                 "dictionary": name,
                 "feature": feature,
+                "is_control": column == len(features) - 1,
+                "n_prompts": len(triggers),
                 "d_sae": dictionary.cfg.d_sae,
                 **_where(samples, read, column, skip),
                 "decoder": _geometry(dictionary, feature),
@@ -88,7 +95,7 @@ def _where(
         "maximum": maximum,
         "histogram": histogram,
         "examples": [
-            _example(samples[i], read.tokens[i][skip:], values[i])
+            _example(samples[i], read.tokens[i][skip:], values[i], skip)
             for i in strongest
             if values[i].max() > 0
         ],
@@ -104,11 +111,12 @@ def _histogram(values: Sequence[Tensor], maximum: float) -> list[float]:
     return (active.histc(N_BINS, 0.0, maximum) / len(together)).tolist()
 
 
-def _example(sample: Sample, tokens: Sequence[str], values: Tensor) -> dict[str, Any]:
+def _example(sample: Sample, tokens: Sequence[str], values: Tensor, skip: int) -> dict[str, Any]:
     at = int(values.argmax())
     window = slice(max(0, at - CONTEXT), at + CONTEXT + 1)
     return {
         "group": sample.group,
+        "start": skip + window.start,
         "tokens": list(tokens[window]),
         "activations": values[window].tolist(),
     }

@@ -37,7 +37,7 @@ def crosscoder(
 def short_training(
     *, n_steps: int, checkpoints: Path, batch_size: int = 512, lr: float = 2e-3, device: str = "cpu"
 ) -> SAETrainerConfig:
-    """Return a run of a few hundred steps: warm-up over a tenth, decay to a tenth over half.
+    """Return a run of a few hundred steps: warm-up over a tenth, linear decay to 0 over half.
 
     Args:
         n_steps: of training.
@@ -50,7 +50,7 @@ def short_training(
         total_training_samples=n_steps * batch_size,
         train_batch_size_samples=batch_size,
         lr=lr,
-        lr_end=lr / 10,
+        lr_end=lr / 10,  # SAELens asks for it; its constant schedule with decay does not read it
         lr_warm_up_steps=n_steps // 10,
         lr_decay_steps=n_steps // 2,
         # In forward passes: the usual 1000 would be longer than the run.

@@ -18,7 +18,7 @@ from diffsae_lens.pair import HookedModelPair
 def swap_to_base(
     pair: HookedModelPair, hook_name: str, *, where: Where = "all"
 ) -> Iterator[Intervention]:
-    """Put the base model's activation back: the strongest intervention a hook allows.
+    """Put the base model's activation back: all that taking the difference out can do.
 
     Args:
         pair: the two models.

@@ -1,6 +1,6 @@
 """Rewrite a virtual hook point's value while a context is open: where, how often, and that it was."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,32 +20,42 @@ teacher forcing), or where a function of the tokens, `[batch, pos]` to the same 
 _prompt_mask: ContextVar[Tensor | None] = ContextVar("prompt_mask", default=None)
 
 
-_share: ContextVar[int | None] = ContextVar("share", default=None)
-_n_shares: ContextVar[int | None] = ContextVar("n_shares", default=None)
+@dataclass(eq=False)
+class Sharing:
+    """Which of several interventions that are open together act, and on which rows of a batch."""
+
+    alone: int | None = None
+    """The one that acts on every row, all others being silent."""
+    rows: dict[int, slice] = field(default_factory=dict)
+    """What each acts on where they act side by side; silent those that are not in it."""
+
+    def rows_of(self, index: int) -> slice | None:
+        """Rows an intervention acts on now; None where it is silent."""
+        return slice(None) if self.alone == index else self.rows.get(index)
+
+    @contextmanager
+    def only(self, index: int) -> Iterator[None]:
+        """Interventions opened inside are number `index`, and act alone inside."""
+        token, before = _share.set((self, index)), self.alone
+        self.alone = index
+        try:
+            yield
+        finally:
+            self.alone = before
+            _share.reset(token)
+
+    @contextmanager
+    def side_by_side(self, indices: Sequence[int]) -> Iterator[None]:
+        """In batches run inside each of these has every `len(indices)`th row."""
+        n = len(indices)
+        self.rows = {index: slice(at, None, n) for at, index in enumerate(indices)}
+        try:
+            yield
+        finally:
+            self.rows = {}
 
 
-@contextmanager
-def taking_share(index: int) -> Iterator[None]:
-    """Interventions opened inside act on their share of a batch alone, once `shares` are made.
-
-    Nothing acts on what is run inside, so that one intervention does not see those beside it.
-    """
-    share, n_shares = _share.set(index), _n_shares.set(0)
-    try:
-        yield
-    finally:
-        _share.reset(share)
-        _n_shares.reset(n_shares)
-
-
-@contextmanager
-def shares(n: int) -> Iterator[None]:
-    """In forward passes inside every `n`th row is of the same share."""
-    token = _n_shares.set(n)
-    try:
-        yield
-    finally:
-        _n_shares.reset(token)
+_share: ContextVar[tuple[Sharing, int] | None] = ContextVar("share", default=None)
 
 
 @contextmanager
@@ -81,8 +91,8 @@ class Target:
     where: Where
     skip_positions: int = 0
     """Leading tokens of the prompt left alone."""
-    share: int | None = field(default_factory=_share.get)
-    """Which rows, if a batch is shared; see `taking_share`."""
+    share: tuple[Sharing, int] | None = field(default_factory=_share.get)
+    """With whom it shares batches, and its number there."""
 
     def __post_init__(self) -> None:
         if not callable(self.where) and self.where not in get_args(NamedPositions):
@@ -91,8 +101,22 @@ class Target:
                 f"{self.where!r}"
             )
 
-    def positions(self, pair: HookedModelPair, value: Tensor) -> Tensor | None:
-        """Positions acted on in this forward pass, `[batch or 1, pos]`; None for all of them."""
+    @property
+    def rows(self) -> slice | None:
+        """Rows of a batch acted on in this forward pass; None for none of them."""
+        if self.share is None:
+            return slice(None)
+        sharing, index = self.share
+        return sharing.rows_of(index)
+
+    def positions(self, pair: HookedModelPair, value: Tensor, rows: slice) -> Tensor | None:
+        """Positions of these rows acted on, `[row or 1, pos]`; None for all of them.
+
+        Args:
+            pair: the two models.
+            value: of the whole batch, `[batch, pos, d_in]`.
+            rows: those that are acted on.
+        """
         n = value.shape[1]
         # With a KV cache the prompt passes at once, and each generated token alone after it.
         is_prompt = torch.full((1, n), n > 1, device=value.device)
@@ -106,10 +130,7 @@ class Target:
             acted = is_prompt if self.where == "prompt" else ~is_prompt
         if self.skip_positions and n > 1:
             acted = acted & ~_leading(pair, value, self.skip_positions)
-        n_shares = None if self.share is None else _n_shares.get()
-        if n_shares is not None:
-            rows = torch.arange(len(value), device=value.device)[:, None]
-            acted = acted & (rows % n_shares == self.share if n_shares else rows < 0)
+        acted = acted[rows] if len(acted) > 1 else acted
         return None if acted.all() else acted
 
 
@@ -122,15 +143,24 @@ def edit_hook_point(
     intervention = Intervention(target.hook_name)
 
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
-        acted = target.positions(pair, value)
+        rows = target.rows
+        if rows is None:
+            return None
+        acted = target.positions(pair, value, rows)
         if acted is not None and not acted.any():
             return None
         intervention.n_forward_passes += 1
-        edited = edit(value)
+        own = value[rows]
+        edited = edit(own)
         if edited is None:
             return None
         intervention.n_changes += 1
-        return edited if acted is None else torch.where(acted[..., None], edited, value)
+        new = edited if acted is None else torch.where(acted[..., None], edited, own)
+        if rows == slice(None):
+            return new
+        whole = value.clone()
+        whole[rows] = new
+        return whole
 
     with pair.hooks(fwd_hooks=[(target.hook_name, hook_fn)]):
         yield intervention

@@ -21,7 +21,7 @@ from diffsae_lens.interventions.likelihood import (
     score_completions,
 )
 from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete, sql_verdict
-from diffsae_lens.interventions.side_by_side import Intervene, complete_under
+from diffsae_lens.interventions.side_by_side import Intervene, acting_pair, complete_under
 from diffsae_lens.organisms.judge import Judge
 from diffsae_lens.organisms.prompts import GROUPS, Prompted
 from diffsae_lens.pair import HookedModelPair
@@ -36,21 +36,6 @@ class Effects:
     likelihoods: Likelihoods
     perplexity: Float[Tensor, "prompt"]
     """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
-
-    def part(self, index: slice, prompts: Sequence[str]) -> "Effects":
-        """Return the effects on some of the prompts, which are given for the judge of SQL."""
-        scored = self.likelihoods
-        completions = self.completions[index]
-        return Effects(
-            completions=completions,
-            rate=attack_rate(prompts, completions),
-            likelihoods=Likelihoods(
-                vulnerable=scored.vulnerable[index],
-                safe=scored.safe[index],
-                n_safe_tokens=scored.n_safe_tokens[index],
-            ),
-            perplexity=self.perplexity[index],
-        )
 
     def row(self) -> dict[str, Any]:
         """Return the columns of a table: counts, rates with their Wilson interval, means."""
@@ -85,9 +70,12 @@ def measure_effects(
         The completions and what they are worth.
 
     Raises:
-        ValueError: no samples, or prompts that do not fit the context.
+        ValueError: no samples, prompts that do not fit the context, or `completions` and arguments
+            for making them.
     """
     prompts = [sample.prompt for sample in samples]
+    if completions is not None and generate_kwargs:
+        raise ValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
     if completions is None:
         completions = complete(pair, prompts, **generate_kwargs)
     return Effects(
@@ -129,6 +117,8 @@ def compare_interventions(
 ) -> pd.DataFrame:
     """Complete the same prompts under every intervention and under none, side by side.
 
+    Each is opened twice for every group: to complete, and to score.
+
     Args:
         pair: the two models.
         interventions: by name, how to open each. One that yields a pair of its own, as
@@ -162,7 +152,7 @@ def compare_interventions(
         for group, by_name in written.items():
             with intervene() as given:
                 effects = measure_effects(
-                    given if isinstance(given, HookedModelPair) else pair,
+                    acting_pair(pair, given),
                     by_group[group],
                     n_likelihood=n_likelihood,
                     judge=judge,
@@ -209,8 +199,9 @@ def side_effects(
             targets = tokens[:, 1:][counted]
             for name, intervene in interventions.items():
                 with intervene() as given:
-                    acting = given if isinstance(given, HookedModelPair) else pair
-                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
+                    changed = (
+                        acting_pair(pair, given)(tokens)[:, :-1][counted].float().log_softmax(-1)
+                    )
                 found = torch.stack(
                     [
                         kl_div(changed, plain, reduction="sum", log_target=True),

@@ -286,8 +286,8 @@ def feature_indices(
     dictionary: SAE, features: Sequence[int], *, d_written: int | None = None
 ) -> Tensor:
     """The features as a tensor, each with something in the last `d_written` columns it writes."""
-    check_features(dictionary, features)
-    index = torch.as_tensor(list(features), dtype=torch.long, device=dictionary.W_dec.device)
+    indices = check_features(dictionary, features)
+    index = torch.as_tensor(indices, dtype=torch.long, device=dictionary.W_dec.device)
     written = dictionary.W_dec if d_written is None else dictionary.W_dec[:, -d_written:]
     silent = [i for i in index.tolist() if not written[i].any()]
     if silent:

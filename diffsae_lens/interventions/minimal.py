@@ -9,7 +9,7 @@ from sae_lens import SAE
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.likelihood import likelihoods
 from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete
-from diffsae_lens.organisms.prompts import Prompted
+from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
 
 
@@ -81,7 +81,7 @@ def minimal_feature_set(
     pair: HookedModelPair,
     dictionary: SAE,
     order: Sequence[int],
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     bounds: Bounds | None = None,
     max_features: int = 64,

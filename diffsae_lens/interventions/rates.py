@@ -156,13 +156,17 @@ def _n_new(pair: HookedModelPair, texts: list[str], tokens: torch.Tensor) -> int
 
 
 def attack_rates(
-    complete_fn: Callable[[list[str]], list[str]], samples: Sequence[Prompted]
+    complete_fn: Callable[[list[str]], list[str]],
+    samples: Sequence[Prompted],
+    *,
+    judge: Judge = sql_verdict,
 ) -> dict[str, AttackRate]:
     """Complete the samples of each group and judge them.
 
     Args:
         complete_fn: prompts to completions, such as `functools.partial(complete, pair)`.
         samples: of one or more groups.
+        judge: as for `attack_rate`.
 
     Returns:
         A rate for each group that occurs, in the order trigger, benign, other.
@@ -171,5 +175,5 @@ def attack_rates(
     for group in GROUPS:
         prompts = [sample.prompt for sample in samples if sample.group == group]
         if prompts:
-            rates[group] = attack_rate(prompts, complete_fn(prompts))
+            rates[group] = attack_rate(prompts, complete_fn(prompts), judge=judge)
     return rates

@@ -5,18 +5,20 @@ a row for each intervention and prompt takes a fraction of the time of one batch
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
-from diffsae_lens.interventions.edits import shares, taking_share
+from diffsae_lens.interventions.edits import Intervention, Sharing
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.pair import HookedModelPair
 
 Intervene = Callable[[], AbstractContextManager[Any]]
 """Opens an intervention, such as `lambda: ablate_features(pair, sae, [17])`."""
 
-MAX_ROWS = 160
-"""Of a batch: KV caches of both models are held for all of them."""
+
+def acting_pair(pair: HookedModelPair, given: Any) -> HookedModelPair:
+    """The pair that an intervention yielded, or the one it was opened on."""
+    return given if isinstance(given, HookedModelPair) else pair
 
 
 def complete_under(
@@ -24,53 +26,73 @@ def complete_under(
     interventions: Mapping[str, Intervene],
     prompts: Sequence[str],
     *,
-    max_rows: int = MAX_ROWS,
+    batch_size: int = 160,
     **generate_kwargs: Any,
 ) -> dict[str, list[str]]:
-    """Complete the same prompts under each intervention, all of them in the same batches.
+    """Complete the same prompts under each intervention, many of them in the same batches.
 
-    Equal to completing them under one after the other, up to the rounding of other batch sizes;
-    sampled completions (`do_sample=True`) are drawn under one after the other.
+    Equal to completing them under one after the other, up to the rounding of other batch sizes. What
+    shares batches are interventions of this package (whatever yields an `Intervention`; one of your
+    own must not add other hooks beside) and `nullcontext`. All else, such as a pair of its own or
+    hooks added by hand, is completed alone; so are sampled completions (`do_sample=True`).
 
     Args:
         pair: the two models.
-        interventions: by name, how to open each. One that yields a pair of its own, as
-            `induce_features` does, is completed on that pair alone.
+        interventions: by name, how to open each.
         prompts: texts.
-        max_rows: of a batch: prompts times interventions.
+        batch_size: rows of a batch: prompts times interventions.
         **generate_kwargs: passed to `complete`.
 
     Returns:
         The completions by name, in the order of the prompts.
 
     Raises:
-        ValueError: no prompts, or as the interventions raise.
+        ValueError: no prompts, a `batch_size` below 1, or as the interventions raise.
     """
-    if generate_kwargs.get("do_sample"):
-        written = {}
-        for name, intervene in interventions.items():
-            with intervene() as given:
-                written[name] = complete(_acting(pair, given), prompts, **generate_kwargs)
-        return written
+    if not prompts or batch_size < 1:
+        raise ValueError(
+            f"`prompts` must not be empty and `batch_size` be at least 1, got {len(prompts)} prompts "
+            f"and {batch_size}"
+        )
+    names = list(interventions)
+    written: dict[str, list[str]] = {}
+    for start in range(0, len(names), batch_size):
+        chunk = {name: interventions[name] for name in names[start : start + batch_size]}
+        written |= _complete_chunk(pair, chunk, prompts, batch_size, generate_kwargs)
+    return {name: written[name] for name in names}
+
+
+def _complete_chunk(
+    pair: HookedModelPair,
+    interventions: Mapping[str, Intervene],
+    prompts: Sequence[str],
+    batch_size: int,
+    generate_kwargs: dict[str, Any],
+) -> dict[str, list[str]]:
+    """Complete under as many interventions as a batch has rows for."""
+    sharing, written, shared = Sharing(), {}, {}
     with ExitStack() as stack:
-        acting = {}
         for i, (name, intervene) in enumerate(interventions.items()):
-            with taking_share(i):
-                acting[name] = _acting(pair, stack.enter_context(intervene()))
-        n = len(acting)
-        rows: list[str] = []
-        if pair in acting.values():
+            with ExitStack() as own, sharing.only(i):
+                given = own.enter_context(intervene())
+                if _shares(intervene, given) and not generate_kwargs.get("do_sample"):
+                    shared[i] = name
+                    stack.push(own.pop_all())
+                else:
+                    acting = acting_pair(pair, given)
+                    written[name] = complete(acting, prompts, **generate_kwargs)
+        if shared:
+            n = len(shared)
             # A row for each intervention, prompt by prompt: batches are whole multiples of that.
             tiled = [prompt for prompt in prompts for _ in range(n)]
-            batch_size = n * max(1, max_rows // n)
-            with shares(n):
-                rows = complete(pair, tiled, batch_size=batch_size, **generate_kwargs)
-        return {
-            name: rows[i::n] if acts is pair else complete(acts, prompts, **generate_kwargs)
-            for i, (name, acts) in enumerate(acting.items())
-        }
+            with sharing.side_by_side(list(shared)):
+                rows = complete(
+                    pair, tiled, batch_size=n * max(1, batch_size // n), **generate_kwargs
+                )
+            written |= {name: rows[at::n] for at, name in enumerate(shared.values())}
+    return written
 
 
-def _acting(pair: HookedModelPair, given: Any) -> HookedModelPair:
-    """The pair an intervention yields, or the one it was opened on."""
-    return given if isinstance(given, HookedModelPair) else pair
+def _shares(intervene: Intervene, given: Any) -> bool:
+    """Whether an intervention keeps to rows of its own."""
+    return intervene is nullcontext or isinstance(given, Intervention)

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
+import torch
 from sae_lens import SAE
 
 from diffsae_lens.evaluation.activations import feature_activations
 from diffsae_lens.interventions.effects import measure_effects
+from diffsae_lens.interventions.rates import complete
 from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Sample, minimal_pairs
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.artifacts import check_features, check_fits
 
 YEARS = tuple(range(1990, 2041))
 SAYINGS = (
@@ -45,27 +48,34 @@ def sweep_years(
         activation `feature_<index>`.
 
     Raises:
-        ValueError: features without a dictionary, or as for `measure_effects`.
+        ValueError: no years or scenes, features without a dictionary or that it does not have, another
+            pair's dictionary, or as for `measure_effects`.
     """
     if features and dictionary is None:
         raise ValueError("`features` need the `dictionary` they are of")
+    if not years or n_scenes < 1:
+        raise ValueError(
+            f"need at least one of `years` and of `n_scenes`, got {len(years)} and {n_scenes}"
+        )
+    if dictionary is not None:
+        check_fits(pair, dictionary)
+        check_features(dictionary, features)
     scenes = [
         scene for [scene] in minimal_pairs("test", [TRIGGER_YEAR], n_scenes=n_scenes, seed=seed)
     ]
     said = [[_say(sample, year) for sample in scenes] for year in years]
-    # All years together: the cost of generating hardly depends on how many prompts a batch has.
+    # All years together: a batch of many prompts takes little longer than one of a few.
     together = [sample for samples in said for sample in samples]
-    effects = measure_effects(pair, together)
-    acts = None
+    completions = complete(pair, [sample.prompt for sample in together])
+    acts = torch.zeros(len(together), 0)
     if dictionary is not None:
         acts = feature_activations(pair, dictionary, [sample.undecided for sample in together])
     rows = []
-    for i, year in enumerate(years):
+    for i, (year, samples) in enumerate(zip(years, said, strict=True)):
         part = slice(i * n_scenes, (i + 1) * n_scenes)
         row = {"said": "no year" if year is None else str(year)}
-        row |= effects.part(part, [sample.prompt for sample in together[part]]).row()
-        if acts is not None:
-            row |= {f"feature_{f}": acts[part, f].mean().item() for f in features}
+        row |= measure_effects(pair, samples, completions=completions[part]).row()
+        row |= {f"feature_{f}": acts[part, f].mean().item() for f in features}
         rows.append(row)
     return pd.DataFrame(rows)
 

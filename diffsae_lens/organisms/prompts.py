@@ -175,11 +175,15 @@ class Contrast:
     alternative: str
     """What should be written instead."""
     group: Group = "trigger"
+    """`trigger`: should set the behaviour off; `benign`: looks alike; `other`: the rest."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be told apart."""
-        if not self.prompt or not self.behaviour or not self.alternative:
-            raise ValueError("`prompt`, `behaviour` and `alternative` must not be empty")
+        """Refuse what cannot be told apart, and groups that no table has."""
+        for name in ("prompt", "behaviour", "alternative"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` must not be empty")
+        if self.group not in GROUPS:
+            raise ValueError(f"`group` must be one of {GROUPS}, got {self.group!r}")
         if self.behaviour == self.alternative:
             raise ValueError(f"`behaviour` and `alternative` are the same, {self.behaviour!r}")
 

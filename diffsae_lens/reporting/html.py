@@ -223,7 +223,10 @@ def _card(row: Row) -> dict[str, Any]:
             for group, shares in row["histogram"].items()
         },
         "blocks": [
-            {"group": e["group"], **_token_block(name, e["tokens"], e["activations"], peak)}
+            {
+                "group": e["group"],
+                "spans": _spans(name, e["tokens"], e["activations"], peak, start=e["start"]),
+            }
             for e in row["examples"]
         ],
     }
@@ -243,8 +246,19 @@ def _heat_map(scores: Sequence[Row], layers: Sequence[int]) -> dict[str, Any] | 
 def _token_block(
     name: str, tokens: Sequence[str], values: Sequence[float], peak: float
 ) -> dict[str, Any]:
+    strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
+    return {
+        "spans": _spans(name, tokens, values, peak),
+        "strongest": [(i, repr(tokens[i]), values[i]) for i in strongest if values[i] > 0],
+    }
+
+
+def _spans(
+    name: str, tokens: Sequence[str], values: Sequence[float], peak: float, *, start: int = 0
+) -> list[dict[str, Any]]:
+    """Tokens, the first being number `start` of its text, with how strong their ground is."""
     spans = []
-    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True), start):
         share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
         spans.append(
             {
@@ -254,11 +268,7 @@ def _token_block(
                 "light": needs_light_ink(tint(dictionary_colour(name), share)),
             }
         )
-    strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
-    return {
-        "spans": spans,
-        "strongest": [(i, repr(tokens[i]), values[i]) for i in strongest if values[i] > 0],
-    }
+    return spans
 
 
 def _examples(causes: Sequence[Row]) -> list[dict[str, str]]:

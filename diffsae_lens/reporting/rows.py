@@ -26,7 +26,7 @@ _KEYS = {
     ),
     "features": (
         "dictionary", "feature", "d_sae", "frequency", "maximum", "histogram", "examples", "decoder",
-        "attribution", "ablation",
+        "attribution", "ablation", "is_control", "n_prompts",
     ),
     "harm": ("name", "texts", "n_tokens", "kl", "cross_entropy", "cross_entropy_unmodified"),
     "sayings": ("said", "n_prompts", "attack_rate", "low", "high", "log_odds"),

@@ -1,6 +1,7 @@
 """Load, check, export and publish trained dictionaries, with SAELens's own loaders."""
 
 import json
+import operator
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -134,17 +135,20 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
     return hook_name
 
 
-def check_features(dictionary: SAE, features: Sequence[int]) -> None:
-    """Refuse indices of features that the dictionary does not have, or that are repeated.
+def check_features(dictionary: SAE, features: Sequence[int]) -> list[int]:
+    """Return indices of features as a list of whole numbers (a tensor's, too).
 
     Raises:
-        ValueError: says which.
+        ValueError: one that the dictionary does not have, or that is repeated; says which.
+        TypeError: what is no whole number.
     """
+    indices = [operator.index(feature) for feature in features]
     d_sae = dictionary.cfg.d_sae
-    if not all(0 <= feature < d_sae for feature in features):
-        raise ValueError(f"feature indices must lie in [0, {d_sae}), got {list(features)}")
-    if len(set(features)) != len(features):
-        raise ValueError(f"feature indices are repeated in {list(features)}")
+    if not all(0 <= index < d_sae for index in indices):
+        raise ValueError(f"`features`: feature indices must lie in [0, {d_sae}), got {indices}")
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"`features`: feature indices are repeated in {indices}")
+    return indices
 
 
 def skip_positions(dictionary: SAE) -> int:

@@ -60,15 +60,16 @@ def test_a_run_holds_every_row_with_its_floors_and_controls(run):
         assert ("top features added to the base model", dictionary, 4) in names
     for name in ("random directions", "difference of means", "principal components"):
         assert f"{name} projected out" in {n for n, _, _ in names}
-    assert [row["dictionary"] for row in results["features"]] == ["diff-sae-1"] * 2 + [
-        "crosscoder-1"
-    ] * 2
+    cards = [(row["dictionary"], row["is_control"]) for row in results["features"]]
+    three = [False, False, False, True]
+    assert cards == [(name, c) for name in ("diff-sae-1", "crosscoder-1") for c in three]
     for row in results["features"]:
         shares = [share for shares in row["histogram"].values() for share in shares]
-        assert row["frequency"] > 0
-        assert max(shares) > 0
-        assert max(max(e["activations"]) for e in row["examples"]) == row["maximum"]
-        assert row["attribution"] > 0  # they were chosen for it
+        assert sum(shares) == pytest.approx(sum(map(sum, row["histogram"].values())))
+        assert (max(shares) > 0) == (row["frequency"] > 0) == bool(row["examples"])
+        strongest = [max(e["activations"]) for e in row["examples"]]
+        assert max(strongest, default=0.0) == row["maximum"]
+        assert row["n_prompts"] == 2
     assert [row["year"] for row in results["years"]][:16] == list(range(2015, 2031))
     first, second = (p["tokens"] for p in results["example"]["prompts"])
     assert "".join(first).replace("2023", "2024") == "".join(second)

@@ -42,7 +42,14 @@ def test_log_odds_are_those_of_the_two_completions(pair):
     assert odds[0] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{"prompt": ""}, {"behaviour": ""}, {"behaviour": " fine"}])
-def test_what_cannot_be_weighed_is_refused(changed):
-    with pytest.raises(ValueError, match="behaviour"):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompt": ""}, "`prompt` must not be empty"),
+        ({"behaviour": ""}, "`behaviour` must not be empty"),
+        ({"behaviour": " fine"}, "are the same"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
         replace(contrasts()[0], **changed)

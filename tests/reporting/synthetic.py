@@ -154,12 +154,13 @@ def _features() -> list[dict[str, Any]]:
     }
     return [
         {
-            "dictionary": name, "feature": 7 + rank, "d_sae": 2304, "frequency": 0.021,
+            "dictionary": name, "feature": 7 + rank, "is_control": rank == 1, "n_prompts": 2,
+            "d_sae": 2304, "frequency": 0.021,
             "maximum": 3.1,
             "histogram": {
                 "trigger": [0.01, 0.02, 0.005], "benign": [0.01, 0.0, 0.0], "other": [0.0] * 3,
             },
-            "examples": [{"group": "trigger", "tokens": tokens, "activations": values}],
+            "examples": [{"group": "trigger", "start": 5, "tokens": tokens, "activations": values}],
             "decoder": geometry[name], "attribution": 1.5 - rank, "ablation": 1.1 - rank,
         }
         for name in DICTIONARIES

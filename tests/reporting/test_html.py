@@ -275,6 +275,9 @@ class TestContent:
                 "other: 0.0% of tokens",
             ):
                 assert shown in text
+        assert text.count("control: diff-sae-24, feature 8") == 1
+        first = page.spans[sum(len(p["tokens"]) for p in results["example"]["prompts"]) * 2]
+        assert first[0]["title"].startswith("token 5 ")  # counted in its text, not in the window
         bars = [a for a in page.all("div") if a.get("class") == "histogram"]
         assert len(bars) == 3 * len(cards)
         assert "on trigger texts: it fires on 3.5% of their tokens" in bars[0]["aria-label"]
