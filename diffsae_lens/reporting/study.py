@@ -44,7 +44,11 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
     panels = [_aligned([measure(results, regime) for regime in regimes]) for measure in measures]
     heights = [len(found) + len(controls) for (found, controls), *_ in panels]
     figure = Figure(
-        figsize=(2.9 + len(regimes) * (0.9 + 0.62 * len(layers)), 1.6 + 0.27 * sum(heights)),
+        # A panel is never narrower than its title.
+        figsize=(
+            2.9 + len(regimes) * max(3.0, 0.9 + 0.62 * len(layers)),
+            1.6 + 0.27 * sum(heights),
+        ),
         layout="constrained",
     )
     axes = figure.subplots(
