@@ -130,13 +130,14 @@ class HookedModelPair(HookedRootModule):
         return facts_html("HookedModelPair", self._facts())
 
     def _facts(self) -> dict[str, object]:
-        return {
+        facts: dict[str, object] = {
             "base": self.metadata.base,
             "finetuned": self.metadata.finetuned,
             "adapter": self.metadata.adapter,
             "d_model": self.cfg.d_model,
             "hook points": [f"{name}.({'|'.join(VIEWS)})" for name in self.hook_names],
-        } | ({"mirrored": True} if self.is_mirrored else {})
+        }
+        return facts | {"mirrored": True} if self.is_mirrored else facts
 
     @property
     def finetuned(self) -> TransformerBridge:
