@@ -46,12 +46,12 @@ from .interventions.years import sweep_years as sweep_years
 from .loading import load_pair as load_pair
 from .notebook import load_ipython_extension as load_ipython_extension
 from .notebook import unload_ipython_extension as unload_ipython_extension
+from .organisms.contrast import Contrast as Contrast
 from .organisms.finetune import OrganismConfig as OrganismConfig
 from .organisms.finetune import finetune as finetune
 from .organisms.judge import Verdict as Verdict
 from .organisms.judge import judge_completion as judge_completion
 from .organisms.ordinary import ordinary_texts as ordinary_texts
-from .organisms.prompts import Contrast as Contrast
 from .organisms.prompts import make_samples as make_samples
 from .organisms.prompts import minimal_pairs as minimal_pairs
 from .pair import HookedModelPair as HookedModelPair

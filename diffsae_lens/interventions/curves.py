@@ -14,7 +14,7 @@ from diffsae_lens.interventions.effects import compare_interventions
 from diffsae_lens.interventions.features import ablate_features, feature_indices
 from diffsae_lens.interventions.scales import ActivationScales
 from diffsae_lens.interventions.side_by_side import Intervene
-from diffsae_lens.organisms.prompts import Prompted
+from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
 

@@ -22,8 +22,9 @@ from diffsae_lens.interventions.likelihood import (
 )
 from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete, sql_verdict
 from diffsae_lens.interventions.side_by_side import Intervene, acting_pair, complete_under
+from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.organisms.judge import Judge
-from diffsae_lens.organisms.prompts import GROUPS, Prompted
+from diffsae_lens.organisms.prompts import GROUPS
 from diffsae_lens.pair import HookedModelPair
 
 

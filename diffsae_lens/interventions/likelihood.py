@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from diffsae_lens.evaluation.activations import batches_of
 from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.prompts import Prompted
+from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.artifacts import check_fits, skip_positions
 

@@ -10,8 +10,9 @@ from scipy.stats import binomtest
 
 from diffsae_lens.evaluation.activations import batches_of
 from diffsae_lens.notebook import Record
+from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.organisms.judge import Judge, Verdict, judge_completion
-from diffsae_lens.organisms.prompts import GROUPS, Prompted
+from diffsae_lens.organisms.prompts import GROUPS
 from diffsae_lens.pair import HookedModelPair
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from diffsae_lens.interventions.effects import compare_interventions
 from diffsae_lens.interventions.likelihood import log_odds
+from diffsae_lens.organisms.contrast import Contrast
 from diffsae_lens.organisms.judge import Verdict
-from diffsae_lens.organisms.prompts import Contrast
 
 
 def contrasts() -> list[Contrast]:
