@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffsae_lens.evaluation.isolation import bis_parts
-from diffsae_lens.evaluation.validation import check_masks, check_matrix, feature_chunks
+from diffsae_lens.evaluation.isolation import bis, bis_parts
+from diffsae_lens.evaluation.validation import feature_chunks
 
 WORK = 2**24
 """Entries of the intermediate arrays."""
+
+AT_ONCE = 256
+"""Features walked down before asking which resamples are done."""
 
 
 def weighted_bis(
@@ -25,7 +28,8 @@ def weighted_bis(
 
     A feature fires on the prompts above its quantile, which are those above one of its order
     statistics; so it is enough to walk down each feature's highest activations until the weights on
-    them exceed what may fire.
+    them exceed what may fire. Features that are best on the prompts as they are go first, and a
+    resample is done with once its best feature is at the ceiling.
 
     Args:
         feature_acts: one activation for every prompt and feature.
@@ -37,9 +41,11 @@ def weighted_bis(
     Returns:
         The BIS of each resample's best feature; 0 without trigger or benign prompts.
     """
-    check_matrix("feature_acts", feature_acts)
-    check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
+    score = bis(feature_acts, is_trigger, is_benign, percentile=percentile).feature_bis
     feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
+    order = score.argsort(descending=True)
+    varies = feature_acts.amax(0) > feature_acts.amin(0)  # what does not vary never fires
+    feature_acts = feature_acts[:, order[varies[order]]]
     weights = weights.int().cpu()
     n_prompts = weights.sum(1)
     rank = (percentile * (n_prompts - 1).double()).round(decimals=9)
@@ -51,9 +57,11 @@ def weighted_bis(
     )
     # A margin over the number that may fire, for weights that pile up elsewhere.
     depth = min(len(feature_acts), int(1.5 * resamples.allowed.max()) + 50)
-    best = torch.zeros(len(weights), dtype=torch.double)
+    best, ceiling = torch.zeros(len(weights), dtype=torch.double), resamples.ceiling()
     for chunk in feature_chunks(feature_acts):
-        _walk(chunk, depth, resamples, best)
+        for features in chunk.split(AT_ONCE):
+            unfinished = (best < ceiling).nonzero().squeeze(1)
+            _walk(features, depth, resamples, unfinished, best)
     return best
 
 
@@ -66,21 +74,30 @@ class _Resamples:
     """Trigger and benign."""
     n_labelled: tuple[Int[Tensor, "resample"], Int[Tensor, "resample"]]
 
+    def ceiling(self) -> Float[Tensor, "resample"]:
+        """The score of a feature that fires as often as it may, on trigger prompts alone."""
+        n_trigger, n_benign = (n.double() for n in self.n_labelled)
+        fired = torch.minimum(self.allowed.double().clamp(min=0), n_trigger)
+        scores = bis_parts(fired, fired, torch.zeros_like(fired), n_trigger, n_benign)["bis"]
+        return scores.masked_fill((n_trigger == 0) | (n_benign == 0), 0)
 
-def _walk(chunk: Tensor, depth: int, resamples: _Resamples, best: Tensor) -> None:
-    """Raise `best` to what the features of one chunk, `[features, prompt]`, score."""
+
+def _walk(
+    chunk: Tensor, depth: int, resamples: _Resamples, unfinished: Tensor, best: Tensor
+) -> None:
+    """Raise `best` of the unfinished to what the features of one chunk, `[features, prompt]`, score."""
     values, order = chunk.topk(depth, dim=1)
     # Where each entry's group of ties begins: a feature fires strictly above its quantile.
     first = torch.arange(depth).expand_as(values).clone()
     tied = values[:, 1:] == values[:, :-1]
     first[:, 1:][tied] = 0
     first = first.cummax(1).values
-    for part in torch.arange(len(best)).split(max(1, WORK // (4 * order.numel()))):
+    for part in unfinished.split(max(1, WORK // (4 * order.numel()))):
         taken = resamples.weights[part][:, order]  # [resample, features, depth]
         total = taken.cumsum(-1, dtype=torch.int32)
         last = (total <= resamples.allowed[part, None, None]).sum(-1)
         if depth < chunk.shape[1] and (last == depth).any():
-            _walk(chunk, chunk.shape[1], resamples, best)
+            _walk(chunk, chunk.shape[1], resamples, unfinished, best)
             return
         cut = first.expand(len(taken), -1, -1).gather(-1, last[..., None].clamp(max=depth - 1))
         counts = []
