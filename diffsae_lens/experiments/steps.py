@@ -151,14 +151,15 @@ def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
         checkpoints=job.scratch / "checkpoints",
         device=job.device,
     )
-    # The wide one has as many parameters as the crosscoder.
     sizes = {"d_model": config["d_model"], "k": config["k"], "device": job.device}
-    d_sae = config["d_sae"]
+    n = config["expansion"]
+    d_sae = n * config["d_model"]
     train_dictionaries(
         {
-            "Diff-SAE": diff_sae(hook_name, d_sae=d_sae, **sizes),
-            "Diff-SAE, twice as wide": diff_sae(hook_name, d_sae=2 * d_sae, **sizes),
-            "crosscoder": crosscoder(hook_name, d_sae=d_sae, **sizes),
+            f"BatchTopK Diff-SAE {n}x": diff_sae(hook_name, d_sae=d_sae, **sizes),
+            # As many parameters as the crosscoder.
+            f"BatchTopK Diff-SAE {2 * n}x": diff_sae(hook_name, d_sae=2 * d_sae, **sizes),
+            f"BatchTopK crosscoder {n}x": crosscoder(hook_name, d_sae=d_sae, **sizes),
         },
         activations,
         job.scratch / "dictionaries",

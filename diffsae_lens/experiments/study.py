@@ -167,13 +167,11 @@ class StudyConfig:
                 cost=self._dense_cost(d_in, expansion * self.d_model),
             )
         usual = f"{at}/dictionaries"
-        options = _without(self.tokens, "texts", "expansion")
+        options = _without(self.tokens, "texts")
         yield Cell(
             name=usual,
             run=steps.dictionaries,
-            config={"layer": layer, "seed": self.seed, "d_model": self.d_model}
-            | {"d_sae": self.tokens.expansion * self.d_model}
-            | options,
+            config={"layer": layer, "seed": self.seed, "d_model": self.d_model} | options,
             inputs=(tokens,),
             cost=Cost(
                 seconds=round(0.2 * self.tokens.n_steps * (self.d_model / 576) ** 2), gigabytes=2.5

@@ -12,10 +12,14 @@ from diffsae_lens.experiments.tables import study_markdown, study_tables
 from diffsae_lens.reporting.html import embedded_image, render, write_html
 from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, drawable, styled
 
-Panel = dict[str, dict[int, float]]
-"""A value for each name and layer."""
+Panel = dict[str, dict[int, float | None]]
+"""A value for each name and layer; None where the ablation breaks the model."""
 
-_FLOORS = ("random directions", "difference of means")
+BROKEN = 1.0
+"""Nats a token by which the cross-entropy of benign completions may rise: a model that has lost its
+language attacks on nothing."""
+
+_FLOORS = ("random directions", "difference of means", "principal components")
 
 
 @styled
@@ -23,8 +27,9 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
     """Draw the study as tables of colour: a column of panels a regime, a row a measure.
 
     BIS by the paper's protocol with the published values, strict BIS, and the attack rate that is
-    left once the most features are ablated. What is not a trained dictionary stands below the line:
-    floors for the scores, controls for the causes.
+    left once the most features are ablated, unless that breaks the model. What is not a trained
+    dictionary stands below the line: floors for the scores, the highest of each sort; controls for
+    the causes.
 
     Args:
         results: what `reproduce` returned.
@@ -55,6 +60,11 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
         3, len(regimes), squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
     )
     titles = ("BIS, paper's protocol", "strict BIS", "attack rate, most features ablated")
+    figure.supxlabel(
+        f"broken: benign completions lose more than {BROKEN:g} nat a token",
+        fontsize=8.5,
+        color=MUTED,
+    )
     colours = (BLUE, BLUE, VERMILLION)
     for j, regime in enumerate(regimes):
         for i, (title, colour) in enumerate(zip(titles, colours, strict=True)):
@@ -90,32 +100,48 @@ def _strict(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
 
 def _split(rows: Sequence[Mapping[str, Any]], regime: str) -> tuple[Panel, Panel]:
     trained: Panel = {}
-    floors: Panel = {}
+    floors: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["regime"] != regime:
             continue
         if row["kind"] == "dictionary":
             trained.setdefault(row["name"], {})[row["layer"]] = row["bis"]
-            if row["base_bis"] is not None:
-                floors.setdefault(f"base alone: {row['name']}", {})[row["layer"]] = row["base_bis"]
-        elif row["name"] in _FLOORS or row["kind"] == "untrained dictionary":
-            floors.setdefault(row["name"], {})[row["layer"]] = row["bis"]
-    return trained, floors
+            _raise(floors, "base model alone", row["layer"], row["base_bis"])
+        elif row["kind"] == "untrained dictionary":
+            _raise(floors, "untrained dictionaries", row["layer"], row["bis"])
+        elif row["name"] in _FLOORS:
+            _raise(floors, row["name"], row["layer"], row["bis"])
+    return trained, {name: {**by_layer} for name, by_layer in floors.items()}
+
+
+def _raise(floors: dict[str, dict[int, float]], name: str, layer: int, value: float | None) -> None:
+    """Keep the highest."""
+    if value is not None:
+        by_layer = floors.setdefault(name, {})
+        by_layer[layer] = max(value, by_layer.get(layer, 0.0))
 
 
 def _causes(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
     """By dictionary its largest ablation, and the controls."""
     found: Panel = {}
     controls: Panel = {}
-    rows = [r for r in results["causes"] if r["regime"] == regime and r["group"] == "trigger"]
-    for row in sorted(rows, key=lambda r: r["n_features"]):  # larger sets take the place of smaller
+    rows = [row for row in results["causes"] if row["regime"] == regime]
+    harm = {
+        (row["name"], row["layer"]): row["cross_entropy"]
+        for row in rows
+        if row["group"] == "benign"
+    }
+    triggered = [row for row in rows if row["group"] == "trigger"]
+    for row in sorted(triggered, key=lambda r: r["n_features"]):  # larger sets replace smaller
+        layer, rate = row["layer"], row["attack_rate"]
+        whole = harm[row["name"], layer] <= harm["unmodified", layer] + BROKEN
+        value = rate if whole else None
         if row["dictionary"] is None:
-            controls.setdefault(row["name"], {})[row["layer"]] = row["attack_rate"]
+            controls.setdefault(row["name"], {})[layer] = value
         elif row["is_control"]:
-            name = f"random of equal mass: {row['dictionary']}"
-            controls.setdefault(name, {})[row["layer"]] = row["attack_rate"]
+            controls.setdefault(f"random of equal mass: {row['dictionary']}", {})[layer] = value
         else:
-            found.setdefault(row["dictionary"], {})[row["layer"]] = row["attack_rate"]
+            found.setdefault(row["dictionary"], {})[layer] = value
     return found, controls
 
 
@@ -138,13 +164,16 @@ def _aligned(panels: Sequence[tuple[Panel, Panel]]) -> list[tuple[Panel, Panel]]
 def _draw(ax: Axes, found: Panel, controls: Panel, layers: Sequence[int], colour: str) -> None:
     """Values as coloured cells with their numbers; a line between what is examined and its floors."""
     rows = {**found, **controls}
-    values = np.array([[by.get(layer, np.nan) for layer in layers] for by in rows.values()])
+    cells = [[by.get(layer, np.nan) for layer in layers] for by in rows.values()]
+    values = np.array(cells, dtype=float)  # None is no number either
     colours = LinearSegmentedColormap.from_list("tint", ["white", colour])
     ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            ink = "white" if value > 0.6 else INK
-            ax.text(x, y, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8.5)
+        broken = cells[y][x] is None
+        if broken or not np.isnan(value):
+            ink = MUTED if broken else "white" if value > 0.6 else INK
+            text = "broken" if broken else f"{value:.2f}"
+            ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=8.5)
     ax.axhline(len(found) - 0.5, color=INK, lw=1)
     ax.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     ax.set_yticks(range(len(rows)), [drawable(name) for name in rows], fontsize=8.5)

@@ -26,7 +26,8 @@ from diffsae_lens.saes.artifacts import load
 from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
 
 DICTIONARIES = {
-    "crosscoder 2x", "Diff-SAE 2x", "Diff-SAE", "Diff-SAE, twice as wide", "crosscoder"
+    "crosscoder 2x", "Diff-SAE 2x",
+    "BatchTopK Diff-SAE 2x", "BatchTopK Diff-SAE 4x", "BatchTopK crosscoder 2x",
 }  # fmt: skip
 
 

@@ -14,11 +14,23 @@ def score(regime, layer, name, bis, kind="dictionary", base=0.1, ceiling=0.4):
     }  # fmt: skip
 
 
-def cause(regime, layer, name, rate, dictionary=None, n_features=0, is_control=False):
+def cause(regime, layer, name, rate, harm=0.0, **described):
+    """Rows of trigger prompts and of benign ones."""
+    row = {
+        "regime": regime, "layer": layer, "name": name, "low": 0.0, "high": 1.0,
+        "dictionary": None, "n_features": 0, "is_control": False, **described,
+    }  # fmt: skip
+    return (
+        row | {"group": "trigger", "attack_rate": rate, "cross_entropy": 9.0},
+        row | {"group": "benign", "attack_rate": 0.0, "cross_entropy": 0.2 + harm},
+    )
+
+
+def ablated(name, rate, n_features=32, *, is_control=False, harm=0.0):
+    dictionary, _, which = name.partition(": ")
     return {
-        "regime": regime, "layer": layer, "name": name, "group": "trigger", "attack_rate": rate,
-        "low": 0.0, "high": 1.0, "dictionary": dictionary, "n_features": n_features,
-        "is_control": is_control,
+        "name": f"{dictionary}: {n_features} {which}", "rate": rate, "harm": harm,
+        "dictionary": dictionary, "n_features": n_features, "is_control": is_control,
     }  # fmt: skip
 
 
@@ -35,7 +47,7 @@ def results():
         ],
         "paper": [
             row for r, layer in at for row in (
-                score(r, layer, "Diff-SAE 32x", 0.4), score(r, layer, "crosscoder 32x", 0.21),
+                score(r, layer, "Diff-SAE 32x", 0.4), score(r, layer, "crosscoder 32x", 0.21, base=0.15),
                 score(r, layer, "random directions", 0.37, kind="control"),
             )
         ],
@@ -47,12 +59,13 @@ def results():
             )
         ],
         "causes": [
-            row for r, layer in at for row in (
-                cause(r, layer, "unmodified", 0.98),
-                cause(r, layer, "crosscoder: 8 features ablated", 0.55, "crosscoder", 8),
-                cause(r, layer, "crosscoder: 32 features ablated", 0.05, "crosscoder", 32),
-                cause(r, layer, "crosscoder: 32 random", 0.96, "crosscoder", 32, is_control=True),
-            )
+            row for r, layer in at for described in (
+                {"name": "unmodified", "rate": 0.98},
+                ablated("crosscoder: features ablated", 0.55, 8),
+                ablated("crosscoder: features ablated", 0.05, harm=0.9),
+                ablated("crosscoder: random", 0.96, is_control=True),
+                ablated("Diff-SAE: features ablated", 0.0, harm=1.1),
+            ) for row in cause(r, layer, **described)
         ],
         "cells": [{"cell": "lora/organism", "seconds": 1.5, "gigabytes": 0.6, "folder": "x-0123"}],
     }  # fmt: skip
@@ -68,24 +81,27 @@ def test_the_figure_shows_every_value_above_or_below_its_line(results):
     paper_lora, paper_full, _, _, causes_lora, _ = axes
     names = [label.get_text() for label in paper_lora.get_yticklabels()]
     assert names[:3] == ["Diff-SAE 32x", "crosscoder 32x", "published: crosscoder 32x"]
-    assert {"random directions", "base alone: Diff-SAE 32x"} <= set(names[2:])
+    assert names[-2:] == ["base model alone", "random directions"]
     assert texts(paper_lora)[:2] == ["0.40", "0.40"]
+    assert texts(paper_lora)[-4:] == ["0.15", "0.15", "0.37", "0.37"]  # the highest base
     # Only the full-rank results were published: the other regime's line is empty.
     assert texts(paper_full).count("0.00") == 2
     assert texts(paper_lora).count("0.00") == 0
-    # The largest ablation, beside its control.
-    assert texts(causes_lora) == ["0.05", "0.05", "0.98", "0.98", "0.96", "0.96"]
+    # The largest ablation, beside its control; what breaks the model is no success.
+    shown = ["0.05", "broken", "0.98", "0.96"]
+    assert texts(causes_lora) == [text for text in shown for _ in range(2)]
 
 
 def test_tables_hold_ours_and_the_published(results):
-    organisms, paper, strict, causes = study_tables(results)
+    organisms, paper, strict, causes, benign = study_tables(results)
     assert organisms.rows[0] == ("lora", "100% [50%, 100%]", "0% [0%, 0%]")
     assert paper.heads == ("regime", "name", "14", "18")
     found = {row[:2]: row[2:] for row in paper.rows}
     assert found["full", "published crosscoder 32x"] == ("0.00", "0.00")
-    assert found["lora", "crosscoder 32x"][0] == "0.21 [0.16, 0.26], base 0.10"
+    assert found["lora", "crosscoder 32x"][0] == "0.21 [0.16, 0.26], base 0.15"
     assert {row[1] for row in strict.rows} >= {"linear probe", "untrained crosscoder"}
     assert ("lora", "crosscoder: 8 features ablated", *["55% [0%, 100%]"] * 2) in causes.rows
+    assert ("lora", "Diff-SAE: 32 features ablated", *["0% [0%, 100%], 1.300"] * 2) in benign.rows
     assert "- a smaller model" in study_markdown(results)
 
 
