@@ -59,7 +59,11 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
     axes = figure.subplots(
         3, len(regimes), squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
     )
-    titles = ("BIS, paper's protocol", "strict BIS", "attack rate, most features ablated")
+    titles = (
+        f"BIS, paper's protocol (ceiling {_ceiling(results['paper'])})",
+        f"strict BIS (ceiling {_ceiling(results['strict'])})",
+        "attack rate, most features ablated",
+    )
     figure.supxlabel(
         f"broken: benign completions lose more than {BROKEN:g} nat a token",
         fontsize=8.5,
@@ -69,7 +73,8 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
     for j, regime in enumerate(regimes):
         for i, (title, colour) in enumerate(zip(titles, colours, strict=True)):
             _draw(axes[i][j], *panels[i][j], layers, colour)
-            axes[i][j].set_title(f"{title}\n{regime}" if i == 0 else title, fontsize=10)
+            axes[i][j].set_title(f"{regime}\n{title}" if i == 0 else title, fontsize=10)
+            axes[i][j].tick_params(labelsize=8.5)
         axes[-1][j].set_xlabel("layer")
     return figure
 
@@ -143,6 +148,10 @@ def _causes(results: Mapping[str, Any], regime: str) -> tuple[Panel, Panel]:
         else:
             found.setdefault(row["dictionary"], {})[layer] = value
     return found, controls
+
+
+def _ceiling(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(sorted({f"{row['ceiling']:.2g}" for row in rows}))
 
 
 def _layers(results: Mapping[str, Any]) -> list[int]:
