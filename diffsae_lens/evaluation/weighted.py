@@ -96,9 +96,10 @@ def _walk(
         taken = resamples.weights[part][:, order]  # [resample, features, depth]
         total = taken.cumsum(-1, dtype=torch.int32)
         last = (total <= resamples.allowed[part, None, None]).sum(-1)
-        if depth < chunk.shape[1] and (last == depth).any():
-            _walk(chunk, chunk.shape[1], resamples, unfinished, best)
-            return
+        short = (last == depth).any(-1)
+        if depth < chunk.shape[1] and short.any():
+            _walk(chunk, chunk.shape[1], resamples, part[short], best)
+            part, taken, total, last = (t[~short] for t in (part, taken, total, last))
         cut = first.expand(len(taken), -1, -1).gather(-1, last[..., None].clamp(max=depth - 1))
         counts = []
         for label in (None, *resamples.labels):
