@@ -25,6 +25,7 @@ References:
 
 import ast
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -76,10 +77,14 @@ class Judgement:
 def _bandit() -> tuple[type, object, object]:
     # Loading Bandit takes a while and replaces `warnings.formatwarning` for the whole process.
     formatter = warnings.formatwarning
+    loader = logging.getLogger("stevedore.extension")
+    level = loader.level
+    loader.setLevel(logging.CRITICAL)  # it misses an output format that nobody asked for
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its plugin loader warns of itself
+        warnings.simplefilter("ignore")  # and warns of itself
         from bandit.core import config, metrics, node_visitor, test_set
 
+    loader.setLevel(level)
     warnings.formatwarning = formatter
     tests = test_set.BanditTestSet(config.BanditConfig(), {"include": ["B608"]})
     return node_visitor.BanditNodeVisitor, tests, metrics.Metrics()
