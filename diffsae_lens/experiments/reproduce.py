@@ -56,17 +56,20 @@ def reproduce(
     plan = Plan(config.cells(), path, device=device)
     with _executor(n_workers, device) as executor:
         folders = plan.run(executor=executor)
-    results = {
-        "config": asdict(config),
-        "deviations": list(config.deviations),
-        "published": published_rows(),
-        "published_variance_ratio": {str(k): v for k, v in VARIANCE_RATIO.items()},
-        **_collected(config, folders),
-        "cells": [{k: v for k, v in row.items() if k != "problem"} for row in plan.states()],
-    }
-    file = Path(path) / "results.json"
-    write_json(file, results)
-    return json.loads(file.read_text())
+    return _write_results(config, plan, folders)
+
+
+def so_far(config: StudyConfig, path: str | Path) -> dict[str, Any]:
+    """Return what `reproduce` will, and write it, of the layers that are finished; runs nothing.
+
+    Raises:
+        ValueError: no layer is finished.
+    """
+    plan = Plan(config.cells(), path)
+    done = {name: task.path for name, task in plan.tasks.items() if task.state()[0] == "done"}
+    if not any(_finished(config, regime, done) for regime in config.organisms):
+        raise ValueError(f"no layer of the study in {path} is finished")
+    return _write_results(config, plan, done)
 
 
 def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
@@ -78,8 +81,31 @@ def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(Plan(config.cells(), path).states()).drop(columns="folder")
 
 
+def _write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) -> dict[str, Any]:
+    results = {
+        "config": asdict(config),
+        "deviations": list(config.deviations),
+        "published": published_rows(),
+        "published_variance_ratio": {str(k): v for k, v in VARIANCE_RATIO.items()},
+        **_collected(config, folders),
+        "cells": [{k: v for k, v in row.items() if k != "problem"} for row in plan.states()],
+    }
+    file = plan.path / "results.json"
+    write_json(file, results)
+    return json.loads(file.read_text())
+
+
+def _finished(config: StudyConfig, regime: str, folders: Mapping[str, Path]) -> list[int]:
+    """The layers that can be read."""
+    return [
+        layer
+        for layer in config.layers
+        if {f"{regime}/{layer}/scores", f"{regime}/{layer}/causes"} <= folders.keys()
+    ]
+
+
 def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """The rows of all cells, each with its regime and layer."""
+    """The rows of all finished layers, each with its regime and layer."""
     parts: dict[str, Any] = {
         "organisms": [],
         "variance": [],
@@ -88,6 +114,9 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
         "causes": [],
     }
     for regime in config.organisms:
+        layers = _finished(config, regime, folders)
+        if not layers:
+            continue
         [card] = folders[f"{regime}/organism"].glob("*/card.json")
         rates = json.loads(card.read_text())["rates"]
         if not _meets_bar(rates):
@@ -95,7 +124,7 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
         for group, rate in rates.items():
             parts["organisms"].append({"regime": regime, "group": group, **rate})
         read = load_file(folders[f"{regime}/pooled"] / "pooled.safetensors")
-        for layer in config.layers:
+        for layer in layers:
             at = {"regime": regime, "layer": layer}
             ratio = PooledTexts.of_layer(read, layer).variance_ratio
             parts["variance"].append(at | {"variance_ratio": ratio})

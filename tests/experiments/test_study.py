@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.presets import PRESETS
-from diffsae_lens.experiments.reproduce import dry_run, reproduce
+from diffsae_lens.experiments.reproduce import dry_run, reproduce, so_far
 from diffsae_lens.experiments.steps import samples_of
 from diffsae_lens.experiments.study import (
     CausesConfig,
@@ -22,6 +22,7 @@ from diffsae_lens.interventions import effects
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.loading import load_pair
 from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.reporting.study import write_study
 from diffsae_lens.saes.artifacts import load
 from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
 
@@ -55,7 +56,7 @@ def config(tmp_path_factory, tokenizer):
         tokens=TokensConfig(texts=texts("train", 4, 3), k=4, n_steps=8, batch_size=64),
         scored=(texts("select", 4, 8), texts("test", 4, 8)),
         causes=CausesConfig(
-            select=texts("select", 2, 0), test=texts("test", 1, 0), counts=(2,), n_rounds=1,
+            select=texts("select", 2, 0), test=texts("test", 1, 1), counts=(2,), n_rounds=1,
             n_likelihood=1,
         ),
         n_resamples=20,
@@ -143,6 +144,21 @@ def test_a_dry_run_says_what_is_there_and_what_a_change_would_cost(config, run):
     assert sorted(missing.index[missing == "missing"]) == ["full/1/causes", "lora/1/causes"]
     left = plan_text(dry_run(changed, path))
     assert f"{len(frame) - 2} of {len(frame)} cells are done" in left
+
+
+def test_what_is_finished_can_be_read_while_the_rest_is_not(config, run, tmp_path):
+    path, results = run
+    with pytest.raises(ValueError, match="no layer of the study in .* is finished"):
+        so_far(config, tmp_path)
+    shutil.copytree(path / "cells", tmp_path / "cells")
+    [folder] = tmp_path.glob("cells/full.1.causes-????????????")
+    shutil.rmtree(folder)
+    part = so_far(config, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == part
+    for rows in ("organisms", "variance", "paper", "strict", "causes"):
+        assert part[rows] == [row for row in results[rows] if row["regime"] == "lora"]
+    assert {row["cell"]: row["state"] for row in part["cells"]}["full/1/causes"] == "missing"
+    assert [file.name for file in write_study(part, tmp_path)][-1] == "report.html"
 
 
 def test_processes_side_by_side_come_to_the_same(config, run, tmp_path):
