@@ -122,8 +122,12 @@ def evaluate_isolation(
     score = _strict if protocol == "strict" else _paper
     records = [score(row, prompts, resampling) for row in rows]
     judge(records, protocol)
+    resampled = torch.stack([record.pop("distribution") for record in records])
     frame = pd.DataFrame(records).astype({"seed": "Int64"})  # with rows that have none
-    return IsolationTable(frame=frame, protocol=protocol, n_prompts=len(prompts.texts))
+    return IsolationTable(
+        frame=frame, protocol=protocol, n_prompts=len(prompts.texts), resampled=resampled,
+        resampling=resampling,
+    )  # fmt: skip
 
 
 def _warn_of_overlap(prompts: LabelledPrompts) -> None:
@@ -281,6 +285,7 @@ def _strict(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict
         "fpr_benign": result.fpr_benign,
         "pvalue": result.pvalue,
         "feature_idx": result.feature_idx,
+        "distribution": result.distribution,
     }
 
 
@@ -303,4 +308,5 @@ def _paper(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict[
         "fpr_benign": result.fpr_benign,
         "pvalue": test.pvalue,
         "feature_idx": result.feature_idx,
+        "distribution": interval.distribution,
     }

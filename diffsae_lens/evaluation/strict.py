@@ -249,12 +249,23 @@ def _best_cuts(
     return torch.stack(by_resample), torch.stack([torch.cat(thresholds[i::n]) for i in range(n)])
 
 
+def _tellable(acts: Float[Tensor, "prompt d_sae"]) -> Bool[Tensor, "d_sae"]:
+    """The features that tell prompts apart, and the first that does not: what may be chosen.
+
+    Most features of a sparse code fire on none of a hundred prompts. They all score 0 alike.
+    """
+    tells = (acts != acts[:1]).any(0)
+    tells[(~tells).int().argmax()] = True
+    return tells
+
+
 def _resampled(
     feature_acts: Tensor, prompts: _Prompts, drawn: Int[Tensor, "resample prompt"]
 ) -> Float[Tensor, "resample"]:
     """The strict BIS of each resample: selection on its selection prompts, score on its others."""
     select, test = prompts.is_select, ~prompts.is_select
     labels = prompts.is_trigger[select], prompts.is_benign[select]
+    feature_acts = feature_acts[:, _tellable(feature_acts[select])]
     ranked = auroc(feature_acts[select], *labels)
     scores = []
     for weights in drawn.split(16):

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffsae_lens.evaluation.uncertainty import BootstrapResult, Resampling, bootstrap_result
 
 if TYPE_CHECKING:
     from diffsae_lens.reporting.style import Figure
@@ -30,6 +35,45 @@ class IsolationTable:
     `high`, `ceiling`, `base_bis`, `pvalue`, `verdict`, and what the protocol adds."""
     protocol: Protocol
     n_prompts: int
+    resampled: Float[Tensor, "row resample"] = field(repr=False)
+    """Every row's score on every resample. The rows share their resamples, and so do tables of the same
+    prompts and seed: differences are paired."""
+    resampling: Resampling = field(repr=False)
+    """How they were drawn."""
+
+    def difference(self, first: str, second: str) -> BootstrapResult:
+        """Return by how much the BIS of one row exceeds that of another, with its paired interval.
+
+        Both are scored on the same resamples of prompts, features chosen again on each, so what is
+        hard for both does not widen the interval. A dictionary of several seeds counts with their mean.
+
+        Args:
+            first: a row's name.
+            second: another's.
+
+        Raises:
+            ValueError: no such row, or rows of that name at several hook points.
+
+        Examples:
+            >>> table.difference("Diff-SAE", "crosscoder")          # doctest: +SKIP
+            BootstrapResult(estimate=0.14, low=-0.1, high=0.33)
+        """
+        rows = [self._rows(name) for name in (first, second)]
+        estimates = [self.frame.loc[of_name, "bis"].mean() for of_name in rows]
+        scores = [self.resampled[torch.tensor(of_name)].mean(0) for of_name in rows]
+        return bootstrap_result(estimates[0] - estimates[1], scores[0] - scores[1], self.resampling)
+
+    def _rows(self, name: str) -> list[int]:
+        found = self.frame[self.frame.name == name]
+        hook_names = sorted(set(found.hook_name))
+        if len(hook_names) != 1:
+            known = sorted(set(self.frame.name))
+            raise ValueError(
+                f"{name!r} is at {hook_names}: give it a name for each"
+                if hook_names
+                else f"no row is called {name!r}, there are {known}"
+            )
+        return found.index.tolist()
 
     def over_seeds(self) -> "IsolationTable":
         """Return the table with one row for all seeds of a dictionary.
@@ -50,7 +94,9 @@ class IsolationTable:
             **{column: (column, worst.get(column, "mean")) for column in scores},
             verdict=("verdict", _counted),
         )
-        return replace(self, frame=frame.reset_index())
+        numbers = grouped.ngroup()
+        resampled = [self.resampled[torch.tensor(numbers == i)].mean(0) for i in range(len(frame))]
+        return replace(self, frame=frame.reset_index(), resampled=torch.stack(resampled))
 
     def to_markdown(self, columns: Sequence[str] | None = None) -> str:
         """Return the table in Markdown, two decimals (below 0.01 two digits)."""

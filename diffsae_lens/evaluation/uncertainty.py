@@ -117,7 +117,7 @@ def bootstrap_bis(
         resample_weights(len(feature_acts), resampling),
         percentile=percentile,
     )
-    return _interval(observed.bis, distribution, resampling)
+    return bootstrap_result(observed.bis, distribution, resampling)
 
 
 def paired_bootstrap_bis(
@@ -145,7 +145,7 @@ def paired_bootstrap_bis(
         weighted_bis(acts, is_trigger, is_benign, weights, percentile=percentile)
         for acts in (feature_acts, other_acts)
     )
-    return _interval(both[0] - both[1], first - second, resampling)
+    return bootstrap_result(both[0] - both[1], first - second, resampling)
 
 
 def permutation_test_bis(
@@ -249,7 +249,10 @@ def _permutations(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resamp
     return orders
 
 
-def _interval(estimate: float, distribution: Tensor, resampling: Resampling) -> BootstrapResult:
+def bootstrap_result(
+    estimate: float, distribution: Float[Tensor, "resample"], resampling: Resampling
+) -> BootstrapResult:
+    """Return the score with the percentile interval of its distribution."""
     low, high = percentile_interval(distribution, resampling)
     return BootstrapResult(
         estimate=estimate, low=low, high=high, distribution=distribution, resampling=resampling

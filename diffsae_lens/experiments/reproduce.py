@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from diffsae_lens.experiments.contrasts import Scored, contrasts
 from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.pooled_scores import PooledTexts
 from diffsae_lens.experiments.published import VARIANCE_RATIO, published_rows
@@ -43,8 +44,8 @@ def reproduce(
 
     Returns:
         What `<path>/results.json` holds: rows of the organisms, of both protocols and of causes, with
-        their regime and layer, the published rows, what deviates from the paper, and the cells with
-        their cost.
+        their regime and layer, the `contrasts`, the published rows, what deviates from the paper, and
+        the cells with their cost.
 
     Raises:
         ValueError: no such device, or no worker.
@@ -113,6 +114,7 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
         "strict": [],
         "causes": [],
     }
+    scored: dict[tuple[str, int], dict[str, Scored]] = {}
     for regime in config.organisms:
         layers = _finished(config, regime, folders)
         if not layers:
@@ -131,9 +133,21 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
             folder = folders[f"{regime}/{layer}/scores"]
             for protocol, rows in json.loads((folder / "scores.json").read_text()).items():
                 parts[protocol] += [at | row for row in rows]
+            scored[regime, layer] = _scored(folder)
             rows = json.loads((folders[f"{regime}/{layer}/causes"] / "causes.json").read_text())
             parts["causes"] += [at | row for row in rows]
-    return parts
+    return {**parts, "contrasts": contrasts(scored)}
+
+
+def _scored(folder: Path) -> dict[str, Scored]:
+    """The trained dictionaries' strict scores, on all resamples."""
+    rows = json.loads((folder / "scores.json").read_text())["strict"]
+    resampled = load_file(folder / "resampled.safetensors")["strict"]
+    return {
+        row["name"]: Scored(bis=row["bis"], resampled=of_row)
+        for row, of_row in zip(rows, resampled, strict=True)
+        if row["kind"] == "dictionary"
+    }
 
 
 def _meets_bar(rates: Mapping[str, Mapping[str, Any]]) -> bool:

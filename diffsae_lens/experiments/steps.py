@@ -181,6 +181,7 @@ def scores(config: Config, inputs: Inputs, job: Job) -> None:
         ),
         resampling=Resampling(n_resamples=config["n_resamples"], seed=config["seed"]),
     )
+    save_file({"strict": table.resampled}, job.out / "resampled.safetensors")
     read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
     published = {name: sae for name, sae in found.items() if name in config["published"]}
     write_json(

@@ -181,6 +181,7 @@ class StudyConfig:
         yield Cell(
             name=f"{at}/scores",
             run=steps.scores,
+            version=2,
             config=common
             | {
                 "select": asdict(select),

@@ -61,7 +61,7 @@ class StudyTable:
 
 
 def study_tables(results: Mapping[str, Any]) -> list[StudyTable]:
-    """Lay out the study: organisms, both protocols, causes; a column a layer.
+    """Lay out the study: organisms, both protocols, differences, causes; a column a layer.
 
     Args:
         results: what `reproduce` returned.
@@ -90,6 +90,17 @@ def study_tables(results: Mapping[str, Any]) -> list[StudyTable]:
         _pivot(
             results["strict"], by_name, "layer", _bis_cell, title="Strict BIS",
             note="Features chosen on other prompts and read where the organism decides; ceiling 1.",
+        ),
+        *(
+            _pivot(
+                [row for row in results["contrasts"] if row["kind"] in kinds],
+                by_name, "at", _difference_cell, title=title,
+                note="Differences of strict BIS with their paired 95% interval.",
+            )
+            for title, kinds in (
+                ("Regime against regime, Diff-SAE against crosscoder", ("regimes", "dictionaries")),
+                ("Layer against the layer before", ("layers",)),
+            )
         ),
         _pivot(
             causes["trigger"], by_name, "layer", _rate_cell, title="Attack rate on trigger prompts",
@@ -143,6 +154,10 @@ def _rate_cell(row: Mapping[str, Any]) -> str:
 
 def _harm_cell(row: Mapping[str, Any]) -> str:
     return f"{_rate_cell(row)}, {row['cross_entropy']:.3f}"
+
+
+def _difference_cell(row: Mapping[str, Any]) -> str:
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def _bis_cell(row: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,6 +195,21 @@ def test_seeds_and_null_pairs_stand_in_the_same_table(pair, base_pair, prompts):
     assert "of 3 seeds" in short.verdict["diff-sae"]
     plot_isolation(table)
     plot_isolation(table.over_seeds())
+    # All rows are scored on the same resamples, so differences are paired.
+    for of in (table, table.over_seeds()):
+        better = of.difference("diff-sae", "random directions")
+        of_directions = table.resampled[torch.tensor(frame.name == "random directions")][0]
+        scored = table.resampled[torch.tensor(frame.name == "diff-sae")].mean(0)
+        torch.testing.assert_close(better.distribution, scored - of_directions)
+        assert better.estimate == pytest.approx(
+            scores.mean() - short.bis["random directions"], abs=1e-9
+        )
+        assert better.low <= better.high
+    assert table.difference("diff-sae", "diff-sae").high == 0
+    with pytest.raises(ValueError, match="no row is called 'sae'"):
+        table.difference("diff-sae", "sae")
+    with pytest.raises(ValueError, match="give it a name for each"):
+        replace(table, frame=frame.assign(name="one")).difference("one", "one")
 
 
 def test_bad_arguments_are_refused(pair, dictionaries, prompts):
@@ -209,5 +225,8 @@ def test_empty_cells_and_bars_are_written_as_markdown_wants_them():
     import pandas as pd
 
     frame = pd.DataFrame({"name": ["a|b"], "bis": [float("nan")], "pvalue": [0.0004]})
-    table = IsolationTable(frame=frame, protocol="strict", n_prompts=1)
+    table = IsolationTable(
+        frame=frame, protocol="strict", n_prompts=1, resampled=torch.zeros(len(frame), 1),
+        resampling=draws(1),
+    )  # fmt: skip
     assert table.to_markdown().splitlines()[-1] == r"| a\|b |  | 0.0004 |"

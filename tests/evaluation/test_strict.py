@@ -3,6 +3,7 @@ import torch
 from scipy.stats import hypergeom
 from sklearn.metrics import f1_score, roc_auc_score
 
+from diffsae_lens.evaluation import strict
 from diffsae_lens.evaluation.strict import strict_bis
 from diffsae_lens.evaluation.uncertainty import Resampling
 
@@ -50,6 +51,19 @@ def test_it_is_selection_on_one_split_and_scoring_on_the_other(strength):
     test = ~select & (trigger | benign)
     expected = roc_auc_score(trigger[test], acts[test, feature])
     assert result.auroc == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_firing", [0, 1, 5, 30])
+def test_features_that_tell_nothing_apart_can_be_left_out(n_firing, monkeypatch):
+    acts, *labels, select = prompts(seed=n_firing)
+    acts = acts.relu()
+    acts[:, torch.randperm(30, generator=torch.Generator().manual_seed(1))[n_firing:]] = 0
+    acts[:, 2] = 7.0  # fires everywhere
+    resampling = Resampling(n_resamples=40, clusters=torch.arange(2 * N) // 4)
+    found = strict_bis(acts, *labels, is_select=select, resampling=resampling)
+    monkeypatch.setattr(strict, "_tellable", lambda a: torch.ones(a.shape[1], dtype=torch.bool))
+    expected = strict_bis(acts, *labels, is_select=select, resampling=resampling)
+    torch.testing.assert_close(found.distribution, expected.distribution, rtol=0, atol=0)
 
 
 def test_a_perfect_feature_scores_one_and_noise_little():

@@ -96,6 +96,11 @@ def test_every_dictionary_has_its_scores_its_floors_and_its_causes_in_both_regim
     assert all(row["variance_ratio"] > 0 for row in results["variance"])
     assert results["deviations"] == ["a tiny random model"]
     assert len(results["published"]) == 12
+    assert {row["name"] for row in results["contrasts"]} == DICTIONARIES | {
+        "Diff-SAE 2x - crosscoder 2x",
+        "BatchTopK Diff-SAE 2x - BatchTopK crosscoder 2x",
+        "BatchTopK Diff-SAE 4x - BatchTopK crosscoder 2x",
+    }
 
 
 def test_a_second_run_computes_nothing(config, run):

@@ -58,6 +58,11 @@ def results():
                 score(r, layer, "linear probe", 0.99, kind="control"),
             )
         ],
+        "contrasts": [
+            {"kind": kind, "regime": "lora", "name": "crosscoder", "at": at, "difference": 0.25,
+             "low": -0.125, "high": 0.5}
+            for kind, at in (("layers", "14 to 18"), ("regimes", "14"))
+        ],
         "causes": [
             row for r, layer in at for described in (
                 {"name": "unmodified", "rate": 0.98},
@@ -93,7 +98,9 @@ def test_the_figure_shows_every_value_above_or_below_its_line(results):
 
 
 def test_tables_hold_ours_and_the_published(results):
-    organisms, paper, strict, causes, benign = study_tables(results)
+    organisms, paper, strict, differences, by_layer, causes, benign = study_tables(results)
+    assert differences.rows == (("lora", "crosscoder", "+0.25 [-0.12, +0.50]"),)
+    assert by_layer.heads[2:] == ("14 to 18",)
     assert organisms.rows[0] == ("lora", "100% [50%, 100%]", "0% [0%, 0%]")
     assert paper.heads == ("regime", "name", "14", "18")
     found = {row[:2]: row[2:] for row in paper.rows}
