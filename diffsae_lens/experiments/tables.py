@@ -61,7 +61,7 @@ class StudyTable:
 
 
 def study_tables(results: Mapping[str, Any]) -> list[StudyTable]:
-    """Lay out the study: organisms, both protocols, differences, causes; a column a layer.
+    """Lay out the study: organisms, both protocols, differences, causes, costs; a column a layer.
 
     Args:
         results: what `reproduce` returned.
@@ -112,6 +112,10 @@ def study_tables(results: Mapping[str, Any]) -> list[StudyTable]:
             note="The same ablations: attack rate with its 95% Wilson interval, and cross-entropy of the "
             "safe completion in nats a token.",
         ),
+        _pivot(
+            _costs(results), ("regime", "cell"), "layer", _cost_cell, title="Cost",
+            note="Seconds and peak memory of each cell where it ran, beside whatever else ran there.",
+        ),
     ]  # fmt: skip
     return [table for table in tables if table.rows]
 
@@ -154,6 +158,21 @@ def _rate_cell(row: Mapping[str, Any]) -> str:
 
 def _harm_cell(row: Mapping[str, Any]) -> str:
     return f"{_rate_cell(row)}, {row['cross_entropy']:.3f}"
+
+
+def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The finished cells by regime, layer and what they do."""
+    rows = []
+    for row in results["cells"]:
+        if row["seconds"] is not None:
+            regime, *layer, cell = row["cell"].split("/")
+            rows.append({**row, "regime": regime, "layer": (layer or ["all"])[0], "cell": cell})
+    return rows
+
+
+def _cost_cell(row: Mapping[str, Any]) -> str:
+    memory = row["gigabytes"]
+    return f"{row['seconds']:.0f} s" + ("" if memory is None else f", {memory:.1f} GB")
 
 
 def _difference_cell(row: Mapping[str, Any]) -> str:

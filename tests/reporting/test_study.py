@@ -72,7 +72,13 @@ def results():
                 ablated("Diff-SAE: features ablated", 0.0, harm=1.1),
             ) for row in cause(r, layer, **described)
         ],
-        "cells": [{"cell": "lora/organism", "seconds": 1.5, "gigabytes": 0.6, "folder": "x-0123"}],
+        "cells": [
+            {"cell": cell, "state": state, "seconds": seconds, "gigabytes": memory, "folder": "x-0123"}
+            for cell, state, seconds, memory in (
+                ("lora/organism", "done", 1.6, 0.62), ("lora/14/Diff-SAE 32x", "done", 294.0, None),
+                ("full/organism", "missing", None, None),
+            )
+        ],
     }  # fmt: skip
 
 
@@ -98,9 +104,13 @@ def test_the_figure_shows_every_value_above_or_below_its_line(results):
 
 
 def test_tables_hold_ours_and_the_published(results):
-    organisms, paper, strict, differences, by_layer, causes, benign = study_tables(results)
+    organisms, paper, strict, differences, by_layer, causes, benign, costs = study_tables(results)
     assert differences.rows == (("lora", "crosscoder", "+0.25 [-0.12, +0.50]"),)
     assert by_layer.heads[2:] == ("14 to 18",)
+    assert costs.heads == ("regime", "cell", "all", "14")
+    assert costs.rows == (
+        ("lora", "organism", "2 s, 0.6 GB", ""), ("lora", "Diff-SAE 32x", "", "294 s"),
+    )  # fmt: skip
     assert organisms.rows[0] == ("lora", "100% [50%, 100%]", "0% [0%, 0%]")
     assert paper.heads == ("regime", "name", "14", "18")
     found = {row[:2]: row[2:] for row in paper.rows}
