@@ -1,6 +1,10 @@
 import json
+import random
 import shutil
+import signal
+import time
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -68,10 +72,14 @@ def config(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("study")
+    return path, short_run(config, path)
+
+
+def short_run(config, path):
+    """A tiny random model never ends a completion by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        # A tiny random model never ends a completion by itself.
         patch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
-        yield path, reproduce(config, path)
+        return reproduce(config, path)
 
 
 def test_every_dictionary_has_its_scores_its_floors_and_its_causes_in_both_regimes(config, run):
@@ -164,6 +172,25 @@ def test_what_is_finished_can_be_read_while_the_rest_is_not(config, run, tmp_pat
         assert part[rows] == [row for row in results[rows] if row["regime"] == "lora"]
     assert {row["cell"]: row["state"] for row in part["cells"]}["full/1/causes"] == "missing"
     assert [file.name for file in write_study(part, tmp_path)][-1] == "report.html"
+
+
+@pytest.mark.slow
+def test_killed_twice_it_ends_in_the_same_results(config, run, tmp_path):
+    _, results = run
+    moment = random.Random(0)
+    for n_done in (1, 9):
+        process = get_context("spawn").Process(target=short_run, args=(config, tmp_path))
+        process.start()
+        while len([*tmp_path.glob("cells/*/cell.json")]) < n_done:
+            assert process.is_alive()
+            time.sleep(0.05)
+        time.sleep(moment.uniform(0, 2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    found = short_run(config, tmp_path)
+    assert found["cells"] != results["cells"]  # their seconds
+    assert found | {"cells": []} == results | {"cells": []}
 
 
 def test_processes_side_by_side_come_to_the_same(config, run, tmp_path):
