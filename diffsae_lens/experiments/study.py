@@ -204,7 +204,8 @@ class StudyConfig:
             },
             inputs=(organism, *published, usual),
             cost=Cost(
-                seconds=self._causes_seconds(len(published) + 3), gigabytes=self._model_gigabytes
+                seconds=self._causes_seconds(len(published) + 3),
+                gigabytes=self._model_gigabytes + 1.5,
             ),
         )
 
@@ -231,7 +232,7 @@ class StudyConfig:
         return 1.5 + 1.2 * self._slower
 
     def _harvest_seconds(self, texts: Texts) -> int:
-        return round(texts.n_texts * 230 / self.tokens_per_second)
+        return round(texts.n_texts * 160 / self.tokens_per_second)
 
     def _training_cost(self, config: OrganismConfig) -> Cost:
         n_prompts = config.n_steps * config.batch_size
@@ -244,14 +245,14 @@ class StudyConfig:
         n_vectors = self.pooled.n_passes * self.pooled.texts.n_texts
         operations = 12 * n_vectors * d_in * d_sae  # 2 * 2 products forward, twice that backward
         return Cost(
-            seconds=round(operations / 1.2e11), gigabytes=round(32 * d_in * d_sae / 1e9 + 1, 1)
+            seconds=round(operations / 1.05e11), gigabytes=round(32 * d_in * d_sae / 1e9 + 1, 1)
         )
 
     def _scores_seconds(self) -> int:
         n_features = self.d_model * sum(self.pooled.expansions.values())
         resampled = self.pooled.texts.n_texts * n_features * self.n_resamples
         n_prompts = sum(texts.n_texts for texts in self.scored)
-        return round(self._slower * 0.6 * n_prompts + 2e-8 * resampled)
+        return round(self._slower * 0.55 * n_prompts + 5.5e-9 * resampled)
 
     def _causes_seconds(self, n_dictionaries: int) -> int:
         n_rows = 2 + 2 * len(self.causes.counts) * n_dictionaries
