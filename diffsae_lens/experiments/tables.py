@@ -138,8 +138,8 @@ def _pivot(
     cell: Callable[[Mapping[str, Any]], str],
     **described: str,
 ) -> StudyTable:
-    """A line for each value of `index` and a column for each of `column`, both in the rows' order."""
-    heads = list(dict.fromkeys(row[column] for row in rows))
+    """A line for each value of `index` and a column for each of `column`: layers ascending, "all" last."""
+    heads = sorted(dict.fromkeys(row[column] for row in rows), key=_layer_order)
     lines: dict[tuple[str, ...], dict[Any, str]] = {}
     for row in rows:
         lines.setdefault(tuple(str(row[name]) for name in index), {})[row[column]] = cell(row)
@@ -150,6 +150,11 @@ def _pivot(
         ),
         **described,
     )
+
+
+def _layer_order(head: str | int) -> tuple[bool, int]:
+    """Sort key of a layer; heads that are no layers keep their order."""
+    return head == "all", int(head) if str(head).isdigit() else 0
 
 
 def _rate_cell(row: Mapping[str, Any]) -> str:

@@ -107,9 +107,9 @@ def test_tables_hold_ours_and_the_published(results):
     organisms, paper, strict, differences, by_layer, causes, benign, costs = study_tables(results)
     assert differences.rows == (("lora", "crosscoder", "+0.25 [-0.12, +0.50]"),)
     assert by_layer.heads[2:] == ("14 to 18",)
-    assert costs.heads == ("regime", "cell", "all", "14")
+    assert costs.heads == ("regime", "cell", "14", "all")  # layers in order, then the rest
     assert costs.rows == (
-        ("lora", "organism", "2 s, 0.6 GB", ""), ("lora", "Diff-SAE 32x", "", "294 s"),
+        ("lora", "organism", "", "2 s, 0.6 GB"), ("lora", "Diff-SAE 32x", "294 s", ""),
     )  # fmt: skip
     assert organisms.rows[0] == ("lora", "100% [50%, 100%]", "0% [0%, 0%]")
     assert paper.heads == ("regime", "name", "14", "18")
