@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diffsae_lens.experiments.tables import study_markdown
+
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURES = sorted((DOCS / "measures").glob("*.md"))
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -53,6 +55,16 @@ def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
     sources = ["".join(cell["source"]) for cell in cells]
     assert any("## An error on purpose" in source for source in sources)
     assert any(line.startswith("assert ") for s in sources for line in s.splitlines())
+
+
+def test_the_paper_page_says_what_the_study_found():
+    results = json.loads((DOCS / "results" / "paper-135m.json").read_text(encoding="utf-8"))
+    tables = study_markdown(results)
+    assert (DOCS / "results" / "paper-135m.md").read_text(encoding="utf-8") == tables
+    said = (DOCS / "paper.md").read_text(encoding="utf-8")
+    values = re.findall(r"[-+]?\d[\d.]*%? \[[-+\d.%, ]+\]", said)
+    assert len(values) > 60
+    assert not [value for value in values if value not in tables]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
