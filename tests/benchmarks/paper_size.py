@@ -113,7 +113,7 @@ def measure(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("paper-size"))
+    parser.add_argument("--out", type=Path, default=Path("runs/paper-size"))
     _, table = measure(parser.parse_args().out)
     print(table.to_string(index=False))
 
