@@ -2,7 +2,7 @@
 
 Every width is the preset's; texts and steps are cut to a few, and the times scaled back up.
 
-python -m tests.benchmarks.paper_size --out paper-size
+python -m tests.benchmarks.paper_size
 """
 
 import argparse
