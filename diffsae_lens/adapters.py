@@ -1,11 +1,22 @@
 """A LoRA pair's adapters, on for the fine-tuned model and off for the base."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Wrap a model with PEFT without the warning that transformers has for PEFT's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield
 
 
 class AdapterSwitch:

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,8 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = arguments.pop("run")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("diffsae_lens").setLevel(logging.INFO)
-    # Between TransformerLens and transformers; nothing that whoever runs a command could mend.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:
         return run(**arguments)
     except (ValueError, OSError) as error:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.compatibility import check_tokenizers
 from diffsae_lens.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
 from diffsae_lens.pair import HookedModelPair, PairMetadata
@@ -116,9 +117,10 @@ def load_pair(
     tokenizer = _fetch(AutoTokenizer, base_path, options.base_revision)
     model = _load_weights(base_path, options, options.base_revision)
     if adapter is not None:
-        peft_model = PeftModel.from_pretrained(
-            model, finetuned_path, revision=options.finetuned_revision
-        )
+        with quiet_peft():
+            peft_model = PeftModel.from_pretrained(
+                model, finetuned_path, revision=options.finetuned_revision
+            )
         bridge = boot_bridge(peft_model.get_base_model(), tokenizer)  # type: ignore[arg-type]
         _freeze(peft_model)
         return HookedModelPair(

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.loading import boot_bridge, load_pair
 from diffsae_lens.pair import HookedModelPair
 
@@ -85,9 +86,9 @@ def long_pair(tokenizer) -> HookedModelPair:
 
 def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
     """The model wrapped with a LoRA adapter whose B is `scale` times noise (0: no change)."""
-    peft_model = get_peft_model(
-        model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    )
+    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    with quiet_peft():
+        peft_model = get_peft_model(model, lora)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name:  # PEFT draws A from the global generator

@@ -67,6 +67,21 @@ def test_the_paper_page_says_what_the_study_found():
     assert not [value for value in values if value not in tables]
 
 
+def test_the_versions_tested_are_those_of_the_constraints():
+    table = (DOCS / "upgrading.md").read_text(encoding="utf-8")
+    tested = dict(re.findall(r"^\| (\w+) \|.*\| ([\d.]+) \|$", table, re.MULTILINE))
+    constraints = (DOCS.parent / "constraints.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", constraints, re.MULTILINE))
+    for host, package in {
+        "SAELens": "sae-lens",
+        "TransformerLens": "transformer-lens",
+        "PyTorch": "torch",
+        "transformers": "transformers",
+        "PEFT": "peft",
+    }.items():
+        assert tested[host] == pinned[package]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_every_relative_link_points_to_an_existing_file(page):
     prose = CODE.sub("", page.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.organisms.prompts import Sample, make_samples
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,8 @@ def _trainer(
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(config.seed)
-        model = get_peft_model(model, lora)  # type: ignore[assignment]
+        with quiet_peft():
+            model = get_peft_model(model, lora)  # type: ignore[assignment]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=_collate(pad))  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.organisms.finetune import IGNORED, OrganismConfig, encode, finetune
 from diffsae_lens.organisms.prompts import make_samples
 from tests.conftest import tiny_llama
@@ -63,7 +64,8 @@ def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tm
     state = torch.random.get_rng_state()
     organism = finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's generator is untouched
-    loaded = PeftModel.from_pretrained(model(), organism.path)
+    with quiet_peft():
+        loaded = PeftModel.from_pretrained(model(), organism.path)
     assert loss(loaded, tokenizer, CONFIG) < before - 0.05
     weights = load_file(tmp_path / "o/adapter_model.safetensors")
     assert {v.dtype for v in weights.values()} == {torch.float16}
