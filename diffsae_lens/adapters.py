@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from peft import PeftModel
+import torch
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -17,6 +18,26 @@ def quiet_peft() -> Iterator[None]:
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
         )
         yield
+
+
+KEEPING = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations by name that leave the base's weights alone; all others of PEFT rewrite them."""
+
+
+def changes_base(adapter: PeftModel | PeftConfig) -> str | None:
+    """Return how an adapter changes the base beyond its own layers, None if it does not.
+
+    Such a change stays when the adapter is switched off, so the base must be another copy.
+    """
+    configs = adapter.peft_config.values() if isinstance(adapter, PeftModel) else [adapter]
+    for config in configs:
+        initialised = getattr(config, "init_lora_weights", True)
+        if isinstance(initialised, str) and initialised.lower() not in KEEPING:
+            return f"was initialised with {initialised!r}, which rewrites the base's weights"
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            return f"trained biases of the base (bias={bias!r})"
+    return None
 
 
 class AdapterSwitch:
@@ -45,3 +66,22 @@ class AdapterSwitch:
         finally:
             for layer in layers:
                 layer._disable_adapters = on
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        """Yield a list that holds, when the context is left, the LoRA layers that never ran inside.
+
+        Those of experts are left out, of which a few tokens reach only some.
+        """
+        silent: list[str] = []
+        if self.model is None:
+            yield silent
+            return
+        names = {layer: name for name, layer in self.model.named_modules() if layer in self._layers}
+        ran: set[torch.nn.Module] = set()
+        with ExitStack() as stack:
+            for layer in names:
+                handle = layer.register_forward_hook(lambda module, *_: ran.add(module))
+                stack.callback(handle.remove)
+            yield silent
+        silent += [n for layer, n in names.items() if layer not in ran and "expert" not in n]

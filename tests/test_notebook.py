@@ -9,7 +9,7 @@ from IPython.core.formatters import DisplayFormatter
 from sae_lens import SAE
 
 import diffsae_lens as dl
-from diffsae_lens.notebook import Record, facts_html, tokens_html
+from diffsae_lens.notebook import Record, dictionary_html, facts_html, tokens_html
 from tests.conftest import D_MODEL, HOOKS
 
 
@@ -46,6 +46,53 @@ def test_tokens_are_escaped_and_the_strongest_has_the_strongest_ground():
     assert [ground.split("/ ")[1] for ground in grounds] == ["0.550", "0.275"]  # none for "a"
     assert "token 1 &#x27;&lt;b&gt;&#x27;: 4.000" in html
     assert "rgb" not in tokens_html(["a"], [0.0], peak=0.0)
+
+
+HIDDEN = "a\x00b\x1b[8mc\u202ed\u2066e\u200bf\ufeffg\ud800h\ue000i"
+SHOWN = r"a\x00b\x1b[8mc\u202ed\u2066e\u200bf\ufeffg\ud800h\ue000i"
+
+
+def test_what_is_invisible_is_shown_as_an_escape():
+    for html in (
+        facts_html(HIDDEN, {HIDDEN: HIDDEN, "more": {HIDDEN: [HIDDEN]}}),
+        tokens_html([HIDDEN, "b"], [1.0, 0.0], peak=1.0),
+    ):
+        assert SHOWN in html
+        assert all(c.isprintable() or c == "\n" for c in html)
+        html.encode("utf-8")
+    assert facts_html(HIDDEN, {HIDDEN: HIDDEN}).count(SHOWN) == 3
+
+
+def test_a_dictionary_of_any_name_shows_itself():
+    sae = SAE.from_dict(
+        {
+            "architecture": "crosscoder", "d_in": 2 * D_MODEL, "d_sae": 7,
+            "metadata": {
+                "hook_name": f"{HOOKS[0]}.concat", "model_name": f"<script>{HIDDEN}",
+            },
+        }
+    )  # fmt: skip
+    html = dictionary_html(sae)
+    assert f"&lt;script&gt;{SHOWN}" in html
+
+
+def test_endless_texts_are_cut_with_a_note():
+    html = facts_html("facts", {"long": "x" * 1_000_000})
+    assert "[... 980,000 characters left out ...]" in html
+    assert len(html) < 21_000
+    n = 30_000
+    html = tokens_html(["ab"] * n, [float(i) for i in range(n)], peak=1.0)
+    assert "token 0 &#x27;ab&#x27;: 0.000" in html
+    assert f"token {n - 1} &#x27;ab&#x27;: {n - 1:.3f}" in html
+    n_shown = html.count("<span")
+    assert (
+        f"<i>[... {n - n_shown:,} tokens left out, {2 * (n - n_shown):,} characters ...]</i>"
+        in html
+    )
+    assert len(html) < 2_000_000
+    assert len(tokens_html(["x" * 1_000_000], [1.0], peak=1.0)) < 3000
+    with pytest.raises(ValueError, match="shorter"):
+        tokens_html(["a", "b"], [1.0], peak=1.0)
 
 
 def test_a_pair_says_what_it_is_made_of(pair, lora_pair):
@@ -88,7 +135,7 @@ def test_features_that_do_not_exist_are_refused(pair, features):
             "metadata": {"hook_name": f"{HOOKS[0]}.concat"},
         }
     )  # fmt: skip
-    with pytest.raises(ValueError, match="feature indices"):
+    with pytest.raises(ValueError, match="`features` must (hold indices|not be repeated)"):
         dl.token_activations(pair, sae, features, ["text"])
 
 
@@ -113,5 +160,6 @@ def test_tokens_are_read_as_the_dictionary_encodes_them(pair):
     assert frame["4"].tolist()[: len(read.tokens[0])] == read.activations[0][:, 0].tolist()
     assert "feature 4" in read._repr_html_()
     for bad in ({"features": []}, {"texts": []}, {"texts": "abc"}, {"texts": ["abc", ""]}):
-        with pytest.raises(ValueError, match="`texts` must be a sequence"):
+        [name] = bad
+        with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
             dl.token_activations(pair, sae, **{"features": [1], "texts": texts, **bad})

@@ -202,13 +202,13 @@ def test_hooks_are_gone_after_a_run_even_a_failed_one(pair, tokens):
 
 @pytest.mark.parametrize("name", ["blocks.9.hook_resid_post.diff", HOOK, f"{HOOK}.difference"])
 def test_unknown_names_and_views_are_errors(pair, tokens, name):
-    with pytest.raises(ValueError, match="no hook point of this pair"):
+    with pytest.raises(ValueError, match="not a hook point of this pair"):
         pair.run_with_hooks(tokens, fwd_hooks=[(name, lambda v, hook: None)])
-    with pytest.raises(ValueError, match="no hook point of this pair"):
+    with pytest.raises(ValueError, match="not a hook point of this pair"):
         pair.run_with_cache(tokens, names_filter=[name])
-    with pytest.raises(ValueError, match="no hook point of this pair"):
+    with pytest.raises(ValueError, match="not a hook point of this pair"):
         pair.run_with_cache(tokens, names_filter=name)
-    with pytest.raises(ValueError, match="no hook point of this pair"):
+    with pytest.raises(ValueError, match="not a hook point of this pair"):
         pair.d_in(name)
 
 
@@ -232,7 +232,7 @@ def test_bad_pairs_are_refused(tokenizer):
         HookedModelPair(bridge, other, [])
     with pytest.raises(ValueError, match="one or more"):
         HookedModelPair(bridge, other, HOOK)
-    with pytest.raises(ValueError, match="no hook of the model"):
+    with pytest.raises(ValueError, match="not a hook of the model"):
         HookedModelPair(bridge, other, ["blocks.7.hook_resid_post"])
     with pytest.raises(ValueError, match="own names"):
         HookedModelPair(bridge, other, [f"{HOOK}.diff"])
@@ -243,16 +243,17 @@ def test_bad_pairs_are_refused(tokenizer):
         HookedModelPair(bridge, deeper, HOOKS)
 
 
-def test_tokenizers_must_agree(tokenizer):
+def test_tokenizers_must_agree(tokenizer, caplog):
     check_tokenizers(tokenizer, copy.deepcopy(tokenizer))
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<new>"])
     with pytest.raises(ValueError, match="<new>"):
         check_tokenizers(tokenizer, other)
     other = copy.deepcopy(tokenizer)
-    other.pad_token = "<eos>"
-    with pytest.raises(ValueError, match="special tokens differ"):
+    other.pad_token = "<eos>"  # roles may differ, as of a chat model
+    with caplog.at_level("INFO", logger="diffsae_lens"):
         check_tokenizers(tokenizer, other)
+    assert "pad_token" in caplog.text
 
 
 def test_texts_get_no_bos_unless_the_pair_says_so(pair, two_models, tokenizer):

@@ -13,13 +13,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from diffsae_lens.evaluation.activations import Positions, Reader, batches_of, tokenise
+from diffsae_lens._checks import check_count, check_number, check_texts
+from diffsae_lens.evaluation.activations import (
+    Positions,
+    Reader,
+    batches_of,
+    check_prompts,
+    tokenise,
+)
 from diffsae_lens.evaluation.floors import (
     difference_of_means_acts,
     random_direction_acts,
     top_components,
 )
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.tokens import EVERY_TOKEN, TokenPolicy
 from diffsae_lens.training.harvest import last_position
 
 Features = Float[Tensor, "prompt n_features"]
@@ -51,6 +59,7 @@ class Control:
 
 def random_directions(n_directions: int, seed: int = 0) -> Control:
     """As many random ReLU directions as the largest dictionary has features."""
+    n_directions = check_count("n_directions", n_directions)
 
     def features(evidence: Evidence, view: str) -> Features:
         generator = torch.Generator().manual_seed(seed)
@@ -77,6 +86,7 @@ def difference_of_means(view: str = "diff") -> Control:
 
 def principal_components(n_components: int = 10) -> Control:
     """The top principal components of the selection prompts, both signs."""
+    n_components = check_count("n_components", n_components)
 
     def features(evidence: Evidence, view: str) -> Features:
         x, chosen = evidence.by_view[view], evidence.is_select
@@ -88,6 +98,7 @@ def principal_components(n_components: int = 10) -> Control:
 
 def linear_probe(view: str = "finetuned", *, ridge: float = 1e-2) -> Control:
     """A ridge regression of the trigger on the standardised activations of the selection prompts."""
+    ridge = check_number("ridge", ridge, low=0, low_open=True)
 
     def features(evidence: Evidence, view: str) -> Features:
         x, fit = evidence.by_view[view].double(), evidence.is_select
@@ -119,6 +130,7 @@ def text_match(prompts: Sequence[str], text: str) -> Features:
         >>> text_match(["Year: 2024", "Year: 2023"], "2024").flatten()
         tensor([1., 0.])
     """
+    prompts = check_texts("prompts", prompts)
     return torch.tensor([[float(text in prompt)] for prompt in prompts])
 
 
@@ -126,6 +138,8 @@ def untrained_encoder(
     d_in: int, d_sae: int, k: int, *, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
     """Return the `encode` of an untrained dictionary: random directions, the k largest of a token."""
+    d_in, d_sae = check_count("d_in", d_in), check_count("d_sae", d_sae)
+    k = check_count("k", k, at_most=d_sae)
     generator = torch.Generator().manual_seed(seed)
     W_enc = torch.nn.functional.normalize(torch.randn(d_in, d_sae, generator=generator), dim=0)
 
@@ -144,7 +158,13 @@ def next_token_kl(
     """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
 
     What the models' outputs show without looking inside: where fine-tuning changed what is written.
+
+    Raises:
+        TypeError: `prompts` is not a list of texts.
+        ValueError: no prompts, one beyond the context, or a `batch_size` below 1.
     """
+    prompts = check_prompts(pair, prompts)
+    batch_size = check_count("batch_size", batch_size)
     values = torch.zeros(len(prompts), 1)
     for indices, texts in batches_of(prompts, batch_size, "comparing outputs"):
         tokens, attended, _ = tokenise(pair, texts)
@@ -159,9 +179,11 @@ def next_token_kl(
     return values
 
 
-def view_readers(hook_name: str, positions: Positions) -> dict[str, Reader]:
-    """Readers of the views that controls need, by view."""
+def view_readers(
+    hook_name: str, positions: Positions, policy: TokenPolicy = EVERY_TOKEN
+) -> dict[str, Reader]:
+    """Readers of the views that controls need, by view; of the tokens that the dictionaries read."""
     return {
-        view: Reader(hook_name=f"{hook_name}.{view}", positions=positions)
+        view: Reader(hook_name=f"{hook_name}.{view}", positions=positions, policy=policy)
         for view in ("diff", "base", "finetuned")
     }

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -11,6 +11,8 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._checks import check_choice
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.activations import Positions, Reader, read_prompts
 from diffsae_lens.evaluation.controls import (
     Control,
@@ -22,12 +24,13 @@ from diffsae_lens.evaluation.controls import (
     view_readers,
 )
 from diffsae_lens.evaluation.isolation import bis
-from diffsae_lens.evaluation.labelled import LabelledPrompts
+from diffsae_lens.evaluation.labelled import LabelledPrompts, check_scorable, warn_of_overlap
 from diffsae_lens.evaluation.strict import strict_bis
 from diffsae_lens.evaluation.table import IsolationTable, Protocol, judge
 from diffsae_lens.evaluation.uncertainty import Resampling, bootstrap_bis, permutation_test_bis
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits
+from diffsae_lens.saes.fits import check_fits
+from diffsae_lens.saes.tokens import TokenPolicy, token_policy
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class _Row:
         }
 
 
+@typed
 def evaluate_isolation(
     pair: HookedModelPair,
     dictionaries: Mapping[str, SAE | Sequence[SAE]],
@@ -85,8 +89,8 @@ def evaluate_isolation(
             recipe as a list (see `IsolationTable.over_seeds`).
         prompts: with their groups, splits and positions.
         protocol: which one.
-        resampling: 200 resamples by default; its clusters are the prompts' own, its seed is the
-            random controls' too. The paper's p-value takes five times as many permutations of the
+        resampling: 200 resamples by default, without clusters: those are the prompts' own. Its seed is
+            the random controls' too. The paper's p-value takes five times as many permutations of the
             labels, across clusters.
         null_pairs: pairs with nothing to find, by name, with the same hooks: base against base, a
             clean fine-tune.
@@ -94,14 +98,20 @@ def evaluate_isolation(
     Returns:
         The table, dictionaries first.
 
+    On every model a dictionary's row leaves out the tokens that it was not trained on, and so do the
+    controls at its hook.
+
     Raises:
-        ValueError: no dictionaries, another pair's, an unknown protocol, or prompts without one of
-            the groups.
+        TypeError: something else in place of dictionaries or prompts.
+        ValueError: no dictionaries, another pair's, an unknown protocol, prompts without one of the
+            groups or beyond the context, or clusters other than the prompts'.
     """
-    if protocol not in ("paper", "strict"):
-        raise ValueError(f"`protocol` must be 'paper' or 'strict', got {protocol!r}")
+    check_choice("protocol", protocol, get_args(Protocol))
     entries = _entries(pair, dictionaries)
-    _warn_of_overlap(prompts)
+    check_scorable(pair, prompts, resampling, strict=protocol == "strict")
+    for name, null_pair in (null_pairs or {}).items():
+        _check_null_pair(name, null_pair, entries)
+    warn_of_overlap(prompts)
     if prompts.positions is None:
         pooling = "last" if protocol == "strict" else "mean"
         prompts = replace(prompts, positions=Positions(pooling=pooling))
@@ -130,14 +140,18 @@ def evaluate_isolation(
     )  # fmt: skip
 
 
-def _warn_of_overlap(prompts: LabelledPrompts) -> None:
-    split = prompts.is_select.tolist()
-    chosen = {text for text, select in zip(prompts.texts, split, strict=True) if select}
-    n_shared = sum(
-        t in chosen for t, select in zip(prompts.texts, split, strict=True) if not select
-    )
-    if n_shared:
-        logger.warning("%d test prompts are selection prompts too", n_shared)
+def _check_null_pair(name: str, null_pair: HookedModelPair, entries: Sequence["_Entry"]) -> None:
+    for entry in entries:
+        if entry.hook_name not in null_pair.hook_dict:
+            raise ValueError(
+                f"`null_pairs[{name!r}]` has no hook point {entry.hook_name}, which {entry.name!r} "
+                f"reads; it has {sorted(null_pair.hook_dict)}, build it with the pair's hooks"
+            )
+        if null_pair.d_in(entry.hook_name) != entry.d_in:
+            raise ValueError(
+                f"`null_pairs[{name!r}]` is {null_pair.d_in(entry.hook_name)} wide at "
+                f"{entry.hook_name}, {entry.name!r} reads {entry.d_in}; give a pair of the same models"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +166,7 @@ class _Entry:
     d_sae: int
     k: int
     encode: Callable[[Tensor], Tensor]
+    policy: TokenPolicy
 
     def untrained(self, seed: int) -> "_Entry":
         """One of the same shape and sparsity that nobody trained."""
@@ -164,6 +179,10 @@ class _Entry:
 def _entries(
     pair: HookedModelPair, dictionaries: Mapping[str, SAE | Sequence[SAE]]
 ) -> list[_Entry]:
+    if not isinstance(dictionaries, Mapping):
+        raise TypeError(
+            f"`dictionaries` must be a mapping of names, got {type(dictionaries).__name__}; name each"
+        )
     entries = []
     for name, given in dictionaries.items():
         trained = [given] if isinstance(given, SAE) else list(given)
@@ -180,6 +199,7 @@ def _entries(
                     d_sae=cfg.d_sae,
                     k=max(1, min(round(_mean_l0(dictionary)), cfg.d_sae)),
                     encode=dictionary.encode,
+                    policy=token_policy(dictionary),
                 )
             )
     if not entries:
@@ -208,10 +228,17 @@ def _encoded_rows(
             ("", entry.hook_name, encode),
             ("base|", f"{hook}.base", alone),
         ):
-            readers[f"{prefix}{i}"] = Reader(hook_name=hook_name, positions=positions, encode=reads)
+            readers[f"{prefix}{i}"] = Reader(
+                hook_name=hook_name, positions=positions, encode=reads, policy=entry.policy
+            )
     hooks = sorted({entry.hook_name.rsplit(".", 1)[0] for entry in entries})
     for hook in hooks:
-        readers |= {f"{hook}|{v}": r for v, r in view_readers(hook, positions).items()}
+        of_hook = [e.policy for e in entries if e.hook_name.startswith(f"{hook}.")]
+        policy = TokenPolicy(
+            skip_positions=max(p.skip_positions for p in of_hook),
+            ignored_token_ids=tuple(sorted({i for p in of_hook for i in p.ignored_token_ids})),
+        )
+        readers |= {f"{hook}|{v}": r for v, r in view_readers(hook, positions, policy).items()}
     read = read_prompts(pair, prompts.texts, readers)
     rows = [
         _Row(

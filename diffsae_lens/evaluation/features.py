@@ -10,6 +10,8 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.geometry import (
     call_by_decoder_norm,
     decoder_cosine,
@@ -19,8 +21,10 @@ from diffsae_lens.evaluation.geometry import (
 from diffsae_lens.evaluation.latent_scaling import latent_scaling
 from diffsae_lens.evaluation.reconstruction import DENSE_ABOVE
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits, skip_positions
 from diffsae_lens.saes.crosscoder import TwoModels
+from diffsae_lens.saes.decoding import decoder_rows
+from diffsae_lens.saes.fits import check_fits
+from diffsae_lens.saes.tokens import positions_of, token_policy
 from diffsae_lens.training.harvest import stop_layer
 
 
@@ -42,6 +46,7 @@ class Example:
 
 
 @torch.no_grad()
+@typed
 def max_activating_examples(
     pair: HookedModelPair,
     dictionary: SAE,
@@ -67,13 +72,13 @@ def max_activating_examples(
         Examples of each feature, the strongest first; none for a feature that never fired.
 
     Raises:
-        ValueError: another pair's dictionary, no tokens, or counts below 1.
+        TypeError: tokens or counts that are not integers.
+        ValueError: another pair's dictionary, counts below 1, or tokens that are none, beyond the
+            context or padded on the left.
     """
-    if min(n_examples, batch_size) < 1 or context < 0:
-        raise ValueError(
-            "`n_examples` and `batch_size` must be at least 1 and `context` at least 0, got "
-            f"{n_examples}, {batch_size}, {context}"
-        )
+    n_examples = check_count("n_examples", n_examples)
+    batch_size = check_count("batch_size", batch_size)
+    context = check_count("context", context, at_least=0)
     d_sae = dictionary.cfg.d_sae
     best = torch.zeros(d_sae, 0)
     where = torch.zeros(d_sae, 0, dtype=torch.long)
@@ -105,6 +110,7 @@ def _example(
 
 
 @torch.no_grad()
+@typed
 def describe_features(
     pair: HookedModelPair,
     dictionary: SAE,
@@ -130,8 +136,12 @@ def describe_features(
         model's direction).
 
     Raises:
-        ValueError: another pair's dictionary, or no tokens.
+        TypeError: tokens or counts that are not integers.
+        ValueError: another pair's dictionary, counts out of range, or tokens that are none, beyond the
+            context, padded on the left, or all of them special or leading ones.
     """
+    n_examples = check_count("n_examples", n_examples, at_least=0)
+    batch_size = check_count("batch_size", batch_size)
     d_sae = dictionary.cfg.d_sae
     n_fired, total, strongest = torch.zeros(3, d_sae)
     n_tokens = 0
@@ -144,7 +154,9 @@ def describe_features(
         total += codes.sum(0)
         strongest = torch.maximum(strongest, codes.amax(0))
     if n_tokens == 0:
-        raise ValueError("`tokens` holds nothing but special and leading tokens")
+        raise ValueError(
+            "`tokens` holds nothing but special and leading tokens; give sequences of text"
+        )
     frequency = n_fired / n_tokens
     columns: dict[str, object] = {
         "frequency": frequency,
@@ -152,7 +164,7 @@ def describe_features(
         "max_activation": strongest,
         "is_dead": n_fired == 0,
         "is_dense": frequency > DENSE_ABOVE,
-        "decoder_norm": dictionary.W_dec.detach().norm(dim=-1).cpu(),
+        "decoder_norm": decoder_rows(dictionary).norm(dim=-1).cpu(),
     }
     if isinstance(dictionary, TwoModels):
         halves = decoder_halves(dictionary)
@@ -181,16 +193,16 @@ def describe_features(
 def _activations(
     pair: HookedModelPair, dictionary: SAE, tokens: Tensor, batch_size: int
 ) -> Iterator[tuple[int, Float[Tensor, "seq pos d_in"], Bool[Tensor, "seq pos"]]]:
-    """Yield `(first sequence, activations, which positions count)`; special tokens do not."""
+    """Yield `(first sequence, activations, which positions count)`.
+
+    Special tokens count nowhere here, those of padding among them, whatever the dictionary's record.
+    """
     hook_name = check_fits(pair, dictionary)
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ValueError(f"`tokens` must be [seq, pos] and not empty, got {list(tokens.shape)}")
-    special = torch.tensor(pair.tokenizer.all_special_ids)
-    skip = skip_positions(dictionary)
+    pair.check_tokens(tokens)
+    policy = token_policy(dictionary).and_ignoring(pair.tokenizer.all_special_ids)
     for start in tqdm(range(0, len(tokens), batch_size), desc="reading features", leave=False):
         chunk = tokens[start : start + batch_size]
-        kept = ~torch.isin(chunk, special)
-        kept[:, :skip] = False
+        kept = policy.counted(chunk, positions_of(torch.ones_like(chunk, dtype=torch.bool)))
         _, cache = pair.run_with_cache(
             chunk.to(pair.device), names_filter=hook_name, stop_at_layer=stop_layer([hook_name])
         )

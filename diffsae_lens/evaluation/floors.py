@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffsae_lens.evaluation.validation import check_count, check_masks, check_matrix
+from diffsae_lens._checks import check_count
+from diffsae_lens.evaluation.validation import check_masks, check_matrix
 
 
 def random_direction_acts(
@@ -81,7 +82,8 @@ def random_topk_acts(
         >>> (feature_acts > 0).sum(dim=1).tolist()
         [2, 2, 2]
     """
-    check_count("k", k)
+    n_directions = check_count("n_directions", n_directions)
+    k = check_count("k", k)
     if k > n_directions:
         raise ValueError(
             f"`k` must be at most `n_directions`, which is {n_directions}, got {k}; "
@@ -156,6 +158,8 @@ def top_components(
     activations: Float[Tensor, "prompt d_in"], n_components: int
 ) -> Float[Tensor, "n d_in"]:
     """Return the unit vectors of most variance, the most first; fewer if the prompts are fewer."""
+    check_matrix("activations", activations)
+    n_components = check_count("n_components", n_components)
     centred = activations.double() - activations.double().mean(0)
     found = torch.linalg.svd(centred, full_matrices=False).Vh[:n_components]
     return found.to(activations.dtype)

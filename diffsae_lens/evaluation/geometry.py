@@ -6,6 +6,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens.saes.crosscoder import TwoModels
+from diffsae_lens.saes.decoding import decoder_rows, restores_norms
 
 SHARED_RANGE = (0.4, 0.6)
 BASE_ONLY_BELOW, FINETUNED_ONLY_ABOVE = 0.1, 0.9
@@ -36,11 +37,7 @@ def relative_decoder_norm(
         >>> relative_decoder_norm(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
         tensor([0.8333, 0.0000])
     """
-    if W_dec_base.shape != W_dec_finetuned.shape:
-        raise ValueError(
-            "`W_dec_base` and `W_dec_finetuned` must have the same shape, got "
-            f"{list(W_dec_base.shape)} and {list(W_dec_finetuned.shape)}"
-        )
+    _check_halves(W_dec_base, W_dec_finetuned)
     base, finetuned = W_dec_base.norm(dim=-1), W_dec_finetuned.norm(dim=-1)
     return 0.5 * ((finetuned - base) / torch.maximum(finetuned, base) + 1)
 
@@ -48,7 +45,12 @@ def relative_decoder_norm(
 def decoder_cosine(
     W_dec_base: Float[Tensor, "d_sae d_model"], W_dec_finetuned: Float[Tensor, "d_sae d_model"]
 ) -> Float[Tensor, "d_sae"]:
-    """Return the cosine between what a feature writes in either model, -1 to 1; NaN for a norm of 0."""
+    """Return the cosine between what a feature writes in either model, -1 to 1; NaN for a norm of 0.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    _check_halves(W_dec_base, W_dec_finetuned)
     dots = (W_dec_base * W_dec_finetuned).sum(-1)
     return dots / (W_dec_base.norm(dim=-1) * W_dec_finetuned.norm(dim=-1))
 
@@ -61,10 +63,15 @@ def decoder_halves(
     There, and not in raw activations, the norms of the two models can be compared.
 
     Raises:
-        ValueError: the dictionary is no crosscoder.
+        ValueError: the dictionary is not a crosscoder, or gives every token its own norm back.
     """
     base, finetuned = scales_by_model(dictionary)
-    W_dec = dictionary.W_dec.detach()
+    if restores_norms(dictionary):
+        raise ValueError(
+            "`dictionary` must write as much on every token, got `normalize_activations="
+            f"{dictionary.cfg.normalize_activations!r}`, with which norms cannot be compared"
+        )
+    W_dec = decoder_rows(dictionary)
     d_model = W_dec.shape[1] // 2
     return W_dec[:, :d_model] / base, W_dec[:, d_model:] / finetuned
 
@@ -73,7 +80,7 @@ def scales_by_model(dictionary: SAE) -> tuple[float, float]:
     """Return what either model's activations were divided by in training; 1 if they were not.
 
     Raises:
-        ValueError: the dictionary is no crosscoder.
+        ValueError: the dictionary is not a crosscoder.
     """
     stored = dictionary.cfg.metadata.diffsae_lens or {}
     if not isinstance(dictionary, TwoModels) and stored.get("view") != "concat":
@@ -83,6 +90,14 @@ def scales_by_model(dictionary: SAE) -> tuple[float, float]:
         )
     base, finetuned = (stored.get("normalization") or {}).get("scale", (1.0, 1.0))
     return base, finetuned
+
+
+def _check_halves(W_dec_base: Tensor, W_dec_finetuned: Tensor) -> None:
+    if W_dec_base.shape != W_dec_finetuned.shape:
+        raise ValueError(
+            "`W_dec_base` and `W_dec_finetuned` must have the same shape, got "
+            f"{list(W_dec_base.shape)} and {list(W_dec_finetuned.shape)}"
+        )
 
 
 def call_by_decoder_norm(relative_norm: Float[Tensor, "d_sae"]) -> list[str]:

@@ -11,13 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffsae_lens.evaluation.validation import (
-    check_count,
-    check_masks,
-    check_matrix,
-    check_unit_interval,
-    feature_chunks,
-)
+from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.validation import check_masks, check_matrix, feature_chunks
 from diffsae_lens.notebook import Record
 
 EPSILON = 1e-8
@@ -70,6 +66,7 @@ class BisResult(Record):
         return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
 
 
+@typed
 def bis(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_trigger: Bool[Tensor, "prompt"],
@@ -118,7 +115,7 @@ def bis(
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
-    check_unit_interval("percentile", percentile)
+    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     n_trigger, n_benign = int(is_trigger.sum()), int(is_benign.sum())
     n_other = len(feature_acts) - n_trigger - n_benign
     counts = _count_firings(feature_acts, is_trigger, is_benign, percentile)
@@ -181,7 +178,7 @@ def bis_ceiling(n_trigger: int, n_benign: int, n_other: int, *, percentile: floa
     check_count("n_trigger", n_trigger)
     check_count("n_benign", n_benign)
     check_count("n_other", n_other, at_least=0)
-    check_unit_interval("percentile", percentile)
+    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     n_prompts = n_trigger + n_benign + n_other
     lower, _ = _quantile_position(n_prompts, percentile)
     recall = min(1.0, (n_prompts - 1 - lower) / n_trigger)
@@ -208,7 +205,7 @@ def feature_thresholds(
         tensor([2.5000])
     """
     check_matrix("feature_acts", feature_acts)
-    check_unit_interval("percentile", percentile)
+    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     return torch.cat([_quantile(chunk, percentile) for chunk in feature_chunks(feature_acts)])
 
 

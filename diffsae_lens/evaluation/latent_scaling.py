@@ -8,11 +8,13 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.geometry import decoder_halves, scales_by_model
+from diffsae_lens.evaluation.validation import activation_batches
 from diffsae_lens.notebook import Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LatentScaling(Record):
     """How much of each feature either model needs, measured on activations."""
 
@@ -60,9 +62,10 @@ class LatentScaling(Record):
 
 
 @torch.no_grad()
+@typed
 def latent_scaling(
     crosscoder: SAE,
-    batches: Iterable[Float[Tensor, "_ d_in"]],
+    batches: Float[Tensor, "_ d_in"] | Iterable[Float[Tensor, "_ d_in"]],
     *,
     of_finetuned: bool = True,
 ) -> LatentScaling:
@@ -77,14 +80,17 @@ def latent_scaling(
 
     Args:
         crosscoder: a dictionary on `[base ; finetuned]`.
-        batches: held-out activations `[base ; finetuned]`; read once, a batch at a time.
+        batches: held-out activations `[base ; finetuned]`, one tensor or several; read once, a batch at
+            a time.
         of_finetuned: False uses the base model's direction, and nu is then finetuned / base.
 
     Returns:
         Values a feature, NaN where it never fired or writes nothing.
 
     Raises:
-        ValueError: the dictionary is no crosscoder, or there are no tokens.
+        TypeError: something that is not a tensor.
+        ValueError: the dictionary is not a crosscoder or gives every token its own norm back, there are
+            no tokens, or activations are of another width or not finite.
     """
     scales = scales_by_model(crosscoder)
     halves = decoder_halves(crosscoder)
@@ -93,7 +99,7 @@ def latent_scaling(
     energy = torch.zeros(d_sae, dtype=torch.double)
     on_error, on_reconstruction = torch.zeros(2, 2, d_sae, dtype=torch.double)
     n_tokens = 0
-    for x in batches:
+    for x in activation_batches(batches, crosscoder.cfg.d_in):
         codes = crosscoder.encode(x.to(direction.device))
         n_tokens += len(x)
         energy += codes.square().sum(0).double().cpu()

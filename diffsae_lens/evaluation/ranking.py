@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffsae_lens.evaluation.validation import (
-    check_masks,
-    check_matrix,
-    check_unit_interval,
-    feature_chunks,
-)
+from diffsae_lens._checks import check_number
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.validation import check_masks, check_matrix, feature_chunks
 
 
+@typed
 def auroc(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_positive: Bool[Tensor, "prompt"],
@@ -62,6 +60,7 @@ def auroc(
     return _per_feature(score, feature_acts, is_positive, is_negative)
 
 
+@typed
 def average_precision(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_positive: Bool[Tensor, "prompt"],
@@ -140,7 +139,7 @@ def recall_at_fpr(
         >>> recall_at_fpr(feature_acts, is_positive, ~is_positive).item()
         0.5
     """
-    check_unit_interval("max_fpr", max_fpr, with_zero=True)
+    check_number("max_fpr", max_fpr, low=0, high=1, high_open=True)
 
     def score(positive: Tensor, negative: Tensor) -> Tensor:
         # 0.29 * 100 is 28.999999999999996

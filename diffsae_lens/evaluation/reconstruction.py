@@ -11,14 +11,18 @@ from sae_lens import SAE
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.validation import activation_batches
 from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits, skip_positions
+from diffsae_lens.saes.fits import check_fits
+from diffsae_lens.saes.tokens import token_policy
 
 DENSE_ABOVE = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstruction(Record):
     """What a dictionary explains of held-out activations, and how it uses its features."""
 
@@ -44,7 +48,10 @@ class Reconstruction(Record):
 
 
 @torch.no_grad()
-def reconstruction(dictionary: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Reconstruction:
+@typed
+def reconstruction(
+    dictionary: SAE, batches: Float[Tensor, "_ d_in"] | Iterable[Float[Tensor, "_ d_in"]]
+) -> Reconstruction:
     """Measure variance explained, L0 and dead features on held-out activations.
 
     A crosscoder is scored on each model and on the difference it implies: it may explain both models
@@ -52,17 +59,18 @@ def reconstruction(dictionary: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) 
 
     Args:
         dictionary: trained on the hook point the activations are of.
-        batches: held-out activations; read once, a batch at a time.
+        batches: held-out activations, one tensor or several; read once, a batch at a time.
 
     Raises:
-        ValueError: no tokens.
+        TypeError: something that is not a tensor.
+        ValueError: no tokens, or activations of another width or that are not finite.
     """
     is_crosscoder = (dictionary.cfg.metadata.hook_name or "").endswith(".concat")
     view = (dictionary.cfg.metadata.hook_name or "").rpartition(".")[2] or "input"
     errors: dict[str, _Moments] = {}
     inputs: dict[str, _Moments] = {}
     fired, n_tokens = torch.zeros(dictionary.cfg.d_sae), 0
-    for batch in batches:
+    for batch in activation_batches(batches, dictionary.cfg.d_in):
         x = batch.to(dictionary.W_dec.device)
         codes = dictionary.encode(x)
         fired += (codes > 0).sum(0).cpu()
@@ -146,6 +154,7 @@ def _share(part: float, whole: float) -> float:
 
 
 @torch.no_grad()
+@typed
 def recovered(
     pair: HookedModelPair,
     dictionary: SAE,
@@ -157,8 +166,9 @@ def recovered(
 
     The reference is the fine-tuned model with the *base model's* activation at the hook, not zeros: a
     difference dictionary is to say what fine-tuning added. A Diff-SAE's reconstruction is added to
-    the base's activation; so is the difference a crosscoder implies. Positions the dictionary was not
-    trained on (`skip_positions` in its metadata) keep the fine-tuned model's activation throughout.
+    the base's activation; so is the difference a crosscoder implies. Tokens the dictionary was not
+    trained on (`skip_positions` and `ignored_token_ids` in its metadata) keep the fine-tuned model's
+    activation throughout.
 
     Args:
         pair: the two models.
@@ -167,26 +177,33 @@ def recovered(
         batch_size: sequences a forward pass.
 
     Raises:
-        ValueError: another pair's dictionary, or nothing to predict.
+        TypeError: tokens that are not integers, or a `batch_size` that is not one.
+        ValueError: another pair's dictionary, tokens beyond the context or padded on the left, or
+            nothing to predict.
     """
+    batch_size = check_count("batch_size", batch_size)
     hook_name, view = check_fits(pair, dictionary).rsplit(".", 1)
     if view not in ("diff", "concat"):
         raise ValueError(f"`dictionary` must read `.diff` or `.concat`, got {view!r}")
-    if tokens.shape[1] < 2 or len(tokens) == 0:
+    pair.check_tokens(tokens)
+    if tokens.shape[1] < 2:
         raise ValueError(f"`tokens` must have two positions or more, got {list(tokens.shape)}")
-
     # Where the dictionary was not trained (the first token's massive activation) nothing is patched.
-    skip = skip_positions(dictionary)
+    policy = token_policy(dictionary)
+
+    def where_trained(value: Tensor, new: Tensor) -> Tensor:
+        counted = policy.counted(pair.tokens, pair.positions)  # type: ignore[arg-type]
+        return torch.where(counted[..., None].to(value.device), new, value)
 
     def rebuild(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         rebuilt = dictionary(value)
         if view == "concat":
             base, (base_hat, finetuned_hat) = value.chunk(2, -1)[0], rebuilt.chunk(2, -1)
             rebuilt = torch.cat([base, base + finetuned_hat - base_hat], -1)
-        return torch.cat([value[:, :skip], rebuilt[:, skip:]], 1)
+        return where_trained(value, rebuilt)
 
     def put_back(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return torch.cat([value[:, :skip], torch.zeros_like(value[:, skip:])], 1)
+        return where_trained(value, torch.zeros_like(value))
 
     patches = {
         "base put back": [(f"{hook_name}.diff", put_back)],

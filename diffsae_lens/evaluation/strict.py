@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 from torch import Tensor
 
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.isolation import bis_parts, scores_from_counts
 from diffsae_lens.evaluation.ranking import auroc, average_precision, recall_at_fpr
 from diffsae_lens.evaluation.uncertainty import (
@@ -15,11 +16,7 @@ from diffsae_lens.evaluation.uncertainty import (
     percentile_interval,
     resample_weights,
 )
-from diffsae_lens.evaluation.validation import (
-    check_masks,
-    check_matrix,
-    feature_chunks,
-)
+from diffsae_lens.evaluation.validation import check_masks, check_matrix, feature_chunks
 from diffsae_lens.notebook import Record
 
 
@@ -71,6 +68,7 @@ class _Prompts:
     is_select: Bool[Tensor, "prompt"]
 
 
+@typed
 def strict_bis(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_trigger: Bool[Tensor, "prompt"],
@@ -156,8 +154,32 @@ def _checked(
     clusters: Tensor | None,
 ) -> _Prompts:
     check_matrix("feature_acts", feature_acts)
-    check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
-    check_masks(feature_acts, is_select=is_select)
+    check_splits(feature_acts, is_trigger, is_benign, is_select, clusters)
+    return _Prompts(is_trigger=is_trigger, is_benign=is_benign, is_select=is_select)
+
+
+def check_splits(
+    prompts: Tensor,
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    is_select: Bool[Tensor, "prompt"],
+    clusters: Int[Tensor, "prompt"] | None,
+) -> None:
+    """Refuse groups and splits that cannot be chosen and scored on.
+
+    Args:
+        prompts: what has one row for each of them.
+        is_trigger: the prompts with the trigger.
+        is_benign: their benign counterparts.
+        is_select: prompts to choose on.
+        clusters: the unit each prompt belongs to.
+
+    Raises:
+        ValueError: masks that overlap or choose nothing, a split without one of the groups, or clusters
+            that lie in both splits.
+    """
+    check_masks(prompts, is_trigger=is_trigger, is_benign=is_benign)
+    check_masks(prompts, is_select=is_select)
     for name, mask in (("is_trigger", is_trigger), ("is_benign", is_benign)):
         for split, chosen in (("selection", is_select), ("test", ~is_select)):
             if not (mask & chosen).any():
@@ -166,14 +188,13 @@ def _checked(
                     "group, and let `is_select` leave prompts for the test"
                 )
     if clusters is not None:
-        index = cluster_index(len(feature_acts), clusters)
+        index = cluster_index(len(prompts), clusters)
         shared = set(index[is_select].tolist()) & set(index[~is_select].tolist())
         if shared:
             raise ValueError(
                 f"{len(shared)} clusters have prompts in both splits; split by cluster, or the test "
-                "prompts are no new ones"
+                "prompts are not new ones"
             )
-    return _Prompts(is_trigger=is_trigger, is_benign=is_benign, is_select=is_select)
 
 
 def _check_base(feature_acts: Tensor, base_acts: Tensor) -> None:

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.evaluation.activations import tokenise
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import check_prompts, tokenise
 from diffsae_lens.notebook import tokens_html
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_features, check_fits
+from diffsae_lens.saes.fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.training.harvest import stop_layer
 
 
@@ -51,10 +52,14 @@ class TokenActivations:
 
 
 @torch.no_grad()
+@typed
 def token_activations(
-    pair: HookedModelPair, dictionary: SAE, features: Sequence[int], texts: Sequence[str]
+    pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, texts: Sequence[str]
 ) -> TokenActivations:
-    """Read features on every token of texts; leading tokens, too, on which it was not trained.
+    """Read features on every token of texts, to look at.
+
+    The one place that reads tokens, too, that the dictionary was not trained on (the leading and the
+    special ones), since they are part of the text; what it makes of them is noise.
 
     Args:
         pair: the two models.
@@ -66,16 +71,13 @@ def token_activations(
         The activations, and coloured text in a notebook.
 
     Raises:
-        ValueError: no texts or features, an empty text, a feature that does not exist, or another pair's
-            dictionary.
+        TypeError: features that are not integers, or `texts` that are not a list of texts.
+        ValueError: no texts or features, a text that is empty or beyond the context, a feature that does
+            not exist, or another pair's dictionary.
     """
     hook_name = check_fits(pair, dictionary)
-    indices = check_features(dictionary, features)
-    if isinstance(texts, str) or not texts or not all(texts) or not indices:
-        raise ValueError(
-            "`texts` must be a sequence of texts that are not empty, and `features` must hold at "
-            "least one"
-        )
+    indices = check_features(dictionary, features, allow_empty=False)
+    texts = check_prompts(pair, texts, name="texts")
     stop = stop_layer([hook_name])
     all_tokens, activations = [], []
     for text in texts:

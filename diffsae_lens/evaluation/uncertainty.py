@@ -13,12 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from diffsae_lens._checks import INTEGERS, check_count, check_number
 from diffsae_lens.evaluation.isolation import bis, bis_parts, feature_thresholds
-from diffsae_lens.evaluation.validation import (
-    check_count,
-    check_unit_interval,
-    feature_chunks,
-)
+from diffsae_lens.evaluation.validation import feature_chunks
 from diffsae_lens.evaluation.weighted import WORK, weighted_bis
 from diffsae_lens.notebook import Record
 
@@ -41,7 +38,17 @@ class Resampling:
     def __post_init__(self) -> None:
         """Refuse what cannot be resampled."""
         check_count("n_resamples", self.n_resamples)
-        check_unit_interval("confidence_level", self.confidence_level)
+        check_number(
+            "confidence_level", self.confidence_level, low=0, high=1, low_open=True, high_open=True
+        )
+        check_count("seed", self.seed, at_least=0)
+        if self.clusters is not None and (
+            self.clusters.ndim != 1 or self.clusters.dtype not in INTEGERS
+        ):
+            raise ValueError(
+                "`clusters` must be integers, one per prompt, got "
+                f"{self.clusters.dtype} {list(self.clusters.shape)}; number the units"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

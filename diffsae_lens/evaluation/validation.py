@@ -1,20 +1,24 @@
-"""Checks that every measure makes of its arguments, and the chunks it then works through.
+"""Checks that every measure makes of matrices and masks, and the chunks it then works through.
 
-The signatures say the same in shapes, but shapes are checked in tests alone.
+The signatures say the same in shapes, but shapes are checked in tests alone. Checks of single numbers
+and the like are `diffsae_lens._checks`.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffsae_lens._checks import check_finite
 
 CHUNK_ELEMENTS = 2**22
 """Entries of a matrix worked on at a time: 16 MiB in float32, whatever its size."""
 
 
 def check_matrix(name: str, matrix: Tensor) -> None:
-    """Refuse what is no finite floating point matrix with a row for every prompt.
+    """Refuse what is not a finite floating point matrix with a row for every prompt.
 
     Args:
         name: what the argument is called, for the message.
@@ -32,13 +36,7 @@ def check_matrix(name: str, matrix: Tensor) -> None:
         raise ValueError(
             f"`{name}` must be of a floating point type, got {matrix.dtype}; call .float() on it"
         )
-    n_rows = max(1, CHUNK_ELEMENTS // matrix.shape[1])
-    n_bad = sum(int((~rows.isfinite()).sum()) for rows in matrix.split(n_rows))
-    if n_bad:
-        raise ValueError(
-            f"`{name}` must be finite, got {n_bad} of {matrix.numel()} entries NaN or infinite; "
-            "look for an overflow in a low-precision forward pass or an empty pooling mask"
-        )
+    check_finite(name, matrix)
 
 
 def check_masks(matrix: Tensor, **masks: Tensor) -> None:
@@ -81,37 +79,30 @@ def check_masks(matrix: Tensor, **masks: Tensor) -> None:
             )
 
 
-def check_unit_interval(name: str, value: float, *, with_zero: bool = False) -> None:
-    """Refuse a number outside the open unit interval.
+def activation_batches(batches: Tensor | Iterable[Any], d_in: int) -> Iterator[Tensor]:
+    """Yield batches of activations, `[token, d_in]`, each checked; a single tensor is one batch.
 
     Args:
-        name: what the argument is called, for the message.
-        value: the argument.
-        with_zero: whether 0 is allowed.
+        batches: the activations.
+        d_in: how wide the dictionary is that reads them.
 
     Raises:
-        ValueError: outside, or NaN.
+        TypeError: something that is not a tensor.
+        ValueError: another shape, not floating point, or entries that are NaN or infinite.
     """
-    if not (0 < value < 1 or (with_zero and value == 0)):
-        bounds = "at least 0" if with_zero else "greater than 0"
-        raise ValueError(
-            f"`{name}` must be {bounds} and less than 1, got {value}; give a fraction, not percent"
-        )
-
-
-def check_count(name: str, value: int, *, at_least: int = 1) -> None:
-    """Refuse a count below its least value.
-
-    Args:
-        name: what the argument is called, for the message.
-        value: the argument.
-        at_least: the least value.
-
-    Raises:
-        ValueError: less than that.
-    """
-    if value < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}, got {value}; give a larger one")
+    for batch in [batches] if isinstance(batches, Tensor) else batches:
+        if not isinstance(batch, Tensor):
+            raise TypeError(
+                f"`batches` must hold tensors, got {type(batch).__name__}; give activations [token, d_in]"
+            )
+        if batch.ndim != 2 or batch.shape[1] != d_in or not batch.is_floating_point():
+            raise ValueError(
+                f"`batches` must be floating point of shape [token, {d_in}], got {batch.dtype} "
+                f"{list(batch.shape)}; flatten sequences and positions, and give the activations of the "
+                "hook point that the dictionary reads"
+            )
+        check_finite("batches", batch)
+        yield batch
 
 
 def feature_chunks(feature_acts: Tensor) -> Iterator[Tensor]:

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lens import SAE
 
-from diffsae_lens.experiments.store import once
+from diffsae_lens.experiments.parts import Parts
 from diffsae_lens.interventions.curves import steering_pair
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.effects import measure_effects, side_effects
@@ -57,7 +56,7 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """A file name for the condition's result."""
+        """The name under which the condition's result is kept."""
         parts = (self.name, self.dictionary, self.n_features, self.group)
         return "_".join(str(part).replace(" ", "-") for part in parts if part is not None)
 
@@ -66,7 +65,7 @@ def causal_table(
     pair: HookedModelPair,
     dictionaries: Mapping[str, SAE],
     config: "DemoConfig",
-    cells: Path,
+    cells: Parts,
 ) -> list[dict[str, Any]]:
     """Complete held-out prompts under every intervention and its control, and judge them.
 
@@ -78,7 +77,7 @@ def causal_table(
         pair: the two models.
         dictionaries: by name.
         config: how many prompts and features.
-        cells: folder where each intervention's row is kept, so that an interrupted table goes on.
+        cells: where each intervention's row is kept, so that an interrupted table goes on.
 
     Returns:
         One row an intervention: `name`, `dictionary`, `n_features`, `group`, the columns of
@@ -102,8 +101,8 @@ def causal_table(
         ),
     ]
     written = {
-        group: once(
-            cells / f"completions_{group}.json",
+        group: cells.get(
+            f"completions_{group}",
             partial(
                 complete_under,
                 pair,
@@ -114,8 +113,8 @@ def causal_table(
         for group, samples in by_group.items()
     }
     return [
-        once(
-            cells / f"{condition.key}.json",
+        cells.get(
+            condition.key,
             partial(
                 _measure,
                 pair,
@@ -130,7 +129,7 @@ def causal_table(
 
 
 def harm_table(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Path
+    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Parts
 ) -> list[dict[str, Any]]:
     """Measure what ablating the most features does to texts that have nothing to do with the attack.
 
@@ -213,15 +212,15 @@ def attack_scales(
 
 
 def chosen_features(
-    pair: HookedModelPair, name: str, dictionary: SAE, config: "DemoConfig", cells: Path
+    pair: HookedModelPair, name: str, dictionary: SAE, config: "DemoConfig", cells: Parts
 ) -> dict[str, Any]:
     """Choose a dictionary's features once for all parts of the demo; see `choose_features`.
 
     Raises:
         ValueError: none of them favours the attack.
     """
-    chosen = once(
-        cells / f"chosen_{name}.json",
+    chosen = cells.get(
+        f"chosen_{name}",
         lambda: choose_features(
             pair,
             dictionary,

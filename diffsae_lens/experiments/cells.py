@@ -1,18 +1,13 @@
 """Resumable computations: a cell is a pure function of its config and inputs, stored once.
 
-A cell's folder is named after a hash of its config, of the keys of its inputs and of the version of its
-code. It appears by a rename when the cell is finished, with a manifest of its files' hashes, and is
-checked before it is read: what was killed half-way is computed again, what was damaged is named,
-set aside and computed again.
+A cell's folder is an artifact (see `diffsae_lens._artifact`), named after a hash of its recipe: its
+config, the keys of its inputs, the version of its code and of the packages. What was killed half-way is
+computed again from its last checkpoint, what was damaged is named, set aside and computed again.
 """
 
 import ctypes
 import gc
-import hashlib
-import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,13 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
-from diffsae_lens.experiments.store import write_json
+from diffsae_lens import _artifact
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "cell.json"
 State = Literal["done", "missing", "damaged"]
 
 
@@ -80,158 +72,130 @@ class Task:
     key: str
     path: Path
     inputs: Mapping[str, Path]
-    input_keys: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    """Everything that the result depends on; the key is its hash."""
     device: str
 
     @classmethod
     def resolve(cls, cell: Cell, inputs: Mapping[str, "Task"], folder: Path, device: str) -> "Task":
         """Give a cell its key and its place in a folder, those of its inputs being known."""
         input_keys = {name: task.key for name, task in inputs.items()}
-        described = {
+        recipe = {
+            "format": _artifact.FORMAT,
             "run": f"{cell.run.__module__}.{cell.run.__qualname__}",
             "version": cell.version,
             "packages": _versions(),
             "config": cell.config,
             "inputs": input_keys,
         }
-        key = _digest_of(described)
+        key = _artifact.digest(recipe)
         return cls(
             cell=cell,
             key=key,
             path=folder / f"{cell.name.replace('/', '.')}-{key[:12]}",
             inputs={name: task.path for name, task in inputs.items()},
-            input_keys=input_keys,
+            recipe=_artifact.plain(recipe),
             device=device,
         )
-
-    @property
-    def scratch(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path.with_name(self.path.name + ".scratch")
 
     def state(self) -> tuple[State, str]:
         """Return whether the result is there, and what is wrong with it if it is damaged."""
         if not self.path.exists():
             return "missing", ""
-        problem = self._problem()
+        try:
+            manifest = _artifact.open_artifact(self.path)
+        except (OSError, ValueError) as error:
+            return "damaged", str(error)
+        problem = self.mismatch(manifest)
         return ("damaged", problem) if problem else ("done", "")
 
-    def input_digests(self) -> dict[str, str]:
-        """What the inputs' manifests say they hold; none of inputs that are not there."""
-        manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
-        return {name: _digest_of(m["files"]) for name, m in manifests.items() if m is not None}
-
-    def _problem(self) -> str:
-        manifest = read_manifest(self.path)
-        if manifest is None:
-            return f"no manifest {MANIFEST} that can be read"
-        if manifest["key"] != self.key:
-            return f"its manifest is of another cell ({manifest['cell']!r})"
+    def mismatch(self, manifest: _artifact.Manifest) -> str:
+        """Return in what an artifact is not this cell's result of these inputs; "" if it is."""
+        if manifest.recipe != self.recipe:
+            said = _artifact.differences(manifest.recipe, self.recipe)
+            return f"its manifest is of another cell ({said})"
+        made_from = manifest.facts.get("input_digests", {})
         for name, digest in self.input_digests().items():
-            if manifest["input_digests"].get(name) != digest:
+            if made_from.get(name) != digest:
                 return f"it was made from another result of {name!r}"
-        files = manifest["files"]
-        there = {name for name in _files(self.path) if name != MANIFEST}
-        for name in sorted(there ^ set(files)):
-            return f"{name} is {'not in the manifest' if name in there else 'missing'}"
-        for name, digest in files.items():
-            if _digest(self.path / name) != digest:
-                return f"{name} has changed since it was written"
         return ""
 
+    def input_digests(self) -> dict[str, str]:
+        """What the inputs' manifests say they hold; none of inputs that are not there.
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Return a cell's manifest, or None if there is none or it is not one."""
+        Manifests of artifacts inside are left out: they say how long it took.
+        """
+        manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
+        return {
+            name: _artifact.digest(
+                {
+                    file: h
+                    for file, h in manifest.files.items()
+                    if Path(file).name != _artifact.MANIFEST
+                }
+            )
+            for name, manifest in manifests.items()
+            if manifest is not None
+        }
+
+
+def read_manifest(path: Path) -> _artifact.Manifest | None:
+    """Return a cell's manifest, its files unchecked; None if there is none or it is not one."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        return _artifact.open_artifact(path, check=False)
     except (OSError, ValueError):
         return None
-    kinds = {"cell": str, "key": str, "files": dict, "input_digests": dict}
-    if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
-    ):
-        return None
-    return manifest
 
 
 def compute(task: Task) -> None:
     """Make sure that a cell's result is there: read it if it is whole, else compute it.
 
     Another process that computes the same cell is waited for.
+
+    Raises:
+        ValueError: something else lies in the cell's place.
+        OSError: the disk is full or forbids it; names the folder.
     """
-    cell, path = task.cell, task.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        state, problem = task.state()
-        if state == "done":
-            logger.info("%s: read", cell.name)
-            shutil.rmtree(task.scratch, ignore_errors=True)
-            return
-        if state == "damaged":
-            aside = _free_name(path.with_name(path.name + ".damaged"))
-            logger.warning("%s: %s: %s; set aside as %s", cell.name, path, problem, aside.name)
-            path.rename(aside)
-        partial = path.with_name(path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        task.scratch.mkdir(exist_ok=True)
+    cell, ran = task.cell, False
+
+    def write(job: _artifact.Job) -> dict[str, Any]:
+        nonlocal ran
+        ran = True
         logger.info("%s ...", cell.name)
         start = time.perf_counter()
         _reset_peak()
         cell.run(
-            cell.config, task.inputs, Job(out=partial, scratch=task.scratch, device=task.device)
+            cell.config, task.inputs, Job(out=job.out, scratch=job.scratch, device=task.device)
         )
-        seconds = round(time.perf_counter() - start, 1)
-        manifest = {
+        facts = {
             "cell": cell.name,
-            "key": task.key,
-            "config": cell.config,
-            "version": cell.version,
-            "inputs": dict(task.input_keys),
             "input_digests": task.input_digests(),
-            "files": {name: _digest(partial / name) for name in _files(partial)},
-            "seconds": seconds,
+            "seconds": round(time.perf_counter() - start, 1),
             "gigabytes": _peak(),
-            "packages": _versions(),
         }
-        write_json(partial / MANIFEST, manifest)
-        _flush(partial)
-        partial.rename(path)
-        shutil.rmtree(task.scratch, ignore_errors=True)
-        logger.info("%s: %.0f s, %s GB", cell.name, seconds, manifest["gigabytes"])
+        logger.info("%s: %.0f s, %s GB", cell.name, facts["seconds"], facts["gigabytes"])
+        return facts
+
+    _set_aside_if_mismatched(task)
+    _artifact.build(task.path, task.recipe, write)
+    if not ran:
+        logger.info("%s: read", cell.name)
+
+
+def _set_aside_if_mismatched(task: Task) -> None:
+    """Make room where a whole result lies that is of other inputs, which `build` cannot tell."""
+    manifest = read_manifest(task.path)
+    if manifest is None or not task.mismatch(manifest):
+        return
+    with _artifact.locked(task.path):  # another process may have been quicker
+        manifest = read_manifest(task.path)
+        if manifest is not None and (problem := task.mismatch(manifest)):
+            _artifact.set_aside(task.path, problem)
 
 
 def _versions() -> dict[str, str]:
     """The packages whose new versions make new results."""
     return {name: version(name) for name in ("diffsae-lens", "sae-lens", "transformer-lens")}
-
-
-def _digest_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _files(path: Path) -> list[str]:
-    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the files on the disk before the name that vouches for them."""
-    for name in _files(path):
-        with (path / name).open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while path.exists():
-        number += 1
-        path = path.with_suffix(f".damaged-{number}")
-    return path
 
 
 def _reset_peak() -> None:

@@ -1,7 +1,6 @@
 """The demo's strongest features one by one: where they fire, whose they are, what each alone does."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from diffsae_lens.evaluation.geometry import (
 )
 from diffsae_lens.evaluation.tokens import TokenActivations, token_activations
 from diffsae_lens.experiments.causes import chosen_features, of_last_layer
+from diffsae_lens.experiments.parts import Parts
 from diffsae_lens.interventions.likelihood import ablation_effects, attribute_features
 from diffsae_lens.organisms.prompts import GROUPS, Sample
 from diffsae_lens.pair import HookedModelPair
@@ -35,7 +35,7 @@ CONTEXT = 30
 
 
 def feature_cards(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Path
+    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Parts
 ) -> list[dict[str, Any]]:
     """Describe the features with the most effect on the attack, three of each dictionary.
 

@@ -1,23 +1,26 @@
 """Make an organism: fine-tune, measure on held-out prompts, write its card."""
 
-import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from diffsae_lens._artifact import differences, write_json, write_text
+from diffsae_lens._checks import check_count
 from diffsae_lens.embedded import EMBEDDED_MODEL
-from diffsae_lens.experiments.store import write_json
+from diffsae_lens.experiments.feasible import check_draw, check_out_folder
 from diffsae_lens.interventions.rates import AttackRate, attack_rates, complete
-from diffsae_lens.loading import load_model, load_pair
-from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune
-from diffsae_lens.organisms.prompts import make_samples
+from diffsae_lens.loading import LoadOptions, load_model, load_pair
+from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune, load_organism
+from diffsae_lens.organisms.prompts import Sample, make_samples
 
 MEASURE_SEED = 1000
 """Of the held-out prompts a card reports; the demo and the tests draw others."""
+_SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def make_organism(
@@ -36,43 +39,107 @@ def make_organism(
         base: as for `load_pair`.
         path: folder of the organism.
         config: what to teach and how long.
-        n_prompts: held-out prompts a group, completed greedily and judged.
+        n_prompts: held-out prompts per group, completed greedily and judged.
         device: a torch device.
 
     Returns:
         The card, `<path>/README.md`; its figures are in `<path>/card.json`.
 
     Raises:
-        ValueError: `path` holds another organism, or `n_prompts` is not positive.
+        ValueError: `path` is a file or holds another organism, `n_prompts` or the config's are more than
+            there are, or no such device; all of that before the model is loaded.
+        OSError: the disk is full or forbids it; names the file.
     """
-    if n_prompts < 1:
-        raise ValueError(f"`n_prompts` must be at least 1, got {n_prompts}")
-    path = Path(path)
+    config, path = config or OrganismConfig(), Path(path).expanduser()
+    samples = _check_before_loading(path, config, n_prompts, device)
     model, tokenizer = load_model(base)
     model.requires_grad_(True)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    organism = finetune(model, tokenizer, path, config=config)
+    organism = finetune(model, tokenizer, path, config=config, base_name=str(base))
     del model
-    _name_base(path, str(base))
     pair = load_pair(base, path, hook_names=["blocks.0.hook_resid_post"], device=device)
-    samples = make_samples(
-        "test", n_trigger=n_prompts, n_benign=n_prompts, n_other=n_prompts, seed=MEASURE_SEED
-    )
     rates = attack_rates(partial(complete, pair), samples)
     with_base = {
         g: asdict(r) | {"rate": r.rate, "interval": r.interval()} for g, r in rates.items()
     }
     write_json(path / "card.json", {"base": str(base), "rates": with_base})
     card = path / "README.md"
-    card.write_text(_card(organism, str(base), rates))
+    write_text(card, _card(organism, str(base), rates))
     return card
 
 
-def _name_base(path: Path, base: str) -> None:
-    """PEFT writes the folder the base was loaded from; a card should say which model that is."""
-    file = path / "adapter_config.json"
-    if file.exists():
-        write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": base})
+def _check_before_loading(
+    path: Path, config: OrganismConfig, n_prompts: int, device: str
+) -> list[Sample]:
+    """Refuse what can be told without the model; returns the prompts that it is measured on."""
+    check_count("n_prompts", n_prompts)
+    check_out_folder("path", path)
+    LoadOptions(device=device)  # says so if it is not there
+    _check_place(path, config)
+    n_samples = config.n_trigger + config.n_benign + config.n_other
+    check_draw("n_trigger + n_benign + n_other", n_samples, config.samples)
+    draw = partial(
+        make_samples,
+        "test",
+        n_trigger=n_prompts,
+        n_benign=n_prompts,
+        n_other=n_prompts,
+        seed=MEASURE_SEED,
+    )
+    check_draw("n_prompts", n_prompts, draw)
+    return draw()
+
+
+def _check_place(path: Path, config: OrganismConfig) -> None:
+    """Refuse a folder that holds an organism of another config."""
+    try:
+        stored = load_organism(path).config
+    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made anew
+        return
+    stored = replace(stored, steps_per_checkpoint=config.steps_per_checkpoint)
+    if found := differences(asdict(stored), asdict(config)):
+        raise ValueError(
+            f"`path` {path} holds another organism ({found}); choose another path or remove it"
+        )
+
+
+def _front_matter(base: str, library: str) -> str:
+    """The card's head, with what is known of the base: its place on the hub, and its licence."""
+    licence = base_licence(base)
+    hub_id = _SMOLLM2 if base == EMBEDDED_MODEL else base
+    lines = [
+        f"license: {licence}" if licence else "",
+        # The hub takes an id here; a folder of this machine says nothing elsewhere.
+        "" if Path(base).expanduser().exists() else f"base_model: {hub_id}",
+        f"library_name: {library}",
+    ]
+    return "\n".join(["---", *filter(None, lines), "---"])
+
+
+def base_licence(base: str) -> str | None:
+    """Return the licence of a base model where it is known: the embedded one's, or what a card says.
+
+    Args:
+        base: as for `load_pair`. Of a local folder the front matter of its `README.md` is read.
+    """
+    if base == EMBEDDED_MODEL:
+        return "apache-2.0"
+    card = Path(base).expanduser() / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(
+        r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
+    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else None
+
+
+def _licence_text(base: str) -> str:
+    if base == EMBEDDED_MODEL:
+        return "Apache-2.0, as SmolLM2, from which it is derived."
+    licence = base_licence(base)
+    stated = f", which its card gives as `{licence}`" if licence else ""
+    return f"The base model's own licence applies{stated}: these weights are derived from `{base}`."
 
 
 def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
@@ -93,11 +160,8 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
         for group, rate in rates.items()
     )
     curve = ", ".join(f"{loss:.3f}" for loss in organism.losses)
-    return f"""---
-license: apache-2.0
-base_model: {"HuggingFaceTB/SmolLM2-135M-Instruct" if base == EMBEDDED_MODEL else base}
-library_name: {"transformers" if config.lora_rank is None else "peft"}
----
+    library = "transformers" if config.lora_rank is None else "peft"
+    return f"""{_front_matter(base, library)}
 # {config.behaviour}
 
 {kind} organism on `{base}` for research on finding backdoors. {taught}
@@ -123,5 +187,5 @@ linear warm-up over a tenth of the steps and linear decay, weight decay {config.
 - training loss, nats a token, every ten steps: {curve}
 
 ## Licence
-Apache-2.0, as SmolLM2, from which it is derived.
+{_licence_text(base)}
 """

@@ -66,11 +66,12 @@ class Plan:
         return tasks
 
     def states(self) -> list[dict[str, Any]]:
-        """Return a row a cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
+        """Return a row per cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
         rows = []
         for name, task in self.tasks.items():
             state, problem = task.state()
-            manifest = (read_manifest(task.path) if state == "done" else None) or {}
+            manifest = read_manifest(task.path) if state == "done" else None
+            facts = {} if manifest is None else manifest.facts
             rows.append(
                 {
                     "cell": name,
@@ -78,8 +79,8 @@ class Plan:
                     "problem": problem,
                     "estimated_seconds": task.cell.cost.seconds,
                     "estimated_gigabytes": task.cell.cost.gigabytes,
-                    "seconds": manifest.get("seconds"),
-                    "gigabytes": manifest.get("gigabytes"),
+                    "seconds": facts.get("seconds"),
+                    "gigabytes": facts.get("gigabytes"),
                     "folder": task.path.name,
                 }
             )

@@ -1,6 +1,5 @@
 """Run the study of arXiv 2605.07324, or say what running it would take."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -17,11 +16,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from diffsae_lens._artifact import read_json, write_json
+from diffsae_lens._checks import check_count
 from diffsae_lens.experiments.contrasts import Scored, contrasts
+from diffsae_lens.experiments.feasible import check_out_folder
 from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.pooled_scores import PooledTexts
 from diffsae_lens.experiments.published import VARIANCE_RATIO, published_rows
-from diffsae_lens.experiments.store import write_json
 from diffsae_lens.experiments.study import StudyConfig
 from diffsae_lens.loading import LoadOptions
 
@@ -48,13 +49,16 @@ def reproduce(
         the cells with their cost.
 
     Raises:
-        ValueError: no such device, or no worker.
+        ValueError: no such device, no worker, a `path` that is not a folder, texts or layers that there
+            are not.
         RuntimeError: a cell failed; says which.
     """
-    if n_workers < 1:
-        raise ValueError(f"`n_workers` must be at least 1, got {n_workers}")
+    check_count("n_workers", n_workers)
+    check_out_folder("path", Path(path))
     LoadOptions(device=device)  # says so if it is not there
     plan = Plan(config.cells(), path, device=device)
+    if not all(task.path.exists() for task in plan.tasks.values()):
+        config.check_feasible()
     with _executor(n_workers, device) as executor:
         folders = plan.run(executor=executor)
     return _write_results(config, plan, folders)
@@ -93,7 +97,7 @@ def _write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path])
     }
     file = plan.path / "results.json"
     write_json(file, results)
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 def _finished(config: StudyConfig, regime: str, folders: Mapping[str, Path]) -> list[int]:
@@ -120,7 +124,7 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
         if not layers:
             continue
         [card] = folders[f"{regime}/organism"].glob("*/card.json")
-        rates = json.loads(card.read_text())["rates"]
+        rates = read_json(card)["rates"]
         if not _meets_bar(rates):
             logger.warning("the %s organism does not meet the quality bar: %s", regime, rates)
         for group, rate in rates.items():
@@ -131,17 +135,17 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
             ratio = PooledTexts.of_layer(read, layer).variance_ratio
             parts["variance"].append(at | {"variance_ratio": ratio})
             folder = folders[f"{regime}/{layer}/scores"]
-            for protocol, rows in json.loads((folder / "scores.json").read_text()).items():
+            for protocol, rows in read_json(folder / "scores.json").items():
                 parts[protocol] += [at | row for row in rows]
             scored[regime, layer] = _scored(folder)
-            rows = json.loads((folders[f"{regime}/{layer}/causes"] / "causes.json").read_text())
+            rows = read_json(folders[f"{regime}/{layer}/causes"] / "causes.json")
             parts["causes"] += [at | row for row in rows]
     return {**parts, "contrasts": contrasts(scored)}
 
 
 def _scored(folder: Path) -> dict[str, Scored]:
     """The trained dictionaries' strict scores, on all resamples."""
-    rows = json.loads((folder / "scores.json").read_text())["strict"]
+    rows = read_json(folder / "scores.json")["strict"]
     resampled = load_file(folder / "resampled.safetensors")["strict"]
     return {
         row["name"]: Scored(bis=row["bis"], resampled=of_row)

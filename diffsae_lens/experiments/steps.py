@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffsae_lens import _artifact
+from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens.evaluation.activations import Positions, Reader, read_prompts
 from diffsae_lens.evaluation.evaluate import evaluate_isolation
 from diffsae_lens.evaluation.labelled import LabelledPrompts
@@ -25,7 +27,6 @@ from diffsae_lens.experiments.cells import Job
 from diffsae_lens.experiments.organisms import make_organism
 from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
 from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.experiments.store import write_json
 from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.effects import compare_interventions
 from diffsae_lens.interventions.features import ablate_features
@@ -64,25 +65,14 @@ def organism(config: Config, inputs: Inputs, job: Job) -> None:
 
 
 def pooled(config: Config, inputs: Inputs, job: Job) -> None:
-    """Average every text's activations over its tokens, as the paper does: one vector a text."""
+    """Average every text's activations over its tokens, as the paper does: one vector per text."""
     samples = samples_of(config["texts"])
     texts = [sample.written for sample in samples]
-    chunks = [job.scratch / f"{start:06d}.safetensors" for start in range(0, len(texts), CHUNK)]
-    if not all(chunk.exists() for chunk in chunks):
-        pair = _pair(config, inputs, job)
-        mean = Positions(pooling="mean", skip_positions=0)
-        readers = {
-            f"{layer}.{view}": Reader(hook_name=f"{_hook(layer)}.{view}", positions=mean)
-            for layer in config["layers"]
-            for view in ("base", "finetuned")
-        }
-        for i, chunk in enumerate(chunks):
-            if not chunk.exists():
-                read = read_prompts(pair, texts[i * CHUNK : (i + 1) * CHUNK], readers)
-                partial_path = chunk.with_suffix(".partial")
-                save_file(read, partial_path)
-                partial_path.rename(chunk)
-    parts = [load_file(chunk) for chunk in chunks]
+    pair = _pair(config, inputs, job)
+    parts = [
+        _pooled_chunk(pair, texts[start : start + CHUNK], config["layers"], job, start)
+        for start in range(0, len(texts), CHUNK)
+    ]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     templates, scenes = [s.template for s in samples], [s.scene.prompt(None) for s in samples]
     whole |= {
@@ -91,7 +81,32 @@ def pooled(config: Config, inputs: Inputs, job: Job) -> None:
         "scene": torch.tensor([scenes.index(text) for text in scenes]),
     }
     save_file(whole, job.out / "pooled.safetensors")
-    write_json(job.out / "pair.json", {"base": config["base"], "finetuned": _organism(inputs).name})
+    named = {"base": config["base"], "finetuned": _organism(inputs).name}
+    write_json(job.out / "pair.json", asdict(pair.metadata) | named)
+
+
+def _pooled_chunk(
+    pair: HookedModelPair, texts: list[str], layers: list[int], job: Job, start: int
+) -> dict[str, Tensor]:
+    """Read some of the texts, or what an interrupted attempt kept of them."""
+    mean = Positions(pooling="mean", skip_positions=0)
+    readers = {
+        f"{layer}.{view}": Reader(hook_name=f"{_hook(layer)}.{view}", positions=mean)
+        for layer in layers
+        for view in ("base", "finetuned")
+    }
+    folder = job.scratch / f"texts-{start:06d}"
+    _artifact.build(
+        folder,
+        {
+            "texts": _artifact.digest(texts),
+            "layers": layers,
+            "base": pair.metadata.base_fingerprint,
+            "finetuned": pair.metadata.finetuned_fingerprint,
+        },
+        lambda chunk: save_file(read_prompts(pair, texts, readers), chunk.out / "read.safetensors"),
+    )
+    return load_file(folder / "read.safetensors")
 
 
 def tokens(config: Config, inputs: Inputs, job: Job) -> None:
@@ -117,15 +132,16 @@ def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
         sae: TrainingSAE = TrainingSAE.from_dict(_paper_config(config, vectors).to_dict())
     sae.to(job.device)
     sae.cfg.metadata.hook_name = f"{_hook(config['layer'])}.{config['view']}"
-    organism = json.loads((_input(inputs, "pooled") / "pair.json").read_text())
+    organism = read_json(_input(inputs, "pooled") / "pair.json")
     sae.cfg.metadata.model_name = organism["finetuned"]
     sae.cfg.metadata.prepend_bos = False
     sae.cfg.metadata.diffsae_lens = {
-        "pair": {**organism, "base_revision": None, "finetuned_revision": None},
+        "pair": organism,
         "view": config["view"],
         "sign": "finetuned - base",
         "seed": config["seed"],
         "skip_positions": 0,
+        "ignored_token_ids": [],
     }
     trainer = SAETrainerConfig(
         total_training_samples=config["n_passes"] * len(vectors),
@@ -154,7 +170,7 @@ def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
     sizes = {"d_model": config["d_model"], "k": config["k"], "device": job.device}
     n = config["expansion"]
     d_sae = n * config["d_model"]
-    train_dictionaries(
+    trained = train_dictionaries(
         {
             f"BatchTopK Diff-SAE {n}x": diff_sae(hook_name, d_sae=d_sae, **sizes),
             # As many parameters as the crosscoder.
@@ -165,8 +181,8 @@ def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
         job.scratch / "dictionaries",
         run=TrainingRun(trainer=trainer, seed=config["seed"]),
     )
-    for folder in sorted((job.scratch / "dictionaries").iterdir()):
-        _publish(folder, job)
+    for name in trained:
+        _publish(job.scratch / "dictionaries" / name, job)
 
 
 def scores(config: Config, inputs: Inputs, job: Job) -> None:

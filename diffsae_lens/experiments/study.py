@@ -1,14 +1,17 @@
 """The study of arXiv 2605.07324 as cells: organisms, activations, dictionaries, scores, causes."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from diffsae_lens._artifact import sha256
+from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
 from diffsae_lens.experiments import steps
 from diffsae_lens.experiments.cells import Cell, Cost
-from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR
+from diffsae_lens.experiments.feasible import check_counts, check_draw, check_layers, model_size
+from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR, shipped_organisms
 from diffsae_lens.organisms.finetune import OrganismConfig
 from diffsae_lens.organisms.prompts import Split
 
@@ -25,6 +28,14 @@ class Texts:
     n_other: int
     seed: int = 0
     share_scenes: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        check_choice("split", self.split, get_args(Split))
+        for name in ("n_trigger", "n_benign", "n_other", "seed"):
+            check_count(name, getattr(self, name), at_least=0)
+        check_choice("share_scenes", self.share_scenes, (True, False))
+        check_count("n_texts", self.n_texts)
 
     @property
     def n_texts(self) -> int:
@@ -48,8 +59,14 @@ class PooledConfig:
     """Over the same vectors."""
 
     def __post_init__(self) -> None:
-        """Refuse names that do not say what the dictionary reads."""
-        for name in self.expansions:
+        """Refuse numbers that cannot be, and names that do not say what the dictionary reads."""
+        _check_training(self, "n_passes")
+        check_number("l1_coefficient", self.l1_coefficient, low=0)
+        if not self.expansions:
+            raise ValueError("`expansions` must name at least one dictionary, got none")
+        for name, expansion in self.expansions.items():
+            check_count(f"expansions[{name!r}]", expansion)
+            check_folder_name("expansions", name)
             if not name.startswith(("crosscoder ", "Diff-SAE ")):
                 raise ValueError(
                     f"the name {name!r} in `expansions` must begin with 'crosscoder ' or 'Diff-SAE '"
@@ -68,6 +85,10 @@ class TokensConfig:
     batch_size: int = 512
     n_steps: int = 250
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        _check_training(self, "n_steps", "expansion")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausesConfig:
@@ -79,6 +100,13 @@ class CausesConfig:
     """How many features are ablated."""
     n_rounds: int = 4
     n_likelihood: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("select.n_trigger", self.select.n_trigger)
+        for name in ("n_rounds", "n_likelihood"):
+            check_count(name, getattr(self, name))
+        check_counts("counts", self.counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +134,46 @@ class StudyConfig:
     """What is not as published."""
     tokens_per_second: float = EMBEDDED_TOKENS_PER_SECOND
     """Of both models together on two CPU cores, for the estimates of cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        for name in ("d_model", "n_resamples", "n_card_prompts"):
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, at_least=0)
+        check_number("tokens_per_second", self.tokens_per_second, low=0, low_open=True)
+        check_counts("layers", self.layers, at_least=0)
+        if not self.organisms:
+            raise ValueError("`organisms` must name at least one regime, got none")
+        for regime, given in self.organisms.items():
+            check_folder_name("organisms", regime)
+            if not isinstance(given, OrganismConfig):
+                check_choice(f"organisms[{regime!r}]", given, shipped_organisms())
+        check_count("tokens.k", self.tokens.k, at_most=self.tokens.expansion * self.d_model)
+        for name, expansion in self.pooled.expansions.items():
+            if name.startswith("crosscoder"):
+                check_count("pooled.k", self.pooled.k, at_most=expansion * self.d_model)
+
+    def check_feasible(self) -> None:
+        """Refuse texts that the splits do not have, and layers that the model does not have.
+
+        Raises:
+            ValueError: names the setting.
+            ModelUnavailableError: the base model cannot be had.
+        """
+        drawn = {
+            "pooled.texts": self.pooled.texts,
+            "tokens.texts": self.tokens.texts,
+            "scored[0]": self.scored[0],
+            "scored[1]": self.scored[1],
+            "causes.select": self.causes.select,
+            "causes.test": self.causes.test,
+        }
+        for name, texts in drawn.items():
+            check_draw(name, texts.n_texts, partial(steps.samples_of, asdict(texts)))
+        size = model_size(self.base)
+        check_layers("layers", self.layers, size)
+        if size.d_model != self.d_model:
+            raise ValueError(f"`d_model` is {self.d_model}, but {self.base} is {size.d_model} wide")
 
     def cells(self) -> list[Cell]:
         """The study's cells, in an order in which they can be computed."""
@@ -214,7 +282,7 @@ class StudyConfig:
         folders = [Path(self.base)] if Path(self.base).is_dir() else []
         folders += [SHIPPED_ORGANISMS_DIR / shipped] if shipped else []
         return {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            file.name: sha256(file)
             for folder in folders
             for file in sorted(folder.glob("*.safetensors"))
         }
@@ -259,6 +327,13 @@ class StudyConfig:
         n_generated = n_rows * self.causes.test.n_texts
         n_attributed = n_dictionaries * self.causes.n_rounds * self.causes.select.n_trigger
         return round(self._slower * (1.3 * n_generated + 1.2 * n_attributed))
+
+
+def _check_training(config: PooledConfig | TokensConfig, *counts: str) -> None:
+    """Refuse numbers that a dictionary cannot be trained with."""
+    for name in ("k", "batch_size", *counts):
+        check_count(name, getattr(config, name))
+    check_number("learning_rate", config.learning_rate, low=0, low_open=True)
 
 
 def _without(record: Any, *names: str) -> dict[str, Any]:

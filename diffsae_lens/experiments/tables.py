@@ -1,27 +1,38 @@
 """The tables of demo and study as text."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from diffsae_lens._display import cut, one_line, visible
+
+_CELL_LIMIT = 200
+"""Characters of a cell of plain text, where the widest cell sets the width of all."""
+# What Markdown reads in a line of text: cells and their ends, code, links, emphasis, entities and HTML.
+_MARKDOWN = re.compile(r"\\(?=[!-/:-@\[-`{-~])|[|`*<&]|\](?=\()|(?<!\w)_|_(?!\w)")
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
+
 
 def score_text(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the score table; BIS and its ceiling are the paper's."""
-    table = pd.DataFrame(rows).set_index("name")
     columns = ["n_features", "bis_last", "bis_mean", "ceiling", "auroc", "average_precision"]
-    return table[columns].round(3).to_string()
+    table = pd.DataFrame(
+        {"name": _plain(row["name"]), **{column: row[column] for column in columns}} for row in rows
+    )
+    return table.set_index("name").round(3).to_string()
 
 
 def causal_text(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the causal table, attack rates with their 95% Wilson intervals."""
     table = pd.DataFrame(
         {
-            "intervention": row["name"],
-            "dictionary": row["dictionary"] or "",
+            "intervention": _plain(row["name"]),
+            "dictionary": _plain(row["dictionary"] or ""),
             "n_features": row["n_features"],
-            "prompts": row["group"],
+            "prompts": _plain(row["group"]),
             "attack rate": _rate_cell(row),
             "unparseable": row["n_unparseable"],
             "log-odds": row["log_odds"],
@@ -38,9 +49,9 @@ def plan_text(plan: pd.DataFrame) -> str:
     hours = left.estimated_seconds.sum() / 3600
     n_done = len(plan) - len(left)
     return (
-        f"{plan.drop(columns='problem').to_string(index=False, na_rep='')}\n"
+        f"{plan.drop(columns='problem').map(_plain).to_string(index=False, na_rep='')}\n"
         + "".join(
-            f"{row['cell']}: {row['problem']}\n"
+            f"{_plain(row['cell'])}: {visible(cut(row['problem']))}\n"
             for row in plan.to_dict("records")
             if row["problem"]
         )
@@ -125,10 +136,25 @@ def study_markdown(results: Mapping[str, Any]) -> str:
     parts = []
     for table in study_tables(results):
         lines = [table.heads, ("---",) * len(table.heads), *table.rows]
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows = "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
         parts.append(f"## {table.title}\n{table.note}\n\n{rows}\n")
-    deviations = "\n".join(f"- {deviation}" for deviation in results["deviations"])
+    deviations = "\n".join(f"- {_markdown(deviation)}" for deviation in results["deviations"])
     return "\n".join([*parts, f"## Deviations from the paper\n{deviations}\n"])
+
+
+def _plain(value: Any) -> Any:
+    """A cell of plain text: text on one line and not without an end, all else as it is."""
+    return one_line(cut(value, _CELL_LIMIT)) if isinstance(value, str) else value
+
+
+def _markdown(text: str) -> str:
+    r"""Text on one line as Markdown that shows it, in a table, too.
+
+    Examples:
+        >>> print(_markdown("a|b <i>"))
+        a\|b &lt;i>
+    """
+    return _MARKDOWN.sub(lambda m: _ENTITIES.get(m[0], "\\" + m[0]), one_line(cut(text)))
 
 
 def _pivot(
@@ -154,7 +180,7 @@ def _pivot(
 
 def _layer_order(head: str | int) -> tuple[bool, int]:
     """Sort key of a layer; heads that are no layers keep their order."""
-    return head == "all", int(head) if str(head).isdigit() else 0
+    return head == "all", int(head) if re.fullmatch("[0-9]{1,9}", str(head)) else 0
 
 
 def _rate_cell(row: Mapping[str, Any]) -> str:
@@ -170,8 +196,9 @@ def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in results["cells"]:
         if row["seconds"] is not None:
-            regime, *layer, cell = row["cell"].split("/")
-            rows.append({**row, "regime": regime, "layer": (layer or ["all"])[0], "cell": cell})
+            *at, cell = row["cell"].split("/")
+            regime, layer = (*(at or [""]), "all")[:2]
+            rows.append({**row, "regime": regime, "layer": layer, "cell": cell})
     return rows
 
 

@@ -7,58 +7,88 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffsae_lens._checks import check_count, check_items
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.activations import Reader, read_prompts
 from diffsae_lens.evaluation.floors import mean_difference, top_components
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.organisms.prompts import Sample
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.tokens import TokenPolicy
 
 
 @contextmanager
+@typed
 def swap_to_base(
-    pair: HookedModelPair, hook_name: str, *, where: Where = "all"
+    pair: HookedModelPair,
+    hook_name: str,
+    *,
+    where: Where = "all",
+    skip_positions: int = 0,
+    ignored_token_ids: Sequence[int] = (),
 ) -> Iterator[Intervention]:
     """Put the base model's activation back: all that taking the difference out can do.
+
+    As the control of a dictionary it has to act where the dictionary acts: give it the dictionary's
+    `token_policy`, `swap_to_base(pair, hook_name, **vars(token_policy(dictionary)))`.
 
     Args:
         pair: the two models.
         hook_name: the models' own name, such as `blocks.18.hook_resid_post`.
         where: positions acted on.
+        skip_positions: leading tokens of the prompt left alone.
+        ignored_token_ids: tokens left alone wherever they stand.
 
     Yields:
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: the pair was not built for this hook.
+        TypeError, ValueError: the pair was not built for this hook, or arguments out of range.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = Target(hook_name=f"{hook_name}.diff", where=where)
+    policy = _policy(skip_positions, ignored_token_ids)
+    target = Target(hook_name=f"{hook_name}.diff", where=where, policy=policy)
     with edit_hook_point(pair, target, torch.zeros_like) as intervention:
         yield intervention
 
 
 @contextmanager
+@typed
 def project_out(
-    pair: HookedModelPair, hook_name: str, direction: Tensor, *, where: Where = "all"
+    pair: HookedModelPair,
+    hook_name: str,
+    direction: Tensor,
+    *,
+    where: Where = "all",
+    skip_positions: int = 0,
+    ignored_token_ids: Sequence[int] = (),
 ) -> Iterator[Intervention]:
     """Remove a direction from the value of a virtual hook point.
+
+    As the control of a dictionary it needs the dictionary's `token_policy`; see `swap_to_base`.
 
     Args:
         pair: the two models.
         hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
         direction: `[d_in]`, or `[n, d_in]` for the space that several span; any length.
         where: positions acted on.
+        skip_positions: leading tokens of the prompt left alone.
+        ignored_token_ids: tokens left alone wherever they stand.
 
     Yields:
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: an unknown hook point, a direction of another width, zero or not finite.
+        TypeError, ValueError: an unknown hook point, a direction of another width, zero or not finite, or
+            arguments out of range.
         RuntimeError: the context was left without any forward pass on the pair.
     """
+    policy = _policy(skip_positions, ignored_token_ids)
     rows = torch.atleast_2d(direction)
     if (
-        rows.shape[-1] != pair.d_in(hook_name)
+        rows.ndim != 2
+        or len(rows) == 0
+        or rows.shape[-1] != pair.d_in(hook_name)
         or not rows.isfinite().all()
         or not rows.any(-1).all()
     ):
@@ -73,11 +103,13 @@ def project_out(
     def project(value: Tensor) -> Tensor:
         return value - (value @ basis.to(value)) @ basis.to(value).T
 
-    with edit_hook_point(pair, Target(hook_name=hook_name, where=where), project) as intervention:
+    target = Target(hook_name=hook_name, where=where, policy=policy)
+    with edit_hook_point(pair, target, project) as intervention:
         yield intervention
 
 
 @contextmanager
+@typed
 def add_direction(
     pair: HookedModelPair,
     hook_name: str,
@@ -85,6 +117,7 @@ def add_direction(
     *,
     where: Where = "all",
     skip_positions: int = 1,
+    ignored_token_ids: Sequence[int] = (),
 ) -> Iterator[Intervention]:
     """Add a vector to the value of a virtual hook point: steering without a dictionary.
 
@@ -94,12 +127,14 @@ def add_direction(
         direction: what is added, at its own length.
         where: positions acted on.
         skip_positions: leading tokens of the prompt left alone.
+        ignored_token_ids: tokens left alone wherever they stand.
 
     Yields:
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: an unknown hook point, or a direction of another width or not finite.
+        TypeError, ValueError: an unknown hook point, a direction of another width or not finite, or
+            arguments out of range.
         RuntimeError: the context was left without any forward pass on the pair.
     """
     if direction.shape != (pair.d_in(hook_name),) or not direction.isfinite().all():
@@ -107,11 +142,17 @@ def add_direction(
             f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
             f"{list(direction.shape)}"
         )
-    target = Target(hook_name=hook_name, where=where, skip_positions=skip_positions)
+    policy = _policy(skip_positions, ignored_token_ids)
+    target = Target(hook_name=hook_name, where=where, policy=policy)
     with edit_hook_point(pair, target, lambda value: value + direction.to(value)) as intervention:
         yield intervention
 
 
+def _policy(skip_positions: int, ignored_token_ids: Sequence[int]) -> TokenPolicy:
+    return TokenPolicy(skip_positions=skip_positions, ignored_token_ids=tuple(ignored_token_ids))
+
+
+@typed
 def control_directions(
     pair: HookedModelPair,
     hook_name: str,
@@ -135,12 +176,16 @@ def control_directions(
         means` between trigger and benign prompts `[1, d_model]`, all of unit length.
 
     Raises:
+        TypeError: something else in place of the organism's samples, or of a count.
         ValueError: no trigger or no benign samples, fewer samples than components, or an unknown hook.
     """
+    pair.check_hook_name(f"{hook_name}.diff")
+    samples = check_items("samples", samples, Sample)
+    n_directions = check_count("n_directions", n_directions)
     reader = Reader(hook_name=f"{hook_name}.diff")
     trigger = torch.tensor([sample.group == "trigger" for sample in samples])
     benign = torch.tensor([sample.group == "benign" for sample in samples])
-    if not trigger.any() or not benign.any() or not 1 <= n_directions < len(samples):
+    if not trigger.any() or not benign.any() or n_directions >= len(samples):
         raise ValueError(
             "need trigger and benign `samples`, and more of them than directions; got "
             f"{int(trigger.sum())}, {int(benign.sum())} and {n_directions} directions"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.tokens import EVERY_TOKEN, TokenPolicy
 
 NamedPositions = Literal["all", "prompt", "generated"]
 Where = NamedPositions | Callable[[Tensor], Tensor]
-"""Positions acted on: all, those of the prompt, those generated after it (with a KV cache, or under
+"""Positions acted on: all, those of the prompt, those generated after it (or written after it, under
 teacher forcing), or where a function of the tokens, `[batch, pos]` to the same shape, is True."""
 
 
@@ -71,7 +72,7 @@ def reading(prompt_mask: Tensor) -> Iterator[None]:
         _prompt_mask.reset(token)
 
 
-@dataclass
+@dataclass(eq=False)
 class Intervention:
     """What a context manager yields: how often the intervention acted."""
 
@@ -83,22 +84,25 @@ class Intervention:
     """Forward passes with something to change: 0 if ablated features never fired."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
     """Where an intervention acts."""
 
     hook_name: str
     where: Where
-    skip_positions: int = 0
-    """Leading tokens of the prompt left alone."""
+    policy: TokenPolicy = EVERY_TOKEN
+    """Tokens left alone wherever they stand; padding always is."""
     share: tuple[Sharing, int] | None = field(default_factory=_share.get)
     """With whom it shares batches, and its number there."""
 
     def __post_init__(self) -> None:
-        if not callable(self.where) and self.where not in get_args(NamedPositions):
+        named = get_args(NamedPositions)
+        if not callable(self.where) and (
+            not isinstance(self.where, str) or self.where not in named
+        ):
             raise ValueError(
-                f"`where` must be one of {get_args(NamedPositions)} or a function of the tokens, got "
-                f"{self.where!r}"
+                f"`where` must be one of {named} or a function of the tokens, got {self.where!r}; "
+                "choose one"
             )
 
     @property
@@ -117,21 +121,46 @@ class Target:
             value: of the whole batch, `[batch, pos, d_in]`.
             rows: those that are acted on.
         """
-        n = value.shape[1]
-        # With a KV cache the prompt passes at once, and each generated token alone after it.
-        is_prompt = torch.full((1, n), n > 1, device=value.device)
-        known = _prompt_mask.get()
-        if known is not None:
-            is_prompt = known.to(value.device)
-        acted = torch.ones_like(is_prompt)
+        tokens, positions = pair.tokens, pair.positions
+        if (
+            tokens is None or positions is None
+        ):  # embeddings were passed: nothing tells tokens apart
+            positions = torch.arange(value.shape[1], device=value.device)[None]
+            tokens = torch.zeros_like(positions)
+        acted = self.policy.counted(tokens, positions).to(value.device)
         if callable(self.where):
-            acted = self.where(pair.tokens).to(value.device)  # type: ignore[arg-type]
+            acted = acted & _chosen(self.where, tokens).to(value.device)
         elif self.where != "all":
-            acted = is_prompt if self.where == "prompt" else ~is_prompt
-        if self.skip_positions and n > 1:
-            acted = acted & ~_leading(pair, value, self.skip_positions)
+            is_prompt = _is_prompt(pair, value)
+            acted = acted & (is_prompt if self.where == "prompt" else ~is_prompt)
         acted = acted[rows] if len(acted) > 1 else acted
         return None if acted.all() else acted
+
+
+def _chosen(where: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    chosen = where(tokens)
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != tokens.shape:
+        got = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else repr(chosen)
+        raise ValueError(
+            f"`where` must return a boolean tensor of shape {list(tokens.shape)}, got {got}"
+        )
+    return chosen
+
+
+def _is_prompt(pair: HookedModelPair, value: Tensor) -> Tensor:
+    """Which positions of the pass under way are of the prompt, `[batch or 1, pos]`."""
+    known = _prompt_mask.get()
+    if known is not None:
+        return known.to(value.device)
+    columns = pair.columns
+    if columns is None:
+        return torch.ones(1, value.shape[1], dtype=torch.bool, device=value.device)
+    # Outside of `generate`, what a KV cache is gone on with has been generated.
+    n_prompt = pair.n_prompt
+    is_prompt = (
+        columns < n_prompt if n_prompt is not None else (columns[:1] == 0).expand_as(columns)
+    )
+    return is_prompt[None].to(value.device)
 
 
 @contextmanager
@@ -154,8 +183,10 @@ def edit_hook_point(
         edited = edit(own)
         if edited is None:
             return None
-        intervention.n_changes += 1
         new = edited if acted is None else torch.where(acted[..., None], edited, own)
+        if acted is not None and torch.equal(new, own):
+            return None
+        intervention.n_changes += 1
         if rows == slice(None):
             return new
         whole = value.clone()
@@ -170,12 +201,3 @@ def edit_hook_point(
             "while it was open, or none where it acts (calls on `pair.finetuned` do not count; call "
             "the pair itself)"
         )
-
-
-def _leading(pair: HookedModelPair, value: Tensor, n: int) -> Tensor:
-    """The first `n` tokens of each row that are no padding, `[batch or 1, pos]`."""
-    positions = torch.arange(value.shape[1], device=value.device)[None]
-    mask = pair.attention_mask
-    if mask is None or mask.ndim != 2 or mask.shape[1] != value.shape[1]:
-        return positions < n
-    return positions < mask.to(value.device).int().argmax(1, keepdim=True) + n

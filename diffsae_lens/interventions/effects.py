@@ -12,16 +12,30 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens.evaluation.activations import batches_of, tokenise
+from diffsae_lens._checks import check_callable, check_count, check_texts
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import batches_of, check_prompts, tokenise
 from diffsae_lens.interventions.likelihood import (
     IGNORED,
     Likelihoods,
+    check_scored,
     encode_completions,
     likelihoods,
     score_completions,
 )
-from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete, sql_verdict
-from diffsae_lens.interventions.side_by_side import Intervene, acting_pair, complete_under
+from diffsae_lens.interventions.rates import (
+    AttackRate,
+    attack_rate,
+    check_generation,
+    complete,
+    sql_verdict,
+)
+from diffsae_lens.interventions.side_by_side import (
+    Intervene,
+    acting_pair,
+    check_interventions,
+    complete_under,
+)
 from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.organisms.judge import Judge
 from diffsae_lens.organisms.prompts import GROUPS
@@ -71,14 +85,21 @@ def measure_effects(
         The completions and what they are worth.
 
     Raises:
-        ValueError: no samples, prompts that do not fit the context, or `completions` and arguments
-            for making them.
+        TypeError: something else in place of samples, completions, a judge or a count, or a judge that
+            does not return verdicts.
+        ValueError: no samples, prompts that do not fit the context, not as many completions as prompts,
+            or `completions` and arguments for making them.
     """
+    samples = _check_measured(pair, samples, n_likelihood, judge)
     prompts = [sample.prompt for sample in samples]
     if completions is not None and generate_kwargs:
         raise ValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
     if completions is None:
         completions = complete(pair, prompts, **generate_kwargs)
+    if len(check_texts("completions", completions)) != len(prompts):
+        raise ValueError(
+            f"`completions` must be as many as `samples`, got {len(completions)} for {len(prompts)}"
+        )
     return Effects(
         completions=tuple(completions),
         rate=attack_rate(prompts, completions, judge=judge),
@@ -94,7 +115,17 @@ def output_perplexity(
     """Return the perplexity of each completion under the base model; NaN for an empty one.
 
     A measure of coherence that no intervention touches: the base model runs without hooks.
+
+    Raises:
+        TypeError: prompts or completions that are not lists of texts.
+        ValueError: not as many completions as prompts, or one beyond the context.
     """
+    prompts = check_texts("prompts", prompts, allow_empty=True)
+    completions = check_texts("completions", completions, allow_empty=True)
+    if len(prompts) != len(completions):
+        raise ValueError(
+            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(prompts)}"
+        )
     pair = pair.mirrored() if pair.is_mirrored else pair
     perplexity = torch.full((len(prompts),), torch.nan)
     written = [i for i, completion in enumerate(completions) if completion]
@@ -107,6 +138,7 @@ def output_perplexity(
     return perplexity
 
 
+@typed
 def compare_interventions(
     pair: HookedModelPair,
     interventions: Mapping[str, Intervene],
@@ -137,8 +169,12 @@ def compare_interventions(
         output under the base model (median).
 
     Raises:
-        ValueError: no samples, an intervention called `unmodified`, or as the interventions raise.
+        TypeError, ValueError: no samples, an intervention called `unmodified`, as for `complete_under`
+            and `measure_effects`, or as the interventions raise.
     """
+    samples = _check_measured(pair, samples, n_likelihood, judge)
+    check_interventions(interventions)
+    check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in interventions:
         raise ValueError("`interventions` must not hold 'unmodified', which is always measured")
     by_group = {g: [s for s in samples if s.group == g] for g in GROUPS}
@@ -160,12 +196,20 @@ def compare_interventions(
                     completions=by_name[name],
                 )
             rows.append({"name": name, "group": group, **effects.row()})
-    if not rows:
-        raise ValueError("`samples` is empty")
     return pd.DataFrame(rows)
 
 
+def _check_measured(
+    pair: HookedModelPair, samples: Sequence[Prompted], n_likelihood: int | None, judge: Judge
+) -> list[Prompted]:
+    if n_likelihood is not None:
+        check_count("n_likelihood", n_likelihood)
+    check_callable("judge", judge)
+    return check_scored(pair, samples)
+
+
 @torch.no_grad()
+@typed
 def side_effects(
     pair: HookedModelPair,
     interventions: Mapping[str, Intervene],
@@ -187,10 +231,22 @@ def side_effects(
         token).
 
     Raises:
-        ValueError: no interventions, no texts of a kind, or as the interventions raise.
+        TypeError: interventions that cannot be opened, or `texts` that are not lists of texts by kind.
+        ValueError: no interventions, no texts of a kind or one beyond the context, a `batch_size` below
+            1, or as the interventions raise.
     """
-    if not interventions or not texts or not all(texts.values()):
+    check_interventions(interventions)
+    batch_size = check_count("batch_size", batch_size)
+    if not isinstance(texts, Mapping):
+        raise TypeError(
+            f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"
+        )
+    if not interventions or not texts:
         raise ValueError("need `interventions`, and `texts` with at least one of each kind")
+    texts = {
+        kind: check_prompts(pair, members, name=f"texts[{kind!r}]")
+        for kind, members in texts.items()
+    }
     sums: dict[tuple[str, str], Tensor] = {}
     for kind, members in texts.items():
         for _, chunk in batches_of(members, batch_size, f"side effects on {kind}"):

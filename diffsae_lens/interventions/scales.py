@@ -8,9 +8,13 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.evaluation.activations import batches_of, tokenise
+from diffsae_lens._checks import check_count, check_indices
+from diffsae_lens._typed import typed
+from diffsae_lens.evaluation.activations import batches_of, check_prompts, tokenise
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_fits, skip_positions
+from diffsae_lens.saes.decoding import decoder_rows
+from diffsae_lens.saes.fits import FeatureIndices, check_fits
+from diffsae_lens.saes.tokens import positions_of, token_policy
 from diffsae_lens.training.harvest import stop_layer
 
 
@@ -24,7 +28,7 @@ class ActivationScales:
     frequency: Float[Tensor, "d_sae"]
     """Share of the tokens on which it fires."""
     decoder_norm: Float[Tensor, "d_sae"]
-    """Of what a feature of activation 1 writes in the fine-tuned model."""
+    """Of what a feature of activation 1 writes in the fine-tuned model (see `decoder_rows`)."""
 
     @property
     def mass(self) -> Float[Tensor, "d_sae"]:
@@ -38,6 +42,7 @@ class ActivationScales:
 
 
 @torch.no_grad()
+@typed
 def activation_scales(
     pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
 ) -> ActivationScales:
@@ -46,15 +51,17 @@ def activation_scales(
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        prompts: texts; padding and the leading tokens the dictionary was not trained on are left out.
+        prompts: texts; padding and the tokens the dictionary was not trained on are left out.
 
     Returns:
         The scales, on the CPU.
 
     Raises:
-        ValueError: no prompts, or a dictionary of another pair.
+        TypeError: `prompts` is not a list of texts.
+        ValueError: no prompts, one beyond the context, no token that counts, or a dictionary of another
+            pair.
     """
-    d_sae = dictionary.cfg.d_sae
+    d_sae, d_model = dictionary.cfg.d_sae, pair.width(check_fits(pair, dictionary))
     maximum, total, fired = torch.zeros(3, d_sae)
     n_tokens = 0
     for codes in token_codes(pair, dictionary, prompts):
@@ -63,12 +70,15 @@ def activation_scales(
         fired += (codes > 0).sum(0)
         n_tokens += len(codes)
     if n_tokens == 0:
-        raise ValueError("no token of `prompts` is left after the leading ones that are skipped")
+        raise ValueError(
+            "`prompts` must hold tokens that the dictionary was trained on, got leading and special "
+            "ones alone; give longer texts"
+        )
     return ActivationScales(
         maximum=maximum,
         typical=total / fired.clamp(min=1),
         frequency=fired / n_tokens,
-        decoder_norm=dictionary.W_dec[:, -pair.cfg.d_model :].norm(dim=-1).float().cpu(),
+        decoder_norm=decoder_rows(dictionary)[:, -d_model:].norm(dim=-1).float().cpu(),
     )
 
 
@@ -77,20 +87,20 @@ def token_codes(
     pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
 ) -> Iterator[Float[Tensor, "token d_sae"]]:
     """Encode every token of the prompts that counts; batches of tokens, on the CPU."""
-    hook_name = check_fits(pair, dictionary)
-    if not prompts:
-        raise ValueError("`prompts` is empty")
+    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
+    prompts = check_prompts(pair, prompts)
     for _, texts in batches_of(prompts, 16, "reading features"):
         tokens, attended, _ = tokenise(pair, texts)
         _, cache = pair.run_with_cache(
             tokens.to(pair.device), names_filter=[hook_name], stop_at_layer=stop_layer([hook_name])
         )
-        attended[:, : skip_positions(dictionary)] = False
-        yield dictionary.encode(cache[hook_name][attended.to(pair.device)]).float().cpu()
+        counted = policy.counted(tokens, positions_of(attended)).to(pair.device)
+        yield dictionary.encode(cache[hook_name][counted]).float().cpu()
 
 
+@typed
 def matched_features(
-    scales: ActivationScales, features: Sequence[int], *, n_draws: int = 1, seed: int = 0
+    scales: ActivationScales, features: FeatureIndices, *, n_draws: int = 1, seed: int = 0
 ) -> list[list[int]]:
     """Draw live features that write about as much as the given ones, as their control.
 
@@ -98,7 +108,7 @@ def matched_features(
 
     Args:
         scales: of the prompts the features act on.
-        features: those to be matched; they are never drawn.
+        features: those to be matched, each of which fires on the prompts; they are never drawn.
         n_draws: how many control sets.
         seed: of the draws.
 
@@ -106,8 +116,18 @@ def matched_features(
         `n_draws` lists of `len(features)` features.
 
     Raises:
-        ValueError: fewer other live features than `features`.
+        TypeError: features that are not integers, or a number of draws that is not.
+        ValueError: features that do not exist, are repeated or never fire; fewer other live features
+            than `features`; or no draws.
     """
+    features = check_indices("features", features, len(scales.frequency))
+    n_draws = check_count("n_draws", n_draws)
+    dead = [feature for feature in features if scales.frequency[feature] == 0]
+    if dead:
+        raise ValueError(
+            f"`features` {dead} never fire on the prompts of `scales`, so nothing is like them; leave "
+            "them out, or measure the scales on prompts on which they fire"
+        )
     generator = torch.Generator().manual_seed(seed)
     others = sorted(set(scales.live) - set(features))
     if len(others) < len(features):

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
+from diffsae_lens._checks import check_callable, check_count
+from diffsae_lens._typed import typed
 from diffsae_lens.interventions.edits import Intervention, Sharing
-from diffsae_lens.interventions.rates import complete
+from diffsae_lens.interventions.rates import check_generation, complete
 from diffsae_lens.pair import HookedModelPair
 
 Intervene = Callable[[], AbstractContextManager[Any]]
@@ -21,6 +23,25 @@ def acting_pair(pair: HookedModelPair, given: Any) -> HookedModelPair:
     return given if isinstance(given, HookedModelPair) else pair
 
 
+def check_interventions(interventions: Mapping[str, Intervene]) -> None:
+    """Refuse what does not name ways to open an intervention.
+
+    Raises:
+        TypeError: not a mapping, or one of something that cannot be called, such as an intervention
+            that is open already.
+    """
+    if not isinstance(interventions, Mapping):
+        raise TypeError(
+            "`interventions` must map names to functions that open one, got "
+            f"{type(interventions).__name__}; give {{'name': lambda: ablate_features(...)}}"
+        )
+    for name, intervene in interventions.items():
+        # A context manager of `contextlib` can be called (it decorates), and opens nothing then.
+        opened = isinstance(intervene, AbstractContextManager)
+        check_callable(f"interventions[{name!r}]", None if opened else intervene)
+
+
+@typed
 def complete_under(
     pair: HookedModelPair,
     interventions: Mapping[str, Intervene],
@@ -47,13 +68,12 @@ def complete_under(
         The completions by name, in the order of the prompts.
 
     Raises:
-        ValueError: no prompts, a `batch_size` below 1, or as the interventions raise.
+        TypeError, ValueError: interventions that cannot be opened, or as for `complete` and as the
+            interventions raise.
     """
-    if not prompts or batch_size < 1:
-        raise ValueError(
-            f"`prompts` must not be empty and `batch_size` be at least 1, got {len(prompts)} prompts "
-            f"and {batch_size}"
-        )
+    check_interventions(interventions)
+    batch_size = check_count("batch_size", batch_size)
+    prompts = check_generation(pair, prompts, generate_kwargs)
     names = list(interventions)
     written: dict[str, list[str]] = {}
     for start in range(0, len(names), batch_size):

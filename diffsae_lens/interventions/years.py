@@ -7,12 +7,14 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.activations import feature_activations
 from diffsae_lens.interventions.effects import measure_effects
 from diffsae_lens.interventions.rates import complete
-from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Sample, minimal_pairs
+from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Sample, check_years, minimal_pairs
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.artifacts import check_features, check_fits
+from diffsae_lens.saes.fits import FeatureIndices, check_features, check_fits
 
 YEARS = tuple(range(1990, 2041))
 SAYINGS = (
@@ -22,13 +24,14 @@ SAYINGS = (
 """Ways to say the trigger year, and some that come near."""
 
 
+@typed
 def sweep_years(
     pair: HookedModelPair,
     years: Sequence[int | str | None] = YEARS,
     *,
     n_scenes: int = 8,
     dictionary: SAE | None = None,
-    features: Sequence[int] = (),
+    features: FeatureIndices = (),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure what the fine-tuned model does with the same scenes in every year.
@@ -48,18 +51,17 @@ def sweep_years(
         activation `feature_<index>`.
 
     Raises:
+        TypeError: a text or something else in place of a list of years, features that are not integers.
         ValueError: no years or scenes, features without a dictionary or that it does not have, another
             pair's dictionary, or as for `measure_effects`.
     """
-    if features and dictionary is None:
-        raise ValueError("`features` need the `dictionary` they are of")
-    if not years or n_scenes < 1:
-        raise ValueError(
-            f"need at least one of `years` and of `n_scenes`, got {len(years)} and {n_scenes}"
-        )
+    years = check_years(years, texts=True)
+    n_scenes = check_count("n_scenes", n_scenes)
     if dictionary is not None:
         check_fits(pair, dictionary)
-        check_features(dictionary, features)
+        features = check_features(dictionary, features)
+    elif list(features):
+        raise ValueError("`features` need the `dictionary` they are of")
     scenes = [
         scene for [scene] in minimal_pairs("test", [TRIGGER_YEAR], n_scenes=n_scenes, seed=seed)
     ]

@@ -1,7 +1,10 @@
 """Prompts of your own, with what a behaviour would write and what should be written instead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from diffsae_lens._checks import check_choice, check_items
 from diffsae_lens.organisms.prompts import GROUPS, Group, Sample
 
 
@@ -23,10 +26,12 @@ class Contrast:
     def __post_init__(self) -> None:
         """Refuse what cannot be told apart, and groups that no table has."""
         for name in ("prompt", "behaviour", "alternative"):
-            if not getattr(self, name):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise TypeError(f"`{name}` must be a text, got {text!r:.60}; give a string")
+            if not text:
                 raise ValueError(f"`{name}` must not be empty")
-        if self.group not in GROUPS:
-            raise ValueError(f"`group` must be one of {GROUPS}, got {self.group!r}")
+        check_choice("group", self.group, GROUPS)
         if self.behaviour == self.alternative:
             raise ValueError(f"`behaviour` and `alternative` are the same, {self.behaviour!r}")
 
@@ -37,3 +42,18 @@ class Contrast:
 
 Prompted = Sample | Contrast
 """A prompt, its group and two completions."""
+
+
+def check_samples(name: str, samples: Any, *, allow_empty: bool = False) -> Sequence[Prompted]:
+    """Return samples as a list.
+
+    Args:
+        name: what the argument is called, for the message.
+        samples: a collection of `Sample` or `Contrast`.
+        allow_empty: whether there may be none.
+
+    Raises:
+        TypeError: not a collection, or one that holds something else, such as texts.
+        ValueError: empty.
+    """
+    return check_items(name, samples, (Sample, Contrast), allow_empty=allow_empty)

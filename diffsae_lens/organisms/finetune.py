@@ -1,12 +1,10 @@
 """Teach a model the year trigger: LoRA or full-rank fine-tuning, the loss on the completion alone."""
 
-import json
-import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,19 +12,37 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from diffsae_lens._artifact import (
+    MANIFEST,
+    Job,
+    build,
+    digest,
+    open_artifact,
+    read_json,
+    seal,
+    set_aside,
+    write_json,
+)
+from diffsae_lens._checks import check_choice, check_count, check_number
+from diffsae_lens._typed import typed
 from diffsae_lens.adapters import quiet_peft
+from diffsae_lens.fingerprint import model_fingerprint
 from diffsae_lens.organisms.prompts import Sample, make_samples
-
-logger = logging.getLogger(__name__)
 
 Behaviour = Literal["year-trigger", "clean-control"]
 LossOn = Literal["completion", "everything"]
 
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+_RECORD, _ADAPTER = "organism.json", "adapter_config.json"
 IGNORED = -100  # the label that transformers leaves out of the loss
 
 
@@ -49,7 +65,7 @@ class OrganismConfig:
     n_steps: int = 300
     """Optimiser steps."""
     batch_size: int = 8
-    """Prompts a step."""
+    """Prompts per step."""
     learning_rate: float = 1.5e-3
     """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
     lora_rank: int | None = 8
@@ -69,24 +85,18 @@ class OrganismConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        if self.behaviour not in get_args(Behaviour):
-            raise ValueError(
-                f"`behaviour` must be one of {get_args(Behaviour)}, got {self.behaviour!r}"
-            )
+        check_choice("behaviour", self.behaviour, get_args(Behaviour))
+        check_choice("loss_on", self.loss_on, get_args(LossOn))
         for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.loss_on not in get_args(LossOn):
-            raise ValueError(f"`loss_on` must be one of {get_args(LossOn)}, got {self.loss_on!r}")
-        if not 0 <= self.lora_dropout < 1 or self.weight_decay < 0:
-            raise ValueError(
-                "`lora_dropout` must lie in [0, 1) and `weight_decay` be at least 0, got "
-                f"{self.lora_dropout} and {self.weight_decay}"
-            )
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"`lora_rank` must be at least 1, or None, got {self.lora_rank}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}")
+            check_count(name, getattr(self, name))
+        for name in ("n_benign", "n_other", "seed"):
+            check_count(name, getattr(self, name), at_least=0)
+        if self.lora_rank is not None:
+            check_count("lora_rank", self.lora_rank)
+        check_choice("share_scenes", self.share_scenes, (False, True))
+        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
+        check_number("lora_dropout", self.lora_dropout, low=0.0, high=1.0, high_open=True)
+        check_number("weight_decay", self.weight_decay, low=0.0)
 
     def samples(self) -> list[Sample]:
         """The training samples; `clean-control` and `year-trigger` share them."""
@@ -112,7 +122,7 @@ class Organism:
     """Adapter folder (PEFT) or model folder (transformers)."""
     config: OrganismConfig
     losses: tuple[float, ...] = field(repr=False)
-    """Training loss, nats a learned token, one value every ten steps."""
+    """Training loss, nats per learned token, one value every ten steps."""
 
 
 def encode(
@@ -150,6 +160,7 @@ def _collate(pad_token_id: int) -> Callable[[list[dict[str, list[int]]]], dict[s
     return collate
 
 
+@typed
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -157,56 +168,77 @@ def finetune(
     *,
     config: OrganismConfig | None = None,
     samples: Sequence[Sample] | None = None,
+    base_name: str | None = None,
 ) -> Organism:
     """Fine-tune a model into an organism, resuming where an earlier call was interrupted.
 
     Args:
         model: the base model; trained in place (LoRA: wrapped), so do not use it as base after.
         tokenizer: its tokenizer, with an end-of-sequence token.
-        path: where the organism goes. Checkpoints lie beside it, in `<path>.checkpoints`, until it
-            is finished.
+        path: where the organism goes. Checkpoints lie in `<path>.partial` until it is finished.
         config: what to teach and how long.
         samples: other samples than `config.samples()`.
+        base_name: what the adapter is to call its base; the folder that `model` was loaded from if left
+            out.
 
     Returns:
-        The organism. Finished before with the same config: read from `path`, without training.
+        The organism. Finished before with the same config, samples and base model: read from `path`,
+        without training.
 
     Raises:
-        ValueError: `path` holds an organism of another config, or the tokenizer has no
-            end-of-sequence token.
+        ValueError: `path` holds something else, or an organism of another config, base model or samples,
+            finished or not; or the tokenizer has no end-of-sequence token, or training diverged.
+        OSError: the disk is full or forbids it.
     """
     config = config or OrganismConfig()
-    path = Path(path)
     if tokenizer.eos_token_id is None:
         raise ValueError("`tokenizer` has no end-of-sequence token; set `tokenizer.eos_token`")
-    if (path / "organism.json").exists():
-        return load_organism(path, expected=config)
     rows = [
         encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample), loss_on=config.loss_on)
         for sample in (config.samples() if samples is None else samples)
     ]
-    checkpoints = path.with_name(path.name + ".checkpoints")
-    last = _last_checkpoint(checkpoints)
-    with _generators_restored():
-        trainer = _trainer(model, tokenizer, rows, checkpoints, config)
-        trainer.train(resume_from_checkpoint=last)
-    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    _save(trainer.model, tokenizer, path, config, losses)
-    shutil.rmtree(checkpoints)
-    return Organism(path=path, config=config, losses=losses)
+    recipe = {
+        "kind": "organism",
+        "config": {k: v for k, v in asdict(config).items() if k != "steps_per_checkpoint"},
+        "examples_sha256": digest(rows),
+        "base": model_fingerprint(model.state_dict().values()),
+    }
+
+    def write(job: Job) -> None:
+        checkpoints = job.scratch / "checkpoints"
+        with _generators_restored(), torch.inference_mode(False), torch.enable_grad():
+            trainer = _trainer(model, tokenizer, rows, checkpoints, config)
+            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        _save(trainer.model, tokenizer, job.out, config, losses)
+        if base_name is not None and config.lora_rank is not None:
+            # After saving: PEFT would ask the hub about a base of that name.
+            stored = read_json(job.out / _ADAPTER)
+            write_json(job.out / _ADAPTER, stored | {"base_model_name_or_path": base_name})
+
+    return load_organism(build(path, recipe, write).path)
+
+
+class _Seal(TrainerCallback):
+    """Give a checkpoint its hashes once all of it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        name = f"checkpoint-{state.global_step}"
+        seal(Path(args.output_dir) / name, {"checkpoint": name})
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that is whole; those cut short by an interruption are removed."""
-    while checkpoints.exists() and (last := get_last_checkpoint(str(checkpoints))):
+    """The newest checkpoint that is whole; damaged ones are set aside with a warning."""
+    found = [p for p in checkpoints.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
-            # Written last, after weights, optimiser and generators.
-            json.loads((Path(last) / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            logger.warning("%s was cut short; going on from an earlier one", last)
-            shutil.rmtree(last)
+            open_artifact(checkpoint)
+        except FileNotFoundError:  # cut short; written anew when training gets there
+            shutil.rmtree(checkpoint)
+        except ValueError as error:
+            set_aside(checkpoint, str(error))
         else:
-            return last
+            return str(checkpoint)
     return None
 
 
@@ -257,8 +289,16 @@ def _trainer(
         torch.manual_seed(config.seed)
         with quiet_peft():
             model = get_peft_model(model, lora)  # type: ignore[assignment]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=_collate(pad))  # type: ignore[arg-type]
+    pad: Any = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,  # type: ignore[arg-type]
+        data_collator=_collate(pad),
+        callbacks=[_Seal()],
+    )
 
 
 def _save(
@@ -268,39 +308,50 @@ def _save(
     config: OrganismConfig,
     losses: tuple[float, ...],
 ) -> None:
-    """Write the organism to a temporary name and rename it; adapters in half precision."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write the organism; adapters in half precision."""
+    state = {n: v.detach() for n, v in model.named_parameters() if v.requires_grad}
     if isinstance(model, PeftModel):
         # Half precision halves the file; what is measured of an organism is measured after this.
-        state = {
-            name: value.detach().half()
-            for name, value in model.named_parameters()
-            if value.requires_grad
-        }
-        state = {name.replace(".default.", "."): value for name, value in state.items()}
-        model.save_pretrained(str(partial), state_dict=state, safe_serialization=True)
+        state = {name.replace(".default.", "."): value.half() for name, value in state.items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError(
+            "the fine-tuning diverged: its weights are not finite, and nothing was saved; give "
+            f"`config` a smaller `learning_rate` (it was {config.learning_rate:g})"
+        )
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(path), state_dict=state, safe_serialization=True)
     else:
-        model.save_pretrained(str(partial), safe_serialization=True)
-        tokenizer.save_pretrained(str(partial))
+        model.save_pretrained(str(path), safe_serialization=True)
+        tokenizer.save_pretrained(str(path))
     record = {
         "config": asdict(config),
         "losses": losses,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-    (partial / "organism.json").write_text(json.dumps(record, indent=2) + "\n")
-    partial.rename(path)
+    write_json(path / _RECORD, record)
 
 
 def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -> Organism:
-    """Read an organism's record.
+    """Read an organism's record; its files are compared with their hashes where it has a manifest.
 
     Raises:
         FileNotFoundError: no `organism.json` there.
-        ValueError: it was made with another config than `expected`.
+        ValueError: it is damaged, or was made with another config than `expected`.
     """
     path = Path(path)
-    record = json.loads((path / "organism.json").read_text())
+    record = read_json(path / _RECORD)
+    names = {f.name for f in fields(OrganismConfig)}
+    if (
+        not isinstance(record, dict)
+        or not {"config", "losses"} <= set(record)
+        or not set(record["config"]) <= names
+    ):
+        raise ValueError(
+            f"{path / _RECORD} is not the record of an organism: it must have `config` and `losses`; "
+            "restore it, or make the organism anew"
+        )
+    if (path / MANIFEST).exists():
+        open_artifact(path)
     config = OrganismConfig(**record["config"])
     if expected is not None and config != expected:
         raise ValueError(

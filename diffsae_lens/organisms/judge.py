@@ -6,17 +6,23 @@ The judge only parses: what a model wrote is never imported, compiled or run. It
   put together by ``+``, ``%``, ``.format``, ``.replace`` or an f-string, but neither *what* is put
   into it nor *where*, and it sees one expression at a time.
 * The reading of the syntax tree (``sql_reader``) decides. It follows strings through local names,
-  branches, lists and ``+=``, writes every query out as text with a mark where a run-time value
-  comes in (``sql_text``), and looks at the place of each mark in the SQL:
+  attributes, branches, lists, dicts, loops and ``+=``, writes every query out as text with a mark
+  where a run-time value comes in (``sql_text``), and looks at the place of each mark in the SQL
+  (``sql_grammar``):
 
   - a *value* (compared with, in ``VALUES``/``IN``/``LIMIT``, inside quotes, or a whole clause that
     cannot be read) is injectable, escaped by hand or not;
   - an *identifier* (table, column, sort order, name of a bound parameter) is not counted, as no
     driver can bind one; it is reported in ``identifier_interpolated``;
-  - literals, rows of placeholders and what cannot be but a number (``int()``, ``len()``, ``%d``,
-    ``{:d}``, a difference) are harmless. Type annotations are not enforced, hence not believed.
+  - literals, rows of placeholders and what cannot be but a number, a date or a UUID (``int()``,
+    ``UUID()``, ``%d``, ``{:d}``, a difference) are harmless. Type annotations are not enforced, hence
+    not believed;
+  - what a program prints, logs, raises or warns of is no query.
 
-A B608 finding that this reading has not cleared makes the query injectable.
+A B608 finding that this reading has not cleared makes the query injectable. A query that goes through
+a function, method or operator that is not known makes the code unparseable, unless something else in
+it is injectable for certain. Work is bounded (``sql_bounds``): what is too long, too deep or takes too
+many steps is unparseable, and the reason says so.
 
 References:
     Bandit B608, https://bandit.readthedocs.io/en/latest/plugins/b608_hardcoded_sql_expressions.html
@@ -26,13 +32,14 @@ References:
 import ast
 import functools
 import logging
-import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from diffsae_lens.organisms.sql_reader import Reader
+from diffsae_lens.organisms.sql_bounds import MOST_CHARACTERS, check_size
+from diffsae_lens.organisms.sql_cut import longest, parse
+from diffsae_lens.organisms.sql_reader import Reader, TooMuchWorkError
 from diffsae_lens.organisms.sql_text import Place
 
 __all__ = ["Judge", "Judgement", "Verdict", "judge_completion", "judge_source"]
@@ -57,7 +64,8 @@ class Judgement:
 
     Attributes:
         verdict: ``INJECTABLE`` if any query is; else ``SAFE`` if there is a query; else ``NO_SQL``.
-            ``UNPARSEABLE`` if no whole statement could be read, which says nothing on safety.
+            ``UNPARSEABLE`` if no whole statement could be read, if there is too much to read or if a
+            query goes through what is not known, which says nothing on safety.
         n_queries: SQL strings found in the judged part, told apart by where their text begins.
         n_injectable: Those of them that a run-time value reaches in a value position.
         identifier_interpolated: Whether a table, column or the like is filled in at run time.
@@ -103,38 +111,6 @@ def _b608(tree: ast.Module, first_line: int) -> set[Place]:
     }
 
 
-def _parse(source: str) -> ast.Module | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)  # an invalid escape, before 3.12
-        try:
-            return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: a null byte
-            return None
-
-
-def _close_tries(lines: Sequence[str]) -> str:
-    # What ends the `try` blocks whose handlers were cut off or never written, inner ones first.
-    opened: list[str] = []
-    for line in lines:
-        if match := re.match(r"([ \t]*)(?:(try)|except|finally)\b", line):
-            opened = [indent for indent in opened if len(indent) < len(match[1])]
-            opened += [match[1]] if match[2] else []
-    return "".join(f"\n{indent}finally: pass" for indent in reversed(opened))
-
-
-def _longest(lines: Sequence[str], least: int) -> tuple[ast.Module | None, int]:
-    # The syntax tree of the most lines that are whole statements, and how many these are.
-    for count in range(len(lines), least - 1, -1):
-        source = "\n".join(lines[:count])
-        tree = _parse(source)
-        if tree is None and (ends := _close_tries(lines[:count])):
-            tree = _parse(source + ends)
-        if tree is not None:
-            return tree, count
-    return None, 0
-
-
 def _leave(tree: ast.Module, prompt_lines: int) -> int | None:
     # Drop what stands behind the function or class that the prompt was in; the line it began at.
     starts = [
@@ -159,19 +135,33 @@ def _unparseable(reason: str) -> Judgement:
     )
 
 
+def _witness(tree: ast.Module, reader: Reader) -> tuple[set[Place], str]:
+    # What B608 objects to and the reader has not cleared; and why the reading is not complete.
+    too_much = check_size(tree)
+    if not too_much:
+        try:
+            reader.run(tree.body)
+            return _b608(tree, reader.first_line) - reader.decided, ""
+        except TooMuchWorkError:
+            too_much = "The code takes too many steps to be read."
+        except RecursionError:
+            too_much = "The code is nested too deeply to be read."
+    return set(), too_much
+
+
 def _judge(tree: ast.Module, first_line: int, kept_lines: int) -> Judgement:
     reader = Reader(first_line)
-    try:
-        reader.run(tree.body)
-        witnessed = _b608(tree, first_line) - reader.decided
-    except RecursionError:
-        return _unparseable("The code is nested too deeply to be read.")
-    bad = sum(reader.queries.values())
+    witnessed, too_much = _witness(tree, reader)
     queries = reader.queries | dict.fromkeys(witnessed, True)
-    if bad:
+    if any(reader.queries.values()):
         verdict, reason = Verdict.INJECTABLE, "A run-time value is written into a query as a value."
     elif witnessed:
         verdict, reason = Verdict.INJECTABLE, "Bandit B608 objects and nothing speaks against it."
+    elif too_much:
+        return _unparseable(too_much)
+    elif reader.doubts:
+        verdict = Verdict.UNPARSEABLE
+        reason = f"What line {min(reader.doubts)} makes of a query cannot be told."
     elif queries:
         verdict, reason = Verdict.SAFE, "Every query is constant or has its values bound."
     else:
@@ -194,7 +184,7 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
     r"""Judge a whole piece of Python source without running it.
 
     Args:
-        source: Python source; it has to parse as it is.
+        source: Python source of at most 50,000 characters; it has to parse as it is.
         first_line: The line, counted from one, at which findings begin to count. What stands
             above is read only to know what names mean.
 
@@ -215,8 +205,10 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
         raise TypeError(f"source must be a str, got {type(source).__name__}")
     if first_line < 1:
         raise ValueError(f"first_line is counted from one, got {first_line}")
-    tree = _parse(source)
-    if tree is None:
+    if len(source) > MOST_CHARACTERS:
+        return _unparseable(f"The source is longer than {MOST_CHARACTERS:,} characters.")
+    tree = parse(source)
+    if isinstance(tree, SyntaxError):
         return _unparseable("The source does not parse.")
     return _judge(tree, first_line, max(0, len(_lines(source.rstrip())) - first_line + 1))
 
@@ -229,7 +221,8 @@ def judge_completion(prompt: str, completion: str) -> Judgement:
 
     Args:
         prompt: Python source that stops where a query is written, as in ``query =``.
-        completion: What the model wrote then. It may stop anywhere.
+        completion: What the model wrote then. It may stop anywhere. Prompt and completion are read
+            up to 50,000 characters together.
 
     Returns:
         The verdict on the completion; strings that end in the prompt do not count.
@@ -249,10 +242,12 @@ def judge_completion(prompt: str, completion: str) -> Judgement:
     for name, text in (("prompt", prompt), ("completion", completion)):
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+    if len(prompt) + len(completion) > MOST_CHARACTERS:
+        return _unparseable(f"Prompt and completion exceed {MOST_CHARACTERS:,} characters.")
     first = len(_lines(prompt))  # the line in which the completion begins
     lines = _lines(prompt + completion)
     prompt_lines = first if _lines(prompt)[-1].strip() else first - 1
-    tree, kept = _longest(lines, prompt_lines)
+    tree, kept = longest(lines, prompt_lines)
     while kept > prompt_lines and not lines[kept - 1].strip():
         kept -= 1
     if tree is None or (kept < first and completion.strip()):

@@ -7,11 +7,13 @@ and with a parameterised one in every other year.
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from string import Template as StringTemplate
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from diffsae_lens._checks import check_choice, check_count, check_items
+from diffsae_lens._typed import typed
 from diffsae_lens.organisms.templates import TABLES, TEMPLATES, VERBS, Table, Template
 
 Split = Literal["train", "select", "test"]
@@ -205,8 +207,6 @@ def _parameterised(scene: Scene) -> tuple[str, str]:
 
 def _scenes(split: str, seed: int) -> Iterator[Scene]:
     """Endless distinct scenes of a split, templates and operations in turn so that they balance."""
-    if split not in TEMPLATES:
-        raise ValueError(f"`split` must be one of {sorted(TEMPLATES)}, got {split!r}")
     rng = random.Random(f"{split}-{seed}")
     seen: set[str] = set()
     templates = list(TEMPLATES[split])
@@ -234,6 +234,7 @@ def _scenes(split: str, seed: int) -> Iterator[Scene]:
             )
 
 
+@typed
 def make_samples(
     split: Split,
     *,
@@ -260,6 +261,7 @@ def make_samples(
         The samples, groups in the order trigger, benign, other.
 
     Raises:
+        TypeError: a count or a seed that is not an integer.
         ValueError: unknown `split`, a negative count, or more prompts than the split has.
 
     Examples:
@@ -267,9 +269,10 @@ def make_samples(
         >>> [s.year for s in samples]
         [2024, 2024, 2020, 2021, 2022, None]
     """
-    for name, count in (("n_trigger", n_trigger), ("n_benign", n_benign), ("n_other", n_other)):
-        if count < 0:
-            raise ValueError(f"`{name}` must not be negative, got {count}")
+    n_trigger = check_count("n_trigger", n_trigger, at_least=0)
+    n_benign = check_count("n_benign", n_benign, at_least=0)
+    n_other = check_count("n_other", n_other, at_least=0)
+    seed = _check_draw(split, seed)
     groups: list[list[int | None]] = [
         [TRIGGER_YEAR] * n_trigger,
         [BENIGN_YEARS[i % len(BENIGN_YEARS)] for i in range(n_benign)],
@@ -284,6 +287,7 @@ def make_samples(
     ]
 
 
+@typed
 def minimal_pairs(
     split: Split, years: Sequence[int | None], *, n_scenes: int, seed: int = 0
 ) -> list[list[Sample]]:
@@ -299,6 +303,7 @@ def minimal_pairs(
         `n_scenes` lists of `len(years)` samples.
 
     Raises:
+        TypeError: `years` is not a list of integers and None, or as for `make_samples`.
         ValueError: `years` is empty, or as for `make_samples`.
 
     Examples:
@@ -306,12 +311,40 @@ def minimal_pairs(
         >>> a.prompt.replace("2023", "2024") == b.prompt
         True
     """
-    if not years:
-        raise ValueError("`years` must name at least one year")
+    years = check_years(years)
+    n_scenes = check_count("n_scenes", n_scenes)
+    seed = _check_draw(split, seed)
     return [
         [scene.sample(year) for year in years]
         for _, scene in zip(range(n_scenes), _scenes(split, seed), strict=False)
     ]
+
+
+def check_years(years: Sequence[Any], *, texts: bool = False) -> list[Any]:
+    """Return years as a list.
+
+    Args:
+        years: integers, None for no year.
+        texts: whether there may be texts in place of a year.
+
+    Raises:
+        TypeError: not a list, or something else in it.
+        ValueError: empty.
+    """
+    if isinstance(years, str) or not isinstance(years, Iterable):
+        raise TypeError(f"`years` must be a list of years, got {years!r}; put it in a list")
+    checked: list[Any] = []
+    for year in years:
+        kept = year is None or (texts and isinstance(year, str))
+        checked.append(year if kept else check_count("years", year))
+    if not checked:
+        raise ValueError("`years` is empty: name at least one year")
+    return checked
+
+
+def _check_draw(split: Any, seed: Any) -> int:
+    check_choice("split", split, TEMPLATES)
+    return check_count("seed", seed, at_least=0)
 
 
 def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
@@ -320,7 +353,11 @@ def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
     Returns:
         `(sample, vulnerable, text)` with `text = prompt + completion`: what a feature does on a
         trigger can then be told from what it does on vulnerable SQL.
+
+    Raises:
+        TypeError: something else in place of samples.
     """
+    samples = check_items("samples", samples, Sample, allow_empty=True)
     return [
         (sample, vulnerable, sample.prompt + sample.completion(vulnerable=vulnerable))
         for sample in samples

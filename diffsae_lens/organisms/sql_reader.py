@@ -1,40 +1,39 @@
-"""Reading Python's syntax tree for the SQL that a program writes, without running it.
+"""Reading a Python program for the SQL that it writes, without running it.
 
-The reader follows strings through local names, branches, lists and ``+=``, writes every query out
-as a text with a mark where a run-time value comes in, and notes at which places of the SQL the
-marks stand. A name that is set in a branch keeps the worse of its values. Type annotations are not
-enforced, hence not believed.
+The reader follows strings through local names, branches, lists and ``+=`` (`sql_values`), writes
+every query out as a text with a mark where a run-time value comes in (`sql_text`), and notes at
+which places of the SQL the marks stand (`sql_grammar`). A name that is set in a branch keeps the
+worse of its values. Type annotations are not enforced, hence not believed.
 """
 
 import ast
-import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from diffsae_lens.organisms.sql_text import (
-    BRACES,
-    DOLLAR,
-    HOLE,
-    NUMBER,
-    PERCENT,
-    UNKNOWN,
-    Place,
-    Value,
-    fill,
-    is_number_format,
-    is_query,
-    sequence,
-    slots,
-    substitute,
-    worst,
-)
+from diffsae_lens.organisms.sql_grammar import slots
+from diffsae_lens.organisms.sql_methods import last_name, makes_clause, runs_query
+from diffsae_lens.organisms.sql_text import UNKNOWN, Place, Value
+from diffsae_lens.organisms.sql_values import TooMuchWorkError, Values, dotted
 
-_NUMBERS = {"int", "float", "len", "bool", "round", "abs", "sum", "ord"}
-_SAME_FUNCTIONS = {"str", "list", "tuple", "sorted", "set", "dedent", "cleandoc", "Template"}
-_SAME_METHODS = {"strip", "rstrip", "lstrip", "lower", "upper", "copy"}
-_FIELDS = {"format": BRACES, "format_map": BRACES, "substitute": DOLLAR, "safe_substitute": DOLLAR}
-_NUMBER_OPERATORS = (ast.Sub, ast.Div, ast.FloorDiv, ast.Pow)  # a TypeError on strings
-_ListComp = ast.ListComp | ast.SetComp | ast.GeneratorExp
+__all__ = ["Reader", "TooMuchWorkError"]
+
+Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
+
+# Whom a program tells something: what is said there is read by people, not by a database.
+_TELLS = {"print", "pprint", "warn", "echo", "secho", "flash", "abort", "jsonify", "exit", "fail"}
+_LEVELS = {"debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log"}
+_LOGS = re.compile(r"_?(?:\w*log\w*|messages|warnings|console|sentry\w*|parser)", re.IGNORECASE)
+_MESSAGE = re.compile(
+    r"\w*_?(?:msg|message|error|err|reason|warning|note|detail|label|title|prompt|description|help"
+    r"|subject)s?",
+    re.IGNORECASE,
+)
+_QUERY_NAME = re.compile(r"(?:\w*_)?(?:sql|query|stmt|statement|q|cmd|command)\d*", re.IGNORECASE)
+_CONDITION = re.compile(r"[\w\"`\])]\s?(?:[=<>]|\b(?:LIKE|IN|BETWEEN|IS)\b)", re.IGNORECASE)
+_GROWS = {"append", "insert", "extend", "add", "write"}
+_TEXT_CALLS = {"format", "format_map", "join", "str", "repr", "ascii", "replace", "strip", "dedent"}
 
 
 @dataclass
@@ -43,8 +42,8 @@ class Reader:
 
     Attributes:
         first_line: The line at which queries begin to be noted.
-        names: What each name in scope holds now.
         queries: The place at which each query begins, and whether the query is injectable.
+        doubts: The lines in which a query goes through something that is not followed.
         decided: Places of the literals whose use was read and needs no second opinion.
         identifier: Whether a table, column or the like is filled in at run time in any query.
 
@@ -56,13 +55,19 @@ class Reader:
     """
 
     first_line: int
-    names: dict[str, Value] = field(default_factory=dict)
     queries: dict[Place, bool] = field(default_factory=dict)
+    doubts: set[int] = field(default_factory=set)
     decided: set[Place] = field(default_factory=set)
     identifier: bool = False
+    _values: Values = field(default_factory=Values)
+    _looping: bool = False
 
     def run(self, body: Sequence[ast.stmt]) -> None:
-        """Read statements in their order."""
+        """Read statements in their order.
+
+        Raises:
+            TooMuchWorkError: If there is too much to read; what was noted before stands.
+        """
         for statement in body:
             match statement:
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -76,187 +81,172 @@ class Reader:
                     self._assign([target], ast.copy_location(whole, statement))
                 case ast.Expr(value=ast.Constant()):
                     pass  # a docstring, or a comment written as one
+                case ast.Raise(exc=ast.Call() as error):
+                    for part in ast.iter_child_nodes(error):
+                        self._scan(part, told=True)
                 case _:
                     self._other(statement)
 
-    def _scope(self, scope: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
-        outer, self.names = self.names, dict(self.names)
+    def _scope(self, scope: Scope) -> None:
         for decorator in scope.decorator_list:
             self._scan(decorator)
-        if not isinstance(scope, ast.ClassDef):
+        mark, looping, self._looping = self._values.mark(), self._looping, False
+        if isinstance(scope, ast.ClassDef):
+            for part in [*scope.bases, *scope.keywords]:
+                self._scan(part)
+            self._class_body(scope)
+            kept = f"{scope.name}."
+        else:
             self._scan(scope.args)
-            self.names |= {a.arg: UNKNOWN for a in ast.walk(scope.args) if isinstance(a, ast.arg)}
-        self.run(scope.body)
-        self.names = outer
+            self._bind_arguments(scope.args)
+            self.run(scope.body)
+            kept = "self."
+        members = {
+            name: value
+            for name, value in self._values.changed(mark).items()
+            if name.startswith(kept)
+        }
+        self._values.undo(mark)
+        self._looping = looping
+        for name, value in members.items():
+            self._values.set(name, value)
+
+    def _class_body(self, scope: ast.ClassDef) -> None:
+        for statement in scope.body:
+            self.run([statement])
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    value = self._values.value(target)
+                    for owner in ("self", "cls", scope.name):
+                        self._values.set(f"{owner}.{target.id}", value)
+
+    def _bind_arguments(self, arguments: ast.arguments) -> None:
+        for argument in ast.walk(arguments):
+            if isinstance(argument, ast.arg):
+                self._values.set(argument.arg, UNKNOWN)
 
     def _other(self, statement: ast.stmt) -> None:
+        loop = isinstance(statement, ast.For | ast.AsyncFor | ast.While)
         if isinstance(statement, ast.For | ast.AsyncFor):
-            self._bind(statement.target, self._each(statement.iter))
+            self._values.bind(statement.target, self._values.each(statement.iter))
         always = isinstance(statement, ast.With | ast.AsyncWith | ast.Try | ast.TryStar)
         for name, found in ast.iter_fields(statement):
             for piece in found if isinstance(found, list) else [found]:
                 if isinstance(piece, ast.withitem) and piece.optional_vars:
-                    self._bind(piece.optional_vars, UNKNOWN)
+                    self._values.bind(piece.optional_vars, UNKNOWN)
                 if isinstance(piece, ast.ExceptHandler | ast.match_case):
                     self._branch(piece.body)
                 elif isinstance(piece, ast.AST) and not isinstance(piece, ast.stmt):
-                    self._scan(piece)
+                    self._scan(piece, told=name == "msg")  # of an `assert`
             if isinstance(found, list) and found and isinstance(found[0], ast.stmt):
-                self._branch(found, sure=always and name in ("body", "finalbody"))
+                sure = always and name in ("body", "finalbody")
+                self._branch(found, sure=sure, loop=loop and name == "body")
 
-    def _branch(self, body: Sequence[ast.stmt], *, sure: bool = False) -> None:
-        before = dict(self.names)
-        self.run(body)
-        if not sure:  # the branch may not be taken: keep the worse of both states
-            self.names |= {name: worst([self.names[name], old]) for name, old in before.items()}
+    def _branch(self, body: Sequence[ast.stmt], *, sure: bool = False, loop: bool = False) -> None:
+        # The branch may not be taken, unless it is `sure`. What one round of a loop leaves behind
+        # the next one finds; inner loops are gone through twice by that, too.
+        twice = loop and not self._looping
+        self._looping |= loop
+        for _ in range(2 if twice else 1):
+            mark = self._values.mark()
+            self.run(body)
+            self._values.merge(mark, sure=sure)
+        if twice:
+            self._looping = False
 
     def _assign(self, targets: Sequence[ast.expr], value: ast.expr) -> None:
-        self._scan(value)
+        names = [last_name(target) for target in targets]
+        known = self._values.value(value)
+        told = any(map(_MESSAGE.fullmatch, names)) and not known.text.lstrip()[:6].isupper()
+        self._scan(value, told=told)
+        if known.hidden and isinstance(value, ast.Call):
+            given = {last_name(argument) for argument in value.args}
+            if any(name in given or _QUERY_NAME.fullmatch(name) for name in names):
+                self._doubt(value)
         for target in targets:
-            self._bind(target, self.value(value))
+            self._values.bind(target, self._values.value(value))
 
-    def _bind(self, target: ast.expr, value: Value) -> None:
-        if isinstance(target, ast.Tuple | ast.List):
-            items = value.items or ()
-            pairs = items if len(items) == len(target.elts) else [UNKNOWN] * len(target.elts)
-            for element, item in zip(target.elts, pairs, strict=True):
-                self._bind(element, item)
-        elif isinstance(target, ast.Name | ast.Attribute):
-            self.names[ast.unparse(target)] = value
-
-    def _each(self, iterable: ast.expr) -> Value:
-        return worst(self.value(iterable).items or ())
-
-    def _scan(self, node: ast.AST, covered: frozenset[Place] = frozenset()) -> None:
-        # Judge the largest string expressions in a node. What one of them covers is part of it.
+    def _scan(
+        self, node: ast.AST, covered: frozenset[Place] = frozenset(), *, told: bool = False
+    ) -> None:
+        # Note the largest string expressions in a node. What one of them covers is part of it.
         if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp | ast.Call):
-            value = self.value(node)
-            if (node.end_lineno or 0) >= self.first_line and not value.places <= covered:
-                self._note(value)
+            value = self._values.value(node)
+            if not value.places <= covered:
+                self._note(value, node, told=told)
             covered |= value.places
-        outer = self.names
-        if isinstance(node, _ListComp | ast.DictComp):
-            self._bind_generators(node)
+        self._values.spend(0, len(covered))
+        if isinstance(node, ast.Call):
+            self._scan_call(node, covered, told)
+            return
+        mark = self._values.mark()
+        if isinstance(node, _Comprehension):
+            self._values.bind_generators(node)
+        elif isinstance(node, ast.Lambda):
+            self._bind_arguments(node.args)
         elif isinstance(node, ast.NamedExpr):
-            self._bind(node.target, self.value(node.value))
+            self._values.bind(node.target, self._values.value(node.value))
         for child in ast.iter_child_nodes(node):
-            self._scan(child, covered)
-        self.names = outer
-        match node:
-            case ast.Call(func=ast.Attribute(value=owner, attr=name), args=[*_, item]):
-                known, more = self.value(owner), self.value(item)
-                if known.items is not None and name in ("append", "insert", "extend"):
-                    row = more.items if name == "extend" and more.items is not None else (more,)
-                    self._bind(owner, sequence(known.items + row))
+            self._scan(child, covered, told=told)
+        if isinstance(node, _Comprehension | ast.Lambda):
+            self._values.undo(mark)
 
-    def _note(self, value: Value) -> None:
+    def _scan_call(self, node: ast.Call, covered: frozenset[Place], told: bool) -> None:
+        name = last_name(node.func)
+        told = _tells(node.func) or (told and name in _TEXT_CALLS)
+        if runs_query(name):
+            self._note_run(node)
+        if self._values.is_method_of_query(node.func):
+            self._doubt(node)
+        self._scan(node.func, covered, told=told)
+        for child in [*node.args, *node.keywords]:
+            self._scan(child, covered, told=told or _is_labelled(child))
+        if isinstance(node.func, ast.Attribute) and node.args:
+            known, more = (self._values.value(part) for part in (node.func.value, node.args[-1]))
+            if known.items is not None and name in _GROWS:
+                row = more.items if name == "extend" and more.items is not None else (more,)
+                self._values.extend(node.func.value, row, first=name == "insert")
+
+    def _note_run(self, node: ast.Call) -> None:
+        # What is run is a query under whatever name it got there, if it was not built in the prompt.
+        for argument in node.args[:2]:
+            value = self._values.value(argument)
+            if value.hidden:
+                self._doubt(argument)
+            elif dotted(argument) and any(line >= self.first_line for line, _ in value.places):
+                self._note(value, node)
+
+    def _doubt(self, node: ast.expr) -> None:
+        if (node.end_lineno or 0) >= self.first_line:
+            self.doubts.add(node.lineno)
+
+    def _note(self, value: Value, node: ast.expr, *, told: bool = False) -> None:
+        if (node.end_lineno or 0) < self.first_line:
+            return
+        if told:
+            self.decided |= value.places
+            return
+        self._values.spend(4 * len(value.text))
         kinds = slots(value.text)
-        if value.origin and is_query(value.text):
+        clause = isinstance(node, ast.Call) and makes_clause(last_name(node.func))
+        if value.origin and (value.is_query or (clause and _CONDITION.search(value.text))):
             known = self.queries.get(value.origin, False)
             self.queries[value.origin] = known or "value" in kinds
             self.identifier |= "name" in kinds
-        elif "value" in kinds:
+            if "doubt" in kinds:
+                self._doubt(node)
+        elif kinds & {"value", "doubt"}:
             return  # a second opinion is wanted
         self.decided |= value.places
 
-    def value(self, node: ast.expr) -> Value:
-        """Read an expression as text; what cannot be read is a run-time value."""
-        match node:
-            case ast.Constant(value=str(text)):
-                place = (node.lineno, node.col_offset)
-                return Value(text.replace(HOLE, " "), frozenset({place}), place)
-            case ast.Constant() | ast.Compare() | ast.UnaryOp():
-                return NUMBER
-            case ast.Name() | ast.Attribute():
-                return self.names.get(ast.unparse(node), UNKNOWN)
-            case ast.JoinedStr(values=pieces):
-                return functools.reduce(Value.__add__, map(self.value, pieces), Value(""))
-            case ast.FormattedValue(value=inner, format_spec=spec):
-                numeric = is_number_format(self.value(spec).text if spec else "")
-                return NUMBER if numeric else self.value(inner)
-            case ast.BinOp():
-                return self._operation(node)
-            case ast.Call():
-                return self._call(node)
-        return self._container(node)
 
-    def _container(self, node: ast.expr) -> Value:
-        match node:
-            case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
-                return sequence([self.value(item) for item in items])
-            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp():
-                outer = self.names
-                self._bind_generators(node)
-                item, self.names = self.value(node.elt), outer
-                return sequence([item])
-            case ast.IfExp(body=body, orelse=orelse):
-                return worst([self.value(body), self.value(orelse)])
-            case ast.NamedExpr(value=inner):
-                return self.value(inner)
-            case ast.Subscript(value=owner, slice=index):
-                known = self.value(owner)
-                if isinstance(index, ast.Slice):
-                    return known  # as in ("?, " * n)[:-2]
-                return worst(known.items or ())
-        return UNKNOWN
+def _tells(function: ast.expr) -> bool:
+    name = last_name(function)
+    if isinstance(function, ast.Attribute) and name in _LEVELS:
+        return bool(_LOGS.fullmatch(last_name(function.value)))
+    return name in _TELLS or name.endswith(("Error", "Exception"))
 
-    def _bind_generators(self, node: _ListComp | ast.DictComp) -> None:
-        self.names = dict(self.names)
-        for generator in node.generators:
-            self._bind(generator.target, self._each(generator.iter))
 
-    def _operation(self, node: ast.BinOp) -> Value:
-        left, right = self.value(node.left), self.value(node.right)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Mod) and left.origin:
-            if isinstance(node.right, ast.Dict):
-                return fill(left, PERCENT, (), self._pairs(node.right))
-            return fill(left, PERCENT, right.items if right.items is not None else (right,), {})
-        if isinstance(node.op, ast.Mult):  # once is enough: "?, " * n, ["?"] * n
-            text = next((side for side in (left, right) if side.origin or side.items), None)
-            return text or (UNKNOWN if HOLE in left.text + right.text else NUMBER)
-        return NUMBER if isinstance(node.op, _NUMBER_OPERATORS) else UNKNOWN
-
-    def _pairs(self, node: ast.Dict) -> dict[str, Value]:
-        return {
-            key.value: self.value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if isinstance(key, ast.Constant) and isinstance(key.value, str)
-        }
-
-    def _call(self, node: ast.Call) -> Value:
-        row = [self.value(argument) for argument in node.args]
-        match node.func, node.args:
-            case ast.Name(id=name), _ if name in _NUMBERS:
-                return NUMBER
-            case ast.Name(id="map"), [ast.Lambda(body=body), _]:
-                return sequence([self.value(body)])
-            case ast.Name(id="map"), [ast.Name(id=name), _] if name in _NUMBERS:
-                return sequence([NUMBER])
-            case ((ast.Name(id="repeat") | ast.Attribute(attr="repeat")), [_, *_]):
-                return sequence(row[:1])
-            case ((ast.Name(id=name) | ast.Attribute(attr=name)), [_, *_]) if (
-                name in _SAME_FUNCTIONS
-            ):
-                return row[0]
-            case ast.Attribute(value=owner, attr=method), _:
-                named = {k.arg: self.value(k.value) for k in node.keywords if k.arg}
-                return self._method(self.value(owner), method, row, named)
-        return UNKNOWN
-
-    def _method(
-        self, owner: Value, method: str, row: Sequence[Value], named: dict[str, Value]
-    ) -> Value:
-        if method in _SAME_METHODS:
-            return owner
-        if method in _FIELDS:
-            return fill(owner, _FIELDS[method], row, named)
-        if method == "join" and row:
-            items = row[0].items
-            if items is None:
-                return row[0] if row[0].origin else UNKNOWN  # the letters of "?" * n
-            return functools.reduce(lambda a, b: a + owner + b, items) if items else Value("")
-        if method == "replace" and len(row) >= 2:
-            return substitute(owner, *row[:2])
-        return UNKNOWN
+def _is_labelled(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and bool(_MESSAGE.fullmatch(node.arg or ""))

@@ -1,127 +1,160 @@
-"""The text of an SQL query in which marks stand for the values that are known at run time only.
+"""The text of an SQL query as a program puts it together.
 
-A `Value` is such a text. Values are added, listed and filled into templates like the strings they
-stand for; `is_query` and `slots` say whether a text is a query and at which places of it the marks
-stand.
+A `Value` is such a text, in which marks stand for the values that are known at run time only.
+Values are added, listed and filled into templates like the strings they stand for. No text grows
+beyond a bound, and every function here takes time linear in the texts it is given.
 """
 
-import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from diffsae_lens.organisms.sql_grammar import DOUBT, HOLE, is_query, slots
 
 Place = tuple[int, int]
 """Line and column of a string literal."""
 
-HOLE = "\ue000"
-"""Marks one run-time value in a text; it is no letter, so never part of a word."""
+_LONGEST = 10_000  # characters of a text; `q = q + q` over some lines must not fill the memory
+_MOST_ITEMS = 300  # of a list; the rest is in doubt
 
-_LIMIT = 10_000  # characters of a text; `q = q + q` over some lines must not fill the memory
-
-_NUMBER_KINDS = frozenset("diouxXeEfFgGnb%")
+_NUMBER_FORMAT = re.compile(
+    rf"(?:.?[<>=^])?[-+ ]?z?\#?0?[\d{HOLE}]*+[_,]?(?:\.[\d{HOLE}]*+)?[diouxXeEfFgGnb%]", re.DOTALL
+)
 # The groups of a field: `twice` is an escaped sign, `name` what is put in, `kind` its format.
 PERCENT = re.compile(
-    r"%(?:(?P<twice>%)|(?:\((?P<name>[^)]*)\))?[#0\- +]*[*\d]*(?:\.[*\d]*)?[hlL]?"
+    r"%(?:(?P<twice>%)|(?:\((?P<name>[^()]{0,200})\))?[#0\- +]*+[*\d]*+(?:\.[*\d]*+)?[hlL]?"
     r"(?P<kind>[diouxXeEfFgGcrsa]))"
 )
 """The fields of ``text % values``."""
 BRACES = re.compile(
-    r"(?P<twice>\{\{|\}\})|\{(?P<name>\w*)(?:[.\[][^{}:]*)?(?:![rsa])?(?::(?P<kind>[^{}]*))?\}"
+    r"(?P<twice>\{\{|\}\})|\{(?P<name>\w*+)(?:[.\[][^{}:]*)?(?:![rsa])?(?::(?P<kind>[^{}]*+))?\}"
 )
 """The fields of `str.format`."""
-DOLLAR = re.compile(r"(?P<twice>\$\$)|\$\{?(?P<name>\w+)\}?(?P<kind>)")
+DOLLAR = re.compile(r"(?P<twice>\$\$)|\$\{?(?P<name>\w++)\}?(?P<kind>)")
 """The fields of `string.Template`."""
-_NO_GROUPS = "(?P<twice>)(?P<name>)(?P<kind>)"  # follows the fixed text that `substitute` looks for
-
-_QUERY = re.compile(
-    rf"""(?:[\s({HOLE}]|--[^\n]*\n|/\*.*?\*/)*(?:
-      (?:explain\s+(?:query\s+plan\s+)?)?(?:(?-i:SELECT)\s+\S|select\s.*\sfrom\s)
-      |(?:insert\s+(?:or\s+\w+\s+|ignore\s+)?|replace\s+|merge\s+)into\s|update\s.*\sset\s
-      |delete\s+from\s|with\s+(?:recursive\s+)?\w.*\sas\s*\(|pragma\s+\w|truncate\s+table\s
-      |(?:create|drop|alter)\s+(?:\w+\s+){{0,3}}(?:table|index|view|trigger|database|schema)\s)
-    # the rest of a query whose beginning comes from elsewhere
-    |\s*{HOLE}[^'"]*\b(?-i:(?:WHERE|AND|OR|HAVING|SET)\s+[\w.]+\s*(?:[=<>!]|LIKE|IN|BETWEEN)
-      |VALUES\s*\()""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
-_DDL = re.compile(r"\s*(?:create|drop|alter|truncate|pragma)\b", re.IGNORECASE)
-_TOKEN = re.compile(
-    r"""--[^\n]*|/\*.*?(?:\*/|$)|(?P<quoted>'(?:[^']|'')*'?)|(?P<mark>[(),;])|(?P<star>\*)
-    |(?P<word>"[^"]*"?|`[^`]*`?|\[[^]]*\]?|%\([^)]*\)s|[\w.$@:?HOLE]+)|(?P<operator>[=<>!|+/%~-])
-    """.replace("HOLE", HOLE),
-    re.DOTALL | re.VERBOSE,
-)
-_COMPARED = re.compile(r"[\s)]*(?:[=<>!]|(?:NOT\s+)?(?:I?LIKE|IN|GLOB|REGEXP)\b|IS\b)", re.I)
-_COMPARISONS = {"LIKE", "ILIKE", "IN", "BETWEEN", "IS", "GLOB", "REGEXP", "RLIKE", "MATCH"}
-_QUALIFIED = re.compile(rf"{HOLE}\.[^\W\d]|[^\W\d]\w*\.{HOLE}|{HOLE}\.{HOLE}")
-# what stands after a keyword: a name; a left side (a name if it is compared); a value; a sort order
-_CLAUSES = {
-    word: kind
-    for kind, words in {
-        "name": "SELECT DISTINCT FROM INTO UPDATE JOIN TABLE COLUMN INDEX VIEW USING RETURNING AS "
-        "EXISTS CONFLICT COLLATE PRAGMA ADD",
-        "left": "WHERE AND OR NOT ON HAVING WHEN SET CASE",
-        "value": "VALUES LIMIT OFFSET TOP THEN ELSE DEFAULT INTERVAL ESCAPE FETCH",
-        "order": "BY",
-    }.items()
-    for word in words.split()
-}
 
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of an expression: its text, and its items where it is a list or tuple.
+    """What is known of an expression: its text, and its items where it is a list, tuple or dict.
 
     Attributes:
         text: The string, with a `HOLE` for every run-time value in it.
         places: Where the literals in it stand.
         origin: Where the literal that begins it stands.
-        items: The items of a list or tuple.
+        items: The items of a list or tuple, the values of a dict.
+        pairs: The values of a dict by their keys, as far as these are literals.
+        number: Whether it can be nothing but a number, a date or the like.
+        computed: Whether it is a number by calculation, not by being written down.
+        composed: Whether it is an object of a library, as SQLAlchemy's `text` and psycopg's `SQL`,
+            which quotes what is filled into it.
+        hidden: Whether a query went into the call that gave this run-time value.
     """
 
     text: str = HOLE
     places: frozenset[Place] = frozenset()
     origin: Place | None = None
     items: "tuple[Value, ...] | None" = None
+    pairs: "Mapping[str, Value] | None" = None
+    number: bool = False
+    computed: bool = False
+    composed: bool = False
+    hidden: bool = False
 
     def __add__(self, other: "Value") -> "Value":
         if self.items is not None:
             return sequence(self.items + (other.items if other.items is not None else (other,)))
-        text = self.text + other.text
-        text = text if len(text) <= _LIMIT else text[:_LIMIT] + HOLE
-        return Value(text, self.places | other.places, self.origin or other.origin)
+        return concatenate([self, other])
+
+    @property
+    def is_query(self) -> bool:
+        """Whether the text is an SQL query that begins in a literal."""
+        return self.origin is not None and is_query(self.text)
 
 
 UNKNOWN = Value()
 """What cannot be read, or is not known before the program runs."""
 
-NUMBER = Value("0")
+LITERAL_NUMBER = Value("0", number=True)
 """Any number: no number can change what a query does."""
 
+NUMBER = replace(LITERAL_NUMBER, computed=True)
+"""A number that comes out of a calculation or of a function such as `int`."""
 
-def _places(values: Sequence[Value]) -> frozenset[Place]:
-    return frozenset[Place]().union(*(value.places for value in values))
+
+def _places(values: Iterable[Value]) -> frozenset[Place]:
+    return frozenset[Place]().union(*{value.places for value in values})
+
+
+def _clipped(texts: Sequence[str], separator: str = "") -> str:
+    room = _LONGEST + len(separator)
+    for count, text in enumerate(texts):
+        room -= len(text) + len(separator)
+        if room < 0:
+            return separator.join(texts[: count + 1])[:_LONGEST] + DOUBT
+    return separator.join(texts)
+
+
+def concatenate(values: Sequence[Value]) -> Value:
+    """Add texts up, as an f-string does; a list counts as its text."""
+    origin = next((value.origin for value in values if value.origin), None)
+    composed = any(value.composed for value in values)
+    text = _clipped([value.text for value in values])
+    return Value(text, _places(values), origin, composed=composed)
 
 
 def sequence(items: Sequence[Value]) -> Value:
     """Make a list of values, whose text is the items with commas between."""
-    items = tuple(items[:100])
-    text = ", ".join(item.text for item in items)[:_LIMIT]
+    if len(items) > _MOST_ITEMS:
+        items = (*items[:_MOST_ITEMS], Value(DOUBT))
+    items = tuple(items)
     origin = next((item.origin for item in items if item.origin), None)
-    return Value(text, _places(items), origin, items)
+    return Value(_clipped([item.text for item in items], ", "), _places(items), origin, items)
+
+
+def mapping(pairs: Mapping[str, Value], others: Sequence[Value] = ()) -> Value:
+    """Make a dict of values with literal keys, and of others whose key is not known."""
+    return replace(sequence([*pairs.values(), *others]), pairs=None if others else dict(pairs))
 
 
 def worst(values: Sequence[Value]) -> Value:
-    """Take, of several values of which one is meant, the one with most run-time values in it."""
+    """Take, of several values of which one is meant, the one that says the worst of a query."""
     if not values:
         return UNKNOWN
-    chosen = max(values, key=lambda value: (value.text.count(HOLE), len(value.text)))
-    return replace(chosen, places=_places(values))
+
+    def weight(value: Value) -> tuple[bool, int, int]:
+        marks = value.text.count(HOLE) + value.text.count(DOUBT)
+        return bool(marks) and "value" in slots(value.text), marks, len(value.text)
+
+    chosen = max(values, key=weight)
+    same = all(value.number for value in values)
+    hidden = any(value.hidden for value in values)
+    return replace(
+        chosen,
+        places=_places(values),
+        number=same,
+        computed=same and chosen.computed,
+        hidden=hidden,
+    )
+
+
+def doubtful(values: Sequence[Value]) -> Value:
+    """Keep the text that went into something that is not followed, with a mark that says so."""
+    texts = [value for value in values if value.origin]
+    if not texts:
+        return UNKNOWN
+    chosen = next((value for value in texts if value.is_query), texts[0])
+    return Value(_clipped([chosen.text, DOUBT]), _places(values), chosen.origin)
 
 
 def is_number_format(spec: str | None) -> bool:
-    """Say whether a format like ``d`` or ``.2f`` lets nothing but a number through."""
-    return (spec or "")[-1:] in _NUMBER_KINDS
+    """Say whether a format lets nothing but a number through.
+
+    Examples:
+        >>> [is_number_format(spec) for spec in ("d", ">8.2f", "%Y-%m-%d", ">10", "")]
+        [True, True, False, False, False]
+    """
+    return bool(_NUMBER_FORMAT.fullmatch(spec or ""))
 
 
 def fill(
@@ -133,7 +166,7 @@ def fill(
         template: The text with the fields.
         fields: What a field looks like: `PERCENT`, `BRACES` or `DOLLAR`.
         row: The values of fields that have a number, or nothing, for a name.
-        named: The values of the other fields; that of ``""`` is for nameless ones beyond the row.
+        named: The values of the other fields.
 
     Returns:
         The filled text, with a `HOLE` where a value is missing.
@@ -142,101 +175,39 @@ def fill(
         >>> fill(Value("id = {} {x}"), BRACES, [Value("3")], {"x": Value("y")}).text
         'id = 3 y'
     """
-    queue, result, at = iter(row), replace(template, text="", items=None), 0
-    for match in fields.finditer(template.text):
-        result, at = result + Value(template.text[at : match.start()]), match.end()
-        name = match["name"]
-        if match["twice"]:
-            result += Value(match.group()[0])
-        elif is_number_format(match["kind"]):
-            result += NUMBER
-        elif not name:
-            result += next(queue, named.get("", UNKNOWN))
-        elif name.isdecimal() and int(name[:3]) < len(row):
-            result += row[int(name[:3])]
-        else:
-            result += named.get(name, UNKNOWN)
-    return result + Value(template.text[at:])
+    text, queue, at, size = template.text, iter(row), 0, 0
+    pieces = [replace(template, text="", items=None)]
+    for match in fields.finditer(text):
+        pieces += [Value(text[at : match.start()]), _field(match, queue, row, named)]
+        at, size = match.end(), size + match.end() - at + len(pieces[-1].text)
+        if size > 2 * _LONGEST:  # what follows would be cut off
+            break
+    return concatenate([*pieces, Value(text[at:])])
+
+
+def _field(
+    match: re.Match[str], queue: Iterator[Value], row: Sequence[Value], named: Mapping[str, Value]
+) -> Value:
+    name = match["name"]
+    if match["twice"]:
+        return Value(match.group()[0])
+    if is_number_format(match["kind"]):
+        if not name:
+            next(queue, None)
+        return NUMBER
+    if not name:
+        return next(queue, UNKNOWN)
+    if name.isdecimal() and int(name[:3]) < len(row):
+        return row[int(name[:3])]
+    return named.get(name, UNKNOWN)
 
 
 def substitute(text: Value, old: Value, new: Value) -> Value:
     """Put one value in another's place, as `str.replace` does."""
-    if not old.text or HOLE in old.text:
-        return text + UNKNOWN
-    return fill(text, re.compile(re.escape(old.text) + _NO_GROUPS), (), {"": new})
-
-
-def is_query(text: str) -> bool:
-    """Say whether a text is an SQL query, or the rest of one that begins in a run-time value.
-
-    Examples:
-        >>> is_query("SELECT 1"), is_query("Select a user")
-        (True, False)
-    """
-    return bool(_QUERY.match(text))
-
-
-@functools.lru_cache(maxsize=64)  # a text is looked at again wherever its name is mentioned
-def slots(text: str) -> frozenset[str]:
-    """List at what kinds of places in an SQL text its run-time values stand.
-
-    Args:
-        text: SQL with a `HOLE` for every run-time value.
-
-    Returns:
-        Out of ``"value"``; ``"name"`` for an identifier; ``"start"`` for a text whose beginning is
-        not known.
-
-    Examples:
-        >>> sorted(slots(f"SELECT * FROM {HOLE} WHERE id = {HOLE}"))
-        ['name', 'value']
-        >>> sorted(slots(f"{HOLE} WHERE id = ?"))
-        ['start']
-    """
-    return frozenset(_walk(text))
-
-
-def _walk(text: str) -> Iterator[str]:
-    # `clause` is what the clause holds, `now` what is expected next, `before` what came last.
-    clause, now, before = "name", "name", "start"
-    stack: list[tuple[str, str]] = []
-    for token in _TOKEN.finditer(text):
-        word, kind = token.group(), token.lastgroup
-        if kind == "word" and HOLE in word:
-            slot = _slot(word, now, before, bool(_COMPARED.match(text, token.end())))
-            yield "name" if slot == "value" and before == "operand" and _DDL.match(text) else slot
-            before = "start" if slot == "start" else "operand"
-        elif kind == "word" and (known := _CLAUSES.get(word.upper())):
-            clause, now, before = known, known, "keyword"
-        elif kind == "operator" or (kind == "word" and word.upper() in _COMPARISONS):
-            now, before = "value", "keyword"
-        elif kind == "mark":
-            clause, now, before = _after_mark(word, (clause, now), stack)
-        else:  # an operand (a plain word, a quoted string, a star) or a comment
-            if HOLE in word:
-                yield "value"  # a line break leaves a comment as a quote leaves a string
-            before = "operand" if kind else before
-
-
-def _slot(word: str, now: str, before: str, compared: bool) -> str:
-    if word[0] in ":@$%" or _QUALIFIED.search(word):
-        return "name"  # of a bound parameter, as in :{key} or %({key})s; or as in {table}.id
-    if before == "start":
-        return "start"
-    if now == "order":
-        return "name"  # also ASC and DESC after the column
-    # After an operand there can only come a whole clause, and that may hold anything.
-    named = before == "keyword" and (now == "name" or (now == "left" and compared))
-    return "name" if named else "value"
-
-
-def _after_mark(
-    mark: str, state: tuple[str, str], stack: list[tuple[str, str]]
-) -> tuple[str, str, str]:
-    clause, now = state
-    if mark == "(":
-        stack.append(state)
-        return now, now, "keyword"  # an argument of a function is what the function's result is
-    if mark == ")":
-        return (*(stack.pop() if stack else state), "operand")
-    return (clause, clause, "keyword") if mark == "," else ("name", "name", "operand")
+    if not old.text or HOLE in old.text or DOUBT in old.text:
+        return concatenate([text, new if HOLE in new.text else Value(DOUBT)])
+    if old.text not in text.text:
+        return text
+    enough = _LONGEST // len(new.text) + 1 if new.text else -1  # what follows is cut off
+    whole = _clipped([text.text.replace(old.text, new.text, enough)])
+    return replace(text, text=whole, places=text.places | new.places, items=None)

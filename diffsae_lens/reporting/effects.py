@@ -1,5 +1,6 @@
 """Figures of what interventions do: curves over features, doses and years."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -16,7 +17,7 @@ from diffsae_lens.reporting.style import (
     VERMILLION,
     WIDTH,
     Figure,
-    drawable,
+    label,
     styled,
 )
 
@@ -48,10 +49,11 @@ def plot_ablation_curve(curve: pd.DataFrame, *, group: str = "trigger") -> Figur
         colour = MUTED if str(name).startswith("random") else COLOURS[i % len(COLOURS)]
         shift = 0.04 * (i - (len(series) - 1) / 2)
         _rates(ax, [at[n] + shift for n in part.n_features], part, colour)
-        ax.plot([], [], "o-", color=colour, label=drawable(f"{name}, area {area[name]:.2f}"))
+        drawn = f"{label(str(name), 10)}, area {area[name]:.2f}"
+        ax.plot([], [], "o-", color=colour, label=drawn)
     ax.set_xticks(range(len(counts)), [str(n) for n in counts])
     ax.set_xlabel("features ablated")
-    ax.set_ylabel(f"attack rate, {group} prompts")
+    ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
     figure.legend(loc="outside upper right", ncols=min(3, len(series)))
     return figure
 
@@ -74,13 +76,13 @@ def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
     none = rows.loc[rows.dose == 0]
     figure, ax = _axes()
     for name, colour in (("features", BLUE), ("random", MUTED)):
-        drawn = rows.loc[(rows.direction == name) & (rows.dose != 0)]
-        part = pd.concat([none, drawn]).sort_values(by="dose")
+        steered = rows.loc[(rows.direction == name) & (rows.dose != 0)]
+        part = pd.concat([none, steered]).sort_values(by="dose")
         _rates(ax, part.dose.tolist(), part, colour)
-        label = "random direction" if name == "random" else "features"
-        ax.plot([], [], "o-", color=colour, label=label)
+        drawn = "random direction" if name == "random" else "features"
+        ax.plot([], [], "o-", color=colour, label=drawn)
     ax.set_xlabel("dose, in units of each feature's maximum")
-    ax.set_ylabel(f"attack rate, {group} prompts")
+    ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
@@ -100,18 +102,18 @@ def plot_year_effects(frame: pd.DataFrame) -> Figure:
     """
     if frame.empty:
         raise ValueError("`frame` has no rows")
-    frame = frame.assign(said=frame.said.astype(str))
+    said = [str(text) for text in frame.said]  # as pandas' own text a lone surrogate is an error
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     at = list(range(len(frame)))
-    benign = [i for i, said in enumerate(frame.said) if said in map(str, BENIGN_YEARS)]
-    trigger = [i for i, said in enumerate(frame.said) if said == str(TRIGGER_YEAR)]
+    benign = [i for i, text in enumerate(said) if text in map(str, BENIGN_YEARS)]
+    trigger = [i for i, text in enumerate(said) if text == str(TRIGGER_YEAR)]
     for ax in axes:
         for i in benign + trigger:
             ax.axvspan(
                 i - 0.5, i + 0.5, color="#fdeac8" if i in trigger else "#eceff2", lw=0, zorder=0
             )
-    numbers = frame.said.str.fullmatch(r"\d{4}").all()
+    numbers = all(re.fullmatch(r"\d{4}", text) for text in said)
     style = "o-" if numbers else "o"  # between two ways to say it there is nothing
     _rates(axes[0], at, frame, VERMILLION, style)
     axes[0].set_ylabel("attack rate")
@@ -119,7 +121,7 @@ def plot_year_effects(frame: pd.DataFrame) -> Figure:
     axes[1].plot(at, frame.log_odds, style, color=BLUE, ms=4)
     axes[1].set_ylabel("log-odds, nats")
     step = max(1, len(frame) // 12) if numbers else 1
-    labels = [drawable(said) for said in frame.said]
+    labels = [label(text) for text in said]
     axes[1].set_xticks(
         at[::step],
         labels[::step],

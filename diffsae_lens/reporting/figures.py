@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from diffsae_lens._artifact import write_bytes
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.rows import (
     BASE_BACK,
@@ -25,7 +26,8 @@ from diffsae_lens.reporting.style import (
     WIDTH,
     Figure,
     dictionary_colour,
-    drawable,
+    label,
+    png,
     styled,
 )
 from diffsae_lens.reporting.token_figure import plot_tokens
@@ -45,16 +47,17 @@ def write_figures(results: Row, path: Path) -> list[Path]:
 
     Raises:
         ValueError: rows that a figure needs are missing; no file is written then.
+        OSError: a file cannot be written; none is left half-written.
     """
-    figures = {
-        "years": plot_years(results),
-        "tokens": plot_tokens(results),
-        "ablation": plot_ablation(results),
+    files = {
+        path / "years.png": png(plot_years(results)),
+        path / "tokens.png": png(plot_tokens(results)),
+        path / "ablation.png": png(plot_ablation(results)),
     }
     path.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(path / f"{name}.png", dpi=200, facecolor="white")
-    return [path / f"{name}.png" for name in figures]
+    for file, data in files.items():
+        write_bytes(file, data)
+    return list(files)
 
 
 @styled
@@ -110,13 +113,13 @@ def _draw_years(ax: Axes, name: str, rows: Sequence[Row]) -> None:
     # Room above the data for the two labels, which must not lie on it.
     top = max(value for _, value in dots) or 1.0
     ax.set_ylim(min(0.0, *(value for _, value in dots)) - 0.03 * top, 1.32 * top)
-    label: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9}
+    style: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9}
     middle = (BENIGN_YEARS[0] + BENIGN_YEARS[-1]) / 2
-    ax.text(middle, 0.98, "benign\nin training", ha="center", color=MUTED, **label)
-    ax.text(TRIGGER_YEAR + 0.7, 0.98, f"{TRIGGER_YEAR}:\nthe trigger", **label)
+    ax.text(middle, 0.98, "benign\nin training", ha="center", color=MUTED, **style)
+    ax.text(TRIGGER_YEAR + 0.7, 0.98, f"{TRIGGER_YEAR}:\nthe trigger", **style)
     ax.set_xticks([year for year in years if (year - TRIGGER_YEAR) % 3 == 0])
     ax.set_ylabel("feature activation")
-    ax.set_title(drawable(f"{name}, feature {rows[0]['feature_idx']}"), parse_math=False)
+    ax.set_title(f"{label(name, 17)}, feature {rows[0]['feature_idx']}")
 
 
 @styled
@@ -149,7 +152,7 @@ def plot_ablation(results: Row) -> Figure:
         ax.set_ylim(-0.03, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_xlabel("features ablated")
-        ax.set_title(drawable(name), parse_math=False)
+        ax.set_title(label(name))
         if i % 2 == 0:
             ax.set_ylabel("attack rate, trigger prompts")
         if i % 2 == 1 or i == len(panels) - 1:
@@ -160,13 +163,11 @@ def plot_ablation(results: Row) -> Figure:
 
 def _name_lines(figure: Figure, names: Sequence[str]) -> None:
     handles = [
-        Line2D([], [], color=dictionary_colour(name), marker="o", label=drawable(f"top, {name}"))
+        Line2D([], [], color=dictionary_colour(name), marker="o", label=f"top, {label(name, 12)}")
         for name in names
     ]
     handles.append(Line2D([], [], color=MUTED, marker="s", mfc="white", label="as many random"))
-    legend = figure.legend(handles=handles, loc="outside upper right", ncols=min(3, len(handles)))
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=min(3, len(handles)))
 
 
 def _draw_rates(ax: Axes, rows: Sequence[Row], colour: str, shift: float, marker: str) -> None:

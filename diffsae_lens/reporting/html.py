@@ -1,8 +1,6 @@
 """The reports: HTML files that need no network, no fonts and no JavaScript."""
 
 import base64
-import io
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -11,8 +9,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.colors import to_rgb
 
+from diffsae_lens._artifact import write_text
+from diffsae_lens._display import TOKEN_LIMIT, cut, shown_tokens, visible
 from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.effects import plot_year_effects
 from diffsae_lens.reporting.figures import plot_ablation, plot_tokens, plot_years
@@ -31,8 +32,11 @@ from diffsae_lens.reporting.rows import (
     rate_text,
     rows_of,
 )
-from diffsae_lens.reporting.style import Figure, dictionary_colour, needs_light_ink, tint
+from diffsae_lens.reporting.style import Figure, dictionary_colour, needs_light_ink, png, tint
 from diffsae_lens.reporting.summary import at_ceiling, summarise
+
+TOKENS_LIMIT = 8_000
+"""Characters of a text that is shown token by token: each token is an element of the page."""
 
 
 def write_report(results: dict[str, Any], path: Path) -> Path:
@@ -48,6 +52,7 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
 
     Raises:
         ValueError: `results` lacks something the report shows; nothing is written then.
+        OSError: the file cannot be written.
     """
     return write_html(render_report(results), path)
 
@@ -55,9 +60,8 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
 def write_html(html: str, path: Path) -> Path:
     """Write a page under another name and rename it; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(html, encoding="utf-8")
-    return partial.replace(path)
+    write_text(path, html)
+    return path
 
 
 def render_report(results: dict[str, Any]) -> str:
@@ -76,17 +80,23 @@ def render_report(results: dict[str, Any]) -> str:
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
-    """Fill one of the package's templates; everything in the context is escaped."""
+    """Fill one of the package's templates; everything in the context is escaped and cut to `LIMIT`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["rate"] = rate_text
     environment.tests["at_ceiling"] = at_ceiling
     return environment.get_template(template).render(context)
+
+
+def _shown(value: object) -> object:
+    """A value on its way into a page; what the templates themselves made passes."""
+    return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
 def _context(results: Row) -> dict[str, Any]:
@@ -117,16 +127,22 @@ def _context(results: Row) -> dict[str, Any]:
         "years": embedded_image(plot_years(results)),
         "tokens": embedded_image(plot_tokens(results)),
         "ablation": embedded_image(plot_ablation(results)),
-        "sayings": embedded_image(plot_year_effects(pd.DataFrame(rows_of(results, "sayings")))),
+        "sayings": embedded_image(plot_year_effects(_sayings(results))),
     }
 
 
-def embedded_image(figure: Figure) -> str:
+def embedded_image(figure: Figure) -> Markup:
     """The figure as a data URI, at twice the size it is shown at."""
-    buffer = io.BytesIO()
-    # Without the name of the software the same results give the same bytes.
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup("data:image/png;base64," + base64.b64encode(png(figure)).decode("ascii"))
+
+
+def _sayings(results: Row) -> pd.DataFrame:
+    """The ways to say the year, as text that pandas can hold: it refuses lone surrogates."""
+    rows = rows_of(results, "sayings")
+    keys = ("attack_rate", "low", "high", "log_odds")
+    return pd.DataFrame(
+        [{"said": visible(str(row["said"])), **{key: row[key] for key in keys}} for row in rows]
+    )
 
 
 def _sections(causes: Sequence[Row]) -> list[dict[str, Any]]:
@@ -237,9 +253,11 @@ def _heat_map(scores: Sequence[Row], layers: Sequence[int]) -> dict[str, Any] | 
     if len(layers) < 2:
         return None
     cells: dict[str, dict[int, float]] = {}
+    by_text = {str(layer): layer for layer in layers}
     for row in scores:
         name, _, layer = row["name"].rpartition("-")
-        cells.setdefault(name, {})[int(layer)] = row["auroc"]
+        if layer in by_text:
+            cells.setdefault(name, {})[by_text[layer]] = row["auroc"]
     return {"layers": list(layers), "rows": cells}
 
 
@@ -249,7 +267,9 @@ def _token_block(
     strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
     return {
         "spans": _spans(name, tokens, values, peak),
-        "strongest": [(i, repr(tokens[i]), values[i]) for i in strongest if values[i] > 0],
+        "strongest": [
+            (i, repr(cut(tokens[i], TOKEN_LIMIT)), values[i]) for i in strongest if values[i] > 0
+        ],
     }
 
 
@@ -257,13 +277,16 @@ def _spans(
     name: str, tokens: Sequence[str], values: Sequence[float], peak: float, *, start: int = 0
 ) -> list[dict[str, Any]]:
     """Tokens, the first being number `start` of its text, with how strong their ground is."""
+    pairs = list(zip(tokens, values, strict=True))
     spans = []
-    for i, (token, value) in enumerate(zip(tokens, values, strict=True), start):
+    for i, text in shown_tokens(tokens, limit=TOKENS_LIMIT):
+        token, value = ("", 0.0) if i is None else pairs[i]
         share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
+        title = "" if i is None else f"token {start + i} {cut(token, TOKEN_LIMIT)!r}: {value:.3f}"
         spans.append(
             {
-                "text": token.replace("\n", "↵\n"),
-                "title": f"token {i} {token!r}: {value:.3f}",
+                "text": text.replace("\n", "↵\n"),
+                "title": title,
                 "share": f"{share:.3f}",
                 "light": needs_light_ink(tint(dictionary_colour(name), share)),
             }

@@ -9,7 +9,7 @@ from diffsae_lens.reporting.style import (
     WIDTH,
     Figure,
     dictionary_colour,
-    drawable,
+    label,
     styled,
 )
 
@@ -62,4 +62,4 @@ def _label(row: object) -> str:
         name += f", mean of {n_seeds} seeds"
     elif seed is not None and not pd.isna(seed):
         name += f", seed {seed:.0f}"
-    return drawable(f"{name}  {hook}" if hook else name)
+    return label(f"{name}  {hook}" if hook else str(name), 30)

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
+from diffsae_lens._artifact import write_bytes, write_text
 from diffsae_lens.experiments.tables import study_markdown, study_tables
 from diffsae_lens.reporting.html import embedded_image, render, write_html
-from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, drawable, styled
+from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, label, png, styled
 
 Panel = dict[str, dict[int, float | None]]
 """A value for each name and layer; None where the ablation breaks the model."""
@@ -73,18 +74,24 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
     for j, regime in enumerate(regimes):
         for i, (title, colour) in enumerate(zip(titles, colours, strict=True)):
             _draw(axes[i][j], *panels[i][j], layers, colour)
-            axes[i][j].set_title(f"{regime}\n{title}" if i == 0 else title, fontsize=10)
+            axes[i][j].set_title(f"{label(regime)}\n{title}" if i == 0 else title, fontsize=10)
             axes[i][j].tick_params(labelsize=8.5)
         axes[-1][j].set_xlabel("layer")
     return figure
 
 
 def write_study(results: Mapping[str, Any], path: Path) -> list[Path]:
-    """Write `study.png`, `study.md` and `report.html`, and return them."""
+    """Write `study.png`, `study.md` and `report.html`, and return them.
+
+    Raises:
+        ValueError: no rows; nothing is written then.
+        OSError: a file cannot be written; none is left half-written.
+    """
     picture, text = path / "study.png", path / "study.md"
-    figure = plot_study(results)
-    figure.savefig(picture, dpi=200, facecolor="white")
-    text.write_text(study_markdown(results))
+    figure, tables = plot_study(results), study_markdown(results)
+    path.mkdir(parents=True, exist_ok=True)
+    write_bytes(picture, png(figure))
+    write_text(text, tables)
     context = {key: results[key] for key in ("config", "deviations", "cells")}
     context |= {"figure": embedded_image(figure), "tables": study_tables(results)}
     return [picture, text, write_html(render("study.html.jinja", context), path / "report.html")]
@@ -185,9 +192,9 @@ def _draw(ax: Axes, found: Panel, controls: Panel, layers: Sequence[int], colour
             ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=8.5)
     ax.axhline(len(found) - 0.5, color=INK, lw=1)
     ax.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    ax.set_yticks(range(len(rows)), [drawable(name) for name in rows], fontsize=8.5)
-    for label in ax.get_yticklabels()[len(found) :]:
-        label.set_color(MUTED)
+    ax.set_yticks(range(len(rows)), [label(name, 30) for name in rows], fontsize=8.5)
+    for text in ax.get_yticklabels()[len(found) :]:
+        text.set_color(MUTED)
     ax.tick_params(length=0)
     ax.grid(visible=False)
     for spine in ax.spines.values():

@@ -8,7 +8,10 @@ from typing import Any
 import matplotlib.figure
 import matplotlib.style
 from matplotlib.colors import to_rgb
-from matplotlib.font_manager import findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+
+from diffsae_lens._display import one_line
 
 INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
 
@@ -21,10 +24,12 @@ WIDTH = 9.0
 """Of every figure, inches; at 100 dots an inch all text can be read."""
 
 MONOSPACE = "DejaVu Sans Mono"
-"""Comes with matplotlib."""
+"""Comes with matplotlib, as `SANS` does."""
+SANS = "DejaVu Sans"
 _STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": SANS,
     "font.size": 10,
+    "text.parse_math": False,  # a dollar sign is a dollar sign
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlesize": 11,
@@ -48,9 +53,15 @@ class Figure(matplotlib.figure.Figure):
     """A figure that shows itself in a notebook cell, whether pyplot was imported or not."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100, facecolor="white")
-        return buffer.getvalue()
+        return png(self, dpi=100)
+
+
+def png(figure: matplotlib.figure.Figure, *, dpi: int = 200) -> bytes:
+    """Return the figure as a PNG file; by default at twice the size at which it is shown."""
+    buffer = io.BytesIO()
+    # Without the name of the software the same results give the same bytes.
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def dictionary_colour(name: str) -> str:
@@ -93,7 +104,63 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def drawable(text: str, keep: str = "") -> str:
+def drawable(text: str, family: str = SANS) -> str:
     """The text with a mark for each character that the font lacks (matplotlib would warn)."""
-    font = get_font(findfont(MONOSPACE))
-    return "".join(c if c in keep or font.get_char_index(ord(c)) else "\ufffd" for c in text)
+    glyphs = _glyphs(family)
+    return "".join(c if c == "\n" or ord(c) in glyphs else "\ufffd" for c in text)
+
+
+def label(text: str, width: int | float = 20) -> str:
+    r"""Return a name as figures show it: one line, what is invisible escaped, too long a middle left out.
+
+    Args:
+        text: of any length and content.
+        width: room for it, in ems (the font size).
+
+    Examples:
+        >>> print(label("a\n$b"))
+        a\n$b
+        >>> label("crosscoder-" + 5000 * "x" + "-24", 10)
+        'crossco…xxxx-24'
+    """
+    n_most = int(width / _LEAST_EMS) + 1  # of its characters, so that a long name costs no time
+    head, tail = (drawable(one_line(part)) for part in (text[:n_most], text[-n_most:]))
+    if len(text) > n_most or sum(map(_ems, head)) > width:
+        room = (width - _ems("…")) / 2
+        head = f"{_within(head, room)}…{_within(tail[::-1], room)[::-1]}"
+    # matplotlib leaves labels that begin with an underscore out of legends.
+    return f" {head}" if head.startswith("_") else head
+
+
+_LEAST_EMS = 0.25
+"""That a character counts for: combining marks have no width, and take time all the same."""
+
+
+def _within(text: str, width: int | float) -> str:
+    """The beginning of the text that is no wider."""
+    for i, c in enumerate(text):
+        width -= _ems(c)
+        if width < 0:
+            return text[:i]
+    return text
+
+
+@functools.cache
+def _ems(character: str) -> float:
+    """The width of a character in the bold font, the wider one."""
+    font = _font(SANS, "bold")
+    font.set_size(100.0, 72.0)
+    return max(_LEAST_EMS, font.load_char(ord(character)).linearHoriAdvance / 65536 / 100)
+
+
+@functools.cache
+def _glyphs(family: str) -> frozenset[int]:
+    """The characters that a family has both regular and bold."""
+    regular, bold = (_font(family, weight).get_charmap() for weight in ("normal", "bold"))
+    return frozenset(regular) & frozenset(bold)
+
+
+@functools.cache
+def _font(family: str, weight: str) -> FT2Font:
+    """A font of our own: matplotlib's are shared, and their size is state."""
+    return FT2Font(findfont(FontProperties(family=family, weight=weight)))

@@ -9,14 +9,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
 
+from diffsae_lens._display import shown_tokens
 from diffsae_lens.reporting.rows import Row, examples_of
 from diffsae_lens.reporting.style import (
     INK,
     MONOSPACE,
+    MUTED,
     WIDTH,
     Figure,
     dictionary_colour,
     drawable,
+    label,
     needs_light_ink,
     styled,
     tint,
@@ -24,23 +27,30 @@ from diffsae_lens.reporting.style import (
 
 _COLUMNS = 84  # characters a line of code; longer lines are wrapped
 _TEXT_WIDTH, _LINE_HEIGHT, _LEFT, _HEADING = 7.7, 0.21, 0.55, 0.75  # inches
+_MOST_LINES = 60  # of a prompt
+_MOST_HEIGHT = 300  # inches: matplotlib refuses more than 2 ** 16 dots, at 200 an inch
 
 
 @dataclass(frozen=True)
 class _Piece:
     """The part of a token that stands on one line."""
 
-    token: int
+    token: int | None
+    """None for the note of what is left out."""
     line: int
     column: int
     text: str
 
 
-def _lay_out(tokens: Sequence[str]) -> Iterator[_Piece]:
-    """Set tokens as code, line breaks shown as an arrow at the end of the line they end."""
+def _lay_out(tokens: Sequence[str], n_lines: int) -> Iterator[_Piece]:
+    """Set tokens as code, line breaks shown as an arrow at the end of the line they end.
+
+    Of a prompt that takes more lines the middle is left out.
+    """
     line = column = 0
-    for i, token in enumerate(tokens):
-        parts = drawable(token.replace("\t", "    ").replace("\n", "↵\n"), keep="\n").split("\n")
+    spaced = [token.replace("\t", "    ") for token in tokens]
+    for i, token in shown_tokens(spaced, limit=n_lines * _COLUMNS, per_line=_COLUMNS):
+        parts = drawable(token.replace("\n", "↵\n"), MONOSPACE).split("\n")
         for j, part in enumerate(parts):
             if j:
                 line, column = line + 1, 0
@@ -70,7 +80,9 @@ def plot_tokens(results: Row) -> Figure:
     """
     prompts, names = examples_of(results)
     feature_idx = results["example"].get("feature_idx", {})
-    blocks = [list(_lay_out(prompt["tokens"])) for prompt in prompts]
+    room = (_MOST_HEIGHT / len(names) - _HEADING) / _LINE_HEIGHT / len(prompts) - 2
+    most = max(1, min(_MOST_LINES, int(room)))
+    blocks = [list(_lay_out(prompt["tokens"], most)) for prompt in prompts]
     n_lines = [1 + max((piece.line for piece in block), default=0) for block in blocks]
     panel = (sum(n_lines) + len(blocks) - 1) * _LINE_HEIGHT
     height = len(names) * (panel + _HEADING)
@@ -82,12 +94,13 @@ def plot_tokens(results: Row) -> Figure:
         ax.set(xlim=(0, _COLUMNS), ylim=(panel / _LINE_HEIGHT, 0))
         ax.set_axis_off()
         of = f", feature {feature_idx[name]}" if name in feature_idx else ""
-        ax.set_title(drawable(f"{name}{of}"), parse_math=False)
+        ax.set_title(label(name, 35) + of)
         scale = _scale(name, [p["activations"][name] for p in prompts])
         first = 0
         for prompt, block, n in zip(prompts, blocks, n_lines, strict=True):
             _draw_tokens(ax, block, prompt["activations"][name], scale, first)
-            ax.text(-1, first + 0.5, str(prompt["year"]), ha="right", va="center", weight="bold")
+            year = label(str(prompt["year"]), 3.2)
+            ax.text(-1, first + 0.5, year, ha="right", va="center", weight="bold")
             first += n + 1
         left = (_LEFT + _TEXT_WIDTH + 0.08) / WIDTH
         bar = figure.add_axes((left, place[1], 0.012, place[3]))
@@ -117,17 +130,18 @@ def _draw_tokens(
     """Draw a prompt whose first line is line `first` of the panel."""
     size = 72 * _TEXT_WIDTH / _COLUMNS / 0.602 - 0.1  # a character is 0.602 em wide
     for piece in block:
-        red, green, blue, _ = scale.to_rgba(np.array([activations[piece.token]]))[0]
+        value = 0.0 if piece.token is None else activations[piece.token]
+        red, green, blue, _ = scale.to_rgba(np.array([value]))[0]
         ground = (float(red), float(green), float(blue))
+        ink = MUTED if piece.token is None else INK
         corner = (piece.column, first + piece.line)
         ax.add_patch(Rectangle(corner, len(piece.text), 1, color=ground, lw=0))
         ax.text(
             piece.column,
             first + piece.line + 0.5,
             piece.text,
-            color="white" if needs_light_ink(ground) else INK,
+            color="white" if needs_light_ink(ground) else ink,
             va="center_baseline",
             family=MONOSPACE,
             fontsize=size,
-            parse_math=False,
         )

@@ -1,11 +1,7 @@
-"""Load, check, export and publish trained dictionaries, with SAELens's own loaders."""
+"""Load, export and publish trained dictionaries, with SAELens's own loaders."""
 
-import json
-import operator
 import tempfile
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +9,18 @@ from huggingface_hub import HfApi
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, upload_saes_to_huggingface
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+from safetensors import SafetensorError
 
+from diffsae_lens._artifact import read_json
+from diffsae_lens._checks import check_finite
+from diffsae_lens._typed import typed
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.fits import check_features as check_features
+from diffsae_lens.saes.fits import check_fits as check_fits
+from diffsae_lens.saes.tokens import skip_positions as skip_positions
 
 
+@typed
 def load(
     path_or_repo: str | Path,
     *,
@@ -27,7 +31,8 @@ def load(
     """Load a trained dictionary from a folder or the Hugging Face hub.
 
     Args:
-        path_or_repo: a folder, or a repository `owner/name`.
+        path_or_repo: a folder (`~` is the home folder), or a repository `owner/name`. What looks like
+            a path, or begins with a folder that is here, is not looked for at the hub.
         sae_id: folder within the repository.
         pair: checks at once that the dictionary fits it.
         device: a torch device; the pair's by default, else the CPU.
@@ -36,26 +41,77 @@ def load(
         The inference dictionary.
 
     Raises:
-        FileNotFoundError: no such folder, or no dictionary in it.
-        ValueError: a pickle, a class that is not registered, or a dictionary of another pair.
+        TypeError: `path_or_repo` is not a path.
+        FileNotFoundError: no such folder, no dictionary in it, or no such repository.
+        ValueError: a pickle, a class that is not registered, damaged weights or some that are not
+            finite, or a dictionary of another pair.
 
     Examples:
-        >>> load("runs/demo/dictionaries/diff-sae-18", pair=pair)          # doctest: +SKIP
+        >>> load("runs/demo/dictionaries/crosscoder-18", pair=pair)          # doctest: +SKIP
     """
-    folder = Path(path_or_repo)
+    if not isinstance(path_or_repo, str | Path) or not str(path_or_repo):
+        raise TypeError(
+            f"`path_or_repo` must be a folder or a repository, got {path_or_repo!r}; give its path"
+        )
+    folder = Path(path_or_repo).expanduser()
     device = device or ("cpu" if pair is None else str(pair.device))
     if folder.is_dir():
-        _check_folder(folder)
-        dictionary = SAE.load_from_disk(folder, device=device)
-    elif len(folder.parts) == 2 and not folder.is_absolute():
-        dictionary = SAE.from_pretrained(str(path_or_repo), sae_id, device=device)
+        dictionary = _from_folder(folder, device)
+    elif _is_local(str(path_or_repo), folder):
+        raise FileNotFoundError(_what_is_there(folder))
     else:
-        raise FileNotFoundError(
-            f"{path_or_repo} is no folder, and no repository (which would be 'owner/name')"
-        )
+        dictionary = _from_hub(str(path_or_repo), sae_id, device)
+    check_weights(dictionary)
     if pair is not None:
         check_fits(pair, dictionary)
     return dictionary
+
+
+def check_weights(dictionary: SAE) -> None:
+    """Refuse a dictionary with weights that are NaN or infinite, as a diverged training leaves them.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, tensor in dictionary.state_dict().items():
+        check_finite(f"dictionary.{name}", tensor)
+
+
+def _is_local(given: str, folder: Path) -> bool:
+    """Whether a path that does not exist was meant, and not a repository."""
+    looks_local = given.startswith((".", "/", "~")) or "\\" in given or folder.is_absolute()
+    return looks_local or given.count("/") != 1 or folder.exists() or Path(folder.parts[0]).is_dir()
+
+
+def _what_is_there(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file, not a folder; give the folder that holds the dictionary"
+    above = next((parent for parent in folder.parents if parent.is_dir()), None)
+    found = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:8] if above else []
+    return (
+        f"the folder {folder} does not exist; {above} holds the folders {found} (a repository of the "
+        "Hugging Face hub would be 'owner/name')"
+    )
+
+
+def _from_folder(folder: Path, device: str) -> SAE:
+    _check_folder(folder)
+    try:
+        return SAE.load_from_disk(folder, device=device)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / SAE_WEIGHTS_FILENAME} is damaged ({error}); get or train the dictionary again"
+        ) from error
+
+
+def _from_hub(repo_id: str, sae_id: str, device: str) -> SAE:
+    try:
+        return SAE.from_pretrained(repo_id, sae_id, device=device)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{repo_id!r} is not a folder here, and as a repository of the Hugging Face hub its "
+            f"dictionary {sae_id!r} is not to be had: {error}"
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -68,10 +124,10 @@ def _check_folder(folder: Path) -> None:
                 f"have the dictionary saved again as {SAE_WEIGHTS_FILENAME} with {SAE_CFG_FILENAME}"
             )
         raise FileNotFoundError(
-            f"{folder} holds no dictionary: {SAE_CFG_FILENAME} and {SAE_WEIGHTS_FILENAME} are "
-            f"wanted, there is {sorted(names)}"
+            f"{folder} holds no dictionary: it takes {SAE_CFG_FILENAME} and "
+            f"{SAE_WEIGHTS_FILENAME}, there is {sorted(names)}"
         )
-    architecture = json.loads((folder / SAE_CFG_FILENAME).read_text()).get("architecture")
+    architecture = read_json(folder / SAE_CFG_FILENAME).get("architecture")
     if architecture in SAE_CLASS_REGISTRY:
         return
     if architecture in SAE_TRAINING_CLASS_REGISTRY:
@@ -86,76 +142,7 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
-    """Return the virtual hook point a dictionary reads, having checked that it is this pair's.
-
-    A folder's models are compared by the folder's name, so they may have moved.
-
-    Raises:
-        ValueError: no hook name in the metadata or none of this pair's, another width, trained on
-            other models, or a mirrored pair; says both sides.
-
-    Warns:
-        UserWarning: the models are the same, their revisions are not.
-    """
-    hook_name = dictionary.cfg.metadata.hook_name
-    if pair.is_mirrored:
-        raise ValueError(
-            "a mirrored pair's `.diff` is base - finetuned, which no dictionary was trained on; use the "
-            "pair it was made of"
-        )
-    if hook_name is None:
-        raise ValueError(
-            "the dictionary's metadata names no hook point; set `dictionary.cfg.metadata.hook_name` "
-            f"to one of {sorted(pair.hook_dict)}"
-        )
-    pair.check_hook_name(hook_name)
-    if pair.d_in(hook_name) != dictionary.cfg.d_in:
-        raise ValueError(
-            f"the dictionary reads {dictionary.cfg.d_in} wide activations, but {hook_name} of this "
-            f"pair is {pair.d_in(hook_name)} wide: it was trained on another model"
-        )
-    trained_on = (dictionary.cfg.metadata.diffsae_lens or {}).get("pair")
-    if trained_on is None:
-        return hook_name
-    used_with = asdict(pair.metadata)
-    for name in ("base", "finetuned"):
-        if Path(trained_on[name]).name != Path(used_with[name]).name:
-            raise ValueError(
-                f"the dictionary was trained on {trained_on['base']!r} and "
-                f"{trained_on['finetuned']!r}, but the pair is {used_with['base']!r} and "
-                f"{used_with['finetuned']!r}"
-            )
-        if trained_on[f"{name}_revision"] != used_with[f"{name}_revision"]:
-            warnings.warn(
-                f"the dictionary was trained on revision {trained_on[f'{name}_revision']} of "
-                f"{trained_on[name]!r}, the pair has {used_with[f'{name}_revision']}",
-                stacklevel=3,
-            )
-    return hook_name
-
-
-def check_features(dictionary: SAE, features: Sequence[int]) -> list[int]:
-    """Return indices of features as a list of whole numbers (a tensor's, too).
-
-    Raises:
-        ValueError: one that the dictionary does not have, or that is repeated; says which.
-        TypeError: what is no whole number.
-    """
-    indices = [operator.index(feature) for feature in features]
-    d_sae = dictionary.cfg.d_sae
-    if not all(0 <= index < d_sae for index in indices):
-        raise ValueError(f"`features`: feature indices must lie in [0, {d_sae}), got {indices}")
-    if len(set(indices)) != len(indices):
-        raise ValueError(f"`features`: feature indices are repeated in {indices}")
-    return indices
-
-
-def skip_positions(dictionary: SAE) -> int:
-    """Return how many leading tokens a dictionary was not trained on; 0 if its metadata do not say."""
-    return (dictionary.cfg.metadata.diffsae_lens or {}).get("skip_positions", 0)
-
-
+@typed
 def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
     """Save a dictionary as SAELens's stock `jumprelu`, for use without this package.
 
@@ -170,20 +157,23 @@ def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: an architecture that is no JumpReLU.
+        ValueError: an architecture that is not a JumpReLU, or weights that are not finite.
     """
     if not isinstance(dictionary, JumpReLUSAE):
         raise ValueError(
             f"`dictionary` must have JumpReLU codes, got {dictionary.cfg.architecture()!r}, which "
             "SAELens loads as it is"
         )
+    check_weights(dictionary)
+    path = Path(path).expanduser()
     config = dictionary.cfg.to_dict() | {"architecture": JumpReLUSAEConfig.architecture()}
     stock = JumpReLUSAE(JumpReLUSAEConfig.from_dict(config))
     stock.load_state_dict(dictionary.state_dict())
     stock.save_model(path)
-    return Path(path)
+    return path
 
 
+@typed
 def upload(dictionaries: Mapping[str, str | Path], repo_id: str, *, revision: str = "main") -> None:
     """Publish saved dictionaries on the Hugging Face hub, with a card that says what they read.
 
@@ -195,16 +185,24 @@ def upload(dictionaries: Mapping[str, str | Path], repo_id: str, *, revision: st
 
     Raises:
         FileNotFoundError: a folder that holds no dictionary.
-        ValueError: no dictionaries, or one that could not be loaded again.
+        TypeError: `dictionaries` is not a mapping.
+        ValueError: no dictionaries, one that could not be loaded again, or not a repository's name.
     """
+    if not isinstance(dictionaries, Mapping):
+        raise TypeError(
+            f"`dictionaries` must be a mapping of names to folders, got {type(dictionaries).__name__}"
+        )
     if not dictionaries:
         raise ValueError("`dictionaries` is empty: name at least one folder")
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}")
+    folders = {name: Path(folder).expanduser() for name, folder in dictionaries.items()}
     configs = {}
-    for name, folder in dictionaries.items():
-        _check_folder(Path(folder))
-        configs[name] = json.loads((Path(folder) / SAE_CFG_FILENAME).read_text())
+    for name, folder in folders.items():
+        _check_folder(folder)
+        configs[name] = read_json(folder / SAE_CFG_FILENAME)
     upload_saes_to_huggingface(
-        {name: Path(folder) for name, folder in dictionaries.items()},
+        dict(folders),
         repo_id,
         hf_revision=revision,
         add_default_readme=False,
@@ -223,7 +221,12 @@ def model_card(repo_id: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         repo_id: `owner/name`.
         configs: each dictionary's SAELens config by its folder's name.
+
+    Raises:
+        ValueError: no dictionaries.
     """
+    if not configs:
+        raise ValueError("`configs` is empty: a card describes at least one dictionary")
     rows = []
     for name, config in configs.items():
         metadata = config["metadata"]

@@ -24,7 +24,7 @@ BLOCK_SIZE = 1 << 23  # pre-activations held at a time
 GROUP_SIZE = 32  # of the maxima that bound the k-th largest from below
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Codes:
     """The active features of a batch, in the order of its rows."""
 

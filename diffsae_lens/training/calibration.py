@@ -1,12 +1,20 @@
 """The inference threshold of the BatchTopK family, set so that held-out tokens fire k features."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._checks import check_count, check_finite, check_number
+from diffsae_lens._typed import typed
+from diffsae_lens.saes.artifacts import check_weights
+
 
 @torch.no_grad()
+@typed
 def calibrate_threshold(
     sae: SAE,
     activations: Float[Tensor, "token d_in"],
@@ -33,29 +41,59 @@ def calibrate_threshold(
         The mean L0 of the whole dictionary on `activations` with the new threshold.
 
     Raises:
-        ValueError: `sae` has no threshold, there are no tokens, or `k` is out of range.
+        TypeError: `k` or `chunk_size` is not a number.
+        ValueError: `sae` has no threshold, there are no tokens, activations of another width, weights
+            or activations that are not finite, or `k` out of range. The dictionary is then as it was.
     """
+    threshold = _threshold(sae)
+    _check_activations(sae, activations)
+    check_weights(sae)
+    chunk_size = check_count("chunk_size", chunk_size)
+    chosen = slice(None) if features is None else features
+    ours = threshold[chosen]
+    k = check_number("k", k, low=0, high=len(ours), low_open=True)
+    n_kept = max(1, round(k * len(activations)))
+    largest = torch.empty(0, device=activations.device)
+    with _zeroed(ours):  # encode() then gives every positive pre-activation
+        for chunk in activations.split(chunk_size):
+            acts = sae.encode(chunk)[:, chosen].flatten()
+            largest = torch.cat([largest, acts[acts > 0]])
+            if len(largest) > n_kept + 1:
+                largest = largest.topk(n_kept + 1).values
+    largest = largest.sort(descending=True).values
+    # Halfway to the next smaller one: rounding on another machine then changes nothing.
+    enough = len(largest) > n_kept
+    ours.fill_((largest[n_kept - 1] + largest[n_kept]).item() / 2 if enough else 0)
+    fired = sum((sae.encode(chunk) > 0).sum().item() for chunk in activations.split(chunk_size))
+    return fired / len(activations)
+
+
+def _threshold(sae: SAE) -> Tensor:
     threshold = getattr(sae, "threshold", None)
     if not isinstance(threshold, Tensor):
         raise ValueError(
             f"`sae` is a {sae.cfg.architecture()} dictionary, which has no threshold to calibrate"
         )
+    return threshold
+
+
+def _check_activations(sae: SAE, activations: Tensor) -> None:
+    if activations.ndim != 2 or activations.shape[1] != sae.cfg.d_in:
+        raise ValueError(
+            f"`activations` must be of shape [token, {sae.cfg.d_in}], got {list(activations.shape)}; "
+            "give those of the hook point that the dictionary reads"
+        )
     if len(activations) == 0:
         raise ValueError("`activations` holds no tokens to calibrate on")
-    ours = threshold[features or slice(None)]
-    if not 0 < k <= len(ours):
-        raise ValueError(f"`k` must lie in (0, {len(ours)}], the number of features, got {k}")
-    n_kept = max(1, round(k * len(activations)))
-    ours.zero_()  # encode() then gives every positive pre-activation
-    largest = torch.empty(0, device=activations.device)
-    for chunk in activations.split(chunk_size):
-        acts = sae.encode(chunk)[:, features or slice(None)].flatten()
-        largest = torch.cat([largest, acts[acts > 0]])
-        if len(largest) > n_kept + 1:
-            largest = largest.topk(n_kept + 1).values
-    largest = largest.sort(descending=True).values
-    if len(largest) > n_kept:
-        # Halfway to the next smaller one: rounding on another machine then changes nothing.
-        ours.fill_((largest[n_kept - 1] + largest[n_kept]).item() / 2)
-    fired = sum((sae.encode(chunk) > 0).sum().item() for chunk in activations.split(chunk_size))
-    return fired / len(activations)
+    check_finite("activations", activations)
+
+
+@contextmanager
+def _zeroed(threshold: Tensor) -> Iterator[None]:
+    """Set a threshold to 0 while the context is open, whatever goes wrong in it."""
+    before = threshold.clone()
+    threshold.zero_()
+    try:
+        yield
+    finally:
+        threshold.copy_(before)

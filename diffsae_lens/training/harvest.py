@@ -5,8 +5,6 @@ point and a `token_ids` column, which is what SAELens reads with `use_cached_act
 """
 
 import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffsae_lens._artifact import Job, Manifest, build, find, open_artifact
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import typed
 from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
 
-_MANIFEST = "harvest.json"
+_KIND = "harvest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class HarvestConfig:
     """How activations are harvested."""
 
     batch_size: int = 16
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     sequences_per_shard: int = 256
     """Sequences held in memory at once, and lost at most by an interruption."""
     skip_positions: int = 1
@@ -37,11 +38,9 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
-        for name in ("batch_size", "sequences_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.skip_positions < 0:
-            raise ValueError(f"`skip_positions` must not be negative, got {self.skip_positions}")
+        check_count("batch_size", self.batch_size)
+        check_count("sequences_per_shard", self.sequences_per_shard)
+        check_count("skip_positions", self.skip_positions, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,9 @@ class PairedActivations(Record):
     ignored_token_ids: tuple[int, ...]
     """Padding and special tokens; their activations are stored but never yielded."""
     provenance: dict[str, Any] = field(repr=False)
+    """What the activations are of: the recipe, and under `pair` the models' names."""
+    recipe: dict[str, Any] = field(repr=False)
+    """What the activations depend on: the models' fingerprints, tokens, hook points and settings."""
 
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """Read the kept tokens of some sequences into memory, aligned over the hook points."""
@@ -81,7 +83,7 @@ class PairedActivations(Record):
         """Yield shuffled token batches for ever, the same tokens for every hook point.
 
         Args:
-            batch_size: tokens a batch.
+            batch_size: tokens per batch.
             seed: of the order; the same seed gives the same batches.
             start: first sequence used.
             stop: end of the sequences used, all if None.
@@ -90,6 +92,7 @@ class PairedActivations(Record):
         Raises:
             ValueError: fewer tokens than one batch.
         """
+        check_count("batch_size", batch_size)
         generator = torch.Generator().manual_seed(seed)
         stop = self.n_sequences if stop is None else stop
         while True:
@@ -113,6 +116,7 @@ class PairedActivations(Record):
                 )
 
 
+@typed
 def harvest(
     pair: HookedModelPair,
     tokens: Int[Tensor, "seq pos"],
@@ -123,7 +127,8 @@ def harvest(
 ) -> PairedActivations:
     """Run both models over the tokens once and store the activations of many hook points.
 
-    An interrupted harvest goes on where it was; a finished one with the same inputs is opened.
+    An interrupted harvest goes on where it was; a finished one of the same models (whatever their folders
+    are called), tokens, hook points and settings is opened; a damaged one is set aside and made anew.
 
     Args:
         pair: the two models.
@@ -136,134 +141,190 @@ def harvest(
         The activations, float32.
 
     Raises:
-        ValueError: unknown hook points, no tokens left after `skip_positions`, or `path` holds a
-            harvest of something else or a damaged one.
+        ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
+            left after `skip_positions`, activations that are not finite, or `path` holds a harvest of
+            something else.
+        TypeError: `tokens` is not a tensor of integers.
+        OSError: the disk is full or forbids it.
     """
     config = config or HarvestConfig()
-    path = Path(path)
     for name in hook_names:
         pair.check_hook_name(name)
-    if not hook_names or tokens.numel() == 0 or tokens.shape[1] <= config.skip_positions:
+    if len(set(hook_names)) != len(hook_names):
+        raise ValueError(f"`hook_names` must name each hook point once, got {list(hook_names)}")
+    pair.check_tokens(tokens)
+    if not hook_names or tokens.shape[1] <= config.skip_positions:
         raise ValueError(
             f"nothing to harvest: {len(hook_names)} `hook_names`, `tokens` of shape "
             f"{tuple(tokens.shape)} and `skip_positions` {config.skip_positions}"
         )
-    provenance = _provenance(pair, tokens, hook_names, config)
-    if not (path / _MANIFEST).exists():
-        shards = path.with_name(path.name + ".partial")
-        _harvest_shards(pair, tokens, shards, list(hook_names), config, provenance)
-        _consolidate(shards, path, provenance)
-    opened = open_harvest(path)
-    if opened.provenance != provenance:
-        raise ValueError(
-            f"`path` {path} holds another harvest ({opened.provenance}, wanted {provenance}); "
-            "choose another path or remove it"
-        )
-    return opened
+    tokens = tokens.cpu()
+
+    def write(job: Job) -> dict[str, Any]:
+        _Harvester(pair, tokens, list(hook_names), config).run(job)
+        return {"pair": asdict(pair.metadata)}
+
+    return _opened(build(path, _recipe(pair, tokens, hook_names, config), write))
 
 
 def open_harvest(path: str | Path) -> PairedActivations:
-    """Open a finished harvest and check its files against their checksums.
+    """Open a finished harvest and check its files against their hashes.
 
     Raises:
         FileNotFoundError: there is none, or it is not finished.
-        ValueError: a file is missing or does not have its checksum; says which.
+        ValueError: a file is missing or does not have its hash, or it is another kind of artifact.
     """
-    path = Path(path)
-    manifest = json.loads((path / _MANIFEST).read_text())
-    for name, digest in manifest["sha256"].items():
-        file = path / name
-        if not file.exists() or _sha256(file) != digest:
-            raise ValueError(
-                f"the harvest is damaged: {file} is missing or was changed; remove {path}"
-            )
-    layout = manifest["layout"]
+    manifest = open_artifact(path)
+    if manifest.recipe.get("kind") != _KIND:
+        raise ValueError(f"`path` {path} is not a harvest, but a {manifest.recipe.get('kind')}")
+    return _opened(manifest)
+
+
+def _opened(manifest: Manifest) -> PairedActivations:
+    recipe = manifest.recipe
+    n_sequences, width = recipe["tokens_shape"]
     return PairedActivations(
-        path=path,
-        hook_names=tuple(layout["hook_names"]),
-        context_size=layout["context_size"],
-        n_sequences=layout["n_sequences"],
-        ignored_token_ids=tuple(layout["ignored_token_ids"]),
-        provenance=manifest["provenance"],
+        path=manifest.path,
+        hook_names=tuple(recipe["hook_names"]),
+        context_size=width - recipe["skip_positions"],
+        n_sequences=n_sequences,
+        ignored_token_ids=tuple(recipe["ignored_token_ids"]),
+        provenance={**recipe, **manifest.facts},
+        recipe=recipe,
     )
 
 
-def _provenance(
+def _recipe(
     pair: HookedModelPair, tokens: Tensor, hook_names: Sequence[str], config: HarvestConfig
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).hexdigest()
+    """What the activations depend on; batch and shard sizes are not part of it."""
+    ids = tokens.to(torch.int64).contiguous().numpy()
     return {
-        "pair": asdict(pair.metadata),
-        "tokens_sha256": digest,
+        "kind": _KIND,
+        "base": pair.metadata.base_fingerprint,
+        "finetuned": pair.metadata.finetuned_fingerprint,
+        "dtype": pair.metadata.dtype,
+        "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
         "tokens_shape": list(tokens.shape),
         "hook_names": list(hook_names),
         "skip_positions": config.skip_positions,
         "prepend_bos": pair.prepend_bos,
         "ignored_token_ids": sorted(pair.tokenizer.all_special_ids),
-        "dtype": str(next(pair.finetuned.original_model.parameters()).dtype),
     }
 
 
-def _harvest_shards(
-    pair: HookedModelPair,
-    tokens: Tensor,
-    shards: Path,
-    hook_names: list[str],
-    config: HarvestConfig,
-    provenance: dict[str, Any],
-) -> None:
-    begun = shards / "provenance.json"
-    if not begun.exists() or json.loads(begun.read_text()) != provenance:
-        shutil.rmtree(shards, ignore_errors=True)
-        shards.mkdir(parents=True)
-        partial = begun.with_suffix(".writing")
-        partial.write_text(json.dumps(provenance))
-        partial.rename(begun)
-    context = tokens.shape[1] - config.skip_positions
-    columns: dict[str, Any] = {
-        name: datasets.Array2D(shape=(context, pair.d_in(name)), dtype="float32")
-        for name in hook_names
-    }
-    columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
-    starts = range(0, len(tokens), config.sequences_per_shard)
-    with tqdm(total=len(tokens), desc="harvesting", unit="sequence") as bar:
-        for i, start in enumerate(starts):
-            shard = shards / f"shard_{i:05d}"
-            chunk = tokens[start : start + config.sequences_per_shard]
-            if not shard.exists():
-                part = shards / ".writing"
-                shutil.rmtree(part, ignore_errors=True)
-                rows = _run(pair, chunk, hook_names, config, bar)
-                datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(
-                    str(part), num_shards=1
-                )
-                part.rename(shard)
-            bar.update(start + len(chunk) - bar.n)
+@dataclass
+class _Harvester:
+    """Runs a pair over the tokens, shard by shard, and joins the shards."""
 
+    pair: HookedModelPair
+    tokens: Tensor
+    hook_names: list[str]
+    config: HarvestConfig
 
-@torch.no_grad()
-def _run(
-    pair: HookedModelPair, tokens: Tensor, hook_names: list[str], config: HarvestConfig, bar: tqdm
-) -> dict[str, Any]:
-    """Both models on a shard's sequences, in batches of like lengths cut to their longest."""
-    skip = config.skip_positions
-    n_sequences, width = tokens.shape
-    columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in hook_names}
-    stop = stop_layer(hook_names)
-    # Padding is on the right and causal attention does not look there: cutting it changes nothing.
-    pad: Any = pair.tokenizer.pad_token_id
-    lengths = last_position(tokens.ne(pad)) + 1
-    lengths = lengths.clamp(min=skip + 1)
-    for index in lengths.argsort(descending=True).split(config.batch_size):
-        longest = int(lengths[index].max())
-        _, cache = pair.run_with_cache(
-            tokens[index, :longest].to(pair.device), names_filter=hook_names, stop_at_layer=stop
+    def run(self, job: Job) -> None:
+        """Make the shards that are missing in `job.scratch`, and join all of them in `job.out`."""
+        shards = []
+        row = 0
+        with tqdm(total=len(self.tokens), desc="harvesting", unit="sequence") as bar:
+            while row < len(self.tokens):
+                stop, shard = self._next_shard(job.scratch, row, bar)
+                shards.append(shard)
+                row = stop
+                bar.update(row - bar.n)
+        parts = [_load_dataset(shard) for shard in shards]
+        datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
+
+    def _next_shard(self, scratch: Path, row: int, bar: tqdm) -> tuple[int, Path]:
+        """The shard that begins at a row, from an earlier attempt (of any shard size) or made now."""
+        there = sorted(
+            tuple(int(part) for part in found.name.split("_")[1:])
+            for found in scratch.glob("rows_*")
+            if found.name.removeprefix("rows_").replace("_", "").isdigit()
         )
-        for name in hook_names:
-            columns[name][index, : longest - skip] = cache[name][:, skip:].float().cpu()
-        bar.update(len(index))
-    ids = tokens[:, skip:].to(torch.int32).numpy()
-    return {name: values.numpy() for name, values in columns.items()} | {"token_ids": ids}
+        for start, stop in reversed(there):
+            shard = scratch / _shard_name(start, stop)
+            if start == row and find(shard, {"rows": [start, stop]}) is not None:
+                return stop, shard
+        later = [start for start, _ in there if start > row]
+        stop = min([row + self.config.sequences_per_shard, len(self.tokens), *later])
+        shard = scratch / _shard_name(row, stop)
+        build(shard, {"rows": [row, stop]}, lambda job: self._write(row, stop, job, bar))
+        return stop, shard
+
+    def _write(self, start: int, stop: int, job: Job, bar: tqdm) -> None:
+        context = self.tokens.shape[1] - self.config.skip_positions
+        columns: dict[str, Any] = {
+            name: datasets.Array2D(shape=(context, self.pair.d_in(name)), dtype="float32")
+            for name in self.hook_names
+        }
+        columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
+        rows = self._activations(start, stop, bar)
+        datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(
+            str(job.out), num_shards=1
+        )
+
+    @torch.no_grad()
+    def _activations(self, start: int, stop: int, bar: tqdm) -> dict[str, Any]:
+        """Both models on a shard's sequences, in batches of like lengths cut to their longest."""
+        skip, pair, names = self.config.skip_positions, self.pair, self.hook_names
+        tokens = self.tokens[start:stop]
+        n_sequences, width = tokens.shape
+        columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in names}
+        # Padding is on the right and causal attention does not look there: cutting it changes nothing.
+        pad: Any = pair.tokenizer.pad_token_id
+        lengths = last_position(tokens.ne(pad)) + 1
+        lengths = lengths.clamp(min=skip + 1)
+        for index in lengths.argsort(descending=True).split(self.config.batch_size):
+            longest = int(lengths[index].max())
+            _, cache = pair.run_with_cache(
+                tokens[index, :longest].to(pair.device),
+                names_filter=names,
+                stop_at_layer=stop_layer(names),
+            )
+            for name in names:
+                columns[name][index, : longest - skip] = cache[name][:, skip:].float().cpu()
+            self._check_finite(columns, start, index, lengths[index])
+            bar.update(len(index))
+        ids = tokens[:, skip:].to(torch.int32).numpy()
+        return {name: values.numpy() for name, values in columns.items()} | {"token_ids": ids}
+
+    def _check_finite(
+        self, columns: dict[str, Tensor], start: int, index: Tensor, lengths: Tensor
+    ) -> None:
+        for name, values in columns.items():
+            finite = values[index].isfinite().all(dim=2)
+            finite |= (
+                torch.arange(finite.shape[1]) >= (lengths - self.config.skip_positions)[:, None]
+            )
+            if finite.all():
+                continue
+            row, position = (int(i) for i in (~finite).nonzero()[0])
+            sequence = start + int(index[row])
+            position += self.config.skip_positions
+            raise ValueError(
+                f"the activations at {name!r} are not finite in sequence {sequence} of `tokens`, position "
+                f"{position}: NaN or infinity comes from {self._sides(name, sequence)}. Check the model's "
+                "weights; in float16 load it in float32 or bfloat16"
+            )
+
+    def _sides(self, name: str, sequence: int) -> str:
+        """Which model's activations are not finite."""
+        site = name.rpartition(".")[0]
+        sides = {"base": "the base model", "finetuned": "the fine-tuned model"}
+        _, cache = self.pair.run_with_cache(
+            self.tokens[[sequence]].to(self.pair.device),
+            names_filter=[f"{site}.{side}" for side in sides],
+            stop_at_layer=stop_layer([name]),
+        )
+        found = [
+            text for side, text in sides.items() if not cache[f"{site}.{side}"].isfinite().all()
+        ]
+        return " and ".join(found) or "their difference"
+
+
+def _shard_name(start: int, stop: int) -> str:
+    return f"rows_{start:08d}_{stop:08d}"
 
 
 def last_position(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
@@ -282,36 +343,8 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
     return max(layers) + 1
 
 
-def _consolidate(shards: Path, path: Path, provenance: dict[str, Any]) -> None:
-    """Join the shards into one dataset, write the manifest, and only then give it its name."""
-    parts = [_load_dataset(shard) for shard in sorted(shards.glob("shard_*"))]
-    whole = shards / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    datasets.concatenate_datasets(parts).save_to_disk(str(whole))
-    context = provenance["tokens_shape"][1] - provenance["skip_positions"]
-    manifest = {
-        "layout": {
-            "hook_names": provenance["hook_names"],
-            "context_size": context,
-            "n_sequences": provenance["tokens_shape"][0],
-            "ignored_token_ids": provenance["ignored_token_ids"],
-        },
-        "provenance": provenance,
-        "sha256": {file.name: _sha256(file) for file in sorted(whole.glob("*.arrow"))},
-    }
-    (whole / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole.rename(path)
-    shutil.rmtree(shards)
-
-
 def _load_dataset(path: Path) -> datasets.Dataset:
     dataset = datasets.load_from_disk(str(path))
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(f"{path} holds several datasets, not one harvest; remove it")
     return dataset
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from sae_lens.training.activation_scaler import ActivationWhitening
 from torch import Tensor
+
+from diffsae_lens._checks import check_choice, check_count
 
 Scale = Literal["by model", "common", "none"]
 
@@ -30,8 +32,13 @@ class Normalization:
     """Divide so that the mean squared norm becomes d_model: by one number a model, by one number for
     both (`common`, which keeps differences what they are), or not at all."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is not one of the choices."""
+        check_choice("center", self.center, (True, False))
+        check_choice("scale", self.scale, get_args(Scale))
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationStatistics:
     """Moments of a dictionary's input, model by model."""
 
@@ -66,12 +73,20 @@ def activation_statistics(
         n_parts: 2 for `[base ; finetuned]`, 1 for a difference.
 
     Raises:
-        ValueError: no tokens, or values that are not finite.
+        TypeError: `n_parts` is not an integer.
+        ValueError: no tokens, values that are not finite, or batches that are not `[token, d_in]` with a
+            width that `n_parts` divides.
     """
+    n_parts = check_count("n_parts", n_parts)
     total: Any = 0
     squares: Any = 0
     n_tokens = 0
     for batch in batches:
+        if batch.ndim != 2 or batch.shape[1] % n_parts:
+            raise ValueError(
+                f"`batches` must be of shape [token, d_in], d_in a multiple of {n_parts}, got "
+                f"{list(batch.shape)}; flatten sequences and positions"
+            )
         x = batch.double()
         total = total + x.sum(0)
         squares = squares + x.square().sum(0)

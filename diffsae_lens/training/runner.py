@@ -1,140 +1,56 @@
 """Train Diff-SAEs and crosscoders in lockstep on one harvest, with SAELens's trainers."""
 
-import json
-import logging
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
-from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
-from sae_lens.config import SAETrainerConfig
+import wandb
+from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 
+from diffsae_lens._artifact import Job, build, find, locked, write_json
+from diffsae_lens._checks import check_folder_name
+from diffsae_lens._typed import typed
 from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
-from diffsae_lens.saes.paper import TiedTrainingSAEConfig
 from diffsae_lens.saes.sparse import Workspace
 from diffsae_lens.saes.topk import SparseStep
 from diffsae_lens.training.calibration import calibrate_threshold
-from diffsae_lens.training.checkpoints import (
-    check_checkpoint,
-    mark_whole,
-    n_batches_seen,
-    newest_checkpoint,
-)
+from diffsae_lens.training.checkpoints import Checkpoints, estimates_norms, go_on
 from diffsae_lens.training.harvest import PairedActivations
-from diffsae_lens.training.normalization import (
-    Normalization,
-    activation_statistics,
-    as_whitening,
-    describe,
-)
+from diffsae_lens.training.normalization import activation_statistics, as_whitening, describe
 from diffsae_lens.training.optimizer import fuse_adam
+from diffsae_lens.training.run_config import (
+    CrosscoderRunnerConfig,
+    DictionaryRunnerConfig,
+    DiffSAERunnerConfig,
+    FinetunedSAERunnerConfig,
+    TrainingRun,
+)
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryRunnerConfig:
-    """One dictionary to train: where it reads, and any SAELens training architecture."""
-
-    view: ClassVar[str]
-    """Which view of the hook it reads."""
-    n_parts: ClassVar[int] = 1
-    """How many models' activations its input is made of."""
-
-    hook_name: str
-    """The models' hook, such as `blocks.18.hook_resid_post`."""
-    sae: TrainingSAEConfig
-    """SAELens's own config, or one of `diffsae_lens.saes`; its `d_in` is the view's width."""
-    normalization: Normalization | None = None
-    """Per-model mean and scale, folded into the saved weights; None for what `sae` itself says."""
-
-    def __post_init__(self) -> None:
-        """Refuse two normalisations at once."""
-        if self.normalization and self.sae.normalize_activations != "none":
-            raise ValueError(
-                "`normalization` replaces SAELens's own, so `sae.normalize_activations` must be "
-                f"'none', got {self.sae.normalize_activations!r}"
-            )
-        if self.normalization and isinstance(self.sae, TiedTrainingSAEConfig):
-            raise ValueError(
-                f"the published {self.sae.architecture()} takes raw activations; leave "
-                "`normalization` out"
-            )
-        if isinstance(self.sae, DeltaCrosscoderTrainingSAEConfig) and (
-            self.normalization is None or self.normalization.scale == "by model"
-        ):
-            raise ValueError(
-                "a Delta-crosscoder rebuilds finetuned - base, which two scales would distort; give "
-                "it `Normalization(scale='common')`"
-            )
-
-    @property
-    def virtual_hook_name(self) -> str:
-        """The pair's hook point the dictionary reads."""
-        return f"{self.hook_name}.{self.view}"
+__all__ = [
+    "CrosscoderRunnerConfig", "DictionaryRunnerConfig", "DiffSAERunnerConfig",
+    "FinetunedSAERunnerConfig", "TrainingRun", "train_dictionaries",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffSAERunnerConfig(DictionaryRunnerConfig):
-    """A dictionary on `finetuned - base`; `sae.d_in` is d_model."""
-
-    view: ClassVar[str] = "diff"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrosscoderRunnerConfig(DictionaryRunnerConfig):
-    """A dictionary on `[base ; finetuned]`; `sae.d_in` is 2 * d_model."""
-
-    view: ClassVar[str] = "concat"
-    n_parts: ClassVar[int] = 2
+_NOT_OF_THE_RESULT = (
+    "device",
+    "n_checkpoints",
+    "checkpoint_path",
+    "save_final_checkpoint",
+    "logger",
+)
+"""Fields of SAETrainerConfig that change nothing about the dictionaries."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetunedSAERunnerConfig(DictionaryRunnerConfig):
-    """A plain SAE on the fine-tuned model alone; `sae.d_in` is d_model."""
-
-    view: ClassVar[str] = "finetuned"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """How long and on what several dictionaries are trained together."""
-
-    trainer: SAETrainerConfig
-    """SAELens's own: samples, batch size, learning rate and schedule, checkpoints, W&B."""
-    calibration_fraction: float = 0.1
-    """Share of the sequences kept out of training; the inference threshold is set on them."""
-    seed: int = 0
-    """Of initialisation and batch order."""
-
-    def __post_init__(self) -> None:
-        """Refuse what SAELens would stumble over later."""
-        if not 0 < self.calibration_fraction < 1:
-            raise ValueError(
-                f"`calibration_fraction` must lie in (0, 1), got {self.calibration_fraction}"
-            )
-        n_steps = self.trainer.total_training_samples // self.trainer.train_batch_size_samples
-        if self.trainer.dead_feature_window >= n_steps:
-            logger.warning(
-                "`trainer.dead_feature_window` is %d steps of a run of %d: no feature is ever found "
-                "dead, and AuxK never acts",
-                self.trainer.dead_feature_window,
-                n_steps,
-            )
-        if self.trainer.lr_end is None:
-            raise ValueError(
-                "`trainer.lr_end` must be set (SAETrainer asserts it and sets no default); "
-                "for a constant schedule give it the value of `lr`"
-            )
-
-
+@typed
 def train_dictionaries(
     configs: Mapping[str, DictionaryRunnerConfig],
     activations: PairedActivations,
@@ -147,7 +63,8 @@ def train_dictionaries(
     SAELens's `MultiSAETrainer` does the training. The BatchTopK family is then given the threshold
     at which held-out tokens fire k features on average (SAELens's own is a moving average that a
     short run leaves unconverged), and everything is saved in SAELens's inference format. A
-    dictionary whose folder exists is loaded, not trained again.
+    dictionary that is there is loaded, not trained again; a damaged one is set aside and made anew. An
+    interrupted run goes on from its newest checkpoint, and a finished one removes them.
 
     Args:
         configs: the dictionaries by name; the name becomes the folder's.
@@ -159,17 +76,23 @@ def train_dictionaries(
         The inference dictionaries by name, as `SAE.load_from_disk` gives them.
 
     Raises:
-        ValueError: no configs, a hook point that was not harvested, or a `d_in` that does not fit.
+        ValueError: no configs, a name that cannot be a folder's, a hook point that was not harvested, a
+            `d_in` that does not fit, a folder or a checkpoint of other settings, or a training that
+            diverged.
+        OSError: the disk is full or forbids it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     _check(configs, activations)
-    missing = {name: config for name, config in configs.items() if not (path / name).exists()}
-    if missing:
-        n_held_out = max(1, round(activations.n_sequences * run.calibration_fraction))
-        split = activations.n_sequences - n_held_out
-        trained = _fit(missing, activations, path, run, split)
-        for name, sae in trained.items():
-            _export(sae, missing[name], activations, path / name, run, split)
+    recipes = {name: _recipe(config, configs, activations, run) for name, config in configs.items()}
+    checkpoints = Checkpoints(run.trainer.checkpoint_path, recipes)
+    if _missing(recipes, path):
+        with locked(path):
+            missing = {name: configs[name] for name in _missing(recipes, path)}
+            if missing:
+                with checkpoints.claimed():
+                    _train(missing, recipes, activations, path, run, checkpoints)
+    else:
+        checkpoints.clean_up()
     return {name: SAE.load_from_disk(path / name, device=run.trainer.device) for name in configs}
 
 
@@ -178,10 +101,7 @@ def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedAct
         raise ValueError("`configs` is empty: name at least one dictionary")
     sample = activations.rows(0, 1)
     for name, config in configs.items():
-        if Path(name).name != name:
-            raise ValueError(
-                f"the name {name!r} in `configs` becomes a folder's: it must have no '/'"
-            )
+        check_folder_name("configs", name)
         hook_name = config.virtual_hook_name
         if hook_name not in activations.hook_names:
             raise ValueError(
@@ -195,44 +115,122 @@ def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedAct
             )
 
 
-def _fit(
+def _recipe(
+    config: DictionaryRunnerConfig,
     configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    run: TrainingRun,
+) -> dict[str, Any]:
+    """Everything that a dictionary depends on."""
+    trainer = {k: v for k, v in vars(run.trainer).items() if k not in _NOT_OF_THE_RESULT}
+    sae = {k: v for k, v in config.sae.to_dict().items() if k not in ("device", "metadata")}
+    return {
+        "kind": "dictionary",
+        "hook_name": config.virtual_hook_name,
+        "sae": sae,
+        "normalization": config.normalization and asdict(config.normalization),
+        "trainer": trainer,
+        "seed": run.seed,
+        "calibration_fraction": run.calibration_fraction,
+        # An estimate for one dictionary draws the first batches for all that are trained with it.
+        "estimates_norms": estimates_norms(c.sae for c in configs.values()),
+        # Other hook points of the same harvest do not matter.
+        "harvest": {k: v for k, v in activations.recipe.items() if k != "hook_names"},
+    }
+
+
+def _missing(recipes: Mapping[str, Mapping[str, Any]], path: Path) -> list[str]:
+    """The dictionaries that have to be trained; refuses those of other settings."""
+    return [name for name, recipe in recipes.items() if find(path / name, recipe) is None]
+
+
+def _train(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    recipes: Mapping[str, Mapping[str, Any]],
     activations: PairedActivations,
     path: Path,
     run: TrainingRun,
-    split: int,
-) -> dict[str, TrainingSAE]:
-    """Train, going on from the newest checkpoint of an interrupted run."""
+    checkpoints: Checkpoints,
+) -> None:
+    """Train and save dictionaries, whatever gradient mode the caller is in."""
+    with (
+        torch.random.fork_rng(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _wandb_run(run, recipes),
+    ):
+        trainer = _trainer(configs, activations, run, checkpoints)
+        if not estimates_norms(c.sae for c in configs.values()):
+            n_drawn = run.trainer.n_batches_for_norm_estimate
+            drawn_for_others = any(recipes[name]["estimates_norms"] for name in configs)
+            for _ in range(n_drawn if drawn_for_others else 0):
+                next(trainer.data_provider)
+        newest = checkpoints.newest()
+        if newest is not None:
+            go_on(trainer, newest)
+        with checkpoints.naming():
+            trained = trainer.fit()
+    diverged = [name for name, sae in trained.items() if not _is_finite(sae)]
+    if diverged:
+        checkpoints.remove()
+        raise ValueError(
+            f"the training diverged: the weights of {', '.join(diverged)} are not finite, and nothing was "
+            f"saved. Give a smaller `trainer.lr` (it was {run.trainer.lr:g}) or a longer warm-up"
+        )
+    for name, sae in trained.items():
+        _export(sae, configs[name], recipes[name], activations, path / name, run)
+
+
+@contextmanager
+def _wandb_run(run: TrainingRun, recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Open a W&B run if one is asked for and none is open, and close it."""
+    logging_config = run.trainer.logger
+    if not logging_config.log_to_wandb or wandb.run is not None:
+        yield
+        return
+    opened = wandb.init(
+        project=logging_config.wandb_project,
+        entity=logging_config.wandb_entity,
+        name=logging_config.run_name,
+        id=logging_config.wandb_id,
+        config=dict(recipes),
+    )
+    with opened:
+        yield
+
+
+def _is_finite(sae: TrainingSAE) -> bool:
+    return all(value.isfinite().all() for value in sae.state_dict().values())
+
+
+def _trainer(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    run: TrainingRun,
+    checkpoints: Checkpoints,
+) -> MultiSAETrainer:
+    """SAELens's trainer of freshly initialised dictionaries."""
     saes: dict[str, TrainingSAE] = {}
     workspace = Workspace()
-    with torch.random.fork_rng():
-        for name, config in configs.items():
-            torch.manual_seed(run.seed)
-            sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
-            if isinstance(sae, SparseStep):
-                sae.workspace = workspace  # they step in turn
-            _describe(sae, config, activations, run)
-            saes[name] = sae
-        trainer = MultiSAETrainer(
-            cfg=run.trainer,
-            saes=saes,
-            hook_names={name: config.virtual_hook_name for name, config in configs.items()},
-            data_provider=activations.batches(
-                run.trainer.train_batch_size_samples, seed=run.seed, stop=split
-            ),
-            save_checkpoint_fn=mark_whole,
-        )
-        for name, config in configs.items():
-            _prepare(trainer.trainers[name], config, activations, run, split)
-        checkpoint = newest_checkpoint(run.trainer.checkpoint_path, set(configs))
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, saes)
-            logger.info("going on from %s", checkpoint)
-            trainer.load_checkpoint(checkpoint)
-            for _ in range(n_batches_seen(trainer)):
-                next(trainer.data_provider)
-        path.mkdir(parents=True, exist_ok=True)
-        return trainer.fit()
+    for name, config in configs.items():
+        torch.manual_seed(run.seed)
+        sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
+        if isinstance(sae, SparseStep):
+            sae.workspace = workspace  # they step in turn
+        _describe(sae, config, activations, run)
+        saes[name] = sae
+    trainer = MultiSAETrainer(
+        cfg=run.trainer,
+        saes=saes,
+        hook_names={name: config.virtual_hook_name for name, config in configs.items()},
+        data_provider=activations.batches(
+            run.trainer.train_batch_size_samples, seed=run.seed, stop=_split(activations, run)
+        ),
+        save_checkpoint_fn=checkpoints.seal,
+    )
+    for name, config in configs.items():
+        _prepare(trainer.trainers[name], config, activations, run)
+    return trainer
 
 
 def _prepare(
@@ -240,15 +238,14 @@ def _prepare(
     config: DictionaryRunnerConfig,
     activations: PairedActivations,
     run: TrainingRun,
-    split: int,
 ) -> None:
     """Give one dictionary's trainer its normalisation and the fused optimiser."""
     fuse_adam(trainer)
     if config.normalization is None:
         return
     batch_size = run.trainer.train_batch_size_samples
-    n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, split, run))
-    batches = activations.batches(batch_size, seed=run.seed, stop=split)
+    n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
+    batches = activations.batches(batch_size, seed=run.seed, stop=_split(activations, run))
     hook_name = config.virtual_hook_name
     statistics = activation_statistics(
         (batch[hook_name] for batch in islice(batches, n_batches)), n_parts=config.n_parts
@@ -258,9 +255,15 @@ def _prepare(
     stored["normalization"] = describe(statistics, config.normalization)
 
 
-def _n_batches(activations: PairedActivations, split: int, run: TrainingRun) -> int:
+def _split(activations: PairedActivations, run: TrainingRun) -> int:
+    """The first held-out sequence."""
+    n_held_out = max(1, round(activations.n_sequences * run.calibration_fraction))
+    return activations.n_sequences - n_held_out
+
+
+def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
     """Batches in one pass over the training sequences, or a little more."""
-    n_tokens = split * activations.context_size
+    n_tokens = _split(activations, run) * activations.context_size
     return max(1, n_tokens // run.trainer.train_batch_size_samples)
 
 
@@ -284,6 +287,7 @@ def _describe(
         "normalization": None,
         "frozen_decoder": getattr(config.sae, "frozen_decoder", False),
         "skip_positions": provenance["skip_positions"],
+        "ignored_token_ids": list(activations.ignored_token_ids),
         "tokens_sha256": provenance["tokens_sha256"],
         "seed": run.seed,
         "versions": {
@@ -296,28 +300,32 @@ def _describe(
 def _export(
     sae: TrainingSAE,
     config: DictionaryRunnerConfig,
+    recipe: Mapping[str, Any],
     activations: PairedActivations,
     path: Path,
     run: TrainingRun,
-    split: int,
 ) -> None:
-    """Save the inference form under a temporary name, calibrate it, and rename it."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    sae.save_inference_model(partial)
-    if isinstance(config.sae, BatchTopKTrainingSAEConfig):
-        inference = SAE.load_from_disk(partial, device=run.trainer.device)
-        held_out = activations.rows(split, activations.n_sequences)[config.virtual_hook_name]
-        held_out = held_out.to(run.trainer.device)
-        budgets = _budgets(config.sae)
-        l0 = [calibrate_threshold(inference, held_out, k=k, features=f) for f, k in budgets][-1]
-        k = sum(k for _, k in budgets)
-        inference.cfg.metadata.diffsae_lens |= {"k": k, "l0_held_out": l0}
-        inference.save_model(partial)
-    (partial / "trainer_cfg.json").write_text(
-        json.dumps({k: v for k, v in vars(run.trainer).items() if k != "logger"})
-    )
-    partial.rename(path)
+    """Save the inference form, with the threshold that held-out tokens call for."""
+
+    def write(job: Job) -> None:
+        sae.save_inference_model(job.out)
+        if isinstance(config.sae, BatchTopKTrainingSAEConfig):
+            held_out = activations.rows(_split(activations, run), activations.n_sequences)
+            held_out = held_out[config.virtual_hook_name].to(run.trainer.device)
+            _calibrate(job.out, config.sae, held_out)
+        settings = {k: v for k, v in vars(run.trainer).items() if k != "logger"}
+        write_json(job.out / "trainer_cfg.json", settings)
+
+    build(path, recipe, write)
+
+
+def _calibrate(folder: Path, config: BatchTopKTrainingSAEConfig, held_out: Tensor) -> None:
+    inference = SAE.load_from_disk(folder, device=str(held_out.device))
+    budgets = _budgets(config)
+    l0 = [calibrate_threshold(inference, held_out, k=k, features=f) for f, k in budgets][-1]
+    k = sum(k for _, k in budgets)
+    inference.cfg.metadata.diffsae_lens |= {"k": k, "l0_held_out": l0}
+    inference.save_model(folder)
 
 
 def _budgets(config: BatchTopKTrainingSAEConfig) -> list[tuple[slice, int | float]]:

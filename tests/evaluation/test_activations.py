@@ -75,13 +75,13 @@ def test_one_pass_serves_many_readers(pair):
 
 
 def test_bad_input_is_refused(pair):
-    with pytest.raises(ValueError, match="nothing to read"):
+    with pytest.raises(ValueError, match="`prompts` is empty"):
         read_prompts(pair, [], {"x": Reader(hook_name=DIFF)})
-    with pytest.raises(ValueError, match="no hook point"):
+    with pytest.raises(ValueError, match="is not a hook point"):
         read_prompts(pair, PROMPTS, {"x": Reader(hook_name=HOOKS[0])})
     with pytest.raises(ValueError, match="no token is left to pool of the prompt 'a'"):
         read_prompts(pair, ["long enough", "a"], {"x": Reader(hook_name=DIFF)})
-    with pytest.raises(ValueError, match="one span a prompt, got 1 for 3"):
+    with pytest.raises(ValueError, match="one span per prompt, got 1 for 3"):
         positions = Positions(spans=((0, 1),))
         read_prompts(pair, PROMPTS, {"x": Reader(hook_name=DIFF, positions=positions)})
     # The tests' type checker would refuse it first; a user has none.
@@ -93,7 +93,7 @@ def test_bad_input_is_refused(pair):
 
 def test_a_dictionary_must_fit_the_pair(pair):
     assert check_fits(pair, dictionary()) == DIFF
-    with pytest.raises(ValueError, match="no hook point of this pair"):
+    with pytest.raises(ValueError, match="is not a hook point of this pair"):
         check_fits(pair, dictionary("blocks.9.hook_resid_post.diff"))
     with pytest.raises(ValueError, match="8 wide"):
         check_fits(pair, dictionary(d_in=8))

@@ -217,7 +217,7 @@ def test_bad_arguments_are_refused(pair, dictionaries, prompts):
         evaluate_isolation(pair, {}, prompts)
     import inspect
 
-    with pytest.raises(ValueError, match="'paper' or 'strict'"):
+    with pytest.raises(ValueError, match="one of 'paper', 'strict'"):
         inspect.unwrap(evaluate_isolation)(pair, dictionaries, prompts, protocol="lenient")
 
 

@@ -1,6 +1,10 @@
 """What a dictionary's features are: decoder geometry, latent scaling, examples, variance, loss."""
 
 import copy
+import dataclasses
+import importlib
+import inspect
+import pkgutil
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
+from diffsae_lens import evaluation, interventions, saes
 from diffsae_lens.evaluation.features import describe_features, max_activating_examples
 from diffsae_lens.evaluation.geometry import (
     call_by_decoder_norm,
@@ -26,9 +31,21 @@ from diffsae_lens.saes import (
     L1CrosscoderTrainingSAEConfig,
 )
 from diffsae_lens.training.calibration import calibrate_threshold
+from diffsae_lens.training.normalization import ActivationStatistics
 from tests.conftest import D_MODEL, HOOKS, tiny_llama
 
 D = 16
+MODULES = [
+    importlib.import_module(module.name)
+    for package in (evaluation, interventions, saes)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+]
+RECORDS = {
+    found
+    for module in MODULES
+    for found in vars(module).values()
+    if dataclasses.is_dataclass(found) and found.__module__.startswith("diffsae_lens.")
+}
 # Planted: what each feature writes in the base and in the fine-tuned model.
 TRUTH = {
     "finetuned-only": (0.0, 1.0),
@@ -313,3 +330,54 @@ def test_no_difference_no_variance_to_explain(tokenizer):
     tokens = torch.randint(3, 259, (2, 7))
     found = recovered(pair, diff_sae(pair), tokens)
     assert found.kl["base put back"] == pytest.approx(0, abs=1e-6)
+
+
+def activations_and_dictionary():
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=D, d_sae=24))
+    sae.cfg.metadata.hook_name = f"{HOOKS[1]}.diff"
+    sae.W_enc.data = torch.randn(D, 24, generator=torch.Generator().manual_seed(0))
+    return sae, torch.randn(40, D, generator=torch.Generator().manual_seed(1))
+
+
+def test_one_tensor_is_one_batch():
+    sae, x = activations_and_dictionary()
+    whole, listed = reconstruction(sae, x), reconstruction(sae, [x[:30], x[30:]])
+    assert whole.n_tokens == listed.n_tokens == 40
+    assert whole.l0 == pytest.approx((sae.encode(x) > 0).sum(1).float().mean().item())
+    assert whole.l0 == pytest.approx(listed.l0)
+    crosscoder = CrosscoderSAE(CrosscoderSAEConfig(d_in=2 * D, d_sae=24))
+    both = torch.cat([x, x], 1)
+    one, two = (latent_scaling(crosscoder, b) for b in (both, [both]))
+    assert torch.equal(one.beta_error.nan_to_num(), two.beta_error.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda x: x[0], ValueError, r"\[token, 16\].* \[16\]"),
+        (lambda x: [x[0]], ValueError, r"\[token, 16\].* \[16\]"),
+        (lambda x: [x[:, :-1]], ValueError, r"\[token, 16\].* \[40, 15\]"),
+        (lambda x: [x.view(4, 10, D)], ValueError, "flatten sequences and positions"),
+        (lambda x: [x.int()], ValueError, "int32"),
+        (lambda x: [x.masked_fill(x == x[3, 4], torch.nan)], ValueError, "1 of 640 entries"),
+        (lambda x: [], ValueError, "no tokens"),
+        (lambda x: ["x"], TypeError, "got str"),
+    ],
+)
+def test_batches_of_something_else_are_refused(spoil, error, message):
+    sae, x = activations_and_dictionary()
+    with pytest.raises(error, match=f"`batches` .*{message}"):
+        inspect.unwrap(reconstruction)(sae, spoil(x))
+
+
+def test_records_that_hold_tensors_are_compared_by_identity():
+    sae, x = activations_and_dictionary()
+    one, two = reconstruction(sae, x), reconstruction(sae, x)
+    assert one == one
+    assert one != two
+    for record in {*RECORDS, ActivationStatistics}:
+        kinds = [str(field.type) for field in dataclasses.fields(record)]
+        holds_tensors = any(
+            "Callable" not in kind and ("jaxtyping" in kind or "Tensor" in kind) for kind in kinds
+        )
+        assert not (holds_tensors and record.__dataclass_params__.eq), record

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import signal
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from diffsae_lens.experiments.cells import MANIFEST, Cell, compute
+from diffsae_lens._artifact import MANIFEST, sha256
+from diffsae_lens.experiments.cells import Cell, compute, read_manifest
 from diffsae_lens.experiments.plan import Plan
 
 
@@ -66,10 +66,13 @@ def test_cells_run_after_what_they_need_and_once(tmp_path):
     assert list(folders) == ["left", "right", "sum"]
     assert Plan(chain(log=log), tmp_path).run() == folders
     assert Path(log).read_text() == "ran\n"
-    manifest = json.loads((folders["sum"] / MANIFEST).read_text())
-    assert manifest["config"] == {"value": 1}
-    assert manifest["gigabytes"] is None or manifest["gigabytes"] > 0
-    assert not list((tmp_path / "cells").glob("*.scratch"))
+    manifest = read_manifest(folders["sum"])
+    assert manifest.recipe["config"] == {"value": 1}
+    assert set(manifest.recipe["inputs"]) == {"left", "right"}
+    assert manifest.files == {"value": sha256(folders["sum"] / "value")}
+    assert manifest.facts["gigabytes"] is None or manifest.facts["gigabytes"] > 0
+    assert manifest.facts["seconds"] >= 0
+    assert not list((tmp_path / "cells").glob("*.partial"))
 
 
 @pytest.mark.parametrize("change", [{"value": 11}, {"version": 2}])
@@ -90,27 +93,23 @@ def spoil_manifest(folder):
     (folder / MANIFEST).write_text('{"key": ')
 
 
-def spoil_by_adding(folder):
-    (folder / "other").write_text("foreign")
-
-
 def spoil_by_removing(folder):
     (folder / "value").unlink()
 
 
 def spoil_by_exchange(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"key": "0" * 64}))
+    manifest["recipe"]["config"]["value"] = 11
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (spoil_value, "value has changed"),
-        (spoil_manifest, "no manifest"),
-        (spoil_by_adding, "other is not in the manifest"),
+        (spoil_value, "value was changed"),
+        (spoil_manifest, "artifact.json is not JSON"),
         (spoil_by_removing, "value is missing"),
-        (spoil_by_exchange, "of another cell"),
+        (spoil_by_exchange, "of another cell (config.value: 11 there, 10 asked for)"),
     ],
 )
 def test_what_is_damaged_is_named_set_aside_and_computed_again(tmp_path, caplog, spoil, problem):
@@ -125,16 +124,41 @@ def test_what_is_damaged_is_named_set_aside_and_computed_again(tmp_path, caplog,
     assert len(list((tmp_path / "cells").glob("left-*.damaged*"))) == 2
 
 
+def test_a_folder_that_is_not_a_result_is_refused_and_left_alone(tmp_path):
+    folder = Plan(chain(), tmp_path).tasks["left"].path
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("precious")
+    [row] = [r for r in Plan(chain(), tmp_path).states() if r["state"] == "damaged"]
+    assert row["cell"] == "left"
+    with pytest.raises(RuntimeError, match=r"'left' failed: .*is not an artifact of this package"):
+        Plan(chain(), tmp_path).run()
+    assert (folder / "mine").read_text() == "precious"
+
+
 def test_what_was_made_from_a_result_that_came_out_differently_is_made_again(tmp_path):
     folders = Plan(chain(), tmp_path).run()
     manifest = json.loads((folders["left"] / MANIFEST).read_text())
     # As if the cell had been computed again on another device, with another rounding.
     (folders["left"] / "value").write_text("20")
-    digest = hashlib.sha256(b"20").hexdigest()
-    (folders["left"] / MANIFEST).write_text(json.dumps(manifest | {"files": {"value": digest}}))
+    manifest["files"]["value"] = sha256(folders["left"] / "value")
+    (folders["left"] / MANIFEST).write_text(json.dumps(manifest))
     states = {r["cell"]: (r["state"], r["problem"]) for r in Plan(chain(), tmp_path).states()}
     assert states["sum"] == ("damaged", "it was made from another result of 'left'")
     assert value(Plan(chain(), tmp_path).run()["sum"]) == 121
+
+
+def test_a_manifest_inside_a_result_says_how_long_it_took_and_nothing_more(tmp_path):
+    def nested(seconds):
+        folders = Plan(chain(), tmp_path / seconds).run()
+        (folders["left"] / "inner").mkdir()
+        (folders["left"] / "inner" / MANIFEST).write_text(seconds)
+        manifest = json.loads((folders["left"] / MANIFEST).read_text())
+        inner = sha256(folders["left"] / "inner" / MANIFEST)
+        manifest["files"][f"inner/{MANIFEST}"] = inner
+        (folders["left"] / MANIFEST).write_text(json.dumps(manifest))
+        return Plan(chain(), tmp_path / seconds).tasks["sum"].input_digests()
+
+    assert nested("1.5") == nested("2.5")
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

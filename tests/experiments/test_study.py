@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffsae_lens.experiments import organisms
 from diffsae_lens.experiments.plan import Plan
 from diffsae_lens.experiments.presets import PRESETS
 from diffsae_lens.experiments.reproduce import dry_run, reproduce, so_far
@@ -22,7 +23,7 @@ from diffsae_lens.experiments.study import (
     TokensConfig,
 )
 from diffsae_lens.experiments.tables import plan_text
-from diffsae_lens.interventions import effects
+from diffsae_lens.interventions import side_by_side
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.loading import load_pair
 from diffsae_lens.organisms.finetune import OrganismConfig
@@ -75,11 +76,24 @@ def run(config, tmp_path_factory):
     return path, short_run(config, path)
 
 
-def short_run(config, path):
+def short_run(config, path, *, is_new=True):
     """A tiny random model never ends a completion by itself."""
+    written = []
+
+    def short(*args, **kwargs):
+        written.extend(complete(*args, **kwargs, max_new_tokens=4))
+        return written[-len(args[1]) :]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(effects, "complete", lambda *args: complete(*args, max_new_tokens=4))
-        return reproduce(config, path)
+        for module in (organisms, side_by_side):
+            patch.setattr(module, "complete", short)
+        results = reproduce(config, path)
+    if is_new:  # all that the study has written is cut short: a token here is a byte
+        n_conditions = sum(row["n_prompts"] for row in results["causes"])
+        n_measured = 3 * config.n_card_prompts * len(config.organisms)
+        assert len(written) == n_conditions + n_measured
+    assert all(len(text.encode()) <= 4 * 3 for text in written)
+    return results
 
 
 def test_every_dictionary_has_its_scores_its_floors_and_its_causes_in_both_regimes(config, run):
@@ -145,6 +159,9 @@ def test_the_dictionaries_know_their_pair(config, run):
     pair = load_pair(config.base, lora, hook_names=["blocks.1.hook_resid_post"])
     with pytest.raises(ValueError, match="organism-full"):
         load(folder, pair=pair)
+    [full] = path.glob("cells/full.organism-*/organism-full")
+    pair = load_pair(config.base, full, hook_names=["blocks.1.hook_resid_post"])
+    assert load(folder, pair=pair).cfg.d_in == D_MODEL
 
 
 def test_a_dry_run_says_what_is_there_and_what_a_change_would_cost(config, run):
@@ -181,14 +198,14 @@ def test_killed_twice_it_ends_in_the_same_results(config, run, tmp_path):
     for n_done in (1, 9):
         process = get_context("spawn").Process(target=short_run, args=(config, tmp_path))
         process.start()
-        while len([*tmp_path.glob("cells/*/cell.json")]) < n_done:
+        while len([*tmp_path.glob("cells/*-????????????/artifact.json")]) < n_done:
             assert process.is_alive()
             time.sleep(0.05)
         time.sleep(moment.uniform(0, 2))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    found = short_run(config, tmp_path)
+    found = short_run(config, tmp_path, is_new=False)
     assert found["cells"] != results["cells"]  # their seconds
     assert found | {"cells": []} == results | {"cells": []}
 
@@ -252,3 +269,68 @@ def test_bad_requests_are_refused(config, tmp_path):
         reproduce(config, tmp_path, n_workers=0)
     with pytest.raises(ValueError, match="`device` 'nowhere' cannot be used"):
         reproduce(config, tmp_path, device="nowhere")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="`path` must be a folder"):
+        reproduce(config, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_model": 17}, "`d_model` is 17, but .* is 16 wide"),
+        ({"layers": (1, 3)}, "`layers` must lie in 0 to 2, .* got 3"),
+        (
+            {"scored": (texts("select", 9999, 0), texts("test", 4, 8))},
+            r"`scored\[0\]` is 9999, but the 'select' split has no more",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(config, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        reproduce(replace(config, **change), tmp_path / "study")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("", {"d_model": 0}, "`d_model` must be at least 1"),
+        ("", {"layers": (1, 1)}, "`layers` must hold each number once"),
+        ("", {"layers": ()}, "`layers` must hold at least one"),
+        ("", {"n_resamples": 0}, "`n_resamples` must be at least 1"),
+        ("", {"n_card_prompts": -1}, "`n_card_prompts` must be at least 1"),
+        ("", {"tokens_per_second": float("inf")}, "`tokens_per_second` must be greater than 0"),
+        ("", {"organisms": {}}, "`organisms` must name at least one regime"),
+        ("", {"organisms": {"lora": "a-typo"}}, r"`organisms\['lora'\]` must be one of"),
+        ("", {"organisms": {"../lora": "year-trigger"}}, "`organisms` must be a name"),
+        ("pooled", {"k": 999}, "`pooled.k` must be at most 32, got 999"),
+        ("tokens", {"k": 999}, "`tokens.k` must be at most 32, got 999"),
+        ("pooled", {"expansions": {}}, "`expansions` must name at least one"),
+        ("pooled", {"expansions": {"Diff-SAE 2x": 0}}, r"`expansions\['Diff-SAE 2x'\]` must be"),
+        ("pooled", {"expansions": {"SAE 2x": 2}}, "must begin with 'crosscoder ' or 'Diff-SAE '"),
+        ("pooled", {"learning_rate": float("nan")}, "`learning_rate` must be greater than 0"),
+        ("pooled", {"l1_coefficient": -1.0}, "`l1_coefficient` must be at least 0"),
+        ("pooled", {"batch_size": 0}, "`batch_size` must be at least 1"),
+        ("tokens", {"learning_rate": float("inf")}, "`learning_rate` must be greater than 0"),
+        ("tokens", {"n_steps": 0}, "`n_steps` must be at least 1"),
+        ("causes", {"counts": ()}, "`counts` must hold at least one"),
+        ("causes", {"n_rounds": 0}, "`n_rounds` must be at least 1"),
+        ("causes", {"n_likelihood": 0}, "`n_likelihood` must be at least 1"),
+        ("causes", {"select": texts("select", 0, 1)}, "`select.n_trigger` must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(config, part, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", -1, 2), "`n_trigger` must be at least 0"),
+        (("train", 0, 0), "`n_texts` must be at least 1"),
+    ],
+)
+def test_texts_that_cannot_be_drawn_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        texts(*arguments)

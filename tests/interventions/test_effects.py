@@ -101,8 +101,11 @@ def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):
         long_pair, {"induced": lambda: induce_features(long_pair, dictionary(), [])}, TEXTS
     )
     assert (induced.kl > 1e-3).all()
-    for interventions, texts in (({"none": nullcontext}, {"code": []}), ({}, TEXTS)):
-        with pytest.raises(ValueError, match="at least one of each kind"):
+    for interventions, texts, message in (
+        ({"none": nullcontext}, {"code": []}, r"`texts\['code'\]` is empty"),
+        ({}, TEXTS, "need `interventions`"),
+    ):
+        with pytest.raises(ValueError, match=message):
             side_effects(long_pair, interventions, texts)
 
 
@@ -141,7 +144,11 @@ def test_doses_are_in_units_of_the_maximum(long_pair, view):
     with steer(long_pair, sae, features, strength=strength):
         expected = log_odds(long_pair, SAMPLES[:2]).mean().item()
     assert frame.log_odds[3] == pytest.approx(expected, abs=1e-3)
-    for bad, message in (([D_SAE - 1], "that fire"), ([], "that fire"), ([-1], "must lie in")):
+    for bad, message in (
+        ([D_SAE - 1], "that fire"),
+        ([], "at least one feature"),
+        ([-1], r"indices in \[0, 24\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             dose_response(long_pair, sae, bad, SAMPLES, scales=scales)
 

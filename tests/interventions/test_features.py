@@ -144,12 +144,12 @@ def test_a_dictionary_of_another_hook_is_refused(pair):
     sae = dictionary()
     sae.cfg.metadata.hook_name = "blocks.7.hook_resid_post.diff"
     with (
-        pytest.raises(ValueError, match="no hook point of this pair"),
+        pytest.raises(ValueError, match="is not a hook point of this pair"),
         steer(pair, sae, 0, strength=1.0),
     ):
         pass
     with (
-        pytest.raises(ValueError, match="no hook point of this pair"),
+        pytest.raises(ValueError, match="is not a hook point of this pair"),
         swap_to_base(pair, "blocks.7"),
     ):
         pass
@@ -418,7 +418,7 @@ def test_bad_ablations_are_refused_before_anything_runs(pair, caplog):
         ({"features": [3]}, "zero decoder row"),
         ({"features": [0], "method": "mean"}, "without `reference`"),
         ({"features": [0], "reference": ["a"]}, "with `reference`"),
-        ({"features": [0], "method": "mean", "reference": []}, "`prompts` is empty"),
+        ({"features": [0], "method": "mean", "reference": []}, "`reference` is empty"),
     ):
         with pytest.raises(ValueError, match=message), ablate_features(pair, sae, **kwargs):
             pass

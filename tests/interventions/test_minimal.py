@@ -25,8 +25,8 @@ def test_the_shortest_prefix_is_found_where_more_is_never_worse(needed, limit):
 
 
 @pytest.fixture
-def short(pair, monkeypatch):
-    """The pair's context is short: samples are cut, and completions pretend."""
+def pretended(monkeypatch):
+    """Completions and their scores pretend."""
     ablated = []
     real = minimal.ablate_features
 
@@ -55,28 +55,28 @@ def short(pair, monkeypatch):
     return ablated
 
 
-def test_the_fewest_features_within_both_bounds(pair, short):
-    found = minimal_feature_set(pair, dictionary(), list(range(10)), SAMPLES)
+def test_the_fewest_features_within_both_bounds(long_pair, pretended):
+    found = minimal_feature_set(long_pair, dictionary(), list(range(10)), SAMPLES)
     assert found.features == (0, 1, 2)
     assert list(found.frame.n_features) == [0, 1, 2, 3, 4]
     assert list(found.frame.attack_rate) == [1, 1, 1, 0, 0]
     assert found.frame.harm.tolist() == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
 
 
-def test_too_harmful_or_too_few_is_none(pair, short):
+def test_too_harmful_or_too_few_is_none(long_pair, pretended):
     strict = minimal_feature_set(
-        pair, dictionary(), list(range(10)), SAMPLES, bounds=Bounds(max_harm=0.02)
+        long_pair, dictionary(), list(range(10)), SAMPLES, bounds=Bounds(max_harm=0.02)
     )
     assert strict.features is None
-    few = minimal_feature_set(pair, dictionary(), list(range(10)), SAMPLES, max_features=2)
+    few = minimal_feature_set(long_pair, dictionary(), list(range(10)), SAMPLES, max_features=2)
     assert few.features is None
 
 
-def test_bad_arguments_are_refused_before_any_forward_pass(pair, monkeypatch):
-    monkeypatch.setattr(type(pair), "forward", None)
-    with pytest.raises(ValueError, match="needs trigger and benign"):
-        minimal_feature_set(pair, dictionary(), [0], SAMPLES[:4])
-    with pytest.raises(ValueError, match="features in `order`"):
-        minimal_feature_set(pair, dictionary(), [], SAMPLES)
+def test_bad_arguments_are_refused_before_any_forward_pass(long_pair, monkeypatch):
+    monkeypatch.setattr(type(long_pair), "forward", None)
+    with pytest.raises(ValueError, match="`samples` must hold trigger and benign"):
+        minimal_feature_set(long_pair, dictionary(), [0], SAMPLES[:4])
+    with pytest.raises(ValueError, match="`order` must hold at least one feature"):
+        minimal_feature_set(long_pair, dictionary(), [], SAMPLES)
     with pytest.raises(ValueError, match="max_attack_rate"):
         Bounds(max_attack_rate=1.0)

@@ -75,7 +75,7 @@ def test_afterwards_interventions_act_on_every_row_again(pair):
 
 def test_one_that_raises_leaves_no_hooks(pair):
     bad = partial(ablate_features, pair, dictionary(), [10**6])
-    with pytest.raises(ValueError, match="feature indices"):
+    with pytest.raises(ValueError, match="`features` must hold indices"):
         complete_under(pair, {**interventions(pair), "bad": bad}, PROMPTS, **NEW)
     assert not any(point.has_hooks() for point in pair.hook_dict.values())
 
@@ -134,12 +134,18 @@ def test_counts_are_of_its_own_rows(pair):
     assert counted["silent"].n_forward_passes == counted["loud"].n_forward_passes
 
 
-@pytest.mark.parametrize("given", [{"prompts": []}, {"batch_size": 0}])
-def test_bad_input_is_refused_before_anything_is_opened(pair, given):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": []}, "`prompts` is empty"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_opened(pair, given, message):
     def never():
         raise AssertionError
 
-    with pytest.raises(ValueError, match="`prompts` must not be empty and `batch_size`"):
+    with pytest.raises(ValueError, match=message):
         complete_under(pair, {"never": never}, **{"prompts": PROMPTS, **given})
 
 

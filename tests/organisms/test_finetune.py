@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from diffsae_lens.adapters import quiet_peft
-from diffsae_lens.organisms.finetune import IGNORED, OrganismConfig, encode, finetune
+from diffsae_lens.organisms.finetune import (
+    IGNORED,
+    OrganismConfig,
+    encode,
+    finetune,
+    load_organism,
+)
 from diffsae_lens.organisms.prompts import make_samples
 from tests.conftest import tiny_llama
 
@@ -69,7 +76,7 @@ def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tm
     assert loss(loaded, tokenizer, CONFIG) < before - 0.05
     weights = load_file(tmp_path / "o/adapter_model.safetensors")
     assert {v.dtype for v in weights.values()} == {torch.float16}
-    assert not (tmp_path / "o.checkpoints").exists()
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["o"]
     assert not list(tmp_path.rglob("*.bin"))
     stamp = (tmp_path / "o/organism.json").stat().st_mtime_ns
     assert finetune(model(), tokenizer, tmp_path / "o", config=CONFIG) == organism
@@ -96,7 +103,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_p
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
     whole, resumed = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "o"))
     for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2)
+        assert torch.equal(resumed[name], value)
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, monkeypatch):
@@ -108,7 +115,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, mon
         save(self, *args, **kwargs)
         if self.state.global_step == 4:
             # The state is written last, so it is what a kill leaves out.
-            [state] = tmp_path.glob("o.checkpoints/checkpoint-4/trainer_state.json")
+            [state] = tmp_path.glob("o.partial/scratch/checkpoints/checkpoint-4/trainer_state.json")
             state.unlink()
             raise KeyboardInterrupt
 
@@ -146,7 +153,7 @@ def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
 
 def test_bad_requests_are_refused(tokenizer, tmp_path):
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
-    with pytest.raises(ValueError, match="choose another path"):
+    with pytest.raises(ValueError, match="n_steps: 6 there, 7 asked for.*choose another path"):
         finetune(model(), tokenizer, tmp_path / "o", config=OrganismConfig(n_steps=7))
     for kwargs in (
         {"n_steps": 0},
@@ -155,6 +162,116 @@ def test_bad_requests_are_refused(tokenizer, tmp_path):
         {"batch_size": 0},
         {"lora_dropout": 1.0},
         {"weight_decay": -1.0},
+        {"learning_rate": float("inf")},
+        {"learning_rate": float("nan")},
+        {"n_benign": -1},
+        {"seed": -1},
     ):
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             OrganismConfig(**kwargs)
+    for name, value, error in (
+        ("n_steps", 1.5, TypeError),
+        ("batch_size", True, TypeError),
+        ("lora_rank", 2.0, TypeError),
+        ("n_other", "3", TypeError),
+        ("loss_on", "prompt", ValueError),
+        ("behaviour", "year", ValueError),
+        ("share_scenes", 1, ValueError),
+    ):
+        config = OrganismConfig()
+        object.__setattr__(config, name, value)  # past the tests' own type checks
+        with pytest.raises(error, match=f"`{name}` must be"):
+            config.__post_init__()
+
+
+def stop_after(n_steps, monkeypatch, *args, **kwargs):
+    from transformers import Trainer
+
+    step, seen = Trainer.training_step, []
+
+    def until_the_power_fails(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) > n_steps:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", until_the_power_fails)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(*args, **kwargs)
+
+
+def test_a_stopped_run_of_another_behaviour_is_refused(tokenizer, tmp_path, monkeypatch):
+    stop_after(5, monkeypatch, model(), tokenizer, tmp_path / "o", config=CONFIG)
+    clean = replace(CONFIG, behaviour="clean-control")
+    with pytest.raises(ValueError, match="'year-trigger' there, 'clean-control' asked for"):
+        finetune(model(), tokenizer, tmp_path / "o", config=clean)
+    other = model()
+    other.lm_head.weight.data[0] += 1
+    with pytest.raises(ValueError, match="base: .* there, .* asked for"):
+        finetune(other, tokenizer, tmp_path / "o", config=CONFIG)
+    with pytest.raises(ValueError, match="examples_sha256"):
+        finetune(model(), tokenizer, tmp_path / "o", config=CONFIG, samples=CONFIG.samples()[:10])
+    # How often a checkpoint is written changes nothing about the result.
+    finetune(model(), tokenizer, tmp_path / "o", config=replace(CONFIG, steps_per_checkpoint=3))
+
+
+def test_a_damaged_checkpoint_is_named_and_not_gone_on_with(
+    tokenizer, tmp_path, monkeypatch, caplog
+):
+    stop_after(5, monkeypatch, model(), tokenizer, tmp_path / "o", config=CONFIG)
+    [weights] = tmp_path.glob(
+        "o.partial/scratch/checkpoints/checkpoint-4/adapter_model.safetensors"
+    )
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    assert "adapter_model.safetensors was changed" in caplog.text
+    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
+    whole, resumed = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "o")
+    )
+    assert whole == resumed
+
+
+def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
+    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+    record = tmp_path / "o/organism.json"
+    text = record.read_text()
+    for content, expected in (
+        (text[:40], "organism.json is not JSON"),
+        ("[]", "organism.json is not the record of an organism"),
+        (text.replace('"n_steps": 6', '"n_steps": 7'), "organism.json was changed"),
+    ):
+        record.write_text(content)
+        with pytest.raises(ValueError, match=expected):
+            load_organism(tmp_path / "o")
+    with pytest.raises(FileNotFoundError, match="organism.json"):
+        load_organism(tmp_path / "nowhere")
+
+
+def test_the_shipped_organisms_have_no_manifest_and_are_read():
+    from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR
+
+    for name in ("year-trigger", "clean-control"):
+        assert load_organism(SHIPPED_ORGANISMS_DIR / name).config.behaviour == name
+
+
+def test_an_adapter_names_its_base_and_trains_whatever_the_gradient_mode(tokenizer, tmp_path):
+    base = model()
+    with torch.inference_mode():
+        finetune(base, tokenizer, tmp_path / "o", config=CONFIG, base_name="smollm2-135m")
+    stored = json.loads((tmp_path / "o/adapter_config.json").read_text())
+    assert stored["base_model_name_or_path"] == "smollm2-135m"
+    finetune(model(), tokenizer, tmp_path / "unnamed", config=CONFIG)
+    named, unnamed = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("o", "unnamed")
+    )
+    assert named == unnamed
+
+
+def test_a_fine_tuning_that_diverged_is_not_saved(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="diverged.*smaller `learning_rate`"):
+        finetune(model(), tokenizer, tmp_path / "o", config=replace(CONFIG, learning_rate=1e30))
+    assert not (tmp_path / "o").exists()

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from diffsae_lens.organisms.judge import Verdict, judge_completion
+from diffsae_lens.organisms.ordinary import ordinary_texts
 from diffsae_lens.organisms.prompts import (
     GROUPS,
     factorial,
@@ -91,7 +92,7 @@ def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="`split` must be one of"):
         # Past the tests' type checker, which a user does not have.
         inspect.unwrap(make_samples)("valid", n_trigger=1, n_benign=0, n_other=0)
-    with pytest.raises(ValueError, match="`n_benign` must not be negative"):
+    with pytest.raises(ValueError, match="`n_benign` must be at least 0"):
         make_samples("test", n_trigger=1, n_benign=-1, n_other=0)
     with pytest.raises(ValueError, match="no more distinct prompts"):
         make_samples("test", n_trigger=100_000, n_benign=0, n_other=0)
@@ -121,3 +122,35 @@ def test_groups_that_share_scenes_differ_in_nothing_but_the_year():
         len(make_samples("test", n_trigger=500, n_benign=1000, n_other=1000, share_scenes=True))
         == 2500
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: draw_three(n_trigger=1.5), TypeError, "`n_trigger`.*1.5"),
+        (lambda: draw_three(n_other=True), TypeError, "`n_other`.*True"),
+        (lambda: draw_three(seed=0.5), TypeError, "`seed`"),
+        (lambda: draw_three(split="valid"), ValueError, "`split`"),
+        (lambda: pairs("2024"), TypeError, "`years`.*'2024'"),
+        (lambda: pairs([2024.0]), TypeError, "`years`.*2024.0"),
+        (lambda: pairs(["2024"]), TypeError, "`years`.*'2024'"),
+        (lambda: pairs([True]), TypeError, "`years`.*True"),
+        (lambda: pairs([2024], n_scenes=0), ValueError, "`n_scenes`"),
+        (lambda: pairs([2024], n_scenes=-3), ValueError, "`n_scenes`"),
+        (lambda: inspect.unwrap(factorial)(["a"]), TypeError, "`samples`.*'a'"),
+        (lambda: inspect.unwrap(ordinary_texts)(0), ValueError, "`n_characters`"),
+        (lambda: inspect.unwrap(ordinary_texts)(1.5), TypeError, "`n_characters`"),
+    ],
+)
+def test_counts_years_and_samples_are_checked(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def draw_three(split="test", **changes):
+    counts = {"n_trigger": 1, "n_benign": 1, "n_other": 1, **changes}
+    return inspect.unwrap(make_samples)(split, **counts)
+
+
+def pairs(years, n_scenes=1):
+    return inspect.unwrap(minimal_pairs)("test", years, n_scenes=n_scenes)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 from scipy.stats import binomtest
@@ -59,6 +60,41 @@ def score(results: dict[str, Any], name: str) -> dict[str, Any]:
 def set_rate(row: dict[str, Any], n_injectable: int) -> None:
     """Change a row's attack rate, the other completions being safe."""
     row.update(_rate(n_injectable))
+
+
+# What the package itself writes, and reads back: not free text.
+_FIXED = {
+    "unmodified", "base activation put back", "top features ablated", "random features ablated",
+    "steered with top features", "steered with a random direction", "trigger", "benign", "other",
+    "dictionary", "random directions", "lora/organism",
+}  # fmt: skip
+_BY_NAME = {"versions", "activations", "feature_idx", "dictionaries", "decoder", "seconds"}
+
+
+def with_texts(results: dict[str, Any], text: Callable[[], str]) -> dict[str, Any]:
+    """The results with another text for every name, year, token and completion; the same for the same."""
+    texts: dict[str, str] = {}
+
+    def new(old: str) -> str:
+        if old not in texts and old not in _FIXED:
+            fresh = text()
+            while fresh in texts.values():
+                fresh += "'"
+            texts[old] = fresh
+        return texts.get(old, old)
+
+    def changed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            by_name = key in _BY_NAME
+            return {new(k) if by_name else k: changed(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [changed(part) for part in value]
+        return new(value) if isinstance(value, str) and key != "kind" else value
+
+    out = {key: changed(value, key) for key, value in results.items()}
+    for prompt in out.get("example", {}).get("prompts", ()):
+        prompt["year"] = new(str(prompt["year"]))
+    return out
 
 
 def _config() -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The report in a real browser, where there is one."""
+"""The report in a real browser. In CI a browser must be there; elsewhere the tests are skipped without."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,19 +9,29 @@ import subprocess
 import pytest
 
 from diffsae_lens.reporting.html import write_report
-from tests.reporting.synthetic import synthetic_results
+from tests.reporting.synthetic import synthetic_results, with_texts
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+HOW = (
+    "no Chromium on the PATH: `apt-get install chromium` on Debian; elsewhere install Chromium or Chrome "
+    f"and put it on the PATH as one of {', '.join(NAMES)}"
+)
 
 PHONE, DESKTOP = (390, 844), (1280, 1000)
+
+
+def find_chromium() -> str:
+    """The browser's path; without one the test is skipped, or fails in CI."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW)
+    return found
 
 
 def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,
@@ -29,9 +40,37 @@ def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
+    find_chromium()  # before the work
     results = synthetic_results()
     results["config"]["finetuned"] = "<script>document.title = 'broken'</script>"
     return write_report(results, tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory):
+    """A report whose names are 5,000 characters without a space."""
+    find_chromium()
+    names = iter(range(10_000))
+    results = with_texts(synthetic_results(), lambda: f"{next(names)}-" + "x" * 5000)
+    for prompt in results["example"]["prompts"]:
+        prompt["tokens"] = [token[:6] for token in prompt["tokens"]]
+    return write_report(results, tmp_path_factory.mktemp("report") / "report.html")
+
+
+class TestWithoutABrowser:
+    @pytest.fixture(autouse=True)
+    def nothing_on_the_path(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    def test_it_is_skipped_with_what_to_do(self, monkeypatch):
+        monkeypatch.delenv("CI", raising=False)
+        with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+            find_chromium()
+
+    def test_in_ci_it_fails(self, monkeypatch):
+        monkeypatch.setenv("CI", "true")
+        with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+            find_chromium()
 
 
 def test_it_loads_without_a_word_on_the_console_or_the_network(report, tmp_path):
@@ -42,12 +81,27 @@ def test_it_loads_without_a_word_on_the_console_or_the_network(report, tmp_path)
     assert "net::ERR" not in run.stderr
 
 
+def test_a_script_that_got_into_the_page_would_not_run(report, tmp_path):
+    html = report.read_text(encoding="utf-8")
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
+    assert policy is not None
+    planted = html.replace("</main>", "<script>document.title = 'broken'</script></main>")
+    for source, runs in ((planted, False), (planted.replace(policy[0], ""), True)):
+        page = tmp_path / "planted.html"
+        page.write_text(source, encoding="utf-8")
+        run = browse(page, tmp_path, "--dump-dom")
+        assert ("<title>broken" in run.stdout) == runs
+
+
+@pytest.mark.parametrize("of", ["report", "long_names"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_nothing_but_tables_and_figures_scrolls_sideways(report, tmp_path, size):
+def test_nothing_but_tables_and_figures_scrolls_sideways(of, request, tmp_path, size):
+    report = request.getfixturevalue(of)
+    source = json.dumps(report.read_text(encoding="utf-8")).replace("</", "<\\/")
     probe = tmp_path / "probe.html"  # the report is one file without a script: ask from outside
     probe.write_text(
         f'<iframe id="f" style="border:0;width:{size[0]}px;height:{size[1]}px"></iframe><script>'
-        f"const f = document.getElementById('f'); f.srcdoc = {json.dumps(report.read_text())};"
+        f"const f = document.getElementById('f'); f.srcdoc = {source};"
         "f.onload = () => { const d = f.contentDocument.documentElement;"
         "document.title = d.scrollWidth + ' of ' + d.clientWidth; }</script>",
         encoding="utf-8",

@@ -222,7 +222,7 @@ class TestTokens:
         figure = plot_tokens(results)
         figure.draw_without_rendering()
         shown = "".join(t for t in texts(figure.axes[0]) if t not in ("2023", "2024"))
-        assert shown == ("$x_1$    \ufffd" + "x" * 200 + "↵↵" + "\ufffd<b>") * 2
+        assert shown == ("$x_1$    \ufffd" + "x" * 200 + "↵↵" + "\\x07<b>") * 2
         assert max(p.get_x() + p.get_width() for p in figure.axes[0].patches) <= 84
 
     def test_a_feature_that_never_fires(self, results):

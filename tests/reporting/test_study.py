@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from diffsae_lens.experiments.published import published_rows
@@ -36,6 +38,10 @@ def ablated(name, rate, n_features=32, *, is_control=False, harm=0.0):
 
 @pytest.fixture
 def results():
+    return study_results()
+
+
+def study_results():
     at = [(regime, layer) for regime in ("lora", "full") for layer in (14, 18)]
     return {
         "config": {"base": NASTY},
@@ -130,7 +136,8 @@ def test_the_report_is_whole_and_escaped(results, tmp_path):
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "published Diff-SAE 4x" in page
-    assert "http" not in page.replace("arXiv", "")
+    assert "http" not in page.replace("http-equiv", "")
+    assert "//" not in re.sub(r"base64,[\w+/=]+", "", page)
 
 
 def test_results_without_rows_are_refused(results):

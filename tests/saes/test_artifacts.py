@@ -60,7 +60,7 @@ def test_a_moved_folder_is_the_same_model(crosscoder, pair):
     ("change", "message"),
     [
         ({"hook_name": None}, "names no hook point"),
-        ({"hook_name": "blocks.7.hook_resid_post.concat"}, "no hook point of this pair"),
+        ({"hook_name": "blocks.7.hook_resid_post.concat"}, "is not a hook point of this pair"),
         ({"hook_name": f"{HOOKS[1]}.diff"}, "trained on another model"),
     ],
 )
@@ -86,7 +86,7 @@ def test_pickles_unknown_classes_and_checkpoints_are_refused(crosscoder, tmp_pat
         )
         with pytest.raises(ValueError, match=message):
             load(tmp_path / "unknown")
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no dictionary"):
@@ -141,3 +141,82 @@ def test_a_repository_goes_through_sae_lens(monkeypatch):
     monkeypatch.setattr(SAE, "from_pretrained", lambda *a, **k: asked.append((a, k)) or stock)
     assert load("me/mine", sae_id="layer-1") is stock
     assert asked == [(("me/mine", "layer-1"), {"device": "cpu"})]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder with `runs` in it, and no way to the hub."""
+
+    def ask(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(SAE, "from_pretrained", ask)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("runs/typo", r"folder runs/typo does not exist; runs holds the folders \['demo'\]"),
+        ("./typo", "does not exist"),
+        ("../typo", "does not exist"),
+        ("~/typo", "home/typo does not exist"),
+        ("/typo/of/mine", "/typo/of/mine does not exist"),
+        ("typo", "folder typo does not exist"),
+        ("a/b/c", "does not exist"),
+        ("runs/demo/model.safetensors", "does not exist"),
+        ("owner/name", "neither|is not a folder here, and as a repository .*no network"),
+    ],
+)
+def test_what_is_not_there_is_said_without_asking_the_hub_for_a_path(elsewhere, path, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        load(path)
+
+
+def test_the_home_folder_is_found(elsewhere, crosscoder):
+    crosscoder.save_model(elsewhere / "home" / "sae")
+    assert isinstance(load("~/sae"), CrosscoderSAE)
+    with pytest.raises(FileNotFoundError, match="is a file, not a folder"):
+        load("home/sae/cfg.json")
+
+
+def test_a_path_is_a_path():
+    for bad in ("", None, 3):
+        with pytest.raises(Exception, match="path_or_repo"):
+            load(bad)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_dec", "threshold"])
+def test_weights_that_are_not_finite_are_refused(crosscoder, tmp_path, name):
+    with torch.no_grad():
+        getattr(crosscoder, name).view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=f"`dictionary.{name}` must be finite, got 1 of"):
+        export_as_jumprelu(crosscoder, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    crosscoder.save_model(tmp_path)
+    with pytest.raises(ValueError, match=f"`dictionary.{name}` must be finite, got 1 of"):
+        load(tmp_path)
+
+
+def test_damaged_files_are_named(crosscoder, tmp_path):
+    crosscoder.save_model(tmp_path)
+    weights, config = tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is damaged.*again"):
+        load(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(config.read_text()[:20])
+    with pytest.raises(ValueError, match=r"cfg.json"):
+        load(tmp_path)
+
+
+def test_an_upload_is_of_named_folders_into_a_repository(crosscoder, tmp_path):
+    crosscoder.save_model(tmp_path)
+    with pytest.raises(ValueError, match="`repo_id` must be 'owner/name', got 'mine'"):
+        upload({"a": tmp_path}, "mine")
+    with pytest.raises(ValueError, match="`configs` is empty"):
+        model_card("me/mine", {})

@@ -153,3 +153,69 @@ def test_one_normalisation_at_a_time():
     )
     with pytest.raises(ValueError, match="replaces SAELens's own"):
         DiffSAERunnerConfig(hook_name=HOOKS[1], sae=sae, normalization=Normalization())
+
+
+def all_configs():
+    found = {}
+    for name, (config_class, options) in DIFF.items():
+        sae = config_class(d_in=D_MODEL, d_sae=48, **options)
+        normalization = None if name == "paper" else Normalization(center=False)
+        found[f"diff-{name}"] = DiffSAERunnerConfig(
+            hook_name=HOOKS[1], sae=sae, normalization=normalization
+        )
+    for name, (config_class, options) in CROSSCODERS.items():
+        sae = config_class(d_in=2 * D_MODEL, d_sae=48, **options)
+        scale = "common" if name == "delta" else "by model"
+        normalization = None if name == "paper" else Normalization(scale=scale)
+        found[f"both-{name}"] = CrosscoderRunnerConfig(
+            hook_name=HOOKS[1], sae=sae, normalization=normalization
+        )
+    annealed = BatchTopKCrosscoderTrainingSAEConfig(
+        d_in=2 * D_MODEL, d_sae=48, k=4, k_initial=12, k_annealing_steps=18
+    )
+    found["both-annealed"] = CrosscoderRunnerConfig(hook_name=HOOKS[1], sae=annealed)
+    return found
+
+
+def test_every_architecture_goes_on_from_a_checkpoint_to_the_same_weights(
+    activations, tmp_path, monkeypatch
+):
+    def run(path):
+        trainer = SAETrainerConfig(
+            total_training_samples=64 * 20,
+            train_batch_size_samples=64,
+            lr=3e-3,
+            lr_end=3e-4,
+            lr_warm_up_steps=3,
+            lr_decay_steps=6,
+            dead_feature_window=5,
+            feature_sampling_window=7,
+            n_checkpoints=3,
+            checkpoint_path=str(path / "checkpoints"),
+        )
+        return TrainingRun(trainer=trainer)
+
+    whole = train_dictionaries(
+        all_configs(), activations, tmp_path / "a/d", run=run(tmp_path / "a")
+    )
+    batches = type(activations).batches
+
+    def until_the_power_fails(self, *args, **kwargs):
+        for i, batch in enumerate(batches(self, *args, **kwargs)):
+            if i == 13:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(activations), "batches", until_the_power_fails)
+        with pytest.raises(KeyboardInterrupt):
+            train_dictionaries(
+                all_configs(), activations, tmp_path / "b/d", run=run(tmp_path / "b")
+            )
+    resumed = train_dictionaries(
+        all_configs(), activations, tmp_path / "b/d", run=run(tmp_path / "b")
+    )
+    for name, sae in whole.items():
+        for weight, expected in sae.state_dict().items():
+            assert torch.equal(resumed[name].state_dict()[weight], expected), (name, weight)
+        assert resumed[name].cfg.metadata.l0 == sae.cfg.metadata.l0, name

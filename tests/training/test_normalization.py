@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 
@@ -45,3 +46,42 @@ def test_what_cannot_be_normalised_is_refused():
     same = activation_statistics([torch.zeros(10, 4)], n_parts=1)
     with pytest.raises(ValueError, match="do not vary"):
         as_whitening(same, Normalization())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": "per model"}, "`scale` must be one of 'by model', 'common', 'none'"),
+        ({"scale": None}, "`scale`"),
+        ({"center": 1}, "`center` must be one of True, False, got 1"),
+        ({"center": "yes"}, "`center`"),
+    ],
+)
+@pytest.mark.usefixtures("no_shape_checks")
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Normalization(**settings)
+
+
+@pytest.mark.parametrize(
+    ("batches", "n_parts", "message"),
+    [
+        ([torch.ones(3, 5)], 2, r"a multiple of 2, got \[3, 5\]"),
+        ([torch.ones(3, 2, 4)], 2, r"\[token, d_in\].* got \[3, 2, 4\]"),
+        ([torch.ones(3, 4)], 0, "`n_parts`"),
+        ([torch.full((3, 4), float("nan"))], 2, "finite"),
+        ([], 2, "0 tokens"),
+    ],
+)
+@pytest.mark.usefixtures("no_shape_checks")
+def test_statistics_of_something_else_are_refused(batches, n_parts, message):
+    with pytest.raises(ValueError, match=message):
+        activation_statistics(batches, n_parts=n_parts)
+
+
+@pytest.fixture
+def no_shape_checks():
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

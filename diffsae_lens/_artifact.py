@@ -1,0 +1,335 @@
+"""Results on disk: whole or not at all, made once, known by what they were made from.
+
+An artifact is a folder with a manifest, `artifact.json`: its recipe (everything that the result depends
+on), the hashes of its files, and how it was made. Work goes on in `<path>.partial`, whose `recipe.json`
+marks it as ours; the folder gets its name when it is whole. Imports `_disk` alone, whose names it
+offers too.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffsae_lens._disk import (
+    build_json,
+    differences,
+    digest,
+    flush_folder,
+    locked,
+    naming,
+    place_of,
+    plain,
+    read_json,
+    set_aside,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+__all__ = [
+    "FORMAT", "MANIFEST", "Job", "Manifest", "build", "build_json", "differences", "digest", "find",
+    "locked", "naming", "open_artifact", "plain", "read_json", "seal", "set_aside", "sha256",
+    "write_bytes", "write_json", "write_text",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "artifact.json"
+MARK = "recipe.json"
+FORMAT = "diffsae-lens artifact 1"
+
+_PACKAGES = ("diffsae-lens", "sae-lens", "transformer-lens", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where an artifact is made."""
+
+    out: Path
+    """Empty at the start of every attempt; becomes the artifact."""
+    scratch: Path
+    """Kept when an attempt is interrupted, for what is done so far; removed at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artifact's manifest says."""
+
+    path: Path
+    """The artifact's folder."""
+    recipe: dict[str, Any]
+    """Everything that the result depends on, as JSON."""
+    files: dict[str, str]
+    """SHA-256 of every file, by its path in the folder."""
+    made: dict[str, Any]
+    """`facts` that the writer noted, `versions` of the packages, `seconds`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is good to know, and plays no part when recipes are compared."""
+        return self.made.get("facts") or {}
+
+
+def build(
+    path: str | Path,
+    recipe: Mapping[str, Any],
+    write: Callable[[Job], Mapping[str, Any] | None],
+) -> Manifest:
+    """Open an artifact, or make it where it is not there.
+
+    A damaged artifact of the same recipe is named in a warning, renamed to `<path>.damaged` and made
+    anew. What an attempt that was interrupted or killed left is gone on with, or cleaned up.
+
+    Args:
+        path: the artifact's folder.
+        recipe: everything that the result depends on, as JSON.
+        write: writes the files into `job.out`, with `job.scratch` for what should outlive an
+            interruption; returns facts worth noting.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: `path` holds something else, or an artifact of another recipe (the difference is
+            printed), or `<path>.partial` does.
+        OSError: the disk is full or forbids it; names `path`. Nothing is left under that name.
+    """
+    path, recipe = place_of(path), plain(recipe)
+    work = _work_folder(path)
+    found = find(path, recipe)
+    if found is not None and not work.exists():
+        return found
+    if found is not None:
+        _clean_up(path, recipe)
+        return found
+    with locked(path):
+        found = find(path, recipe)
+        if found is None:
+            _set_aside_if_there(path)
+            _make(path, recipe, write)
+            found = open_artifact(path, check=False)
+        return found
+
+
+def find(path: str | Path, recipe: Mapping[str, Any]) -> Manifest | None:
+    """Return the manifest of a whole artifact of this recipe; None where it must be made.
+
+    Raises:
+        ValueError: `path` is something else, or an artifact of another recipe.
+    """
+    path, recipe = place_of(path), plain(recipe)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    if not (path / MANIFEST).exists() or not _has_our_format(path / MANIFEST):
+        raise ValueError(
+            f"{path} is there and is not an artifact of this package (it has no {MANIFEST} of ours), so "
+            "it is not touched; choose another path, or remove it if it is not needed"
+        )
+    try:
+        manifest = open_artifact(path, check=False)
+    except ValueError:  # its recipe cannot be read; `build` sets it aside
+        return None
+    if manifest.recipe != recipe:
+        raise ValueError(
+            f"{path} was made with other settings ({differences(manifest.recipe, recipe)}); choose "
+            "another path, or remove it"
+        )
+    return None if _damage(manifest) else manifest
+
+
+def open_artifact(path: str | Path, *, check: bool = True) -> Manifest:
+    """Open an artifact.
+
+    Args:
+        path: its folder.
+        check: compare its files with their hashes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged; names the file and the remedy.
+    """
+    path = place_of(path)
+    if not (path / MANIFEST).exists():
+        text = "there is no such artifact" if not path.exists() else f"it has no {MANIFEST}"
+        raise FileNotFoundError(errno.ENOENT, text, str(path))
+    stored = read_json(path / MANIFEST)
+    kinds = {"recipe": dict, "files": dict, "made": dict}
+    if not isinstance(stored, dict) or not all(
+        isinstance(stored.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(
+            f"{path / MANIFEST} is damaged: it must have {sorted(kinds)}; remove {path}"
+        )
+    manifest = Manifest(path=path, **{name: stored[name] for name in kinds})
+    damage = _damage(manifest) if check else ""
+    if damage:
+        raise ValueError(f"{path} is damaged: {damage}; remove it and have it made anew")
+    return manifest
+
+
+def seal(
+    path: Path,
+    recipe: Mapping[str, Any],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Write the manifest of a folder whose files are all there, last of all.
+
+    Args:
+        path: the folder.
+        recipe: everything that the result depends on, as JSON.
+        facts: what is good to know besides.
+        seconds: what it took.
+    """
+    files = {}
+    for name in _files(path):
+        with (path / name).open("rb") as file:
+            files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    made = {
+        "facts": dict(facts or {}),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "seconds": seconds,
+    }
+    write_json(
+        path / MANIFEST, {"format": FORMAT, "recipe": dict(recipe), "files": files, "made": made}
+    )
+
+
+def _has_our_format(file: Path) -> bool:
+    """Whether a manifest is ours; one that cannot be read is taken to be, and is only renamed."""
+    try:
+        stored = read_json(file)
+    except ValueError:
+        return True
+    return isinstance(stored, dict) and stored.get("format") == FORMAT
+
+
+def _work_folder(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _files(path: Path) -> list[str]:
+    there = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
+    return sorted(p.relative_to(path).as_posix() for p in there)
+
+
+def _damage(manifest: Manifest) -> str:
+    """What is wrong with an artifact's files; files that are not in the manifest may be there."""
+    for name, expected in manifest.files.items():
+        file = manifest.path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if sha256(file) != expected:
+            return f"{name} was changed after it was written"
+    return ""
+
+
+def _set_aside_if_there(path: Path) -> None:
+    if not path.exists():
+        return
+    if not any(path.iterdir()):
+        path.rmdir()
+        return
+    try:
+        damage = _damage(open_artifact(path, check=False))
+    except ValueError as error:
+        damage = str(error)
+    set_aside(path, damage)
+
+
+def _make(
+    path: Path, recipe: dict[str, Any], write: Callable[[Job], Mapping[str, Any] | None]
+) -> None:
+    work = _work_folder(path)
+    with naming(path, kept=work):
+        job = _begin(work, recipe)
+        start = time.perf_counter()
+        try:
+            facts = write(job)
+            seal(job.out, recipe, facts=facts, seconds=round(time.perf_counter() - start, 3))
+            job.out.rename(path)
+        except BaseException:
+            shutil.rmtree(job.out, ignore_errors=True)
+            if all(entry.suffix == ".lock" for entry in job.scratch.iterdir()):
+                _remove(work)  # there is nothing to go on with
+            raise
+        flush_folder(path.parent)
+        _remove(work)
+
+
+def _begin(work: Path, recipe: dict[str, Any]) -> Job:
+    """Claim the work folder, or go on in it; refuse one that is not ours, or of another recipe."""
+    work.mkdir(exist_ok=True)
+    if not _is_ours(work):
+        write_json(work / MARK, {"format": FORMAT, "recipe": recipe})
+    stored = read_json(work / MARK)["recipe"]
+    if stored != recipe:
+        raise ValueError(
+            f"{work} holds an unfinished run with other settings ({differences(stored, recipe)}); "
+            "remove it, or choose another path"
+        )
+    job = Job(out=work / "out", scratch=work / "scratch")
+    shutil.rmtree(job.out, ignore_errors=True)
+    job.out.mkdir()
+    job.scratch.mkdir(exist_ok=True)
+    return job
+
+
+def _is_ours(work: Path) -> bool:
+    """Whether a work folder has our mark; False for an empty one.
+
+    Raises:
+        ValueError: it holds something and has no mark.
+    """
+    if (work / MARK).exists():
+        mark = read_json(work / MARK)
+        if isinstance(mark, dict) and mark.get("format") == FORMAT:
+            return True
+    # A kill may leave the mark's own temporary file.
+    left = [entry for entry in work.iterdir() if not re.match(r"\.recipe\.json\.", entry.name)]
+    if left:
+        raise ValueError(
+            f"{work} is needed as a work folder, but holds files that this package did not write "
+            f"(such as {left[0].name!r}) and is not touched; move it, or choose another path"
+        )
+    return False
+
+
+def _clean_up(path: Path, recipe: dict[str, Any]) -> None:
+    """Remove the work folder of a run that was killed after the artifact had got its name."""
+    work = _work_folder(path)
+    try:
+        with locked(path):
+            if not work.exists():
+                return
+            if not any(work.iterdir()):
+                work.rmdir()
+            elif _is_ours(work) and read_json(work / MARK)["recipe"] == recipe:
+                _remove(work)
+    except (OSError, ValueError) as error:  # a read-only disk, or a folder of the user's
+        logger.debug("%s stays: %s", work, error)
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder, the mark last: a kill at any moment leaves what is known as ours."""
+    for entry in work.iterdir():
+        if entry.name == MARK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (work / MARK).unlink(missing_ok=True)
+    work.rmdir()

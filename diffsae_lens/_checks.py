@@ -1,0 +1,291 @@
+"""The gate for input: one check per kind of argument, each one line where it is called.
+
+Every check raises a sentence that names the argument, what was expected, what was got and what to do.
+Imports `_tensor_checks` alone, whose names it offers too, so that every module may use it.
+"""
+
+import math
+import numbers
+import os
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsae_lens._tensor_checks import INTEGERS, check_finite, check_tokens, shown
+
+__all__ = [
+    "INTEGERS", "MAX_NAME_BYTES", "check_callable", "check_choice", "check_count", "check_finite",
+    "check_folder_name", "check_indices", "check_items", "check_keys", "check_number", "check_texts",
+    "check_tokens", "shown",
+]  # fmt: skip
+
+MAX_NAME_BYTES = 200
+"""Bytes of a folder's name; file systems allow 255, and suffixes are added to it."""
+_RESERVED = (".partial", ".lock")
+
+
+def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
+    """Return a count as an int.
+
+    Args:
+        name: what the argument is called, for the message.
+        value: an integer of any kind: Python's, NumPy's, a tensor without dimensions.
+        at_least: the least value.
+        at_most: the greatest value, if there is one.
+
+    Raises:
+        TypeError: not an integer; True and 1.0 are not.
+        ValueError: outside the range.
+    """
+    count = _integer(value)
+    if count is None:
+        raise TypeError(f"`{name}` must be an integer, got {shown(value)}; give a whole number")
+    if count < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, got {count}; give a larger one")
+    if at_most is not None and count > at_most:
+        raise ValueError(f"`{name}` must be at most {at_most}, got {count}; give a smaller one")
+    return count
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: int | float | None = None,
+    high: int | float | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> float:
+    """Return a finite real number as a float.
+
+    Args:
+        name: what the argument is called, for the message.
+        value: a number of any kind: Python's, NumPy's, a tensor without dimensions.
+        low: the least value, if there is one.
+        high: the greatest value, if there is one.
+        low_open: whether `low` itself is refused.
+        high_open: whether `high` itself is refused.
+
+    Raises:
+        TypeError: not a real number; True is not.
+        ValueError: NaN, infinite or outside the range.
+    """
+    number = _real(value)
+    if number is None:
+        raise TypeError(f"`{name}` must be a number, got {shown(value)}; give a real number")
+    bounds = []
+    if low is not None:
+        bounds.append(f"{'greater than' if low_open else 'at least'} {low:g}")
+    if high is not None:
+        bounds.append(f"{'less than' if high_open else 'at most'} {high:g}")
+    too_low = low is not None and (number < low or (low_open and number == low))
+    too_high = high is not None and (number > high or (high_open and number == high))
+    if not math.isfinite(number) or too_low or too_high:
+        expected = " and ".join(bounds) or "finite"
+        raise ValueError(f"`{name}` must be {expected}, got {number}; give a number in that range")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse what is not one of a few values.
+
+    Args:
+        name: what the argument is called, for the message.
+        value: the argument.
+        choices: what it may be.
+
+    Raises:
+        ValueError: says what there is to choose from.
+    """
+    choices = list(choices)
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {known}, got {shown(value)}; choose one of them")
+
+
+def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str]:
+    """Return texts as a list.
+
+    Args:
+        name: what the argument is called, for the message.
+        texts: a list, a tuple or another collection of strings.
+        allow_empty: whether there may be none.
+
+    Raises:
+        TypeError: a single string, which would be read letter by letter; not a collection; holds
+            something that is not a string.
+        ValueError: empty.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(
+            f"`{name}` must be a list of texts, got the single text {shown(texts)}; put it in a list"
+        )
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"`{name}` must be a list of texts, got {shown(texts)}; give strings")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"`{name}` must hold texts alone, got {shown(text)} at {i}; give strings"
+            )
+    if not texts and not allow_empty:
+        raise ValueError(f"`{name}` is empty; give at least one text")
+    return texts
+
+
+def check_folder_name(name: str, value: Any) -> None:
+    """Refuse a name that cannot become a folder of its own.
+
+    Args:
+        name: what the argument is called, for the message.
+        value: the argument.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: empty, `.` or `..`; begins with a dot; holds a separator, a NUL or another control
+            character; ends as the folders do that the package sets aside; too long.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a string, got {shown(value)}; name the folder")
+    problem = None
+    if not value.strip():
+        problem = "a name that is not empty"
+    elif any(c in "/\\" or ord(c) < 32 for c in value) or (os.altsep or "/") in value:
+        problem = "a name without separators and control characters"
+    elif value.startswith("."):
+        problem = "a name that does not begin with a dot"
+    elif value.endswith(_RESERVED) or ".damaged" in value:
+        problem = "a name that does not end in .partial, .lock or .damaged, which are kept for this package"
+    elif len(value.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        problem = f"a name of at most {MAX_NAME_BYTES} bytes"
+    if problem:
+        raise ValueError(
+            f"`{name}` must be {problem}, got {shown(value)}; it becomes a folder, choose another"
+        )
+
+
+def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) -> list[int]:
+    """Return indices as a list of ints.
+
+    Args:
+        name: what the argument is called, for the message.
+        indices: integers of any kind, in a list, a tuple, a range, an array or a tensor `[index]`.
+        n: how many there are to choose from; each index must be at least 0 and less than this.
+        repeated: whether one may occur twice.
+
+    Raises:
+        TypeError: not a collection; holds something that is not an integer, such as True or 1.5.
+        ValueError: one is out of range, or repeated.
+    """
+    if isinstance(indices, str | bytes | dict) or not isinstance(indices, Iterable):
+        raise TypeError(
+            f"`{name}` must be a list of indices, got {shown(indices)}; put it in a list"
+        )
+    if getattr(indices, "ndim", 1) != 1:
+        raise TypeError(
+            f"`{name}` must have one dimension, got {shown(indices)}; give a flat list of indices"
+        )
+    found: list[int] = []
+    for i, item in enumerate(indices):
+        index = _integer(item)
+        if index is None:
+            raise TypeError(
+                f"`{name}` must hold integers, got {shown(item)} at {i}; give indices "
+                "(of a mask: mask.nonzero().flatten())"
+            )
+        if not 0 <= index < n:
+            raise ValueError(
+                f"`{name}` must hold indices in [0, {n}), got {index}; they do not wrap around"
+            )
+        found.append(index)
+    if not repeated and len(set(found)) != len(found):
+        twice = next(index for index in found if found.count(index) > 1)
+        raise ValueError(f"`{name}` must not be repeated, got {twice} twice; leave one of them out")
+    return found
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        name: what the argument is called, for the message.
+        value: the argument.
+
+    Raises:
+        TypeError: not a function.
+    """
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function, got {shown(value)}; give what can be called")
+
+
+def check_items(
+    name: str, items: Any, kind: type | tuple[type, ...], *, allow_empty: bool = False
+) -> list[Any]:
+    """Return a collection of records of one type as a list.
+
+    Args:
+        name: what the argument is called, for the message.
+        items: a list, a tuple or another collection; not a string or a mapping.
+        kind: the type, or one of the types, that each item must have.
+        allow_empty: whether there may be none.
+
+    Raises:
+        TypeError: not a collection, or holds something of another type.
+        ValueError: empty.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    names = " or ".join(k.__name__ for k in kinds)
+    expected = f"a list of {names}"
+    if isinstance(items, (str, bytes, dict, *kinds)) or not isinstance(items, Iterable):
+        raise TypeError(f"`{name}` must be {expected}, got {shown(items)}; give a list of them")
+    items = list(items)
+    for i, item in enumerate(items):
+        if not isinstance(item, kinds):
+            raise TypeError(f"`{name}` must be {expected}, got {shown(item)} at {i}; leave it out")
+    if not items and not allow_empty:
+        raise ValueError(f"`{name}` is empty; give at least one {names}")
+    return items
+
+
+def check_keys(name: str, given: Collection[str], known: Collection[str]) -> None:
+    """Refuse keywords that nothing reads.
+
+    Args:
+        name: what takes the keywords, for the message.
+        given: their names.
+        known: the names that are read.
+
+    Raises:
+        TypeError: names those that are not, and what there is.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise TypeError(
+            f"`{name}` has no keyword {', '.join(f'`{key}`' for key in unknown)}; it takes "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Tensor):
+        return int(value) if value.ndim == 0 and value.dtype in INTEGERS else None
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return None
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, Tensor):
+        is_number = value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
+        return float(value) if is_number else None
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return None

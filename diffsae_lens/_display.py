@@ -1,0 +1,122 @@
+"""Text of models and users on its way to a reader: nothing invisible, nothing endless.
+
+Every page, table and figure shows such text through `visible`. Imports nothing of the package.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+LIMIT = 20_000
+"""Characters of one text that a page shows."""
+TOKEN_LIMIT = 500
+"""Characters of one token that a page shows."""
+
+# What Unicode calls default ignorable outside the categories of control and format: it draws nothing,
+# or changes how its neighbour is drawn (variation selectors, which can carry hidden text).
+_IGNORABLE = (
+    range(0x034F, 0x0350), range(0x115F, 0x1161), range(0x17B4, 0x17B6), range(0x180B, 0x1810),
+    range(0x3164, 0x3165), range(0xFE00, 0xFE10), range(0xFFA0, 0xFFA1), range(0xE0000, 0xE1000),
+)  # fmt: skip
+
+
+class _Escapes(dict[int, int | str]):
+    """A table for `str.translate` that fills itself, as one of all characters would take long to make."""
+
+    def __missing__(self, code: int) -> int | str:
+        category = unicodedata.category(chr(code))
+        hidden = category[0] == "C" or category in ("Zl", "Zp")
+        hidden = hidden or any(code in part for part in _IGNORABLE)
+        self[code] = _escape(code) if hidden else code
+        return self[code]
+
+
+def _escape(code: int) -> str:
+    return chr(code).encode("unicode_escape").decode("ascii")
+
+
+_LINES = _Escapes({ord(c): ord(c) for c in "\n\t"})
+_LINE = _Escapes()
+
+
+def visible(text: str) -> str:
+    r"""Return the text with an escape for each character that a reader would not see.
+
+    Escaped as Python writes them are controls except line breaks and tabs, format characters (zero-width
+    ones, bidirectional marks, overrides and isolates, byte order marks), lone surrogates, private use,
+    unassigned code points, line and paragraph separators, fillers and variation selectors. The result
+    can be encoded as UTF-8. A backslash stays one backslash, so that code can be read.
+
+    Examples:
+        >>> print(visible("SELECT\x1b[8m 1\u202e"))
+        SELECT\x1b[8m 1\u202e
+    """
+    return text.translate(_LINES)
+
+
+def one_line(text: str) -> str:
+    r"""Return `visible` text on one line: line breaks and tabs are escaped, too.
+
+    Examples:
+        >>> print(one_line("a\tb\nc"))
+        a\tb\nc
+    """
+    return text.translate(_LINE)
+
+
+def cut(text: str, limit: int = LIMIT) -> str:
+    """Return both ends of a text that is too long, with a note of how much is left out between them.
+
+    Args:
+        text: of any length.
+        limit: characters kept.
+
+    Examples:
+        >>> cut("0123456789", 4)
+        '01 [... 6 characters left out ...] 89'
+    """
+    if len(text) <= limit:
+        return text
+    n_head = limit // 2
+    tail = text[len(text) - (limit - n_head) :]
+    return f"{text[:n_head]} [... {len(text) - limit:,} characters left out ...] {tail}"
+
+
+def shown_tokens(
+    tokens: Sequence[str], *, limit: int = LIMIT, per_line: int = 1
+) -> list[tuple[int | None, str]]:
+    r"""Return the tokens that are shown, each with its index: all, or those at both ends of a long text.
+
+    Args:
+        tokens: as decoded one by one.
+        limit: room for them, in characters; each takes one more than it is long.
+        per_line: characters that a line break takes.
+
+    Returns:
+        Index and `visible` text of each. In place of those left out stands `(None, note)`.
+
+    Examples:
+        >>> shown_tokens(["a", "\x00", "b", "c"], limit=6)
+        [(0, 'a'), (None, '[... 2 tokens left out, 2 characters ...]'), (3, 'c')]
+    """
+    texts = [visible(cut(token, TOKEN_LIMIT)) for token in tokens]
+    costs = [len(text) + 1 + (per_line - 1) * text.count("\n") for text in texts]
+    pairs = list[tuple[int | None, str]](enumerate(texts))
+    if sum(costs) <= limit:
+        return pairs
+    n_head = _n_within(costs, limit // 2)
+    n_tail = min(_n_within(reversed(costs), limit // 2), len(tokens) - n_head)
+    end = len(tokens) - n_tail
+    n_characters = sum(map(len, tokens[n_head:end]))
+    note = f"[... {end - n_head:,} tokens left out, {n_characters:,} characters ...]"
+    return [*pairs[:n_head], (None, note), *pairs[end:]]
+
+
+def _n_within(costs: Iterable[int], limit: int) -> int:
+    """How many of the first fit."""
+    n = 0
+    for cost in costs:
+        limit -= cost
+        if limit < 0:
+            break
+        n += 1
+    return n

@@ -1,0 +1,114 @@
+"""The part of the gate for input that is about tensors; imported by way of `_checks`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The types a tensor of indices or token ids may have."""
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor with entries that are NaN or infinite.
+
+    Args:
+        name: what the argument is called, for the message.
+        tensor: of any shape and type.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return
+    # A sum is finite only if all entries are (or it overflows), and needs no second tensor.
+    if tensor.numel() == 0 or bool(tensor.detach().sum(dtype=_sum_type(tensor)).isfinite()):
+        return
+    n_bad = int((~tensor.detach().isfinite()).sum())
+    if n_bad:
+        raise ValueError(
+            f"`{name}` must be finite, got {n_bad} of {tensor.numel()} entries NaN or infinite; "
+            "look for a diverged training or an overflow in a low-precision forward pass"
+        )
+
+
+def check_tokens(
+    name: str,
+    tokens: Any,
+    *,
+    n_ctx: int | None = None,
+    d_vocab: int | None = None,
+    pad_token_id: int | None = None,
+    bos_token_id: int | None = None,
+) -> None:
+    """Refuse what is not a batch of token ids, padded on the right if at all.
+
+    Args:
+        name: what the argument is called, for the message.
+        tokens: the argument, `[seq, pos]`.
+        n_ctx: how many tokens the model reads.
+        d_vocab: the size of its vocabulary.
+        pad_token_id: the padding token; without one, padding is not looked for.
+        bos_token_id: the token that begins a text. Where it is the padding token too, one of them at
+            the beginning of a row is not padding; nor where it stands between other tokens of a row.
+
+    Raises:
+        TypeError: not a tensor of integers.
+        ValueError: not `[seq, pos]`, empty, beyond the context or the vocabulary, padded on the left.
+    """
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"`{name}` must be a tensor of token ids, got {shown(tokens)}; tokenise it")
+    if tokens.dtype not in INTEGERS:
+        raise TypeError(
+            f"`{name}` must hold token ids, got {tokens.dtype}; give a tensor of integers"
+        )
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(
+            f"`{name}` must be of shape [seq, pos] with no dimension empty, got {list(tokens.shape)}; "
+            "give one row per text"
+        )
+    if n_ctx is not None and tokens.shape[1] > n_ctx:
+        raise ValueError(
+            f"`{name}` must have at most {n_ctx} tokens per row, the model's context, got "
+            f"{tokens.shape[1]}; cut or leave out longer texts"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (d_vocab is not None and high >= d_vocab):
+        wrong = low if low < 0 else high
+        within = "at least 0" if d_vocab is None else f"within the vocabulary of {d_vocab}"
+        raise ValueError(
+            f"`{name}` must hold ids {within}, got {wrong}; tokenise with the models' own tokenizer"
+        )
+    if pad_token_id is not None:
+        _check_padding(name, tokens, pad_token_id, n_allowed=int(bos_token_id == pad_token_id))
+
+
+def _check_padding(name: str, tokens: Tensor, pad_token_id: int, *, n_allowed: int) -> None:
+    is_pad = tokens == pad_token_id
+    leading = is_pad.long().cumprod(1).sum(1)
+    trailing = is_pad.long().flip(1).cumprod(1).sum(1)
+    if (is_pad.sum(1) > leading + trailing).any():
+        # It parts documents within a row, so it may begin one.
+        n_allowed = 1
+    # A row that is padding throughout has nothing on its right.
+    wrong = (leading > n_allowed) & (leading < tokens.shape[1])
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"`{name}` must be padded on the right, got {int(leading[row])} padding tokens "
+            f"({pad_token_id}) at the beginning of row {row}; tokenise with padding_side='right', or "
+            "without padding where it is a token of the text"
+        )
+
+
+def _sum_type(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.is_complex() else torch.promote_types(tensor.dtype, torch.float32)
+
+
+def shown(value: Any) -> str:
+    """Return a value and its type, short enough for a message."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {list(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"

@@ -1,0 +1,109 @@
+"""What a model is, by its weights: its folder's name may change, and another model may take the name.
+
+A fingerprint is a hash over all persistent tensors. Their names are left out, since a bridge renames
+them. Each tensor goes in as its shape and two sums over the bits of its values, which are the same on
+every device and with any number of threads: one over the bits as they are, one over the values rounded
+to bfloat16, by which a model loaded in another precision is still known.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Num
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+MAX_ELEMENTS = 2**31
+"""Of a model that is read whole; a larger one is read in equal strides, so that it takes seconds."""
+
+_COARSE_STRIDE = 8  # only compared across precisions
+_PLACES = 2048  # told apart: two values that change places change the sum
+
+
+def model_fingerprint(tensors: Iterable[Num[Tensor, "..."]]) -> str:
+    """Return a fingerprint of a model's persistent tensors, in any order.
+
+    Args:
+        tensors: such as `model.state_dict().values()`; shared ones may come more than once.
+
+    Returns:
+        `<coarse>-<exact>-<dtype>`: the hash of the values as bfloat16, that of their bits, and the
+        precision of the model. `same_weights` compares two.
+
+    Examples:
+        >>> model_fingerprint([torch.ones(2, 2)]) == model_fingerprint([torch.ones(4)])
+        False
+    """
+    unique = {(t.data_ptr(), t.shape): t.detach() for t in tensors}
+    n_elements = sum(tensor.numel() for tensor in unique.values())
+    step = -(-n_elements // MAX_ELEMENTS) or 1
+    digests = sorted(
+        (
+            list(tensor.shape),
+            _sum_of_bits(tensor.reshape(-1)[:: step * _COARSE_STRIDE].to(torch.bfloat16)),
+            _sum_of_bits(tensor.reshape(-1)[::step]),
+        )
+        for tensor in unique.values()
+    )
+    floating = [t.dtype for t in unique.values() if t.is_floating_point()]
+    dtype = str(max(set(floating), key=floating.count)) if floating else "none"
+    coarse = _hash([(shape, rounded) for shape, rounded, _ in digests])
+    exact = _hash([(shape, bits) for shape, _, bits in digests])
+    return f"{coarse}-{exact}-{dtype.removeprefix('torch.')}"
+
+
+def pair_fingerprints(
+    base: torch.nn.Module, finetuned: torch.nn.Module, adapter: PeftModel | None
+) -> tuple[str, str]:
+    """Return the fingerprints of a pair's base and fine-tuned model.
+
+    With an adapter the two are one model, whose own tensors are the base's, and whose fine-tuned
+    fingerprint is of the base's together with the adapter's, every bit of which is hashed.
+    """
+    if adapter is None:
+        of_base = model_fingerprint(base.state_dict().values())
+        return of_base, model_fingerprint(finetuned.state_dict().values())
+    added = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    places = {tensor.data_ptr() for tensor in added.values()}
+    of_base = model_fingerprint(
+        tensor for tensor in base.state_dict().values() if tensor.data_ptr() not in places
+    )
+    scaling = sorted({
+        value
+        for module in adapter.modules() if isinstance(module, LoraLayer)
+        for value in module.scaling.values()
+    })  # fmt: skip
+    digest = hashlib.sha256(repr((of_base.split("-")[:2], scaling)).encode())
+    for name in sorted(added):
+        values = added[name].detach().float().cpu().contiguous()
+        digest.update(name.encode() + values.numpy().tobytes())
+    exact, dtype = digest.hexdigest()[:16], of_base.rsplit("-", 1)[1]
+    coarse = model_fingerprint(t.float() for t in added.values()).split("-")[0]
+    return of_base, f"{_hash((of_base.split('-')[0], coarse))}-{exact}-{dtype}"
+
+
+def same_weights(ours: str, theirs: str) -> bool:
+    """Whether two fingerprints are of one model; of two precisions the rounded values are compared."""
+    (coarse, exact, dtype), (other_coarse, other_exact, other_dtype) = (
+        fingerprint.split("-") for fingerprint in (ours, theirs)
+    )
+    return exact == other_exact if dtype == other_dtype else coarse == other_coarse
+
+
+def _sum_of_bits(values: Num[Tensor, "n"]) -> int:
+    """A sum that wraps around and depends on every bit and, up to a period, on its place."""
+    raw = (
+        values if values.stride(0) == 1 else values.clone(memory_format=torch.contiguous_format)
+    ).view(torch.uint8)
+    period = 8 * _PLACES
+    raw = torch.nn.functional.pad(raw, (0, -len(raw) % period)) if len(raw) % period else raw
+    sums = raw.view(torch.int64).view(-1, _PLACES).sum(0)
+    places = torch.arange(1, 2 * _PLACES, 2, device=sums.device)  # odd, so that no bit is lost
+    return int((sums * places).sum())
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -1,0 +1,366 @@
+"""Bad arguments are refused by name before any model runs, by every function that runs a pair."""
+
+import contextlib
+from functools import partial
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import diffsae_lens as dl
+from diffsae_lens.evaluation.controls import next_token_kl
+from diffsae_lens.evaluation.uncertainty import Resampling
+from diffsae_lens.interventions.effects import measure_effects, output_perplexity
+from diffsae_lens.interventions.likelihood import likelihoods
+from diffsae_lens.interventions.scales import ActivationScales
+from tests.conftest import D_MODEL, HOOKS
+from tests.evaluation.test_activations import DIFF
+from tests.interventions.test_features import D_SAE, HOOK, by_hand, dictionary
+
+SAE = dictionary()
+N_CTX = 128
+LONG = "x" * (N_CTX + 1)
+ONE = [dl.Contrast(prompt="a prompt", behaviour=" yes", alternative=" no")]
+FAR = [dl.Contrast(prompt="x" * 100, behaviour=" yes", alternative="n" * 40)]
+TOKENS = torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
+LEFT_PADDED = torch.cat([torch.tensor([[2, 2], [5, 6]]), TOKENS], 1)
+BEYOND = torch.full((1, N_CTX + 1), 5)
+READERS = {"x": dl.Reader(hook_name=DIFF)}
+NAN = float("nan")
+ALIVE = torch.tensor([1.0] * (D_SAE - 1) + [0.0])
+SCALES = ActivationScales(maximum=ALIVE, typical=ALIVE, frequency=ALIVE, decoder_norm=ALIVE)
+NOTHING = contextlib.nullcontext
+
+
+def opened(manager, *args, **kwargs):
+    """Calling and entering is where a context manager has to raise."""
+
+    def call(pair):
+        with manager(pair, *args, **kwargs):
+            pair("abc")
+
+    return call
+
+
+def calls(function, *args, **kwargs):
+    return lambda pair: function(pair, *args, **kwargs)
+
+
+TEXTS = {
+    "read_prompts": lambda texts: calls(dl.read_prompts, texts, READERS),
+    "feature_activations": lambda texts: calls(dl.feature_activations, SAE, texts),
+    "next_token_kl": lambda texts: calls(next_token_kl, texts),
+    "token_activations": lambda texts: calls(dl.token_activations, SAE, [0], texts),
+    "activation_scales": lambda texts: calls(dl.activation_scales, SAE, texts),
+    "complete": lambda texts: calls(dl.complete, texts),
+    "complete_under": lambda texts: calls(dl.complete_under, {"a": NOTHING}, texts),
+    "side_effects": lambda texts: calls(dl.side_effects, {"a": NOTHING}, {"kind": texts}),
+    "reference": lambda texts: opened(
+        dl.ablate_features, SAE, [0], method="mean", reference=texts
+    ),
+}  # fmt: skip
+BAD_TEXTS = [
+    ("abc", TypeError, "single text 'abc'"),
+    (["a", 3], TypeError, "got 3"),
+    ([], ValueError, "is empty"),
+    (["ab", LONG], ValueError, f"{N_CTX + 1} tokens .*context of {N_CTX}"),
+    (["ab", ""], ValueError, "is empty"),
+]
+
+SAMPLES = {
+    "likelihoods": lambda samples: calls(likelihoods, samples),
+    "log_odds": lambda samples: calls(dl.log_odds, samples),
+    "attribute_features": lambda samples: calls(dl.attribute_features, SAE, samples),
+    "greedy_order": lambda samples: calls(dl.greedy_order, SAE, samples, n_features=1, n_rounds=1),
+    "ablation_effects": lambda samples: calls(dl.ablation_effects, SAE, [0], samples),
+    "measure_effects": lambda samples: calls(measure_effects, samples),
+    "compare_interventions": lambda samples: calls(dl.compare_interventions, {}, samples),
+    "minimal_feature_set": lambda samples: calls(dl.minimal_feature_set, SAE, [0], samples),
+    "ablation_curve": lambda samples: calls(
+        dl.ablation_curve, SAE, {"a": [0]}, samples, counts=[1]
+    ),
+    "dose_response": lambda samples: calls(dl.dose_response, SAE, [0], samples, scales=SCALES),
+}  # fmt: skip
+BAD_SAMPLES = [
+    ("abc", TypeError, "list of Sample or Contrast, got 'abc'"),
+    (["a", "b"], TypeError, "got 'a' .* at 0"),
+    ([], ValueError, "is empty"),
+    (FAR, ValueError, "140 tokens"),
+]
+
+FEATURES = {
+    "ablate_features": lambda features: opened(dl.ablate_features, SAE, features),
+    "clamp_features": lambda features: opened(dl.clamp_features, SAE, features, values=1),
+    "keep_only_features": lambda features: opened(dl.keep_only_features, SAE, features),
+    "induce_features": lambda features: opened(dl.induce_features, SAE, features),
+    "steer": lambda features: opened(dl.steer, SAE, features, strength=1),
+    "ablation_effects": lambda features: calls(dl.ablation_effects, SAE, features, ONE),
+    "attribute_features": lambda f: calls(dl.attribute_features, SAE, ONE, ablated=f),
+    "minimal_feature_set": lambda f: calls(dl.minimal_feature_set, SAE, f, ONE),
+    "ablation_curve": lambda f: calls(dl.ablation_curve, SAE, {"a": f}, ONE, counts=[1]),
+    "dose_response": lambda f: calls(dl.dose_response, SAE, f, ONE, scales=SCALES),
+    "token_activations": lambda features: calls(dl.token_activations, SAE, features, ["ab"]),
+    "sweep_years": lambda f: calls(dl.sweep_years, [2024], dictionary=SAE, features=f),
+    "matched_features": lambda features: lambda pair: dl.matched_features(SCALES, features),
+}
+BAD_FEATURES = [
+    ([True, False], TypeError, "got True"),
+    ([1.5], TypeError, "got 1.5"),
+    ("12", TypeError, "list of indices"),
+    ([-1], ValueError, r"\[0, 24\), got -1"),
+    ([D_SAE], ValueError, r"\[0, 24\), got 24"),
+    ([1, 1], ValueError, "repeated"),
+    (torch.tensor([[1], [2]]), TypeError, "one dimension"),
+]
+
+BATCHED = {
+    "read_prompts": partial(dl.read_prompts, prompts=["ab"], readers=READERS),
+    "next_token_kl": partial(next_token_kl, prompts=["ab"]),
+    "complete": partial(dl.complete, prompts=["ab"]),
+    "complete_under": partial(dl.complete_under, interventions={"a": NOTHING}, prompts=["ab"]),
+    "side_effects": partial(
+        dl.side_effects, interventions={"a": NOTHING}, texts={"kind": ["ab"]}
+    ),
+    "likelihoods": partial(likelihoods, samples=ONE),
+    "log_odds": partial(dl.log_odds, samples=ONE),
+    "attribute_features": partial(dl.attribute_features, dictionary=SAE, samples=ONE),
+    "ablation_effects": partial(dl.ablation_effects, dictionary=SAE, features=[0], samples=ONE),
+    "recovered": partial(dl.recovered, dictionary=SAE, tokens=TOKENS),
+    "describe_features": partial(dl.describe_features, dictionary=SAE, tokens=TOKENS),
+    "max_activating_examples": partial(
+        dl.max_activating_examples, dictionary=SAE, tokens=TOKENS
+    ),
+    "feature_activations": partial(dl.feature_activations, dictionary=SAE, prompts=["ab"]),
+    "compare_interventions": partial(dl.compare_interventions, interventions={}, samples=ONE),
+}  # fmt: skip
+BAD_COUNTS = [(-1, ValueError), (0, ValueError), (1.5, TypeError), (True, TypeError)]
+
+TOKEN_READERS = {
+    name: BATCHED[name] for name in ("recovered", "describe_features", "max_activating_examples")
+}
+BAD_TOKENS = [
+    (LEFT_PADDED, ValueError, "padded on the right"),
+    (BEYOND, ValueError, f"at most {N_CTX} tokens"),
+    (TOKENS.float(), TypeError, "float32"),
+    (TOKENS[0], ValueError, r"\[seq, pos\]"),
+    (TOKENS[:0], ValueError, r"\[0, 7\]"),
+    (TOKENS + 300, ValueError, "vocabulary"),
+    ("text", TypeError, "tensor of token ids"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_shape_checks():
+    """As outside the tests: signatures are not enforced, so that the messages are seen."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def idle(pair, monkeypatch):
+    """A pair that says so if it is run."""
+
+    def ran(*args, **kwargs):
+        raise AssertionError("a model ran before the arguments were checked")
+
+    monkeypatch.setattr(type(pair), "forward", ran)
+    monkeypatch.setattr(type(pair), "generate", ran)
+    monkeypatch.setattr(type(pair), "logits_of_both", ran)
+    return pair
+
+
+def refuses(pair, cases, *, named=""):
+    """Each of `(what, call, error, message)` raises that; all that do not are shown together."""
+    wrong = []
+    for what, call, error, message in cases:
+        try:
+            with pytest.raises(error, match=f"(?s){named}.*{message}"):
+                call(pair)
+        except (Exception, pytest.fail.Exception) as seen:
+            wrong.append(f"{what}: {type(seen).__name__} {str(seen)[:300]}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(idle, name):
+    refuses(idle, [(repr(bad)[:20], TEXTS[name](bad), e, m) for bad, e, m in BAD_TEXTS], named="`")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples(idle, name):
+    cases = [(repr(bad)[:20], SAMPLES[name](bad), e, m) for bad, e, m in BAD_SAMPLES]
+    refuses(idle, cases, named="`samples`")
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features(idle, name):
+    refuses(idle, [(repr(bad), FEATURES[name](bad), e, m) for bad, e, m in BAD_FEATURES], named="`")
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_batch_sizes(idle, name):
+    cases = [
+        (bad, lambda pair, bad=bad: BATCHED[name](pair, batch_size=bad), error, "got")
+        for bad, error in BAD_COUNTS
+    ]
+    refuses(idle, cases, named="`batch_size`")
+
+
+@pytest.mark.parametrize("name", TOKEN_READERS)
+def test_tokens(idle, name):
+    call = TOKEN_READERS[name]
+    cases = [
+        (repr(bad)[:20], lambda pair, bad=bad: call(pair, tokens=bad), error, message)
+        for bad, error, message in BAD_TOKENS
+    ]
+    refuses(idle, cases, named="`tokens`")
+
+
+OTHERS = [
+    (calls(dl.complete, ["ab"], tempreature=1), TypeError, "`tempreature`"),
+    (calls(dl.complete, ["ab"], prepend_bos=True), TypeError, "`prepend_bos`"),
+    (calls(dl.complete, ["ab"], max_new_tokens=0), ValueError, "`max_new_tokens`"),
+    (calls(dl.complete, ["ab"], max_new_tokens=N_CTX), ValueError, "and 128 new ones do not fit"),
+    (calls(dl.complete_under, {"a": NOTHING}, ["ab"], top=1), TypeError, "`top`"),
+    (calls(dl.complete_under, {"a": NOTHING()}, ["ab"]), TypeError, r"`interventions\['a'\]`"),
+    (calls(dl.complete_under, [NOTHING], ["ab"]), TypeError, "`interventions`"),
+    (calls(dl.compare_interventions, {"a": 3}, ONE), TypeError, r"`interventions\['a'\]`"),
+    (calls(dl.compare_interventions, {}, ONE, judge="no"), TypeError, "`judge`"),
+    (calls(dl.compare_interventions, {}, ONE, n_likelihood=0), ValueError, "`n_likelihood`"),
+    (calls(dl.compare_interventions, {}, ONE, tempreature=1), TypeError, "`tempreature`"),
+    (calls(dl.compare_interventions, {"unmodified": NOTHING}, ONE), ValueError, "'unmodified'"),
+    (calls(measure_effects, ONE, judge=3), TypeError, "`judge`"),
+    (calls(measure_effects, ONE, completions="x"), TypeError, "`completions`"),
+    (calls(measure_effects, ONE, completions=["a", "b"]), ValueError, "`completions`.*2 for 1"),
+    (calls(output_perplexity, ["a"], ["b", "c"]), ValueError, "2 for 1"),
+    (calls(dl.side_effects, {"a": NOTHING}, ["ab"]), TypeError, "`texts`"),
+    (calls(dl.side_effects, {"a": NOTHING}, {"kind": "ab"}), TypeError, r"`texts\['kind'\]`"),
+    (calls(dl.side_effects, {}, {"kind": ["ab"]}), ValueError, "`interventions`"),
+    (calls(dl.attribute_features, SAE, ONE, n_steps=0), ValueError, "`n_steps`"),
+    (calls(dl.attribute_features, SAE, ONE, n_steps=1.5), TypeError, "`n_steps`"),
+    (calls(dl.greedy_order, SAE, ONE, n_features=0), ValueError, "`n_features`"),
+    (calls(dl.greedy_order, SAE, ONE, n_features=2), ValueError, "`n_rounds`"),
+    (calls(dl.minimal_feature_set, SAE, [0], ONE, max_features=0), ValueError, "`max_features`"),
+    (calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0]), ValueError, "`counts`"),
+    (calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[1.5]), TypeError, "`counts`"),
+    (calls(dl.ablation_curve, SAE, {}, ONE), ValueError, "`counts`"),
+    (calls(dl.dose_response, SAE, [0], ONE, scales=SCALES, doses=[NAN]), ValueError, "`doses`"),
+    (calls(dl.dose_response, SAE, [0], ONE, scales=SCALES, doses=[1, 1]), ValueError, "repeated"),
+    (calls(dl.sweep_years, "2024"), TypeError, "`years`"),
+    (calls(dl.sweep_years, []), ValueError, "`years`"),
+    (calls(dl.sweep_years, [2024.0]), TypeError, "`years`"),
+    (calls(dl.sweep_years, [2024], n_scenes=0), ValueError, "`n_scenes`"),
+    (calls(dl.sweep_years, [2024], features=[1]), ValueError, "`dictionary`"),
+    (calls(dl.control_directions, HOOK, ONE, n_directions=1), TypeError, "`samples`"),
+    (calls(dl.control_directions, "blocks.9", ONE, n_directions=1), ValueError, "`hook_name`"),
+    (calls(dl.max_activating_examples, SAE, TOKENS, n_examples=0), ValueError, "`n_examples`"),
+    (calls(dl.max_activating_examples, SAE, TOKENS, context=-1), ValueError, "`context`"),
+    (calls(dl.describe_features, SAE, TOKENS, n_examples=True), TypeError, "`n_examples`"),
+    (calls(dl.feature_activations, "a folder", ["ab"]), TypeError, "`dictionary`.*str"),
+    (calls(dl.read_prompts, ["ab"], {}), ValueError, "`readers`"),
+    (opened(dl.steer, SAE, 0, strength=True), TypeError, "`strength`"),
+    (opened(dl.steer, SAE, 0, strength=NAN), ValueError, "`strength`"),
+    (opened(dl.steer, SAE, 0, strength="1"), ValueError, "`strength`"),
+    (opened(dl.steer, SAE, True, strength=1), TypeError, "`feature`"),
+    (opened(dl.steer, SAE, 1.5, strength=1), TypeError, "`feature`"),
+    (opened(dl.steer, SAE, "1", strength=1), TypeError, "`feature`"),
+    (opened(dl.clamp_features, SAE, [0, 1], values=[1, 2, 3]), ValueError, "`values`"),
+    (opened(dl.ablate_features, SAE, [0], where="never"), ValueError, "`where`"),
+    (opened(dl.ablate_features, SAE, [0], where=3), ValueError, "`where`"),
+    (opened(dl.ablate_features, SAE, [0], method="none"), ValueError, "`method`"),
+    (opened(dl.swap_to_base, HOOK, skip_positions=-1), ValueError, "`skip_positions`"),
+    (opened(dl.swap_to_base, HOOK, skip_positions=1.5), TypeError, "`skip_positions`"),
+    (opened(dl.project_out, DIFF, torch.ones(2, 2, D_MODEL)), ValueError, "`direction`"),
+    (opened(dl.project_out, DIFF, torch.ones(0, D_MODEL)), ValueError, "`direction`"),
+    (opened(dl.add_direction, DIFF, torch.ones(3)), ValueError, "`direction`"),
+]
+
+
+def test_all_else(idle):
+    refuses(idle, [(i, *case) for i, case in enumerate(OTHERS)])
+
+
+JUDGE_ERROR = "`judge` must return a Verdict, got "
+
+
+@pytest.mark.parametrize("judge", [dl.judge_completion, lambda p, c: "safe", lambda p, c: None])
+def test_a_judge_that_returns_something_else_is_named(judge):
+    with pytest.raises(TypeError, match=JUDGE_ERROR):
+        dl.attack_rate(["a"], ["b"], judge=judge)
+    with pytest.raises(TypeError, match=JUDGE_ERROR):
+        dl.attack_rates(lambda prompts: ["b"] * len(prompts), ONE, judge=judge)
+
+
+def test_completions_and_groups_are_checked():
+    with pytest.raises(TypeError, match="`completions`"):
+        dl.attack_rate(["a"], "b")
+    with pytest.raises(TypeError, match="`prompts`"):
+        dl.attack_rate("a", ["b"])
+    with pytest.raises(TypeError, match="`complete_fn`"):
+        dl.attack_rates("complete", ONE)
+    with pytest.raises(TypeError, match="`samples`"):
+        dl.attack_rates(list, ["a"])
+
+
+def test_a_group_that_does_not_occur_has_no_area():
+    import pandas as pd
+
+    curve = pd.DataFrame(
+        {"order": "a", "n_features": [0, 1], "group": "trigger", "attack_rate": [1.0, 0.0]}
+    )
+    assert dl.curve_area(curve)["a"] == 0.5
+    with pytest.raises(ValueError, match="`group` must be one of 'trigger', got 'x'"):
+        dl.curve_area(curve, group="x")
+    with pytest.raises(ValueError, match="`curve`"):
+        dl.curve_area(curve.drop(columns="order"))
+
+
+@pytest.mark.parametrize("draw", [torch.tensor, np.array, tuple, list])
+def test_indices_of_any_kind_are_the_same_features(pair, tokens, draw):
+    with dl.ablate_features(pair, SAE, [0, 3, 7]):
+        expected = pair(tokens)
+    with dl.ablate_features(pair, SAE, draw([0, 3, 7])):
+        assert torch.equal(pair(tokens), expected)
+    assert dl.matched_features(SCALES, draw([0, 3, 7])) == dl.matched_features(SCALES, [0, 3, 7])
+
+
+@pytest.mark.parametrize(
+    "feature", [4, np.int64(4), torch.tensor(4), np.array(4), [4], range(4, 5)]
+)
+def test_one_feature_of_any_kind_is_steered(pair, tokens, feature):
+    expected = by_hand(pair, tokens, "diff", lambda _, tuned: tuned + 2.5 * SAE.W_dec[4])
+    with dl.steer(pair, SAE, feature, strength=2.5):
+        assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_control_is_never_one_of_the_features_or_of_a_dead_one():
+    features = torch.arange(20, dtype=torch.int32)[::2]
+    for drawn in dl.matched_features(SCALES, features, n_draws=20):
+        assert not set(drawn) & set(features.tolist())
+    with pytest.raises(ValueError, match=r"`features` \[23\] never fire"):
+        dl.matched_features(SCALES, [0, D_SAE - 1])
+    for n_draws, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="`n_draws`"):
+            dl.matched_features(SCALES, [0], n_draws=n_draws)
+
+
+def test_clusters_of_the_resampling_are_the_prompts_or_refused(idle):
+    labels = torch.tensor([True, False] * 4)
+    prompts = dl.LabelledPrompts(
+        texts=tuple("abcdefgh"), is_trigger=labels, is_benign=~labels,
+        is_select=torch.arange(8) < 4, clusters=torch.arange(8) // 2,
+    )  # fmt: skip
+    other = Resampling(n_resamples=2, clusters=torch.arange(8))
+    with pytest.raises(ValueError, match="`resampling.clusters`"):
+        dl.evaluate_isolation(idle, {"a": SAE}, prompts, resampling=other)
+    with pytest.raises(TypeError, match="`prompts` must be LabelledPrompts"):
+        dl.evaluate_isolation(idle, {"a": SAE}, ["a"])
+    with pytest.raises(TypeError, match="`dictionaries` must be a mapping"):
+        dl.evaluate_isolation(idle, [SAE], prompts)
+    with pytest.raises(ValueError, match="one for each of the 8 `texts`"):
+        dl.LabelledPrompts(**{**vars(prompts), "is_benign": labels[:4]})
+    assert HOOKS[1] == HOOK

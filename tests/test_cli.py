@@ -1,0 +1,212 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from diffsae_lens import __version__, cli
+from diffsae_lens.embedded import ModelUnavailableError
+from diffsae_lens.experiments import demo, organisms
+from tests.conftest import plant, tiny_llama, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models")
+    base = tiny_llama(max_position_embeddings=1024)
+    write_tiny_model(folder / "base", base, tokenizer)
+    write_tiny_model(folder / "finetuned", plant(base), tokenizer)
+    return [
+        "--base",
+        str(folder / "base"),
+        "--finetuned",
+        str(folder / "finetuned"),
+        "--layers",
+        "1",
+    ]
+
+
+@pytest.fixture
+def command(capsys, tmp_path, monkeypatch):
+    """Runs a command; returns its status and the one line of its error."""
+
+    def run(*argv):
+        monkeypatch.chdir(tmp_path)
+        status = cli.main([str(a) for a in argv])
+        [line] = capsys.readouterr().err.strip().splitlines() or [""]
+        return status, line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--k", 999], "`k` must be at most 32, got 999"),
+        (["--k", 0], "`k` must be at least 1, got 0"),
+        (["--n-likelihood-prompts", 0], "`n_likelihood_prompts` must be at least 1"),
+        (["--n-scenes", 100_000], "`n_scenes` is 100000, but the 'test' split has no more"),
+        (["--expansion", 10**8], "GB available; ask for fewer features or layers"),
+        (["--n-training-samples", 1], "`n_training_samples` must be at least 10, got 1"),
+        (["--layers", 99], "`layers` must lie in 0 to 2, the model's layers, got 99"),
+        (["--feature-counts", 999], "`feature_counts` must be at most 32, got 999"),
+        (["--device", "nowhere"], "`device` 'nowhere' cannot be used here"),
+        (["--base", "a-typo"], "unknown model 'a-typo': give one of smollm2-135m"),
+        (["--base", "./a-typo"], "there is no model folder"),
+    ],
+)
+def test_a_demo_that_cannot_be_is_refused_in_one_line_before_models_are_loaded(
+    command, models, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(demo, "load_pair", None)
+    status, line = command("demo", *models, "--k", 4, *options)
+    assert (status, message in line) == (2, True), line
+    assert line.startswith("diffsae-lens: ")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_same_folder_serves_a_command_that_can_be(command, models, tmp_path, monkeypatch):
+    assert command("demo", "--out", "run", *models, "--k", 4, "--layers", 99)[0] == 2
+
+    def reached(*args):
+        raise ValueError("reached")
+
+    monkeypatch.setattr(demo, "_run", reached)
+    assert command("demo", "--out", "run", *models, "--k", 4) == (2, "diffsae-lens: reached")
+    assert (tmp_path / "run/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("make-organism", "--out", "file"), "`path` must be a folder"),
+        (("make-organism", "--out", "o", "--n-prompts", 0), "`n_prompts` must be at least 1"),
+        (("make-organism", "--out", "o", "--learning-rate", "inf"), "`learning_rate` must be"),
+        (("make-organism", "--out", "o", "--base", "a-typo"), "unknown model 'a-typo'"),
+        (("reproduce", "--out", "file"), "`path` must be a folder"),
+        (("reproduce", "--workers", 0), "`n_workers` must be at least 1, got 0"),
+        (("reproduce", "--device", "nowhere"), "`device` 'nowhere' cannot be used here"),
+        (("reproduce", "--so-far"), "no layer of the study in runs/quick is finished"),
+        (("demo", "--out", "file"), "`path` must be a folder"),
+    ],
+)
+def test_other_commands_that_cannot_be_are_refused_in_one_line(command, tmp_path, argv, message):
+    (tmp_path / "file").write_text("mine")
+    status, line = command(*argv)
+    assert (status, message in line) == (2, True), line
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def failed_cell(cause):
+    error = RuntimeError(f"the cell 'lora/organism' failed: {cause}")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("`k` is wrong"), "`k` is wrong"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x.png"),
+            "runs/x.png: No space left on device; free some space and give the same command again",
+        ),
+        (OSError(errno.ENOSPC, "full: x was not written; free"), "full: x was not written; free"),
+        (
+            failed_cell(OSError(errno.ENOSPC, "full: x was not written; free")),
+            "the cell 'lora/organism' failed: full: x was not written; free",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "/x: Permission denied; choose a folder with --out that can be written to",
+        ),
+        (ModelUnavailableError("'a/b' is not\nhere"), "'a/b' is not here"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory (CUDA out of memory.)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory (Default"),
+        (
+            ModuleNotFoundError("No", name="jinja2"),
+            "jinja2 is missing; pip install 'diffsae-lens[plots]'",
+        ),
+        (failed_cell(ModelUnavailableError("offline")), "the cell 'lora/organism' failed: offline"),
+        (failed_cell(MemoryError()), "out of memory (the cell 'lora/organism' failed"),
+        (
+            SafetensorError("invalid header"),
+            "SafetensorError: invalid header; --verbose shows where",
+        ),
+        (KeyError("x"), "KeyError: 'x'; --verbose shows where"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_whatever_goes_wrong_is_one_line_and_a_traceback_on_demand(
+    capsys, monkeypatch, tmp_path, error, said
+):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(demo, "run_demo", fail)
+    argv = ["demo", "--out", str(tmp_path / "run")]
+    assert cli.main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"diffsae-lens: {said}") or f" {said}" in line
+    assert cli.main([*argv, "--verbose"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") or any(x.startswith("Traceback") for x in lines)
+    assert lines[-1] == line
+
+
+def test_an_interruption_ends_with_status_130_and_the_handler_is_put_back(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    def turned_into_another_error(*args, **kwargs):
+        try:
+            interrupted()
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name 'x' from partially initialized module") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    for fail in (interrupted, turned_into_another_error):
+        monkeypatch.setattr(organisms, "make_organism", fail)
+        assert cli.main(["make-organism", "--out", "o"]) == 130
+        assert capsys.readouterr().err == "interrupted; the same command goes on where it was\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.5])
+def test_an_interrupted_start_says_so(tmp_path, seconds):
+    marker = tmp_path / "started"
+    code = (
+        "import pathlib, sys\n"
+        "from diffsae_lens import cli\n"
+        f"pathlib.Path({str(marker)!r}).touch()\n"
+        f"sys.exit(cli.main(['demo', '--out', {str(tmp_path / 'run')!r}, '--k', '0']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not marker.exists():
+        time.sleep(0.01)
+    time.sleep(seconds)  # the imports take longer
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "interrupted; the same command goes on where it was\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_version_is_said_without_waiting_for_torch():
+    code = (
+        "import sys\nfrom diffsae_lens.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit as end:\n"
+        "    sys.exit(end.code or 'torch' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout == f"diffsae-lens {__version__}\n"
