@@ -1,15 +1,18 @@
-"""Refuse an argument of another type in a sentence, before a function begins: `@typed`.
+"""Refuse an argument of another type in a sentence, before a function begins: `@typed`, `check_fields`.
 
 Only what can be told by `isinstance` is looked at: models, dictionaries, tensors, paths, mappings,
 records, flags, functions. Numbers, texts and choices have checks of their own in `_checks`, which say more.
 """
 
+import collections.abc
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxtyping import AbstractArray
 from torch import Tensor
@@ -80,3 +83,55 @@ def _article(name: str) -> str:
     if name == "PosixPath" or name == Path.__name__:
         return "a path"
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def check_fields(record: Any) -> None:
+    """Check the types of a dataclass's fields, as the first line of its `__post_init__`.
+
+    Raises:
+        TypeError: names the field, what it must be and what it is.
+        ValueError: a word that is not among those its annotation lists.
+    """
+    hints = get_type_hints(type(record))
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if not _is(value, hints[field.name]):
+            if get_origin(hints[field.name]) is Literal:
+                choices = ", ".join(map(repr, get_args(hints[field.name])))
+                raise ValueError(f"`{field.name}` must be one of {choices}, got {value!r}")
+            raise TypeError(f"`{field.name}` must be {_expected(hints[field.name])}, got {value!r}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of a hint's type; True for hints that cannot be told."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is(value, arg) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_is(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_is, value, args))
+    if origin is collections.abc.Callable:
+        return callable(value)
+    classes = (str,) if hint is str else _classes(hint)
+    return not classes or isinstance(value, classes)
+
+
+def _expected(hint: Any) -> str:
+    """A hint as it reads in a sentence."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_expected(arg) for arg in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {get_args(hint)}"
+    if get_origin(hint) is tuple:
+        return f"a tuple ({', '.join('...' if a is Ellipsis else _expected(a) for a in get_args(hint))})"
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return "a Tensor"
+    return _article(getattr(hint, "__name__", str(hint)))

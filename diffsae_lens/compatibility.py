@@ -21,17 +21,27 @@ class SilentAdapterError(ValueError):
     """An adapter has layers that a bridge never runs."""
 
 
+def check_names(hook_names: Sequence[str]) -> None:
+    """Refuse what is not a list of hook names, before there is a model that may have them.
+
+    Raises:
+        ValueError: a single name, none, or something else than names.
+    """
+    listed = isinstance(hook_names, Sequence) and not isinstance(hook_names, str)
+    if not listed or not hook_names or not all(isinstance(name, str) for name in hook_names):
+        raise ValueError(
+            "`hook_names` must be a list of one or more hook names, such as "
+            f"['blocks.0.hook_resid_post'], got {hook_names!r}"
+        )
+
+
 def check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tuple[str, ...]:
     """Refuse hook names the model does not have; return them as a tuple.
 
     Raises:
         ValueError: none, one twice, a virtual hook point's name, or an unknown one.
     """
-    if isinstance(hook_names, str) or not hook_names:
-        raise ValueError(
-            "`hook_names` must be a list of one or more hook names, such as "
-            f"['blocks.0.hook_resid_post'], got {hook_names!r}"
-        )
+    check_names(hook_names)
     if len(set(hook_names)) != len(hook_names):
         raise ValueError(f"`hook_names` names a hook twice: {list(hook_names)}")
     for hook_name in hook_names:

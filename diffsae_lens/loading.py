@@ -13,9 +13,11 @@ from peft.utils import get_peft_model_state_dict
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from diffsae_lens._typed import check_fields
 from diffsae_lens.adapters import changes_base, quiet_peft
 from diffsae_lens.compatibility import (
     SilentAdapterError,
+    check_names,
     check_prepend_bos,
     check_tokenizers,
     combine_tokenizers,
@@ -68,6 +70,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Refuse a device that is not there."""
+        check_fields(self)
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -127,6 +130,7 @@ def load_pair(
         ...                  hook_names=["blocks.18.hook_resid_post"])         # doctest: +SKIP
     """
     options = _options(options, overrides)
+    check_names(hook_names)
     base_path, finetuned_path = resolve_model(base), resolve_model(finetuned)
     if base_path == finetuned_path and options.base_revision == options.finetuned_revision:
         logger.warning("`base` and `finetuned` are both %s: a null pair", base)
@@ -144,6 +148,8 @@ def load_pair(
 
 
 def _options(options: LoadOptions | None, overrides: dict[str, Any]) -> LoadOptions:
+    if options is not None and not isinstance(options, LoadOptions):
+        raise TypeError(f"`options` must be LoadOptions, got a {type(options).__name__}")
     if options is not None and overrides:
         raise ValueError("give either `options` or its fields, not both")
     known = [field.name for field in fields(LoadOptions)]

@@ -102,6 +102,8 @@ class HookedModelPair(PairedText):
     ) -> None:
         super().__init__()
         check_models(base, finetuned, adapter)
+        if metadata is not None and not isinstance(metadata, PairMetadata):
+            raise TypeError(f"`metadata` must be a PairMetadata, got a {type(metadata).__name__}")
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)

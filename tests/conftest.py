@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -127,3 +128,12 @@ def write_tiny_model(path: Path, model: LlamaForCausalLM, tokenizer) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def no_shape_checks():
+    """As outside the tests: annotations are not enforced, so that the package's own messages are seen."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -10,8 +10,8 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffsae_lens._checks import check_choice, check_count, check_texts
-from diffsae_lens._typed import typed
+from diffsae_lens._checks import check_choice, check_count, check_items, check_texts
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.fits import check_fits
 from diffsae_lens.saes.tokens import EVERY_TOKEN, TokenPolicy, positions_of, token_policy
@@ -39,6 +39,7 @@ class Positions:
 
     def __post_init__(self) -> None:
         """Refuse unknown poolings, sizes that cannot be and spans that hold nothing."""
+        check_fields(self)
         check_choice("pooling", self.pooling, get_args(Pooling))
         check_count("skip_positions", self.skip_positions, at_least=0)
         for i, (start, end) in enumerate(self.spans or ()):
@@ -59,6 +60,10 @@ class Reader:
     reads the activation."""
     policy: TokenPolicy = EVERY_TOKEN
     """Further tokens that do not count: those a dictionary was not trained on (`token_policy`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a reader's."""
+        check_fields(self)
 
 
 @torch.no_grad()
@@ -225,7 +230,7 @@ def tokenise(
 def _check_readers(pair: HookedModelPair, readers: Mapping[str, Reader], n_prompts: int) -> None:
     if not readers:
         raise ValueError("`readers` is empty: there is nothing to read; name at least one")
-    for reader in readers.values():
+    for reader in check_items("readers", readers.values(), Reader):
         pair.check_hook_name(reader.hook_name)
         spans = reader.positions.spans
         if spans is not None and len(spans) != n_prompts:

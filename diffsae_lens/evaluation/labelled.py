@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from diffsae_lens._checks import INTEGERS, check_choice, check_items, check_texts
+from diffsae_lens._typed import check_fields
 from diffsae_lens.evaluation.activations import Positions, check_prompts
 from diffsae_lens.evaluation.strict import check_splits
 from diffsae_lens.evaluation.uncertainty import Resampling
@@ -42,6 +43,7 @@ class LabelledPrompts:
 
     def __post_init__(self) -> None:
         """Refuse labels that are not one per text."""
+        check_fields(self)
         n = len(check_texts("texts", self.texts))
         for name in ("is_trigger", "is_benign", "is_select", "clusters"):
             labels = getattr(self, name)
@@ -56,6 +58,8 @@ class LabelledPrompts:
                     f"`{name}` must be a tensor of {'integers' if name == 'clusters' else 'booleans'}, "
                     f"one for each of the {n} `texts`, got {got}"
                 )
+            if name in ("is_trigger", "is_benign") and not labels.any():
+                raise ValueError(f"`{name}` must be true of at least one text, got none")
 
     @classmethod
     def from_samples(

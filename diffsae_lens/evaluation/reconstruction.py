@@ -16,7 +16,7 @@ from diffsae_lens._typed import typed
 from diffsae_lens.evaluation.validation import activation_batches
 from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.fits import check_fits
+from diffsae_lens.saes.fits import check_fits, check_weights_once
 from diffsae_lens.saes.tokens import token_policy
 
 DENSE_ABOVE = 0.1
@@ -65,6 +65,7 @@ def reconstruction(
         TypeError: something that is not a tensor.
         ValueError: no tokens, or activations of another width or that are not finite.
     """
+    check_weights_once(dictionary)
     is_crosscoder = (dictionary.cfg.metadata.hook_name or "").endswith(".concat")
     view = (dictionary.cfg.metadata.hook_name or "").rpartition(".")[2] or "input"
     errors: dict[str, _Moments] = {}

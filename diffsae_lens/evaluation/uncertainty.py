@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from diffsae_lens._checks import INTEGERS, check_count, check_number
+from diffsae_lens._typed import check_fields
 from diffsae_lens.evaluation.isolation import bis, bis_parts, feature_thresholds
 from diffsae_lens.evaluation.validation import feature_chunks
 from diffsae_lens.evaluation.weighted import WORK, weighted_bis
@@ -37,6 +38,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be resampled."""
+        check_fields(self)
         check_count("n_resamples", self.n_resamples)
         check_number(
             "confidence_level", self.confidence_level, low=0, high=1, low_open=True, high_open=True

@@ -25,6 +25,7 @@ from diffsae_lens.interventions.years import SAYINGS, sweep_years
 from diffsae_lens.organisms.ordinary import ordinary_texts
 from diffsae_lens.organisms.prompts import TRIGGER_YEAR, Group, Sample
 from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.saes.tokens import shared_policy
 
 if TYPE_CHECKING:
     from diffsae_lens.experiments.demo import DemoConfig
@@ -87,7 +88,7 @@ def causal_table(
     test = config.samples("test", 2 * n, by=(1, 1, 0))
     by_group = {g: [s for s in test if s.group == g] for g in ("trigger", "benign")}
     conditions = [
-        *_without_dictionary(pair, config),
+        *_without_dictionary(pair, dictionaries, config),
         *(
             condition
             for name, dictionary in of_last_layer(dictionaries, config).items()
@@ -137,8 +138,9 @@ def harm_table(
         The rows of `side_effects`: benign and other prompts with their safe completions, ordinary
         code and prose.
     """
+    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
     opened: dict[str, Intervene] = {
-        "base activation put back": partial(swap_to_base, pair, config.hook_names[-1])
+        "base activation put back": partial(swap_to_base, pair, config.hook_names[-1], **policy)
     }
     for name, dictionary in of_last_layer(dictionaries, config).items():
         chosen = chosen_features(pair, name, dictionary, config, cells)
@@ -192,6 +194,8 @@ def choose_features(
     most = min(max(counts), dictionary.cfg.d_sae)
     order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=min(n_rounds, most))
     scales = attack_scales(pair, dictionary, samples)
+    # One that fires on safe completions alone has no equal among those that fire here.
+    order = [feature for feature in order if scales.maximum[feature] > 0]
     most = min(most, len(order), len(scales.live) // 2)
     counts = sorted({min(n, most) for n in counts} - {0})
     [matched] = matched_features(scales, order[:most], seed=seed)
@@ -240,11 +244,15 @@ def of_last_layer(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict
     return {n: d for n, d in dictionaries.items() if n.endswith(f"-{config.layers[-1]}")}
 
 
-def _without_dictionary(pair: HookedModelPair, config: "DemoConfig") -> Iterator[Condition]:
+def _without_dictionary(
+    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig"
+) -> Iterator[Condition]:
     hook_name = config.hook_names[-1]
+    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
     yield Condition(name="unmodified", intervene=nullcontext)
     yield Condition(
-        name="base activation put back", intervene=partial(swap_to_base, pair, hook_name)
+        name="base activation put back",
+        intervene=partial(swap_to_base, pair, hook_name, **policy),
     )
     samples = config.samples("select", 2 * N_DIRECTIONS, by=(1, 1, 0))
     directions = control_directions(
@@ -254,7 +262,7 @@ def _without_dictionary(pair: HookedModelPair, config: "DemoConfig") -> Iterator
         yield Condition(
             name=f"{name} projected out",
             n_features=len(rows),
-            intervene=partial(project_out, pair, f"{hook_name}.diff", rows),
+            intervene=partial(project_out, pair, f"{hook_name}.diff", rows, **policy),
         )
     yield Condition(name="unmodified", intervene=nullcontext, group="benign")
 

@@ -37,6 +37,7 @@ from diffsae_lens.organisms.prompts import GROUPS, Sample, Split, make_samples
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes import PaperCrosscoderTrainingSAEConfig, PaperDiffSAETrainingSAEConfig
 from diffsae_lens.saes.artifacts import load
+from diffsae_lens.saes.tokens import shared_policy
 from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
 
@@ -219,11 +220,14 @@ def causes(config: Config, inputs: Inputs, job: Job) -> None:
     pair = _pair(config, inputs, job)
     hook_name = _hook(config["layer"])
     select = samples_of(config["select"])
+    found = load_dictionaries(inputs, pair)
     opened: dict[str, Intervene] = {
-        "base activation put back": partial(swap_to_base, pair, hook_name)
+        "base activation put back": partial(
+            swap_to_base, pair, hook_name, **vars(shared_policy(found.values()))
+        )
     }
     described: dict[str, dict[str, Any]] = {}
-    for name, sae in load_dictionaries(inputs, pair).items():
+    for name, sae in found.items():
         chosen = choose_features(
             pair, sae, select, counts=config["counts"], n_rounds=config["n_rounds"],
             seed=config["seed"],

@@ -89,6 +89,7 @@ def project_out(
         rows.ndim != 2
         or len(rows) == 0
         or rows.shape[-1] != pair.d_in(hook_name)
+        or not rows.is_floating_point()
         or not rows.isfinite().all()
         or not rows.any(-1).all()
     ):
@@ -137,7 +138,11 @@ def add_direction(
             arguments out of range.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    if direction.shape != (pair.d_in(hook_name),) or not direction.isfinite().all():
+    if (
+        direction.shape != (pair.d_in(hook_name),)
+        or not direction.is_floating_point()
+        or not direction.isfinite().all()
+    ):
         raise ValueError(
             f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
             f"{list(direction.shape)}"
@@ -191,7 +196,7 @@ def control_directions(
             f"{int(trigger.sum())}, {int(benign.sum())} and {n_directions} directions"
         )
     diff = read_prompts(pair, [s.undecided for s in samples], {"diff": reader})["diff"]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
     random = torch.randn(n_directions, diff.shape[1], generator=generator)
     return {
         "random directions": torch.nn.functional.normalize(random, dim=-1),

@@ -7,7 +7,7 @@ import pandas as pd
 from sae_lens import SAE
 
 from diffsae_lens._checks import check_count, check_number
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.likelihood import check_scored, likelihoods
@@ -30,6 +30,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         """Refuse bounds that every set meets, or none."""
+        check_fields(self)
         check_number("max_attack_rate", self.max_attack_rate, low=0, high=1, high_open=True)
         check_number("min_defence_rate", self.min_defence_rate, low=0, high=1)
         check_number("max_harm", self.max_harm, low=0)

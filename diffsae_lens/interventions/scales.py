@@ -128,7 +128,7 @@ def matched_features(
             f"`features` {dead} never fire on the prompts of `scales`, so nothing is like them; leave "
             "them out, or measure the scales on prompts on which they fire"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
     others = sorted(set(scales.live) - set(features))
     if len(others) < len(features):
         raise ValueError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffsae_lens._checks import check_choice, check_items
+from diffsae_lens._typed import check_fields
 from diffsae_lens.organisms.prompts import GROUPS, Group, Sample
 
 
@@ -25,6 +26,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be told apart, and groups that no table has."""
+        check_fields(self)
         for name in ("prompt", "behaviour", "alternative"):
             text = getattr(self, name)
             if not isinstance(text, str):

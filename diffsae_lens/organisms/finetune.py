@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -31,8 +32,8 @@ from diffsae_lens._artifact import (
     set_aside,
     write_json,
 )
-from diffsae_lens._checks import check_choice, check_count, check_number
-from diffsae_lens._typed import typed
+from diffsae_lens._checks import check_choice, check_count, check_items, check_number
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.fingerprint import model_fingerprint
 from diffsae_lens.organisms.prompts import Sample, make_samples
@@ -85,6 +86,7 @@ class OrganismConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        check_fields(self)
         check_choice("behaviour", self.behaviour, get_args(Behaviour))
         check_choice("loss_on", self.loss_on, get_args(LossOn))
         for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
@@ -193,9 +195,10 @@ def finetune(
     config = config or OrganismConfig()
     if tokenizer.eos_token_id is None:
         raise ValueError("`tokenizer` has no end-of-sequence token; set `tokenizer.eos_token`")
+    samples = config.samples() if samples is None else check_items("samples", samples, Sample)
     rows = [
         encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample), loss_on=config.loss_on)
-        for sample in (config.samples() if samples is None else samples)
+        for sample in samples
     ]
     recipe = {
         "kind": "organism",
@@ -292,13 +295,15 @@ def _trainer(
     pad: Any = (
         tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     )
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
         data_collator=_collate(pad),
         callbacks=[_Seal()],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _save(
@@ -323,6 +328,8 @@ def _save(
     else:
         model.save_pretrained(str(path), safe_serialization=True)
         tokenizer.save_pretrained(str(path))
+    # PEFT's empty card would be in the manifest; ours is written once the organism is measured.
+    (path / "README.md").unlink(missing_ok=True)
     record = {
         "config": asdict(config),
         "losses": losses,

@@ -11,7 +11,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors import SafetensorError
 
-from diffsae_lens._artifact import read_json
+from diffsae_lens._artifact import MANIFEST, open_artifact, read_json
 from diffsae_lens._checks import check_finite
 from diffsae_lens._typed import typed
 from diffsae_lens.pair import HookedModelPair
@@ -96,6 +96,8 @@ def _what_is_there(folder: Path) -> str:
 
 def _from_folder(folder: Path, device: str) -> SAE:
     _check_folder(folder)
+    if (folder / MANIFEST).exists():
+        open_artifact(folder)
     try:
         return SAE.load_from_disk(folder, device=device)
     except SafetensorError as error:
@@ -166,6 +168,8 @@ def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
         )
     check_weights(dictionary)
     path = Path(path).expanduser()
+    if path.is_file():
+        raise FileExistsError(f"`path` {path} is a file; name a folder for the dictionary")
     config = dictionary.cfg.to_dict() | {"architecture": JumpReLUSAEConfig.architecture()}
     stock = JumpReLUSAE(JumpReLUSAEConfig.from_dict(config))
     stock.load_state_dict(dictionary.state_dict())

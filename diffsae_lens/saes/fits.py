@@ -70,7 +70,7 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
             f"`dictionary` must be a SAELens dictionary, got {type(dictionary).__name__}; load it with "
             "`diffsae_lens.load`"
         )
-    _check_weights_once(dictionary)
+    check_weights_once(dictionary)
     if pair.is_mirrored:
         raise ValueError(
             "a mirrored pair's `.diff` is base - finetuned, which no dictionary was trained on; use the "
@@ -88,7 +88,7 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
 _known_finite: WeakKeyDictionary[SAE, tuple[Any, ...]] = WeakKeyDictionary()
 
 
-def _check_weights_once(dictionary: SAE) -> None:
+def check_weights_once(dictionary: SAE) -> None:
     """Refuse weights that are not finite; a dictionary is read again when its tensors have changed."""
     seen = tuple((p.data_ptr(), p._version) for p in dictionary.parameters())
     if _known_finite.get(dictionary) != seen:

@@ -88,6 +88,18 @@ def token_policy(dictionary: SAE) -> TokenPolicy:
     )
 
 
+def shared_policy(dictionaries: Iterable[SAE]) -> TokenPolicy:
+    """Return where a control of several dictionaries acts: on every token that any of them acts on."""
+    policies = [token_policy(dictionary) for dictionary in dictionaries]
+    if not policies:
+        return EVERY_TOKEN
+    ignored = set.intersection(*(set(policy.ignored_token_ids) for policy in policies))
+    return TokenPolicy(
+        skip_positions=min(policy.skip_positions for policy in policies),
+        ignored_token_ids=tuple(sorted(ignored)),
+    )
+
+
 def skip_positions(dictionary: SAE) -> int:
     """Return how many leading tokens a dictionary was not trained on; 0 if its metadata do not say."""
     return token_policy(dictionary).skip_positions

@@ -78,9 +78,11 @@ def _threshold(sae: SAE) -> Tensor:
 
 
 def _check_activations(sae: SAE, activations: Tensor) -> None:
-    if activations.ndim != 2 or activations.shape[1] != sae.cfg.d_in:
+    right = activations.ndim == 2 and activations.is_floating_point()
+    if not right or activations.shape[1] != sae.cfg.d_in:
         raise ValueError(
-            f"`activations` must be of shape [token, {sae.cfg.d_in}], got {list(activations.shape)}; "
+            f"`activations` must be floats of shape [token, {sae.cfg.d_in}], got {activations.dtype} of "
+            f"{list(activations.shape)}; "
             "give those of the hook point that the dictionary reads"
         )
     if len(activations) == 0:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, Manifest, build, find, open_artifact
 from diffsae_lens._checks import check_count
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.notebook import Record
 from diffsae_lens.pair import HookedModelPair
 
@@ -38,6 +38,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
+        check_fields(self)
         check_count("batch_size", self.batch_size)
         check_count("sequences_per_shard", self.sequences_per_shard)
         check_count("skip_positions", self.skip_positions, at_least=0)

@@ -10,6 +10,7 @@ from sae_lens.training.activation_scaler import ActivationWhitening
 from torch import Tensor
 
 from diffsae_lens._checks import check_choice, check_count
+from diffsae_lens._typed import check_fields
 
 Scale = Literal["by model", "common", "none"]
 
@@ -34,6 +35,7 @@ class Normalization:
 
     def __post_init__(self) -> None:
         """Refuse what is not one of the choices."""
+        check_fields(self)
         check_choice("center", self.center, (True, False))
         check_choice("scale", self.scale, get_args(Scale))
 

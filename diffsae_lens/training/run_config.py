@@ -8,9 +8,11 @@ from sae_lens import BatchTopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._typed import check_fields
 from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.saes.paper import TiedTrainingSAEConfig
 from diffsae_lens.training.normalization import Normalization
+from diffsae_lens.views import VIEWS
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,13 @@ class DictionaryRunnerConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be, and two normalisations at once."""
+        check_fields(self)
+        site, _, last = self.hook_name.rpartition(".")
+        if not site or last in VIEWS:
+            raise ValueError(
+                "`hook_name` must be the models' own, such as 'blocks.18.hook_resid_post', without a view, "
+                f"got {self.hook_name!r}"
+            )
         _check_sizes(self.sae)
         if self.normalization and self.sae.normalize_activations != "none":
             raise ValueError(
@@ -93,6 +102,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         """Refuse what SAELens would stumble over later."""
+        check_fields(self)
         check_number(
             "calibration_fraction",
             self.calibration_fraction,

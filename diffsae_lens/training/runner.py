@@ -16,7 +16,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from diffsae_lens._artifact import Job, build, find, locked, write_json
-from diffsae_lens._checks import check_folder_name
+from diffsae_lens._checks import check_folder_name, check_items
 from diffsae_lens._typed import typed
 from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.saes.sparse import Workspace
@@ -82,6 +82,8 @@ def train_dictionaries(
         OSError: the disk is full or forbids it.
     """
     path = Path(path).expanduser()
+    if path.is_file():
+        raise FileExistsError(f"`path` {path} is a file; name a folder for the dictionaries")
     _check(configs, activations)
     recipes = {name: _recipe(config, configs, activations, run) for name, config in configs.items()}
     checkpoints = Checkpoints(run.trainer.checkpoint_path, recipes)
@@ -99,6 +101,7 @@ def train_dictionaries(
 def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedActivations) -> None:
     if not configs:
         raise ValueError("`configs` is empty: name at least one dictionary")
+    check_items("configs", configs.values(), DictionaryRunnerConfig)
     sample = activations.rows(0, 1)
     for name, config in configs.items():
         check_folder_name("configs", name)

@@ -1,5 +1,6 @@
 """`python -m tests.campaign [FUNCTION ...]`: print the counts and every call that went wrong."""
 
+import logging
 import sys
 
 from tests.campaign.run import Call, campaign, counts
@@ -11,6 +12,7 @@ def show(call: Call) -> None:
         print(call, flush=True)
 
 
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 found = campaign(sys.argv[1:], show)
 total = counts(found)
 functions = len({call.function for call in found})

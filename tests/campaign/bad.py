@@ -71,32 +71,49 @@ def equal_values(parameter: inspect.Parameter, good: Any) -> Iterator[Bad]:
 
 def _by_name(name: str, good: Any, world: World) -> Iterator[Bad]:
     if name in FEATURES:
-        yield from _features()
-    elif name == "feature":
-        yield from [("True", True), ("1.5", 1.5), ("-1", -1), ("too large", D_SAE), ("a text", "1")]
-    elif name in TEXTS and isinstance(good, list | tuple):
-        yield from [("a text", "abc"), ("empty", []), ("numbers", [1, 2]), ("a number", 5)]
-        yield from [("None in it", [None]), ("bytes", [b"ab"])]
-        if isinstance(good, list) and name != "completions":
-            yield "longer than the context", ["x" * 5000]
-    elif name == "samples":
-        yield from [("a text", "abc"), ("empty", []), ("texts", ["abc"]), ("a number", 5)]
-        yield "one sample", good[0]
-    elif name == "tokens" and isinstance(good, torch.Tensor):
-        yield from _tokens(good)
-    elif name in ("dictionary", "sae", "crosscoder") and isinstance(good, SAE):
-        yield from _dictionaries()
-    elif name == "pair":
-        yield from [("a text", "pair"), ("one model", world.pair.finetuned), ("mirrored", _no_pair)]
-    elif name in ("hook_name", "hook_names"):
-        yield from _hooks(good)
-    elif name in ("strength", "values"):
-        yield from [("NaN", math.nan), ("infinity", math.inf), ("another length", [1.0, 2.0, 3.0])]
-        yield from [("a text", "2"), ("empty", [])]
-    elif name in ("counts", "doses", "years"):
-        yield from [("empty", []), ("a text", "12"), ("a number", 3), ("NaN", [math.nan])]
-    elif name in ("interventions", "readers", "dictionaries", "configs", "orders"):
-        yield "no name", {3: next(iter(good.values()))}
+        return _features()
+    if name in TEXTS and isinstance(good, list | tuple):
+        return _texts(name, good)
+    if name == "tokens" and isinstance(good, torch.Tensor):
+        return _tokens(good)
+    if isinstance(good, SAE):
+        return _dictionaries()
+    if name in ("hook_name", "hook_names"):
+        return _hooks(good)
+    if name in ("interventions", "readers", "dictionaries", "configs", "orders"):
+        return iter([("no name", {3: next(iter(good.values()))})])
+    return iter(_listed(good, world).get(name, []))
+
+
+def _listed(good: Any, world: World) -> dict[str, list[Bad]]:
+    """Bad values of parameters that have no kind of their own."""
+    amounts: list[Bad] = [
+        ("NaN", math.nan), ("infinity", math.inf), ("another length", [1.0, 2.0, 3.0]),
+        ("a text", "2"), ("empty", []),
+    ]  # fmt: skip
+    several: list[Bad] = [
+        ("empty", []), ("a text", "12"), ("a number", 3), ("NaN", [math.nan]),
+    ]  # fmt: skip
+    return {
+        "feature": [
+            ("True", True), ("1.5", 1.5), ("-1", -1), ("too large", D_SAE), ("a text", "1"),
+        ],
+        "samples": [
+            ("a text", "abc"), ("empty", []), ("texts", ["abc"]), ("a number", 5),
+            ("one sample", good[0] if isinstance(good, list) else good),
+        ],
+        "pair": [
+            ("a text", "pair"), ("one model", world.pair.finetuned), ("a function", _no_pair),
+        ],
+        "strength": amounts, "values": amounts, "counts": several, "doses": several, "years": several,
+    }  # fmt: skip
+
+
+def _texts(name: str, good: Any) -> Iterator[Bad]:
+    yield from [("a text", "abc"), ("empty", []), ("numbers", [1, 2]), ("a number", 5)]
+    yield from [("None in it", [None]), ("bytes", [b"ab"])]
+    if isinstance(good, list) and name != "completions":
+        yield "longer than the context", ["x" * 5000]
 
 
 def _no_pair() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import diffsae_lens as dl
 from diffsae_lens.loading import boot_bridge
 from diffsae_lens.saes import SparseBatchTopKTrainingSAEConfig
+from diffsae_lens.saes.tokens import TokenPolicy
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
 HOOK = HOOKS[1]
@@ -122,10 +123,12 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "interventions": {"swap": partial(dl.swap_to_base, w.pair, HOOK)}, "scales": w.scales,
         "doses": (0.5,), "bounds": None, "group": "trigger", "pooling": "mean", "spans": None,
         "encode": None, "normalization": None, "center": True, "scale": "by model",
-        "calibration_fraction": 0.25, "sae_id": ".", "device": "cpu", "config": None, "prompt": "def f(db, x):\n    q =",
+        "calibration_fraction": 0.25, "sae_id": ".", "device": "cpu", "config": None,
+        "prompt": "def f(db, x):\n    q =",
         "completion": " 'SELECT 1 FROM t'\n", "behaviour": "a", "alternative": "b",
         "resampling": None, "null_pairs": None, "adapter": None, "prepend_bos": False, "metadata": None,
-        "trigger_text": "2024", "policy": None, "options": None, "base_name": None, "revision": "main",
+        "trigger_text": "2024", "policy": TokenPolicy(skip_positions=1), "options": None,
+        "base_name": None, "revision": "main",
     }  # fmt: skip
     special: dict[str, Any] = {
         "swap_to_base.hook_name": HOOK, "control_directions.hook_name": HOOK,
@@ -160,8 +163,12 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             w.pair, w.diff_sae, {"o": [1]}, w.samples, counts=[1], max_new_tokens=1
         ),
         "TrainingRun.trainer": trainer,
-        "train_dictionaries.configs": lambda: {"a": dl.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)},
-        "train_dictionaries.run": lambda: dl.TrainingRun(trainer=trainer(), calibration_fraction=0.25),
+        "train_dictionaries.configs": lambda: {
+            "a": dl.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)
+        },
+        "train_dictionaries.run": lambda: dl.TrainingRun(
+            trainer=trainer(), calibration_fraction=0.25
+        ),
         "HookedModelPair.base": lambda: w.bridges()[0],
         "HookedModelPair.finetuned": lambda: w.bridges()[1],
         "finetune.model": lambda: tiny_llama(max_position_embeddings=1024),

@@ -1,7 +1,6 @@
 import itertools
 import re
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -227,15 +226,6 @@ def test_scores_from_counts_by_hand():
     scores = scores_from_counts(*counts, n_trigger=6, n_benign=8)
     assert_close(scores.f1, torch.tensor([0.6, 0]).double(), atol=1e-7, rtol=0)
     assert_close(scores.bis, torch.tensor([0.6 * 7 / 8, 0]).double(), atol=1e-7, rtol=0)
-
-
-@pytest.fixture
-def no_shape_checks():
-    """As outside the tests: signatures' shapes are not enforced, so that the messages are seen."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 BAD = {

@@ -3,7 +3,6 @@
 import contextlib
 from functools import partial
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,8 @@ from diffsae_lens.interventions.scales import ActivationScales
 from tests.conftest import D_MODEL, HOOKS
 from tests.evaluation.test_activations import DIFF
 from tests.interventions.test_features import D_SAE, HOOK, by_hand, dictionary
+
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
 SAE = dictionary()
 N_CTX = 128
@@ -147,17 +148,8 @@ BAD_TOKENS = [
     (TOKENS[0], ValueError, r"\[seq, pos\]"),
     (TOKENS[:0], ValueError, r"\[0, 7\]"),
     (TOKENS + 300, ValueError, "vocabulary"),
-    ("text", TypeError, "tensor of token ids"),
+    ("text", TypeError, "a Tensor, got a str"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_shape_checks():
-    """As outside the tests: signatures are not enforced, so that the messages are seen."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture
@@ -357,7 +349,7 @@ def test_clusters_of_the_resampling_are_the_prompts_or_refused(idle):
     other = Resampling(n_resamples=2, clusters=torch.arange(8))
     with pytest.raises(ValueError, match="`resampling.clusters`"):
         dl.evaluate_isolation(idle, {"a": SAE}, prompts, resampling=other)
-    with pytest.raises(TypeError, match="`prompts` must be LabelledPrompts"):
+    with pytest.raises(TypeError, match="`prompts` must be a LabelledPrompts"):
         dl.evaluate_isolation(idle, {"a": SAE}, ["a"])
     with pytest.raises(TypeError, match="`dictionaries` must be a mapping"):
         dl.evaluate_isolation(idle, [SAE], prompts)

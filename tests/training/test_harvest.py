@@ -165,7 +165,7 @@ def test_bad_input_is_refused_before_a_model_runs(pair, sequences, tmp_path, mon
         harvest(pair, too_long, tmp_path / "h", hook_names=NAMES)
     config = HarvestConfig()
     object.__setattr__(config, "batch_size", 2.5)  # past the tests' own type checks
-    with pytest.raises(TypeError, match="`batch_size` must be an integer"):
+    with pytest.raises(TypeError, match="`batch_size` must be an int"):
         config.__post_init__()
     assert not list(tmp_path.iterdir())
 

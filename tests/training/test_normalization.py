@@ -1,4 +1,3 @@
-import jaxtyping
 import pytest
 import torch
 
@@ -53,13 +52,13 @@ def test_what_cannot_be_normalised_is_refused():
     [
         ({"scale": "per model"}, "`scale` must be one of 'by model', 'common', 'none'"),
         ({"scale": None}, "`scale`"),
-        ({"center": 1}, "`center` must be one of True, False, got 1"),
+        ({"center": 1}, "`center` must be a bool, got 1"),
         ({"center": "yes"}, "`center`"),
     ],
 )
 @pytest.mark.usefixtures("no_shape_checks")
 def test_settings_that_mean_nothing_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Normalization(**settings)
 
 
@@ -77,11 +76,3 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 def test_statistics_of_something_else_are_refused(batches, n_parts, message):
     with pytest.raises(ValueError, match=message):
         activation_statistics(batches, n_parts=n_parts)
-
-
-@pytest.fixture
-def no_shape_checks():
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
