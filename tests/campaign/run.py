@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,15 +200,28 @@ def reason(function: str, parameter: str, value: str) -> str | None:
     return None
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that good and bad calls alike may give."""
+    loggers = [logging.getLogger(name) for name in ("diffsae_lens", "transformers")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for quietened in loggers:
+            quietened.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for quietened, level in zip(loggers, levels, strict=True):
+                quietened.setLevel(level)
+
+
 def campaign(
     names: list[str] | None = None, show: Callable[[Call], None] | None = None
 ) -> list[Call]:
     """Make all calls, on models of a few thousand weights; `show` sees each at once."""
-    logging.getLogger("diffsae_lens").setLevel(logging.ERROR)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     found: list[Call] = []
-    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as root, quiet():
         world = World(Path(root))
         for name, function in public().items():
             if not names or name in names:

@@ -321,6 +321,7 @@ def wait_for(process, path, n_cells, moment):
     time.sleep(moment)
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_two_at_once_end_it_with_the_same_results(config, run, tmp_path):
     _, results = run
     path = tmp_path / "demo"

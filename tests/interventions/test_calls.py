@@ -351,7 +351,7 @@ def test_clusters_of_the_resampling_are_the_prompts_or_refused(idle):
         dl.evaluate_isolation(idle, {"a": SAE}, prompts, resampling=other)
     with pytest.raises(TypeError, match="`prompts` must be a LabelledPrompts"):
         dl.evaluate_isolation(idle, {"a": SAE}, ["a"])
-    with pytest.raises(TypeError, match="`dictionaries` must be a mapping"):
+    with pytest.raises(TypeError, match="`dictionaries` must be a Mapping"):
         dl.evaluate_isolation(idle, [SAE], prompts)
     with pytest.raises(ValueError, match="one for each of the 8 `texts`"):
         dl.LabelledPrompts(**{**vars(prompts), "is_benign": labels[:4]})

@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -307,16 +308,17 @@ class TestTables:
 class TestFullDisk:
     """The operating system refuses to write more than a few bytes."""
 
-    @pytest.fixture
-    def full(self):
+    @staticmethod
+    @contextmanager
+    def full():
+        """Over before pytest itself writes of the test, perhaps to a long file."""
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-        def fill():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-
-        yield fill
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     @pytest.mark.parametrize(
         ("write", "name"),
@@ -327,9 +329,8 @@ class TestFullDisk:
         ],
         ids=["figures", "report", "study"],
     )
-    def test_no_file_is_half_written(self, full, write, name, tmp_path, no_figures):
+    def test_no_file_is_half_written(self, write, name, tmp_path, no_figures):
         (tmp_path / name).write_bytes(b"before")
-        full()
-        with pytest.raises(OSError, match=re.escape(name)):
+        with pytest.raises(OSError, match=re.escape(name)), self.full():
             write(tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"before"}
