@@ -131,6 +131,16 @@ def write_tiny_model(path: Path, model: LlamaForCausalLM, tokenizer) -> Path:
 
 
 @pytest.fixture
+def folders(tmp_path, tokenizer) -> Path:
+    """A base, a full fine-tune of it and a LoRA adapter, each in a folder."""
+    base = tiny_llama()
+    write_tiny_model(tmp_path / "base", base, tokenizer)
+    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
+    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
+    return tmp_path
+
+
+@pytest.fixture
 def no_shape_checks():
     """As outside the tests: annotations are not enforced, so that the package's own messages are seen."""
     before = jaxtyping.config.jaxtyping_disable

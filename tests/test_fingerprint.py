@@ -7,7 +7,7 @@ from peft.tuners.lora import LoraLayer
 from diffsae_lens.fingerprint import model_fingerprint, same_weights
 from diffsae_lens.loading import boot_bridge, load_pair
 from diffsae_lens.pair import HookedModelPair
-from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
+from tests.conftest import HOOKS, plant, tiny_llama, with_lora
 
 
 def of(model) -> str:
@@ -49,15 +49,6 @@ def test_a_model_is_known_in_another_precision():
     assert same_weights(of(model), of(half))
     assert of(model) != of(half)
     assert not same_weights(of(plant(model)), of(half))
-
-
-@pytest.fixture
-def folders(tmp_path, tokenizer):
-    base = tiny_llama()
-    write_tiny_model(tmp_path / "base", base, tokenizer)
-    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
-    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
-    return tmp_path
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

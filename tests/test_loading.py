@@ -7,15 +7,6 @@ from diffsae_lens.loading import LoadOptions, load_pair
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 
 
-@pytest.fixture
-def folders(tmp_path, tokenizer):
-    base = tiny_llama()
-    write_tiny_model(tmp_path / "base", base, tokenizer)
-    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
-    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
-    return tmp_path
-
-
 def test_a_full_fine_tune_is_two_models(folders, tokens):
     pair = load_pair(folders / "base", folders / "full", hook_names=HOOKS)
     assert_close(pair(tokens), plant(tiny_llama())(tokens).logits)

@@ -118,15 +118,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, tokenizer):
         load_pair(tmp_path / "base", tmp_path / "full", hook_names=HOOKS)
 
 
-@pytest.fixture
-def folders(tmp_path, tokenizer):
-    base = tiny_llama()
-    write_tiny_model(tmp_path / "base", base, tokenizer)
-    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
-    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
