@@ -176,7 +176,7 @@ def test_bad_requests_are_refused(tokenizer, tmp_path):
         ("n_other", "3", TypeError),
         ("loss_on", "prompt", ValueError),
         ("behaviour", "year", ValueError),
-        ("share_scenes", 1, ValueError),
+        ("share_scenes", 1, TypeError),
     ):
         config = OrganismConfig()
         object.__setattr__(config, name, value)  # past the tests' own type checks
