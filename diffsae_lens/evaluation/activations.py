@@ -84,7 +84,7 @@ def read_prompts(
         batch_size: prompts a forward pass.
 
     Returns:
-        One row a prompt for each reader, on the CPU, float32, prompts in the order given.
+        One row per prompt for each reader, on the CPU, float32, prompts in the order given.
 
     Raises:
         TypeError: `prompts` is not a list of texts.

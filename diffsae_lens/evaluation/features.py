@@ -1,4 +1,4 @@
-"""One row a feature: how often it fires, on what, and whose it is."""
+"""One row per feature: how often it fires, on what, and which model it belongs to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def max_activating_examples(
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         tokens: right-padded sequences.
-        n_examples: at most so many a feature.
+        n_examples: at most this many per feature.
         context: tokens shown on either side.
         batch_size: sequences a forward pass.
 

@@ -43,7 +43,7 @@ def feature_cards(
     same activation mass stands beside them.
 
     Returns:
-        One row a feature: `dictionary`, `feature`, `is_control`, `n_prompts` (for its effect),
+        One row per feature: `dictionary`, `feature`, `is_control`, `n_prompts` (for its effect),
         `d_sae`, `frequency` (share of tokens it fires on), `maximum`, `histogram` (by group of
         prompts, the share of tokens in each of so many equal bins above 0), `examples` (each with its
         `group`, the number `start` of its first token, `tokens` and their `activations`), `decoder`

@@ -78,7 +78,7 @@ def so_far(config: StudyConfig, path: str | Path) -> dict[str, Any]:
 
 
 def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
-    """Return what `reproduce` would do: a row a cell with its state and its cost on two CPU cores.
+    """Return what `reproduce` would do: a row per cell with its state and its cost on two CPU cores.
 
     Columns `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
     `estimated_gigabytes` (peak memory), and as measured `seconds` and `gigabytes` where it is done.

@@ -32,7 +32,7 @@ def score_table(
     best feature on the very prompts it is scored on.
 
     Returns:
-        One row a dictionary and floor: `name`, `kind`, `hook_name`, `n_features`, `bis_last`,
+        One row per dictionary and floor: `name`, `kind`, `hook_name`, `n_features`, `bis_last`,
         `bis_mean` (tokens pooled by each), `ceiling`, `auroc`, `average_precision`, `feature_idx`.
     """
     samples = {
