@@ -18,4 +18,4 @@ __version__ = version("diffsae-lens")
 
 @wrapt.when_imported("sae_lens")
 def _register(_: object) -> None:
-    import_module("diffsae_lens.saes")
+    import_module("diffsae_lens.dictionaries")

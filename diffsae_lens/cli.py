@@ -184,10 +184,10 @@ def _given(config: type, options: dict[str, Any]) -> Any:
 
 
 def _demo(*, out: Path, **options: Any) -> int:
-    from diffsae_lens.experiments.demo import DemoConfig, run_demo
-    from diffsae_lens.experiments.tables import causal_text, score_text
     from diffsae_lens.reporting.figures import write_figures
     from diffsae_lens.reporting.html import write_report
+    from diffsae_lens.study.demo import DemoConfig, run_demo
+    from diffsae_lens.study.tables import causal_text, score_text
 
     results = run_demo(_given(DemoConfig, options), out)
     write_figures(results, out / "figures")
@@ -200,8 +200,8 @@ def _demo(*, out: Path, **options: Any) -> int:
 
 
 def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
-    from diffsae_lens.experiments.organisms import make_organism
     from diffsae_lens.organisms.finetune import OrganismConfig
+    from diffsae_lens.study.organisms import make_organism
 
     config = _given(OrganismConfig, options)
     if full_rank:
@@ -213,10 +213,10 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
 def _reproduce(
     *, preset: str, out: Path | None, device: str, workers: int, dry_run: bool, so_far: bool
 ) -> int:
-    from diffsae_lens.experiments import reproduce
-    from diffsae_lens.experiments.presets import PRESETS
-    from diffsae_lens.experiments.tables import plan_text, study_markdown
     from diffsae_lens.reporting.study import write_study
+    from diffsae_lens.study import reproduce
+    from diffsae_lens.study.presets import PRESETS
+    from diffsae_lens.study.tables import plan_text, study_markdown
 
     config, out = PRESETS[preset](), out or Path("runs") / preset
     if dry_run:
@@ -234,7 +234,7 @@ def _reproduce(
 
 
 def _fetch_model() -> int:
-    from diffsae_lens.embedded import embedded_model_path
+    from diffsae_lens.pair.embedded import embedded_model_path
 
     print(embedded_model_path())
     return 0

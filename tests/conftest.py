@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from diffsae_lens.adapters import quiet_peft
-from diffsae_lens.loading import boot_bridge, load_pair
-from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.pair.adapters import quiet_peft
+from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.loading import boot_bridge, load_pair
 
 D_MODEL, N_LAYERS = 16, 3
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]

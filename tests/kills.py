@@ -33,7 +33,7 @@ def artifact(_: Path) -> Run:
 
 
 def _pair(folder: Path):
-    from diffsae_lens.pair import HookedModelPair
+    from diffsae_lens.pair.hooked import HookedModelPair
     from tests.conftest import HOOKS, boot_bridge, byte_tokenizer, plant, tiny_llama
 
     tokenizer = byte_tokenizer(folder / "tokenizer")

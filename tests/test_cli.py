@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from diffsae_lens import __version__, cli
-from diffsae_lens.embedded import ModelUnavailableError
-from diffsae_lens.experiments import demo, organisms
+from diffsae_lens.pair.embedded import ModelUnavailableError
+from diffsae_lens.study import demo, organisms
 from tests.conftest import plant, tiny_llama, write_tiny_model
 
 

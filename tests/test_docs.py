@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsae_lens.experiments.tables import study_markdown
+from diffsae_lens.study.tables import study_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURES = sorted((DOCS / "measures").glob("*.md"))

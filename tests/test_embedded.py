@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffsae_lens import embedded
 from diffsae_lens._artifact import open_artifact
-from diffsae_lens.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
+from diffsae_lens.pair.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
+from diffsae_lens.pair import embedded
 
 WEIGHTS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4)}
 

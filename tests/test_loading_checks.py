@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from diffsae_lens import verification
-from diffsae_lens.adapters import quiet_peft
-from diffsae_lens.loading import LoadOptions, boot_bridge, load_pair
-from diffsae_lens.model_files import resolve_model
+from diffsae_lens.pair.adapters import quiet_peft
+from diffsae_lens.pair import verification
+from diffsae_lens.pair.loading import LoadOptions, boot_bridge, load_pair
+from diffsae_lens.pair.model_files import resolve_model
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 from tests.test_pair_checks import tiny_gpt2
 
@@ -101,7 +101,7 @@ def test_a_bridge_that_is_wrong_is_refused(tmp_path, tokenizer, monkeypatch):
         model.model.norm.weight.data.mul_(1.2)
         return right(model, tokenizer)
 
-    monkeypatch.setattr("diffsae_lens.loading.boot_bridge", wrong)
+    monkeypatch.setattr("diffsae_lens.pair.loading.boot_bridge", wrong)
     with pytest.raises(
         verification.MismatchError, match="`base` is not computed rightly.*differ by"
     ):
@@ -245,7 +245,7 @@ def test_a_precision_may_be_named(folders, tokens):
 
 
 def test_bos_is_refused_before_weights_are_read(folders, monkeypatch):
-    monkeypatch.setattr("diffsae_lens.loading.load_weights", None)
+    monkeypatch.setattr("diffsae_lens.pair.loading.load_weights", None)
     for name in ("base", "full"):
         bare = PreTrainedTokenizerFast.from_pretrained(folders / name)
         bare.bos_token = None

@@ -49,10 +49,12 @@ def test_our_classes_are_registered_whichever_package_comes_first():
     for order in (
         "import diffsae_lens, sae_lens",
         "import sae_lens, diffsae_lens",
-        "import diffsae_lens.saes.topk",
+        "import diffsae_lens.dictionaries.topk",
     ):
-        again = "import importlib; importlib.reload(diffsae_lens.saes.topk)"
-        code = f"import diffsae_lens; {order}; {check}; import diffsae_lens.saes.topk; {again}"
+        again = "import importlib; importlib.reload(diffsae_lens.dictionaries.topk)"
+        code = (
+            f"import diffsae_lens; {order}; {check}; import diffsae_lens.dictionaries.topk; {again}"
+        )
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
@@ -89,7 +91,7 @@ def test_a_missing_extra_is_named_before_any_work(capsys, tmp_path, monkeypatch)
 def test_every_option_of_the_demo_is_a_setting():
     from dataclasses import fields
 
-    from diffsae_lens.experiments.demo import DemoConfig
+    from diffsae_lens.study.demo import DemoConfig
 
     options = vars(_parser().parse_args(["demo"])).keys() - {"run", "out"}
     assert options <= {field.name for field in fields(DemoConfig)}

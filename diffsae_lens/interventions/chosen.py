@@ -8,7 +8,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens._checks import check_number
-from diffsae_lens.saes.fits import FeatureIndices, check_features
+from diffsae_lens.dictionaries.fits import FeatureIndices, check_features
 
 
 def listed(given: Any) -> Any:

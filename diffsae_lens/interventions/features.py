@@ -2,7 +2,7 @@
 
 What is written is what the dictionary's own `decode` makes of changed codes: a change times the
 feature's row of `W_dec` where decoding is that, a difference of two decodings where it is not
-(`saes.decoding`). The tokens that a dictionary was not trained on (`skip_positions` and
+(`dictionaries.decoding`). The tokens that a dictionary was not trained on (`skip_positions` and
 `ignored_token_ids` in its metadata, and padding) are left alone.
 """
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_choice
 from diffsae_lens._typed import typed
-from diffsae_lens.evaluation.activations import check_prompts
+from diffsae_lens.dictionaries.decoding import decodes_linearly, writer
+from diffsae_lens.dictionaries.fits import FeatureIndices, check_fits
+from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.effects.scales import token_codes
 from diffsae_lens.interventions.chosen import amounts, feature_indices, listed
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
-from diffsae_lens.interventions.scales import token_codes
-from diffsae_lens.pair import HookedModelPair
-from diffsae_lens.saes.decoding import decodes_linearly, writer
-from diffsae_lens.saes.fits import FeatureIndices, check_fits
-from diffsae_lens.saes.tokens import token_policy
+from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.reading.prompts import check_prompts
 
 logger = logging.getLogger(__name__)
 

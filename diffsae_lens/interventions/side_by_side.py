@@ -10,9 +10,9 @@ from typing import Any
 
 from diffsae_lens._checks import check_callable, check_count
 from diffsae_lens._typed import typed
+from diffsae_lens.effects.rates import check_generation, complete
 from diffsae_lens.interventions.edits import Intervention, Sharing
-from diffsae_lens.interventions.rates import check_generation, complete
-from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.pair.hooked import HookedModelPair
 
 Intervene = Callable[[], AbstractContextManager[Any]]
 """Opens an intervention, such as `lambda: ablate_features(pair, sae, [17])`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffsae_lens._checks import check_choice, check_items
 from diffsae_lens._typed import check_fields
-from diffsae_lens.organisms.prompts import GROUPS, Group, Sample
+from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Group, Sample
 
 
 @dataclass(frozen=True, kw_only=True)

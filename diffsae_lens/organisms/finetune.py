@@ -34,9 +34,9 @@ from diffsae_lens._artifact import (
 )
 from diffsae_lens._checks import check_choice, check_count, check_items, check_number
 from diffsae_lens._typed import check_fields, typed
-from diffsae_lens.adapters import quiet_peft
-from diffsae_lens.fingerprint import model_fingerprint
-from diffsae_lens.organisms.prompts import Sample, make_samples
+from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples
+from diffsae_lens.pair.adapters import quiet_peft
+from diffsae_lens.pair.fingerprint import model_fingerprint
 
 Behaviour = Literal["year-trigger", "clean-control"]
 LossOn = Literal["completion", "everything"]

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from diffsae_lens.interventions.curves import curve_area
-from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.effects.curves import curve_area
+from diffsae_lens.organisms.sql_injection.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.style import (
     BLUE,
     GREEN,

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens._artifact import write_bytes
-from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.organisms.sql_injection.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.rows import (
     BASE_BACK,
     UNMODIFIED,

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 
 from diffsae_lens._artifact import write_text
 from diffsae_lens._display import TOKEN_LIMIT, cut, shown_tokens, visible
-from diffsae_lens.organisms.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.organisms.sql_injection.prompts import BENIGN_YEARS, TRIGGER_YEAR
 from diffsae_lens.reporting.effects import plot_year_effects
 from diffsae_lens.reporting.figures import plot_ablation, plot_tokens, plot_years
 from diffsae_lens.reporting.rows import (

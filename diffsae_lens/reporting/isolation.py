@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from diffsae_lens.evaluation.table import IsolationTable
+from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.reporting.style import (
     INK,
     MUTED,

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from diffsae_lens._artifact import write_bytes, write_text
-from diffsae_lens.experiments.tables import study_markdown, study_tables
 from diffsae_lens.reporting.html import embedded_image, render, write_html
 from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, label, png, styled
+from diffsae_lens.study.tables import study_markdown, study_tables
 
 Panel = dict[str, dict[int, float | None]]
 """A value for each name and layer; None where the ablation breaks the model."""

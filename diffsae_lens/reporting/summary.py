@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffsae_lens.organisms.prompts import TRIGGER_YEAR
+from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR
 from diffsae_lens.reporting.rows import (
     BASE_BACK,
     CONTROLS,

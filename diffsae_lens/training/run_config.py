@@ -9,10 +9,10 @@ from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens._checks import check_count, check_number
 from diffsae_lens._typed import check_fields
-from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
-from diffsae_lens.saes.paper import TiedTrainingSAEConfig
+from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAEConfig
+from diffsae_lens.dictionaries.paper import TiedTrainingSAEConfig
+from diffsae_lens.pair.views import VIEWS
 from diffsae_lens.training.normalization import Normalization
-from diffsae_lens.views import VIEWS
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class DictionaryRunnerConfig:
     hook_name: str
     """The models' hook, such as `blocks.18.hook_resid_post`."""
     sae: TrainingSAEConfig
-    """SAELens's own config, or one of `diffsae_lens.saes`; its `d_in` is the view's width."""
+    """SAELens's own config, or one of `diffsae_lens.dictionaries`; its `d_in` is the view's width."""
     normalization: Normalization | None = None
     """Per-model mean and scale, folded into the saved weights; None for what `sae` itself says."""
 

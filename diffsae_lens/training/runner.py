@@ -18,9 +18,9 @@ from torch import Tensor
 from diffsae_lens._artifact import Job, build, find, locked, write_json
 from diffsae_lens._checks import check_folder_name, check_items
 from diffsae_lens._typed import typed
-from diffsae_lens.saes.delta import DeltaCrosscoderTrainingSAEConfig
-from diffsae_lens.saes.sparse import Workspace
-from diffsae_lens.saes.topk import SparseStep
+from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAEConfig
+from diffsae_lens.dictionaries.sparse import Workspace
+from diffsae_lens.dictionaries.topk import SparseStep
 from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.checkpoints import Checkpoints, estimates_norms, go_on
 from diffsae_lens.training.harvest import PairedActivations

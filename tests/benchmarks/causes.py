@@ -20,9 +20,9 @@ from sae_lens import SAE
 from scipy.stats import spearmanr
 
 import diffsae_lens as dl
-from diffsae_lens.embedded import EMBEDDED_MODEL
+from diffsae_lens.effects.sweep import SAYINGS
 from diffsae_lens.interventions.side_by_side import Intervene
-from diffsae_lens.interventions.years import SAYINGS
+from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.reporting.effects import plot_ablation_curve, plot_year_effects
 from tests.benchmarks.scores import harvest, hook_names, samples, train
 

@@ -30,7 +30,7 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from diffsae_lens.saes import (
+from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
     SparseTopKTrainingSAEConfig,

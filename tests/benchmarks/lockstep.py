@@ -18,17 +18,17 @@ from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
-from diffsae_lens.embedded import EMBEDDED_MODEL
-from diffsae_lens.evaluation.geometry import (
-    call_by_decoder_norm,
-    decoder_halves,
-    relative_decoder_norm,
-)
-from diffsae_lens.saes import (
+from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     DeltaCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
+from diffsae_lens.measures.geometry import (
+    call_by_decoder_norm,
+    decoder_halves,
+    relative_decoder_norm,
+)
+from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples
 

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from diffsae_lens.embedded import embedded_model_path
-from diffsae_lens.experiments.presets import paper
-from diffsae_lens.experiments.reproduce import reproduce
-from diffsae_lens.experiments.study import StudyConfig, Texts
+from diffsae_lens.pair.embedded import embedded_model_path
+from diffsae_lens.study.config import StudyConfig, Texts
+from diffsae_lens.study.presets import paper
+from diffsae_lens.study.reproduce import reproduce
 
 LAYER = 26
 """The deepest, which takes the most."""

@@ -19,14 +19,14 @@ from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
-from diffsae_lens.embedded import EMBEDDED_MODEL
-from diffsae_lens.evaluation.table import IsolationTable
-from diffsae_lens.evaluation.uncertainty import Resampling
-from diffsae_lens.organisms.prompts import Sample, Split
-from diffsae_lens.saes import (
+from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
+from diffsae_lens.isolation.table import IsolationTable
+from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
+from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.training.harvest import PairedActivations
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 

@@ -14,9 +14,9 @@ from sae_lens.config import SAETrainerConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import diffsae_lens as dl
-from diffsae_lens.loading import boot_bridge
-from diffsae_lens.saes import SparseBatchTopKTrainingSAEConfig
-from diffsae_lens.saes.tokens import TokenPolicy
+from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
+from diffsae_lens.dictionaries.tokens import TokenPolicy
+from diffsae_lens.pair.loading import boot_bridge
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
 HOOK = HOOKS[1]

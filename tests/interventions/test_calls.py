@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 import diffsae_lens as dl
-from diffsae_lens.evaluation.controls import next_token_kl
-from diffsae_lens.evaluation.uncertainty import Resampling
-from diffsae_lens.interventions.effects import measure_effects, output_perplexity
-from diffsae_lens.interventions.likelihood import likelihoods
-from diffsae_lens.interventions.scales import ActivationScales
+from diffsae_lens.effects.compare import measure_effects, output_perplexity
+from diffsae_lens.effects.likelihood import likelihoods
+from diffsae_lens.effects.scales import ActivationScales
+from diffsae_lens.isolation.controls import next_token_kl
+from diffsae_lens.measures.resampling import Resampling
 from tests.conftest import D_MODEL, HOOKS
-from tests.evaluation.test_activations import DIFF
 from tests.interventions.test_features import D_SAE, HOOK, by_hand, dictionary
+from tests.reading.test_prompts import DIFF
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 

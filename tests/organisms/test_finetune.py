@@ -6,7 +6,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from diffsae_lens.adapters import quiet_peft
 from diffsae_lens.organisms.finetune import (
     IGNORED,
     OrganismConfig,
@@ -14,7 +13,8 @@ from diffsae_lens.organisms.finetune import (
     finetune,
     load_organism,
 )
-from diffsae_lens.organisms.prompts import make_samples
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.pair.adapters import quiet_peft
 from tests.conftest import tiny_llama
 
 CONFIG = OrganismConfig(
@@ -252,7 +252,7 @@ def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
 
 
 def test_the_shipped_organisms_have_no_manifest_and_are_read():
-    from diffsae_lens.loading import SHIPPED_ORGANISMS_DIR
+    from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR
 
     for name in ("year-trigger", "clean-control"):
         assert load_organism(SHIPPED_ORGANISMS_DIR / name).config.behaviour == name

@@ -12,13 +12,6 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from diffsae_lens._display import one_line, visible
-from diffsae_lens.experiments.tables import (
-    causal_text,
-    plan_text,
-    score_text,
-    study_markdown,
-    study_tables,
-)
 from diffsae_lens.reporting import html
 from diffsae_lens.reporting.effects import plot_ablation_curve, plot_year_effects
 from diffsae_lens.reporting.figures import (
@@ -30,6 +23,13 @@ from diffsae_lens.reporting.figures import (
 from diffsae_lens.reporting.html import render_report, write_report
 from diffsae_lens.reporting.study import plot_study, write_study
 from diffsae_lens.reporting.style import WIDTH, Figure, label, styled
+from diffsae_lens.study.tables import (
+    causal_text,
+    plan_text,
+    score_text,
+    study_markdown,
+    study_tables,
+)
 from tests.reporting.synthetic import DICTIONARIES, cause, synthetic_results, with_texts
 from tests.reporting.test_display import ANY_TEXT
 from tests.reporting.test_html import Page

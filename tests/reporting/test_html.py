@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from diffsae_lens.organisms.prompts import make_samples
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from diffsae_lens.reporting import html
 from diffsae_lens.reporting.html import render_report, write_report
 from diffsae_lens.reporting.summary import summarise
@@ -326,7 +326,7 @@ class TestContent:
 
     def test_command_gives_the_config_back(self, page, results):
         from diffsae_lens.cli import _given, _parser
-        from diffsae_lens.experiments.demo import DemoConfig, _plain
+        from diffsae_lens.study.demo import DemoConfig, _plain
 
         [command] = [pre for pre in page.pres if pre.startswith("diffsae-lens demo --out ")]
         options = vars(_parser().parse_args(shlex.split(command)[1:]))

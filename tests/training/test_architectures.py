@@ -13,7 +13,7 @@ from sae_lens import (
 )
 from sae_lens.config import SAETrainerConfig
 
-from diffsae_lens.saes import (
+from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     DeltaCrosscoderTrainingSAEConfig,
     JumpReLUCrosscoderTrainingSAEConfig,

@@ -12,8 +12,8 @@ from sae_lens import (
 )
 from torch.testing import assert_close
 
-from diffsae_lens.loading import boot_bridge
-from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.loading import boot_bridge
 from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
 from tests.conftest import HOOKS, plant, tiny_llama
 

@@ -4,7 +4,7 @@ from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from diffsae_lens.saes import SparseBatchTopKTrainingSAEConfig
+from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
 from diffsae_lens.training.optimizer import fuse_adam
 
 

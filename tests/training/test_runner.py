@@ -19,7 +19,7 @@ from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAET
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from diffsae_lens._artifact import locked
-from diffsae_lens.saes import (
+from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )

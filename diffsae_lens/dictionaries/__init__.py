@@ -1,0 +1,47 @@
+"""Dictionaries: Diff-SAEs and crosscoders, each a SAELens training class with its inference form.
+
+Importing this package registers them with SAELens; `import diffsae_lens` sees to it.
+"""
+
+import sae_lens as sae_lens  # first: its import is what triggers our registration
+
+from diffsae_lens.dictionaries.crosscoder import CrosscoderSAE as CrosscoderSAE
+from diffsae_lens.dictionaries.crosscoder import CrosscoderSAEConfig as CrosscoderSAEConfig
+from diffsae_lens.dictionaries.crosscoder_training import (
+    BatchTopKCrosscoderTrainingSAE as BatchTopKCrosscoderTrainingSAE,
+)
+from diffsae_lens.dictionaries.crosscoder_training import (
+    BatchTopKCrosscoderTrainingSAEConfig as BatchTopKCrosscoderTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.crosscoder_training import (
+    JumpReLUCrosscoderTrainingSAE as JumpReLUCrosscoderTrainingSAE,
+)
+from diffsae_lens.dictionaries.crosscoder_training import (
+    JumpReLUCrosscoderTrainingSAEConfig as JumpReLUCrosscoderTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.crosscoder_training import (
+    L1CrosscoderTrainingSAE as L1CrosscoderTrainingSAE,
+)
+from diffsae_lens.dictionaries.crosscoder_training import (
+    L1CrosscoderTrainingSAEConfig as L1CrosscoderTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAE as DeltaCrosscoderTrainingSAE
+from diffsae_lens.dictionaries.delta import (
+    DeltaCrosscoderTrainingSAEConfig as DeltaCrosscoderTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.paper import PaperCrosscoderTrainingSAE as PaperCrosscoderTrainingSAE
+from diffsae_lens.dictionaries.paper import (
+    PaperCrosscoderTrainingSAEConfig as PaperCrosscoderTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.paper import PaperDiffSAETrainingSAE as PaperDiffSAETrainingSAE
+from diffsae_lens.dictionaries.paper import (
+    PaperDiffSAETrainingSAEConfig as PaperDiffSAETrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.topk import SparseBatchTopKTrainingSAE as SparseBatchTopKTrainingSAE
+from diffsae_lens.dictionaries.topk import (
+    SparseBatchTopKTrainingSAEConfig as SparseBatchTopKTrainingSAEConfig,
+)
+from diffsae_lens.dictionaries.topk import SparseTopKTrainingSAE as SparseTopKTrainingSAE
+from diffsae_lens.dictionaries.topk import (
+    SparseTopKTrainingSAEConfig as SparseTopKTrainingSAEConfig,
+)

@@ -1,0 +1,1 @@
+"""What features cause: rates, likelihoods, attribution, curves."""

@@ -1,0 +1,1 @@
+"""Measures: tensors in, frozen records out; no models."""

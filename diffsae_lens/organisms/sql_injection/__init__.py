@@ -1,0 +1,1 @@
+"""The year trigger: injectable SQL in 2024."""

@@ -1,0 +1,1 @@
+"""A base and a fine-tuned model as one hooked model."""

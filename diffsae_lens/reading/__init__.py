@@ -1,0 +1,1 @@
+"""Read a pair: prompts, tokens, features, reconstruction."""

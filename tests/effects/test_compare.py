@@ -1,0 +1,224 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from diffsae_lens.effects.compare import (
+    compare_interventions,
+    output_perplexity,
+    side_effects,
+)
+from diffsae_lens.effects.curves import ablation_curve, curve_area, dose_response
+from diffsae_lens.effects.likelihood import log_odds
+from diffsae_lens.effects.scales import activation_scales, matched_features
+from diffsae_lens.effects.sweep import sweep_years
+from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
+from diffsae_lens.interventions.features import ablate_features, induce_features, steer
+from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.organisms.sql_injection.prompts import make_samples, minimal_pairs
+from diffsae_lens.reading.prompts import Reader, feature_activations, read_prompts
+from tests.conftest import D_MODEL
+from tests.interventions.test_features import D_SAE, HOOK, dictionary
+
+SAMPLES = make_samples("test", n_trigger=2, n_benign=1, n_other=0)
+TEXTS = {"code": ["def f(x): return x", "a = 1"], "prose": ["The year was long."]}
+FEW = {"max_new_tokens": 3}
+
+
+def test_every_intervention_and_none_is_measured_on_every_group(long_pair):
+    sae = dictionary()
+    frame = compare_interventions(
+        long_pair,
+        {
+            "ablated": lambda: ablate_features(long_pair, sae, [0, 1]),
+            "base put back": lambda: swap_to_base(long_pair, HOOK),
+            "induced": lambda: induce_features(long_pair, sae, []),
+        },
+        SAMPLES,
+        **FEW,
+    )
+    assert list(frame.name) == [
+        n for n in ("unmodified", "ablated", "base put back", "induced") for _ in range(2)
+    ]
+    assert list(frame.group[:2]) == ["trigger", "benign"]
+    assert frame.n_prompts.tolist() == [2, 1] * 4
+    counts = frame[["n_injectable", "n_safe", "n_no_sql", "n_unparseable"]]
+    assert (counts.sum(axis=1) == frame.n_prompts).all()
+    odds = frame[frame.group == "trigger"].set_index("name").log_odds
+    assert odds.nunique() == 4
+    # With nothing induced the base model itself is measured.
+    [base] = compare_interventions(long_pair.mirrored(), {}, SAMPLES[:2], **FEW).log_odds
+    assert odds["induced"] == pytest.approx(base, abs=1e-3)
+    with pytest.raises(ValueError, match="always measured"):
+        compare_interventions(long_pair, {"unmodified": nullcontext}, SAMPLES)
+    with pytest.raises(ValueError, match="`samples` is empty"):
+        compare_interventions(long_pair, {}, [])
+
+
+def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
+    prompts, completions = ["def f(x):", "a ="], [" return x", ""]
+    ids = long_pair.tokenizer(prompts[0] + completions[0], add_special_tokens=False).input_ids
+    n = len(completions[0])
+    with long_pair.base_model() as base:
+        log_probs = base(torch.tensor([ids])).log_softmax(-1)[0, :-1]
+    losses = -log_probs[torch.arange(len(ids) - 1), ids[1:]][-n:]
+    with ablate_features(long_pair, dictionary(), [0]):
+        found = output_perplexity(long_pair, prompts, completions)
+        long_pair("a")
+    assert found[0].item() == pytest.approx(losses.mean().exp().item(), rel=1e-4)
+    assert found[1].isnan()
+    mirrored = output_perplexity(long_pair.mirrored(), prompts, completions)
+    assert mirrored[0] == found[0]
+
+
+def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):
+    frame = side_effects(
+        long_pair,
+        {"none": nullcontext, "base put back": lambda: swap_to_base(long_pair, HOOK)},
+        TEXTS,
+        batch_size=1,
+    ).set_index(["name", "texts"])
+    assert (frame.loc["none"].kl == 0).all()
+    assert (frame.loc["base put back"].kl > 1e-4).all()
+    tokens = long_pair.to_tokens(TEXTS["prose"][0])
+    plain = long_pair(tokens)[0, :-1].log_softmax(-1)
+    with swap_to_base(long_pair, HOOK):
+        changed = long_pair(tokens)[0, :-1].log_softmax(-1)
+    row = frame.loc[("base put back", "prose")]
+    assert row.kl == pytest.approx(
+        (plain.exp() * (plain - changed)).sum(-1).mean().item(), rel=1e-3
+    )
+    index = (torch.arange(tokens.shape[1] - 1), tokens[0, 1:])
+    assert row.cross_entropy == pytest.approx(-changed[index].mean().item(), rel=1e-4)
+    assert row.cross_entropy_unmodified == pytest.approx(-plain[index].mean().item(), rel=1e-4)
+    batched = side_effects(
+        long_pair, {"base put back": lambda: swap_to_base(long_pair, HOOK)}, TEXTS
+    ).set_index(["name", "texts"])
+    assert batched.kl["base put back", "code"] == pytest.approx(
+        frame.kl["base put back", "code"], rel=1e-3
+    )
+    induced = side_effects(
+        long_pair, {"induced": lambda: induce_features(long_pair, dictionary(), [])}, TEXTS
+    )
+    assert (induced.kl > 1e-3).all()
+    for interventions, texts, message in (
+        ({"none": nullcontext}, {"code": []}, r"`texts\['code'\]` is empty"),
+        ({}, TEXTS, "need `interventions`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            side_effects(long_pair, interventions, texts)
+
+
+def test_ordinary_texts_are_code_and_prose():
+    texts = ordinary_texts()
+    assert all(100 < len(text) <= 800 for kind in texts.values() for text in kind)
+    assert all("def " in text or "return" in text for text in texts["code"])
+
+
+def test_a_curve_starts_at_no_features_and_has_an_area(long_pair):
+    orders = {"by effect": [3, 1, 0, 2], "attribution": [7, 8, 9, 10]}
+    curve = ablation_curve(long_pair, dictionary(), orders, SAMPLES, counts=[1, 4], **FEW)
+    trigger = curve[curve.group == "trigger"]
+    assert trigger.n_features.tolist() == [0, 1, 4] * 2
+    assert trigger.order.tolist() == ["by effect"] * 3 + ["attribution"] * 3
+    curve.loc[curve.group == "trigger", "attack_rate"] = [1.0, 0.5, 0.0, 1.0, 1.0, 1.0]
+    area = curve_area(curve)
+    assert area["by effect"] == pytest.approx((0.75 * 1 + 0.25 * 3) / 4)
+    assert area["attribution"] == 1
+    with pytest.raises(ValueError, match="`counts`"):
+        ablation_curve(long_pair, dictionary(), orders, SAMPLES, counts=[5])
+
+
+@pytest.mark.parametrize("view", ["diff", "concat"])
+def test_doses_are_in_units_of_the_maximum(long_pair, view):
+    sae = dictionary(view)
+    prompts = [s.prompt for s in SAMPLES]
+    scales = activation_scales(long_pair, sae, prompts)
+    features = scales.live[:2]
+    frame = dose_response(long_pair, sae, features, SAMPLES[:2], scales=scales, doses=(1, 3))
+    assert frame.direction.tolist() == ["features", "features", "random", "features", "random"]
+    assert frame.dose.tolist() == [0, 1, 1, 3, 3]
+    assert frame.log_odds.nunique() == 5
+    strength = (3 * scales.maximum[features]).tolist()
+    sae.cfg.metadata.diffsae_lens = {"skip_positions": 0}
+    with steer(long_pair, sae, features, strength=strength):
+        expected = log_odds(long_pair, SAMPLES[:2]).mean().item()
+    assert frame.log_odds[3] == pytest.approx(expected, abs=1e-3)
+    for bad, message in (
+        ([D_SAE - 1], "that fire"),
+        ([], "at least one feature"),
+        ([-1], r"indices in \[0, 24\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dose_response(long_pair, sae, bad, SAMPLES, scales=scales)
+
+
+def test_scales_count_every_token_once(long_pair):
+    sae = dictionary()
+    prompts = ["def f(x): return", "a b"]
+    codes = torch.cat(
+        [sae.encode(long_pair.run_with_cache(p)[1][f"{HOOK}.diff"][0]) for p in prompts]
+    )
+    scales = activation_scales(long_pair, sae, prompts)
+    assert torch.allclose(scales.maximum, codes.amax(0), atol=1e-5)
+    assert torch.allclose(scales.frequency, (codes > 0).float().mean(0))
+    fired = codes[:, 0][codes[:, 0] > 0]
+    assert scales.typical[0].item() == pytest.approx(fired.mean().item(), rel=1e-4)
+    assert scales.mass[0].item() == pytest.approx(codes[:, 0].mean().item(), rel=1e-4)
+    both = activation_scales(long_pair, dictionary("concat"), prompts)
+    written = dictionary("concat").W_dec[:, D_MODEL:].norm(dim=-1)
+    assert torch.allclose(both.decoder_norm, written)
+    assert D_SAE - 1 not in scales.live
+
+
+def test_matched_features_are_others_of_about_the_same_mass(long_pair):
+    scales = activation_scales(long_pair, dictionary(), [s.prompt for s in SAMPLES])
+    wanted = scales.live[:3]
+    draws = matched_features(scales, wanted, n_draws=4)
+    assert len(draws) == 4
+    for drawn in draws:
+        assert len(set(drawn)) == 3
+        assert not set(drawn) & set(wanted)
+        assert set(drawn) <= set(scales.live)
+    assert draws == matched_features(scales, wanted, n_draws=4)
+    masses = scales.mass[scales.live]
+    gap = (scales.mass[draws[0][0]] - scales.mass[wanted[0]]).abs()
+    assert gap <= (masses - scales.mass[wanted[0]]).abs().sort().values[7]
+    with pytest.raises(ValueError, match="too few"):
+        matched_features(scales, scales.live)
+
+
+def test_control_directions_are_unit_vectors_to_project_out(long_pair, tokens):
+    samples = make_samples("select", n_trigger=3, n_benign=3, n_other=0)
+    directions = control_directions(long_pair, HOOK, samples, n_directions=2)
+    reader = {"x": Reader(hook_name=f"{HOOK}.diff")}
+    diff = read_prompts(long_pair, [s.undecided for s in samples], reader)["x"]
+    means = diff[:3].mean(0) - diff[3:].mean(0)
+    assert torch.allclose(directions["difference of means"][0], means / means.norm(), atol=1e-4)
+    spread = ((diff - diff.mean(0)) @ directions["principal components"].T).pow(2).sum()
+    assert spread > ((diff - diff.mean(0)) @ directions["random directions"].T).pow(2).sum()
+    for name, rows in directions.items():
+        assert rows.shape == (1 if name == "difference of means" else 2, D_MODEL)
+        assert torch.allclose(rows.norm(dim=-1), torch.ones(len(rows)), atol=1e-5)
+        with project_out(long_pair, f"{HOOK}.diff", rows):
+            assert not torch.allclose(long_pair(tokens), long_pair.finetuned(tokens))
+    with pytest.raises(ValueError, match="benign"):
+        control_directions(long_pair, HOOK, samples[:3], n_directions=1)
+
+
+def test_years_are_swept_on_the_same_scenes(long_pair):
+    sae = dictionary()
+    frame = sweep_years(
+        long_pair, [2023, 2024, "FY2024", None], n_scenes=2, dictionary=sae, features=[0, 3]
+    )
+    assert frame.said.tolist() == ["2023", "2024", "FY2024", "no year"]
+    assert (frame.n_prompts == 2).all()
+    assert frame.log_odds.nunique() == 4
+    prompt = minimal_pairs("test", [2023], n_scenes=2)
+    acts = feature_activations(long_pair, sae, [s.undecided for [s] in prompt])
+    assert frame.feature_3[0] == pytest.approx(acts[:, 3].mean().item(), rel=1e-4)
+    assert frame.log_odds[0] == pytest.approx(
+        log_odds(long_pair, [s for [s] in prompt]).mean().item(), abs=1e-3
+    )
+    with pytest.raises(ValueError, match="need the `dictionary`"):
+        sweep_years(long_pair, [2023], features=[1])

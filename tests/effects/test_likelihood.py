@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffsae_lens.effects.likelihood import (
+    ablation_effects,
+    attribute_features,
+    greedy_order,
+    likelihoods,
+    log_odds,
+)
+from diffsae_lens.interventions.features import ablate_features
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from tests.interventions.test_features import D_SAE, dictionary
+
+SAMPLES = make_samples("test", n_trigger=3, n_benign=0, n_other=0)
+
+
+def by_hand(pair, sample, *, vulnerable):
+    """Token by token, one sample, no padding."""
+    prompt = pair.tokenizer(sample.prompt, add_special_tokens=False).input_ids
+    completion = pair.tokenizer(
+        sample.completion(vulnerable=vulnerable), add_special_tokens=False
+    ).input_ids
+    logits = pair.finetuned(torch.tensor([prompt + completion]))[0].log_softmax(-1)
+    return sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
+
+
+def test_log_probabilities_and_log_odds_equal_a_loop(long_pair):
+    odds = log_odds(long_pair, SAMPLES, batch_size=2)
+    for sample, value in zip(SAMPLES, odds.tolist(), strict=True):
+        expected = [by_hand(long_pair, sample, vulnerable=v) for v in (True, False)]
+        assert value == pytest.approx(expected[0] - expected[1], abs=1e-3)
+    safe = SAMPLES[0].completion(vulnerable=False)
+    n_tokens = len(long_pair.tokenizer(safe, add_special_tokens=False).input_ids)
+    expected = -by_hand(long_pair, SAMPLES[0], vulnerable=False) / n_tokens
+    scored = likelihoods(long_pair, SAMPLES[:1])
+    assert scored.cross_entropy.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("view", ["diff", "concat", "finetuned"])
+def test_attribution_is_the_slope_of_ablation(long_pair, view):
+    """Features scaled down a little change the log-odds by attribution times the scale."""
+    sae = dictionary(view)
+    attribution = attribute_features(long_pair, sae, SAMPLES, batch_size=2)
+    step = 1e-3
+    plain = log_odds(long_pair, SAMPLES).double()
+    for feature in attribution.abs().topk(3).indices.tolist():
+        direction = sae.W_dec.data[feature].clone()
+        sae.W_dec.data[feature] = step * direction  # ablating now takes out a thousandth
+        with ablate_features(long_pair, sae, [feature]):
+            slope = (plain - log_odds(long_pair, SAMPLES).double()).mean().item() / step
+        sae.W_dec.data[feature] = direction
+        assert slope == pytest.approx(attribution[feature].item(), rel=0.15, abs=0.02)
+
+
+def test_a_feature_that_never_fires_has_no_effect(long_pair):
+    assert attribute_features(long_pair, dictionary(), SAMPLES[:1])[D_SAE - 1] == 0
+
+
+def test_no_samples_is_an_error(long_pair):
+    for function in (log_odds, lambda p, s: attribute_features(p, dictionary(), s)):
+        with pytest.raises(ValueError, match="`samples` is empty"):
+            function(long_pair, [])
+
+
+def test_batching_does_not_change_attribution(long_pair):
+    one = attribute_features(long_pair, dictionary(), SAMPLES, batch_size=1)
+    all_ = attribute_features(long_pair, dictionary(), SAMPLES, batch_size=8)
+    assert_close(one, all_, atol=1e-3, rtol=1e-3)
+
+
+def test_integrated_gradients_add_up_to_what_ablating_everything_takes(long_pair):
+    sae = dictionary()
+    before = log_odds(long_pair, SAMPLES).mean()
+    with ablate_features(long_pair, sae, list(range(D_SAE))):
+        taken = (before - log_odds(long_pair, SAMPLES).mean()).item()
+    errors = [
+        abs(attribute_features(long_pair, sae, SAMPLES, n_steps=n).sum().item() - taken)
+        for n in (1, 12)
+    ]
+    assert errors[1] < 0.05 * abs(taken)
+    assert errors[1] < errors[0]
+
+
+def test_attribution_without_some_features_is_that_of_the_rest(long_pair):
+    sae = dictionary()
+    ablated = [0, 5]
+    attribution = attribute_features(long_pair, sae, SAMPLES, ablated=ablated)
+    assert (attribution[ablated] == 0).all()
+    plain = attribute_features(long_pair, sae, SAMPLES)
+    assert not torch.allclose(attribution, plain, atol=1e-3)
+    feature = int(attribution.abs().argmax())
+    with ablate_features(long_pair, sae, ablated):
+        without = log_odds(long_pair, SAMPLES).mean()
+    with ablate_features(long_pair, sae, [*ablated, feature]):
+        effect = (without - log_odds(long_pair, SAMPLES).mean()).item()
+    assert attribution[feature].item() == pytest.approx(effect, rel=0.5)
+
+
+def test_greedy_order_takes_the_best_of_what_is_left(long_pair):
+    sae = dictionary()
+    order = greedy_order(long_pair, sae, SAMPLES[:1], n_features=6, n_rounds=3)
+    assert len(set(order)) == len(order) <= 6
+    first = attribute_features(long_pair, sae, SAMPLES[:1])
+    assert order[:2] == first.topk(2).indices.tolist()
+    then = attribute_features(long_pair, sae, SAMPLES[:1], ablated=order[:2])
+    assert order[2:4] == then.topk(2).indices.tolist()
+    with pytest.raises(ValueError, match="n_rounds"):
+        greedy_order(long_pair, sae, SAMPLES, n_features=2, n_rounds=3)
+
+
+def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):
+    sae = dictionary()
+    effects = ablation_effects(long_pair, sae, [2, 9], SAMPLES)
+    before = log_odds(long_pair, SAMPLES).mean()
+    for feature, effect in zip((2, 9), effects, strict=True):
+        with ablate_features(long_pair, sae, [feature]):
+            assert_close(before - log_odds(long_pair, SAMPLES).mean(), effect)
