@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsae_lens.isolation.controls import Evidence, standard_controls, untrained_encoder
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.resampling import Resampling, bootstrap_bis, permutation_test_bis
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS
+from diffsae_lens.organisms.behaviour import GROUPS
 
 FITTED = ("difference of means", "linear probe")
 """Controls fitted on the labels of the very texts they are scored on: no interval or p-value holds."""
