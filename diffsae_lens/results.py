@@ -5,9 +5,9 @@ alone and never read by code. Rows are written to JSON as they are and read back
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import pandas as pd
 
@@ -230,20 +230,47 @@ class FeatureCard(Row):
     """The same measured, with it alone ablated."""
 
 
-def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return rows as a table, without columns in which no row has a value; counts get one column each.
+R = TypeVar("R", bound=Row)
 
-    Raises:
-        ValueError: no rows.
-    """
-    plain = []
-    for row in rows:
-        values = row.as_dict()
-        counts = values.pop("counts", None) or {}
-        plain.append(values | {f"n_{outcome}": n for outcome, n in counts.items()})
-    if not plain:
-        raise ValueError("`rows` is empty: there is nothing to show")
-    return pd.DataFrame(plain).dropna(axis="columns", how="all")
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """Rows of one type, in order; a sequence that shows itself as a table."""
+
+    rows: tuple[R, ...]
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> R:
+        return self.rows[index]
+
+    def where(self, **values: Any) -> "Table[R]":
+        """Return the rows whose fields have these values, such as `kind="ablation"`.
+
+        Raises:
+            AttributeError: a field that the rows do not have.
+        """
+        found = [row for row in self.rows if all(getattr(row, n) == v for n, v in values.items())]
+        return Table(tuple(found))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a table, without columns in which no row has a value.
+
+        Counts of outcomes get one column each, `n_<outcome>`.
+        """
+        plain = []
+        for row in self.rows:
+            values = row.as_dict()
+            counts = values.pop("counts", None) or {}
+            plain.append(values | {f"n_{outcome}": n for outcome, n in counts.items()})
+        return pd.DataFrame(plain).dropna(axis="columns", how="all")
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)
 
 
 def _plain(value: Any) -> Any:
