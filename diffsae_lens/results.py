@@ -7,7 +7,7 @@ alone and never read by code. Rows are written to JSON as they are and read back
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
@@ -18,13 +18,15 @@ EffectKind = Literal[
 ]
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
+AnyRow = TypeVar("AnyRow", bound="Row")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of a table."""
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[AnyRow], row: Mapping[str, Any]) -> AnyRow:
         """Read a row back from JSON.
 
         Raises:
@@ -73,6 +75,12 @@ class ScoreRow(Row):
 
     name: str
     kind: ScoreKind
+    control: str | None = None
+    """Which control it is; None for dictionaries on whatever pair."""
+    is_floor: bool = False
+    """Whether it had no labels but for the choice of its best feature: what a dictionary has to beat."""
+    is_fitted: bool = False
+    """Whether it was fitted on the labels of the selection prompts."""
     protocol: Protocol
     hook_name: str | None
     """The virtual hook point it reads; None for controls that read texts or outputs alone."""
@@ -92,7 +100,8 @@ class ScoreRow(Row):
     base_bis: float | None
     """The same on the base model alone."""
     pvalue: float | None
-    feature_idx: int
+    feature_idx: int | None
+    """The best feature; None for the mean of several seeds."""
     fpr_benign: float
     excess: float | None = None
     excess_low: float | None = None
@@ -107,6 +116,14 @@ class ScoreRow(Row):
     template_high: float | None = None
     l0: float | None = None
     """Mean number of features that fire on a text."""
+    verdict: str = ""
+    """What the score says beside those of the other rows, in words."""
+    n_seeds: int = 1
+    """Training seeds that the row is the mean of."""
+    bis_min: float | None = None
+    """The least of any of these seeds."""
+    bis_max: float | None = None
+    """The greatest."""
 
 
 @dataclass(frozen=True, kw_only=True)

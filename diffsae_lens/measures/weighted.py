@@ -58,6 +58,8 @@ def weighted_bis(
     # A margin over the number that may fire, for weights that pile up elsewhere.
     depth = min(len(feature_acts), int(1.5 * resamples.allowed.max()) + 50)
     best, ceiling = torch.zeros(len(weights), dtype=torch.double), resamples.ceiling()
+    if not varies.any():
+        return best
     for chunk in feature_chunks(feature_acts):
         for features in chunk.split(AT_ONCE):
             unfinished = (best < ceiling).nonzero().squeeze(1)

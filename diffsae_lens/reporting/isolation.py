@@ -28,7 +28,7 @@ def plot_isolation(table: IsolationTable) -> Figure:
     Returns:
         The figure.
     """
-    frame = table.frame.iloc[::-1].reset_index(drop=True)
+    frame = table.to_frame().iloc[::-1].reset_index(drop=True).replace({"hook_name": {None: ""}})
     figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(frame)), layout="constrained")
     ax = figure.add_subplot()
     for y, row in frame.iterrows():

@@ -23,8 +23,8 @@ from diffsae_lens.study.config import StudyConfig
 from diffsae_lens.study.contrasts import Scored, contrasts
 from diffsae_lens.study.feasible import check_out_folder
 from diffsae_lens.study.plan import Plan
-from diffsae_lens.study.pooled_scores import PooledTexts
 from diffsae_lens.study.published import VARIANCE_RATIO, published_rows
+from diffsae_lens.study.steps import pooled_texts
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _collected(config: StudyConfig, folders: Mapping[str, Path]) -> dict[str, An
         read = load_file(folders[f"{regime}/pooled"] / "pooled.safetensors")
         for layer in layers:
             at = {"regime": regime, "layer": layer}
-            ratio = PooledTexts.of_layer(read, layer).variance_ratio
+            ratio = pooled_texts(read, layer).variance_ratio
             parts["variance"].append(at | {"variance_ratio": ratio})
             folder = folders[f"{regime}/{layer}/scores"]
             for protocol, rows in read_json(folder / "scores.json").items():

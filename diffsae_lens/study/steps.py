@@ -29,6 +29,7 @@ from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.side_by_side import Intervene
 from diffsae_lens.isolation.labels import LabelledPrompts
+from diffsae_lens.isolation.pooled import PooledTexts, evaluate_pooled
 from diffsae_lens.isolation.score import evaluate_isolation
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.organisms.behaviour import GROUPS, Sample, Split, get_behaviour
@@ -39,7 +40,6 @@ from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 from diffsae_lens.study.causes import choose_features
 from diffsae_lens.study.cells import Job
 from diffsae_lens.study.organisms import make_organism
-from diffsae_lens.study.pooled_scores import PooledTexts, pooled_scores
 from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
@@ -129,7 +129,7 @@ def tokens(config: Config, inputs: Inputs, job: Job) -> None:
 def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
     """Train one of the published dictionaries on the pooled vectors."""
     read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
-    vectors, _ = PooledTexts.of_layer(read, config["layer"]).seen_by(config["view"])
+    vectors = pooled_texts(read, config["layer"]).read_by(config["view"])
     generator = torch.Generator().manual_seed(config["seed"])
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
@@ -207,13 +207,15 @@ def scores(config: Config, inputs: Inputs, job: Job) -> None:
     write_json(
         job.out / "scores.json",
         {
-            "paper": pooled_scores(
-                published,
-                PooledTexts.of_layer(read, config["layer"]),
-                n_resamples=config["n_resamples"],
-                seed=config["seed"],
-            ),
-            "strict": json.loads(table.to_json())["rows"],
+            "paper": [
+                row.as_dict()
+                for row in evaluate_pooled(
+                    published,
+                    pooled_texts(read, config["layer"]),
+                    resampling=Resampling(n_resamples=config["n_resamples"], seed=config["seed"]),
+                )
+            ],
+            "strict": [row.as_dict() for row in table],
         },
     )
 
@@ -253,6 +255,16 @@ def causes(config: Config, inputs: Inputs, job: Job) -> None:
     none = {"dictionary": None, "n_features": 0, "is_control": False}
     rows = json.loads(frame.to_json(orient="records") or "[]")
     write_json(job.out / "causes.json", [row | described.get(row["name"], none) for row in rows])
+
+
+def pooled_texts(read: Mapping[str, Tensor], layer: int) -> PooledTexts:
+    """Take one layer out of the tensors that the `pooled` cell stores."""
+    return PooledTexts(
+        site=_hook(layer),
+        base=read[f"{layer}.base"],
+        finetuned=read[f"{layer}.finetuned"],
+        **{name: read[name] for name in ("group", "template", "scene")},
+    )
 
 
 def samples_of(drawn: Config) -> list[Sample]:
