@@ -15,7 +15,7 @@ from diffsae_lens.organisms.contrast import Prompted, check_samples
 from diffsae_lens.organisms.sql_injection.judge import Judge, Verdict, judge_completion
 from diffsae_lens.organisms.sql_injection.prompts import GROUPS
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts
+from diffsae_lens.pair.texts import batches_of
 
 MAX_NEW_TOKENS = 48
 """Of a completion, unless told otherwise."""
@@ -192,7 +192,7 @@ def check_generation(
     check_keys("complete", options, known)
     check_count("batch_size", options.get("batch_size", 1))
     n_new = check_count("max_new_tokens", options.get("max_new_tokens", MAX_NEW_TOKENS))
-    return check_prompts(pair, prompts, n_new_tokens=n_new)
+    return list(pair.tokenise(prompts, name="prompts", n_new_tokens=n_new).texts)
 
 
 @typed

@@ -27,7 +27,7 @@ from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.training.harvest import PairedActivations
+from diffsae_lens.training.activations import PairedActivations
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 
 D_MODEL = 576
