@@ -6,31 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from sae_lens import SAE
-
 from diffsae_lens.interventions.curves import (
     ablation_curve,
     curve_area,
     dose_response,
     steering_pair,
 )
-from diffsae_lens.interventions.directions import (
-    add_direction,
-    control_directions,
-    project_out,
-    swap_to_base,
-)
 from diffsae_lens.interventions.effects import (
     compare_interventions,
     output_perplexity,
     side_effects,
-)
-from diffsae_lens.interventions.features import (
-    ablate_features,
-    clamp_features,
-    induce_features,
-    keep_only_features,
-    steer,
 )
 from diffsae_lens.interventions.likelihood import (
     ablation_effects,
@@ -42,12 +27,27 @@ from diffsae_lens.interventions.likelihood import (
 from diffsae_lens.interventions.minimal import minimal_feature_set
 from diffsae_lens.interventions.rates import complete
 from diffsae_lens.interventions.scales import activation_scales, matched_features
-from diffsae_lens.interventions.side_by_side import acting_pair, complete_under
 from diffsae_lens.interventions.years import sweep_years
 from diffsae_lens.organisms.judge import Verdict
 from diffsae_lens.organisms.prompts import make_samples
-from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.saes.tokens import token_policy
+from sae_lens import SAE
+
+from diffsae_lens.interventions.directions import (
+    add_direction,
+    control_directions,
+    project_out,
+    swap_to_base,
+)
+from diffsae_lens.interventions.features import (
+    ablate_features,
+    clamp_features,
+    induce_features,
+    keep_only_features,
+    steer,
+)
+from diffsae_lens.interventions.side_by_side import acting_pair, complete_under
+from diffsae_lens.pair import HookedModelPair
 from tests.conftest import D_MODEL
 from tests.pins.setup import HOOK, Setup
 from tests.pins.values import plain, rows, summary

@@ -4,13 +4,13 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_lens import SAE
-from torch import Tensor
-
 from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.loading import boot_bridge
 from diffsae_lens.organisms.contrast import Contrast
 from diffsae_lens.organisms.prompts import Sample, make_samples
+from sae_lens import SAE
+from torch import Tensor
+
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.training.harvest import PairedActivations, harvest
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
