@@ -200,6 +200,8 @@ def curves(setup: Setup) -> dict[str, Any]:
             judge=by_letters,
             max_new_tokens=N_NEW,
         )
+        # Of the log-odds: hardly any completion of so small a model counts as an attack.
+        areas = curve_area(curve.assign(attack_rate=curve.log_odds))
         doses = dose_response(
             pair,
             dictionary,
@@ -220,7 +222,7 @@ def curves(setup: Setup) -> dict[str, Any]:
             "strongest": strongest,
             "matched": matched,
             "ablation_curve": rows(curve, "order", "n_features", "group"),
-            "curve_area": plain(curve_area(curve).to_dict()),
+            "curve_area": plain(areas.to_dict()),
             "dose_response": rows(doses, "direction", "dose", "group"),
             "side_effects_of_steering": rows(side_effects(pair, steering, TEXTS), "name", "texts"),
         }
