@@ -18,7 +18,8 @@ EffectKind = Literal[
 ]
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
-AnyRow = TypeVar("AnyRow", bound="Row")
+
+R = TypeVar("R", bound="Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Row:
     """A row of a table."""
 
     @classmethod
-    def from_dict(cls: type[AnyRow], row: Mapping[str, Any]) -> AnyRow:
+    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
         """Read a row back from JSON.
 
         Raises:
@@ -346,9 +347,6 @@ class ExamplePrompt(Row):
     """By dictionary, the feature."""
     layer: int | None = None
     regime: str | None = None
-
-
-R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from diffsae_lens.isolation.sources import Candidate, Encoder, control_candidate
 from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.organisms.behaviour import GROUPS
+from diffsae_lens.pair.views import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,10 +49,8 @@ class PooledTexts:
         )
 
     def read_by(self, view: str) -> Float[Tensor, "text d_in"]:
-        """Return what a dictionary on `diff` or `concat` reads."""
-        if view == "diff":
-            return self.finetuned - self.base
-        return torch.cat([self.base, self.finetuned], -1)
+        """Return what a dictionary on a view reads, such as `diff` or `concat`."""
+        return VIEWS[view].read(self.base, self.finetuned)
 
 
 @torch.no_grad()
@@ -81,7 +80,7 @@ def _candidates(
     """One dense code at a time."""
     for name, dictionary in dictionaries.items():
         encoder, device = Encoder.of(name, dictionary), dictionary.W_enc.device
-        both, base = texts.read_by(encoder.view), texts.base
+        both, base = texts.read_by(encoder.hook.view), texts.base
         yield encoder.candidate(
             encoder.encode(both.to(device)).cpu(), encoder.encode_base(base.to(device)).cpu()
         )

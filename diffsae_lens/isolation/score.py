@@ -150,15 +150,15 @@ def score(
 def _check_null_pair(name: str, null_pair: HookedModelPair, encoders: Sequence[Encoder]) -> None:
     check_items("null_pairs", [null_pair], HookedModelPair)
     for e in encoders:
-        if e.hook_name not in null_pair.hook_dict:
+        if e.hook.name not in null_pair.hook_dict:
             raise ValueError(
-                f"`null_pairs[{name!r}]` has no hook point {e.hook_name}, which {e.dictionary!r} "
+                f"`null_pairs[{name!r}]` has no hook point {e.hook.name}, which {e.dictionary!r} "
                 f"reads; it has {sorted(null_pair.hook_dict)}, build it with the pair's hooks"
             )
-        if null_pair.d_in(e.hook_name) != e.d_in:
+        if null_pair.d_in(e.hook.name) != e.d_in:
             raise ValueError(
-                f"`null_pairs[{name!r}]` is {null_pair.d_in(e.hook_name)} wide at "
-                f"{e.hook_name}, {e.dictionary!r} reads {e.d_in}; give a pair of the same models"
+                f"`null_pairs[{name!r}]` is {null_pair.d_in(e.hook.name)} wide at "
+                f"{e.hook.name}, {e.dictionary!r} reads {e.d_in}; give a pair of the same models"
             )
 
 

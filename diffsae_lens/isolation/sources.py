@@ -1,17 +1,15 @@
 """What is scored: features of dictionaries and controls, on a pair's prompts and on the base alone."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.controls import (
     Evidence,
     next_token_kl,
@@ -21,7 +19,9 @@ from diffsae_lens.isolation.controls import (
     view_readers,
 )
 from diffsae_lens.isolation.labels import LabelledPrompts, Labels
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 from diffsae_lens.results import ScoreKind
 
@@ -37,7 +37,8 @@ class Candidate:
     control: str | None = None
     is_floor: bool = False
     is_fitted: bool = False
-    hook_name: str | None
+    hook: VirtualHook | None = None
+    """What it reads of the pair; None for what looks at texts or outputs alone."""
     dictionary: str | None = None
     control_of: str | None = None
     seed: int | None = None
@@ -49,11 +50,11 @@ class Candidate:
     @property
     def identity(self) -> dict[str, Any]:
         """The fields of its row that say what it is."""
-        said = {name: value for name, value in vars(self).items() if not name.endswith("acts")}
-        layer = re.match(r"blocks\.([0-9]+)\.", self.hook_name or "")
+        said = {n: v for n, v in vars(self).items() if n not in ("hook", "acts", "base_acts")}
         return {
             **said,
-            "layer": None if layer is None else int(layer[1]),
+            "hook_name": self.hook and self.hook.name,
+            "layer": self.hook and self.hook.layer,
             "n_features": self.acts.shape[1],
         }
 
@@ -63,7 +64,7 @@ class Encoder:
     """A dictionary that codes are made with, or an untrained one of its shape."""
 
     dictionary: str
-    hook_name: str
+    hook: VirtualHook
     seed: int | None
     d_in: int
     d_sae: int
@@ -76,35 +77,23 @@ class Encoder:
 
     @classmethod
     def of(cls, name: str, dictionary: SAE, *, seed: int | None = None) -> "Encoder":
-        """Describe a dictionary; `seed` stands in for one that its metadata do not name."""
-        cfg = dictionary.cfg
-        stored = cfg.metadata.diffsae_lens or {}
-        k = stored.get("k") or getattr(cfg, "k", None) or cfg.metadata.l0 or 32
+        """Describe a dictionary; `seed` stands in for one that its record does not name."""
+        cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
         return cls(
             dictionary=name,
-            hook_name=str(cfg.metadata.hook_name),
-            seed=stored.get("seed", seed),
+            hook=VirtualHook.parse(record.hook_name or ""),
+            seed=seed if record.seed is None else record.seed,
             d_in=cfg.d_in,
             d_sae=cfg.d_sae,
-            k=max(1, min(round(float(k)), cfg.d_sae)),
+            k=max(1, min(round(float(record.k or record.l0 or 32)), cfg.d_sae)),
             encode=dictionary.encode,
-            policy=token_policy(dictionary),
+            policy=record.tokens,
             identity={"name": name, "kind": "dictionary"},
         )
 
-    @property
-    def site(self) -> str:
-        """The models' hook."""
-        return self.hook_name.rpartition(".")[0]
-
-    @property
-    def view(self) -> str:
-        """What it reads of the two models there."""
-        return self.hook_name.rpartition(".")[2]
-
     def encode_base(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Encode the base's activation: in place of the difference, or for both models."""
-        return self.encode(torch.cat([x, x], -1) if self.view == "concat" else x)
+        return self.encode(self.hook.spec.of_base(x))
 
     def untrained(self, seed: int) -> "Encoder":
         """Return an untrained dictionary of this shape, sparsity and seed."""
@@ -131,7 +120,7 @@ class Encoder:
         """Return what it made of the texts."""
         return Candidate(
             **self.identity,
-            hook_name=self.hook_name,
+            hook=self.hook,
             dictionary=self.dictionary,
             seed=self.seed,
             acts=acts,
@@ -180,7 +169,7 @@ def control_candidates(
             control=control.name,
             is_floor=not control.is_fitted,
             is_fitted=control.is_fitted,
-            hook_name=f"{site}.{control.view}",
+            hook=VirtualHook(site, control.view),
             acts=control.features(evidence, control.view),
             base_acts=control.features(evidence, "base"),
         )
@@ -200,7 +189,7 @@ class PromptSource:
         """Read everything, by the name of each pooling."""
         shapes: dict[tuple[Any, ...], Encoder] = {}
         for e in self.encoders:
-            shapes.setdefault((e.hook_name, e.d_sae, e.k, e.seed), e)
+            shapes.setdefault((e.hook, e.d_sae, e.k, e.seed), e)
         encoders = [*self.encoders, *(e.untrained(self.seed) for e in shapes.values())]
         read = read_encoded(self.pair, self.prompts, encoders, poolings)
         beside = self._beside_activations()
@@ -232,9 +221,7 @@ class PromptSource:
 
 
 def _beside(control: str, name: str, acts: Tensor, base_acts: Tensor) -> Candidate:
-    return Candidate(
-        name=name, kind="control", control=control, hook_name=None, acts=acts, base_acts=base_acts
-    )
+    return Candidate(name=name, kind="control", control=control, acts=acts, base_acts=base_acts)
 
 
 def read_encoded(
@@ -250,22 +237,18 @@ def read_encoded(
         activations that controls need, of the tokens that all dictionaries there read.
     """
     readers: dict[str, Reader] = {}
-    sites = sorted({e.site for e in encoders})
+    sites = sorted({e.hook.site for e in encoders})
     for name, positions in poolings.items():
         for i, e in enumerate(encoders):
-            for of, hook_name, encode in (
-                ("pair", e.hook_name, e.encode),
-                ("base", f"{e.site}.base", e.encode_base),
+            for of, hook, encode in (
+                ("pair", e.hook, e.encode),
+                ("base", e.hook.with_view("base"), e.encode_base),
             ):
                 readers[f"{name}|{of}|{i}"] = Reader(
-                    hook_name=hook_name, positions=positions, encode=encode, policy=e.policy
+                    hook_name=hook.name, positions=positions, encode=encode, policy=e.policy
                 )
         for site in sites:
-            policies = [e.policy for e in encoders if e.site == site]
-            policy = TokenPolicy(
-                skip_positions=max(p.skip_positions for p in policies),
-                ignored_token_ids=tuple(sorted({i for p in policies for i in p.ignored_token_ids})),
-            )
+            policy = TokenPolicy.all_of(e.policy for e in encoders if e.hook.site == site)
             for view, reader in view_readers(site, positions, policy).items():
                 readers[f"{name}|{site}|{view}"] = reader
     read = read_prompts(pair, prompts.texts, readers)

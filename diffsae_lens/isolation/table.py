@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffsae_lens.measures.resampling import BootstrapResult, Resampling, bootstrap_result
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.results import Protocol, ScoreRow, Table
 
 if TYPE_CHECKING:
@@ -178,11 +179,11 @@ def _called(row: ScoreRow) -> str:
 
 def _rivals(row: ScoreRow, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """The floors at the same hook."""
-    return [r for r in rows if r.is_floor and r.hook_name and _site(r) == _site(row)]
+    return [r for r in rows if r.is_floor and _site(r) is not None and _site(r) == _site(row)]
 
 
-def _site(row: ScoreRow) -> str:
-    return (row.hook_name or "").rpartition(".")[0]
+def _site(row: ScoreRow) -> str | None:
+    return VirtualHook.parse(row.hook_name).site if row.hook_name else None
 
 
 def _is_saturated(row: ScoreRow) -> bool:

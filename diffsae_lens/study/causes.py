@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sae_lens import SAE
 
 from diffsae_lens._artifact import build_json, read_json, write_json
-from diffsae_lens.dictionaries.tokens import TokenPolicy, shared_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import compare_interventions, side_effects
 from diffsae_lens.effects.curves import steering_pair
 from diffsae_lens.effects.likelihood import greedy_order
@@ -19,7 +19,9 @@ from diffsae_lens.interventions.edit import Edit
 from diffsae_lens.interventions.features import ablate_features, induce_features
 from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.results import EffectRow, SideEffectRow
 from diffsae_lens.study.cells import Job
 from diffsae_lens.study.config import (
@@ -139,12 +141,12 @@ def causes(step: Step[CausesConfig], inputs: Inputs, job: Job) -> None:
     dictionaries = load_dictionaries(inputs, pair=pair)
     chosen = chosen_features(inputs, dictionaries)
     samples = config.test.samples(step.behaviour)
-    shared = vars(shared_policy(dictionaries.values()))
-    back = Tried(edit=swap_to_base(pair, step.site, **shared), name="base activation put back")
+    policy = _shared_tokens(dictionaries)
+    back = _base_put_back(pair, step.site, policy)
     tried = {
         "trigger": [
             back,
-            *_directions(step, pair, shared_policy(dictionaries.values())),
+            *_directions(step, pair, policy),
             *(
                 t
                 for n, c in chosen.items()
@@ -205,6 +207,15 @@ def _named(rows: Iterable[R], tried: Mapping[int, Tried]) -> Iterator[R]:
         )
 
 
+def _shared_tokens(dictionaries: Mapping[str, SAE]) -> TokenPolicy:
+    """Where the controls of all dictionaries act: on every token that any of these acts on."""
+    return TokenPolicy.any_of(DictionaryRecord.of(d).tokens for d in dictionaries.values())
+
+
+def _base_put_back(pair: HookedModelPair, site: str, policy: TokenPolicy) -> Tried:
+    return Tried(edit=swap_to_base(pair, site, **vars(policy)), name="base activation put back")
+
+
 def _directions(
     step: Step[CausesConfig], pair: HookedModelPair, policy: TokenPolicy
 ) -> Iterator[Tried]:
@@ -219,7 +230,7 @@ def _directions(
         seed=step.seed,
     )
     for name, rows in directions.items():
-        edit = project_out(pair, f"{step.site}.diff", rows, **vars(policy))
+        edit = project_out(pair, VirtualHook(step.site, "diff").name, rows, **vars(policy))
         yield Tried(edit=edit, name=f"{name} projected out")
 
 
@@ -260,9 +271,8 @@ def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
     """Measure what ablating the most features does to texts that have nothing to do with the behaviour."""
     pair, config = step.pair(inputs, job), step.config
     dictionaries = load_dictionaries(inputs, pair=pair)
-    policy = vars(shared_policy(dictionaries.values()))
     tried = [
-        Tried(edit=swap_to_base(pair, step.site, **policy), name="base activation put back"),
+        _base_put_back(pair, step.site, _shared_tokens(dictionaries)),
         *(
             t
             for name, chosen in chosen_features(inputs, dictionaries).items()

@@ -26,7 +26,7 @@ def write_results(
     config: StudyConfig, stages: Sequence[Stage], plan: Plan, folders: Mapping[str, Path]
 ) -> Results:
     """Put the results together and write them, unless the file says the same already."""
-    rows = _collected(config, stages, folders)
+    rows = _collected(stages, folders)
     results = Results(
         config=plain(asdict(config)),
         versions=_versions(folders),
@@ -61,9 +61,7 @@ def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
     return {**results, "config": {**config, "models": named}}
 
 
-def _collected(
-    config: StudyConfig, stages: Sequence[Stage], folders: Mapping[str, Path]
-) -> dict[str, list[Row]]:
+def _collected(stages: Sequence[Stage], folders: Mapping[str, Path]) -> dict[str, list[Row]]:
     """The rows of all cells, each with its regime."""
     rows: dict[str, list[Row]] = {}
     layers = {(s.regime, s.layer) for s in stages if s.cell.name in folders}

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens.dictionaries.artifacts import load
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.pooled import PooledTexts
 from diffsae_lens.organisms.behaviour import Behaviour, get_behaviour
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import LoadOptions, load_pair
-from diffsae_lens.results import DictionaryRow, Row
+from diffsae_lens.results import DictionaryKind, DictionaryRow, Row
 from diffsae_lens.study.cells import Job
 
 ROWS = "rows.json"
@@ -106,21 +107,19 @@ def write_rows(job: Job, **rows: Iterable[Row]) -> None:
     write_json(job.out / ROWS, plain)
 
 
-def describe(name: str, spec_kind: str, dictionary: SAE) -> DictionaryRow:
+def describe(name: str, kind: DictionaryKind, dictionary: SAE) -> DictionaryRow:
     """Say what a dictionary is."""
-    cfg = dictionary.cfg
-    stored = cfg.metadata.diffsae_lens or {}
-    hook_name = str(cfg.metadata.hook_name)
+    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
     return DictionaryRow(
         name=name,
-        kind=spec_kind,  # type: ignore[arg-type]
-        hook_name=hook_name,
-        layer=int(hook_name.split(".")[1]),
+        kind=kind,
+        hook_name=record.hook_name or "",
+        layer=record.hook and record.hook.layer,
         architecture=cfg.architecture(),
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
-        k=stored.get("k") or getattr(cfg, "k", None),
-        l0=stored.get("l0_held_out"),
+        k=record.k,
+        l0=record.l0,
     )
 
 

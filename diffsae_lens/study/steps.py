@@ -19,9 +19,12 @@ from diffsae_lens.dictionaries import (
     PaperCrosscoderTrainingSAEConfig,
     PaperDiffSAETrainingSAEConfig,
 )
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.organisms.behaviour import GROUPS
 from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.metadata import PairMetadata
 from diffsae_lens.pair.model_files import resolve_model
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 from diffsae_lens.results import OrganismRow, VarianceRow
@@ -37,7 +40,8 @@ from diffsae_lens.study.step import (
     site_of,
     write_rows,
 )
-from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
+from diffsae_lens.training.activations import open_harvest
+from diffsae_lens.training.harvest import HarvestConfig, harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training.runner import DictionaryRunnerConfig, TrainingRun, train_dictionaries
 
@@ -138,7 +142,7 @@ def _pooled_chunk(
     """Read some of the texts, or what an interrupted attempt kept of them."""
     mean = Positions(pooling="mean", skip_positions=0)
     readers = {
-        f"{layer}.{view}": Reader(hook_name=f"{site_of(layer)}.{view}", positions=mean)
+        f"{layer}.{view}": Reader(hook_name=VirtualHook(site_of(layer), view).name, positions=mean)
         for layer in layers
         for view in ("base", "finetuned")
     }
@@ -160,8 +164,9 @@ def harvest_tokens(step: Step[Draw], inputs: Inputs, job: Job) -> None:
     pair = step.pair(inputs, job)
     texts = [sample.written for sample in step.config.samples(step.behaviour)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step.seed))
-    tokens = pair.to_tokens([texts[i] for i in order.tolist()], padding_side="right")
-    names = [f"{site_of(n)}.{view}" for n in step.models.layers for view in ("diff", "concat")]
+    tokens = pair.tokenise([texts[i] for i in order.tolist()]).tokens
+    sites, views = map(site_of, step.models.layers), ("diff", "concat")
+    names = [VirtualHook(site, view).name for site in sites for view in views]
     few = HarvestConfig(sequences_per_shard=32)
     harvest(pair, tokens, job.scratch / "activations", hook_names=names, config=few)
     publish(job.scratch / "activations", job)
@@ -170,10 +175,10 @@ def harvest_tokens(step: Step[Draw], inputs: Inputs, job: Job) -> None:
 def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
     """Train dictionaries of the usual kind at one layer in lockstep."""
     harvested = open_harvest(inputs["tokens"] / "activations")
-    names = tuple(name for name in harvested.hook_names if name.startswith(f"{step.site}."))
+    names = tuple(n for n in harvested.hook_names if VirtualHook.parse(n).site == step.site)
     activations = replace(harvested, hook_names=names)
     config = step.config
-    d_model = activations.rows(0, 1)[f"{step.site}.diff"].shape[-1]
+    d_model = activations.rows(0, 1)[VirtualHook(step.site, "diff").name].shape[-1]
     trainer = short_training(
         n_steps=config.n_steps,
         batch_size=config.batch_size,
@@ -205,18 +210,14 @@ def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> No
         torch.manual_seed(step.seed)
         sae: TrainingSAE = TrainingSAE.from_dict(_published(config, spec, vectors).to_dict())
     sae.to(job.device)
-    pair = read_json(inputs["pooled"] / PAIR)
-    sae.cfg.metadata.hook_name = f"{step.site}.{spec.view}"
-    sae.cfg.metadata.model_name = pair["finetuned"]
-    sae.cfg.metadata.prepend_bos = step.models.prepend_bos
-    sae.cfg.metadata.diffsae_lens = {
-        "pair": pair,
-        "view": spec.view,
-        "sign": "finetuned - base",
-        "seed": step.seed,
-        "skip_positions": 0,
-        "ignored_token_ids": [],
-    }
+    pair = PairMetadata.of_stored(read_json(inputs["pooled"] / PAIR))
+    DictionaryRecord(
+        hook_name=VirtualHook(step.site, spec.view).name,
+        model_name=pair.finetuned,
+        prepend_bos=step.models.prepend_bos,
+        pair=pair,
+        seed=step.seed,
+    ).write_to(sae.cfg)
     trainer = SAETrainerConfig(
         total_training_samples=config.n_passes * len(vectors),
         train_batch_size_samples=config.batch_size,
