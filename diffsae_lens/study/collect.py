@@ -26,7 +26,7 @@ def write_results(
     config: StudyConfig, stages: Sequence[Stage], plan: Plan, folders: Mapping[str, Path]
 ) -> Results:
     """Put the results together and write them, unless the file says the same already."""
-    rows = _collected(stages, folders)
+    rows: dict[str, Any] = {n: tuple(r) for n, r in _collected(stages, folders).items()}
     results = Results(
         config=plain(asdict(config)),
         versions=_versions(folders),
@@ -35,7 +35,7 @@ def write_results(
         deviations=config.deviations,
         contrasts=tuple(_contrasts(config, stages, folders)),
         cells=tuple(_cells(stages, plan)),
-        **{part: tuple(of_part) for part, of_part in rows.items()},
+        **rows,
     )
     file, made = plan.path / RESULTS, plain(results.as_dict())
     try:

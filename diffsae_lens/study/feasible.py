@@ -41,7 +41,8 @@ def check_feasible(config: "StudyConfig") -> None:
     behaviour = config.found_behaviour
     for name, draw in config.draws().items():
         check_draw(name, draw.n_samples, partial(draw.samples, behaviour))
-    for name, part in (("sayings", config.sayings), ("sweep", config.sweep)):
+    of_scenes = {"sayings": config.sayings, "sweep": config.sweep, "example": config.example}
+    for name, part in of_scenes.items():
         if part is not None:
             scenes = partial(
                 behaviour.minimal_pairs, "test", (None,), n_scenes=part.n_scenes, seed=config.seed
@@ -55,7 +56,9 @@ def check_feasible(config: "StudyConfig") -> None:
             f"`models.d_model` is {given}, but {config.models.base} is {size.d_model} wide"
         )
     for name, part in (("pooled", config.pooled), ("tokens", config.tokens)):
-        for spec in () if part is None else part.dictionaries:
+        if part is None:
+            continue
+        for spec in part.dictionaries:
             d_sae = spec.expansion * size.d_model
             if name == "tokens" or spec.kind == "crosscoder":
                 check_count(f"{name}.k", part.k, at_most=d_sae)
