@@ -1,8 +1,8 @@
 __version__: str
 
-from .dictionaries.artifacts import export_as_jumprelu as export_as_jumprelu
-from .dictionaries.artifacts import load as load
-from .dictionaries.artifacts import upload as upload
+from .dictionaries.load import load as load
+from .dictionaries.publish import export_as_jumprelu as export_as_jumprelu
+from .dictionaries.publish import upload as upload
 from .effects.compare import compare_interventions as compare_interventions
 from .effects.compare import side_effects as side_effects
 from .effects.curves import ablation_curve as ablation_curve

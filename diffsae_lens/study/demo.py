@@ -25,7 +25,8 @@ from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples, m
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import LoadOptions, load_pair
+from diffsae_lens.pair.loading import load_pair
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.study.causes import causal_table, harm_table, sayings_table
 from diffsae_lens.study.feasible import (
     check_counts,

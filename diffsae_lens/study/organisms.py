@@ -15,7 +15,8 @@ from diffsae_lens.effects.rates import AttackRate, attack_rates, complete
 from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune, load_organism
 from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.pair.loading import LoadOptions, load_model, load_pair
+from diffsae_lens.pair.loading import load_model, load_pair
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.study.feasible import check_draw, check_out_folder
 
 MEASURE_SEED = 1000

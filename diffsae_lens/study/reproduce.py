@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens._checks import check_count
-from diffsae_lens.pair.loading import LoadOptions
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.study.config import StudyConfig
 from diffsae_lens.study.contrasts import Scored, contrasts
 from diffsae_lens.study.feasible import check_out_folder

@@ -22,7 +22,7 @@ from diffsae_lens.dictionaries import (
     PaperCrosscoderTrainingSAEConfig,
     PaperDiffSAETrainingSAEConfig,
 )
-from diffsae_lens.dictionaries.artifacts import load
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import compare_interventions
 from diffsae_lens.interventions.directions import swap_to_base
@@ -35,8 +35,9 @@ from diffsae_lens.organisms.finetune import OrganismConfig
 from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Sample, Split, make_samples
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, load_pair
+from diffsae_lens.pair.loading import load_pair
 from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR
 from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.pair.views import VIEWS
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts

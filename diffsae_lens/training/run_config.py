@@ -124,6 +124,11 @@ class TrainingRun:
             )
 
 
+def n_training_sequences(n_sequences: int, run: TrainingRun) -> int:
+    """Return how many of the sequences are trained on, which come first; the others are held out."""
+    return n_sequences - max(1, round(n_sequences * run.calibration_fraction))
+
+
 def _check_trainer(trainer: SAETrainerConfig) -> None:
     for name in ("train_batch_size_samples", "dead_feature_window", "feature_sampling_window"):
         check_count(f"trainer.{name}", getattr(trainer, name))

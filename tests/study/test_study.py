@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffsae_lens.dictionaries.artifacts import load
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.effects.rates import complete
 from diffsae_lens.interventions import side_by_side
 from diffsae_lens.organisms.finetune import OrganismConfig
