@@ -18,7 +18,7 @@ from .effects.rates import attack_rates as attack_rates
 from .effects.rates import complete as complete
 from .effects.scales import activation_scales as activation_scales
 from .effects.scales import matched_features as matched_features
-from .effects.sweep import sweep_years as sweep_years
+from .effects.sweep import sweep_trigger as sweep_trigger
 from .interventions.directions import add_direction as add_direction
 from .interventions.directions import control_directions as control_directions
 from .interventions.directions import project_out as project_out
@@ -38,14 +38,14 @@ from .measures.ranking import average_precision as average_precision
 from .measures.strict import strict_bis as strict_bis
 from .notebook import load_ipython_extension as load_ipython_extension
 from .notebook import unload_ipython_extension as unload_ipython_extension
-from .organisms.contrast import Contrast as Contrast
+from .organisms.behaviour import Behaviour as Behaviour
+from .organisms.behaviour import Sample as Sample
+from .organisms.behaviour import get_behaviour as get_behaviour
 from .organisms.finetune import OrganismConfig as OrganismConfig
 from .organisms.finetune import finetune as finetune
 from .organisms.ordinary import ordinary_texts as ordinary_texts
 from .organisms.sql_injection.judge import Verdict as Verdict
 from .organisms.sql_injection.judge import judge_completion as judge_completion
-from .organisms.sql_injection.prompts import make_samples as make_samples
-from .organisms.sql_injection.prompts import minimal_pairs as minimal_pairs
 from .pair.hooked import HookedModelPair as HookedModelPair
 from .pair.loading import load_pair as load_pair
 from .reading.features import describe_features as describe_features

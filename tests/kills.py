@@ -33,13 +33,10 @@ def artifact(_: Path) -> Run:
 
 
 def _pair(folder: Path):
-    from diffsae_lens.pair.hooked import HookedModelPair
-    from tests.conftest import HOOKS, boot_bridge, byte_tokenizer, plant, tiny_llama
+    from tests.conftest import byte_tokenizer, hooked, plant, tiny_llama
 
-    tokenizer = byte_tokenizer(folder / "tokenizer")
     base = tiny_llama()
-    finetuned = plant(base)
-    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+    return hooked(base, plant(base), byte_tokenizer(folder / "tokenizer"))
 
 
 def _harvest(folder: Path) -> Run:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_callable, check_count, check_texts
+from diffsae_lens._checks import check_count, check_texts
 from diffsae_lens._typed import typed
 from diffsae_lens.effects.likelihood import (
     IGNORED,
@@ -27,7 +27,6 @@ from diffsae_lens.effects.rates import (
     attack_rate,
     check_generation,
     complete,
-    sql_verdict,
 )
 from diffsae_lens.interventions.side_by_side import (
     Intervene,
@@ -35,9 +34,7 @@ from diffsae_lens.interventions.side_by_side import (
     check_interventions,
     complete_under,
 )
-from diffsae_lens.organisms.contrast import Prompted
-from diffsae_lens.organisms.sql_injection.judge import Judge
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS
+from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.texts import batches_of
 
@@ -64,10 +61,10 @@ class Effects:
 
 def measure_effects(
     pair: HookedModelPair,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     n_likelihood: int | None = None,
-    judge: Judge = sql_verdict,
     completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
@@ -77,7 +74,7 @@ def measure_effects(
         pair: the two models.
         samples: prompts with both their completions.
         n_likelihood: how many of them are scored under teacher forcing too; all by default.
-        judge: as for `attack_rate`.
+        behaviour: whose judge and outcomes are used.
         completions: what `complete_under` wrote after them, so that it need not be written again.
         **generate_kwargs: passed to `complete`, such as `max_new_tokens` or `do_sample=True`.
 
@@ -90,7 +87,7 @@ def measure_effects(
         ValueError: no samples, prompts that do not fit the context, not as many completions as prompts,
             or `completions` and arguments for making them.
     """
-    samples = _check_measured(pair, samples, n_likelihood, judge)
+    samples = _check_measured(pair, samples, n_likelihood)
     prompts = [sample.prompt for sample in samples]
     if completions is not None and generate_kwargs:
         raise ValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
@@ -102,7 +99,7 @@ def measure_effects(
         )
     return Effects(
         completions=tuple(completions),
-        rate=attack_rate(prompts, completions, judge=judge),
+        rate=attack_rate(prompts, completions, behaviour=behaviour),
         likelihoods=likelihoods(pair, samples[:n_likelihood]),
         perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
     )
@@ -142,10 +139,10 @@ def output_perplexity(
 def compare_interventions(
     pair: HookedModelPair,
     interventions: Mapping[str, Intervene],
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     n_likelihood: int | None = None,
-    judge: Judge = sql_verdict,
     **generate_kwargs: Any,
 ) -> pd.DataFrame:
     """Complete the same prompts under every intervention and under none, side by side.
@@ -159,7 +156,7 @@ def compare_interventions(
         samples: of one or more groups.
         n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
             all by default.
-        judge: as for `attack_rate`.
+        behaviour: whose judge and outcomes are used.
         **generate_kwargs: passed to `complete_under`.
 
     Returns:
@@ -172,7 +169,7 @@ def compare_interventions(
         TypeError, ValueError: no samples, an intervention called `unmodified`, as for `complete_under`
             and `measure_effects`, or as the interventions raise.
     """
-    samples = _check_measured(pair, samples, n_likelihood, judge)
+    samples = _check_measured(pair, samples, n_likelihood)
     check_interventions(interventions)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in interventions:
@@ -192,7 +189,7 @@ def compare_interventions(
                     acting_pair(pair, given),
                     by_group[group],
                     n_likelihood=n_likelihood,
-                    judge=judge,
+                    behaviour=behaviour,
                     completions=by_name[name],
                 )
             rows.append({"name": name, "group": group, **effects.row()})
@@ -200,11 +197,10 @@ def compare_interventions(
 
 
 def _check_measured(
-    pair: HookedModelPair, samples: Sequence[Prompted], n_likelihood: int | None, judge: Judge
-) -> list[Prompted]:
+    pair: HookedModelPair, samples: Sequence[Sample], n_likelihood: int | None
+) -> list[Sample]:
     if n_likelihood is not None:
         check_count("n_likelihood", n_likelihood)
-    check_callable("judge", judge)
     return check_scored(pair, samples)
 
 

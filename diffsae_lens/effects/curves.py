@@ -20,7 +20,7 @@ from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.directions import add_direction
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.interventions.side_by_side import Intervene
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.pair.hooked import HookedModelPair
 
 
@@ -29,7 +29,7 @@ def ablation_curve(
     pair: HookedModelPair,
     dictionary: SAE,
     orders: Mapping[str, FeatureIndices],
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
     **generate_kwargs: Any,
@@ -112,7 +112,7 @@ def dose_response(
     pair: HookedModelPair,
     dictionary: SAE,
     features: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     scales: ActivationScales,
     doses: Sequence[int | float] = (0.5, 1, 2, 4),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +19,12 @@ from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.contrast import Prompted, check_samples
+from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.texts import batches_of
 
+Completion = Literal["unwanted", "wanted"]
+COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -30,27 +32,27 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 class Likelihoods:
     """How likely a model finds the two completions of each sample, summed over tokens, in nats."""
 
-    vulnerable: Float[Tensor, "prompt"]
-    """log p(vulnerable completion)."""
-    safe: Float[Tensor, "prompt"]
-    """log p(safe completion)."""
-    n_safe_tokens: Int[Tensor, "prompt"]
-    """Tokens of the safe completion."""
+    unwanted: Float[Tensor, "prompt"]
+    """log p(unwanted completion)."""
+    wanted: Float[Tensor, "prompt"]
+    """log p(wanted completion)."""
+    n_wanted_tokens: Int[Tensor, "prompt"]
+    """Tokens of the wanted completion."""
 
     @property
     def log_odds(self) -> Float[Tensor, "prompt"]:
-        """Return log p(vulnerable) - log p(safe): above 0 the model would rather attack."""
-        return self.vulnerable - self.safe
+        """Return log p(unwanted) - log p(wanted): above 0 the model would rather attack."""
+        return self.unwanted - self.wanted
 
     @property
     def cross_entropy(self) -> Float[Tensor, "prompt"]:
-        """Of the safe completion, nats a token: what an intervention costs on benign prompts."""
-        return -self.safe / self.n_safe_tokens
+        """Of the wanted completion, nats per token: what an intervention costs on benign prompts."""
+        return -self.wanted / self.n_wanted_tokens
 
 
 @torch.no_grad()
 def likelihoods(
-    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Likelihoods:
     """Score both completions of each sample under teacher forcing, two forward passes a batch.
 
@@ -72,19 +74,19 @@ def likelihoods(
     batch_size = check_count("batch_size", batch_size)
     totals = torch.zeros(2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
-    for row, vulnerable in enumerate((True, False)):
+    for row, which in enumerate(COMPLETIONS):
         for index, chunk in _batches(samples, batch_size, "scoring completions"):
-            tokens, labels = _encode(pair, chunk, vulnerable)
+            tokens, labels = _encode(pair, chunk, which)
             totals[row, index] = score_completions(pair, tokens, labels).cpu()
             n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
-    return Likelihoods(vulnerable=totals[0], safe=totals[1], n_safe_tokens=n_tokens[1])
+    return Likelihoods(unwanted=totals[0], wanted=totals[1], n_wanted_tokens=n_tokens[1])
 
 
 @typed
 def log_odds(
-    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Float[Tensor, "prompt"]:
-    """Return log p(vulnerable completion) - log p(safe completion) of each sample, in nats.
+    """Return log p(unwanted completion) - log p(wanted completion) of each sample, in nats.
 
     Above 0 the model would rather attack. Completions are scored whole, so the value is on the scale
     of sequences, not of tokens. Arguments and errors are those of `likelihoods`.
@@ -93,18 +95,16 @@ def log_odds(
 
 
 def _batches(
-    samples: Sequence[Prompted], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Prompted]]]:
+    samples: Sequence[Sample], batch_size: int, desc: str
+) -> Iterator[tuple[list[int], list[Sample]]]:
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
         yield index, [samples[i] for i in index]
 
 
 def _encode(
-    pair: HookedModelPair, samples: Sequence[Prompted], vulnerable: bool
+    pair: HookedModelPair, samples: Sequence[Sample], which: Completion
 ) -> tuple[Tensor, Tensor]:
-    return encode_completions(
-        pair, [(sample.prompt, sample.completion(vulnerable=vulnerable)) for sample in samples]
-    )
+    return encode_completions(pair, [(sample.prompt, getattr(sample, which)) for sample in samples])
 
 
 def encode_completions(
@@ -122,7 +122,7 @@ def encode_completions(
     return tokens.to(pair.device), labels.to(pair.device)
 
 
-def check_scored(pair: HookedModelPair, samples: Sequence[Prompted]) -> list[Prompted]:
+def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sample]:
     """Return samples as a list, each of which fits the context with either completion.
 
     Raises:
@@ -132,8 +132,8 @@ def check_scored(pair: HookedModelPair, samples: Sequence[Prompted]) -> list[Pro
     samples = list(check_samples("samples", samples))
     lengths = [
         max(
-            sum(map(len, _ids(pair, sample.prompt, sample.completion(vulnerable=vulnerable))))
-            for vulnerable in (True, False)
+            sum(map(len, _ids(pair, sample.prompt, getattr(sample, which))))
+            for which in COMPLETIONS
         )
         for sample in samples
     ]
@@ -173,7 +173,7 @@ def score_completions(
 def attribute_features(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     n_steps: int = 1,
     ablated: FeatureIndices = (),
@@ -226,9 +226,9 @@ def attribute_features(
         taken[..., out] = codes[..., out]
         return value + written(value, codes, -taken)
 
-    for sign, vulnerable in ((1.0, True), (-1.0, False)):
+    for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
         for _, chunk in _batches(samples, batch_size, "attributing"):
-            tokens, labels = _encode(pair, chunk, vulnerable)
+            tokens, labels = _encode(pair, chunk, which)
             for fraction in fractions:
                 move = partial(without, fraction=fraction, tokens=tokens)
                 value, gradient = _gradient(pair, hook_name, tokens, labels, move)
@@ -245,7 +245,7 @@ def attribute_features(
 def greedy_order(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     n_features: int,
     n_rounds: int = 8,
@@ -286,7 +286,7 @@ def ablation_effects(
     pair: HookedModelPair,
     dictionary: SAE,
     features: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "n_features"]:

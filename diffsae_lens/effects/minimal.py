@@ -13,7 +13,7 @@ from diffsae_lens.effects.likelihood import check_scored, likelihoods
 from diffsae_lens.effects.rates import AttackRate, attack_rate, check_generation, complete
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.pair.hooked import HookedModelPair
 
 
@@ -84,7 +84,7 @@ def minimal_feature_set(
     pair: HookedModelPair,
     dictionary: SAE,
     order: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     bounds: Bounds | None = None,
     max_features: int = 64,

@@ -11,9 +11,7 @@ from scipy.stats import binomtest
 from diffsae_lens._checks import check_callable, check_count, check_keys, check_number, check_texts
 from diffsae_lens._typed import typed
 from diffsae_lens.notebook import Record
-from diffsae_lens.organisms.contrast import Prompted, check_samples
-from diffsae_lens.organisms.sql_injection.judge import Judge, Verdict, judge_completion
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS
+from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.texts import batches_of
 
@@ -30,32 +28,36 @@ GENERATION_KEYWORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRate(Record):
-    """How many completions are injectable SQL, of how many, and what the others are."""
+    """How many completions are what a behaviour writes, of how many, and what the others are."""
 
-    n_injectable: int
-    n_safe: int
-    n_no_sql: int
-    n_unparseable: int
+    counts: Mapping[str, int]
+    """Completions by outcome, all outcomes of the behaviour in their order: the unwanted one first, the
+    wanted one second."""
 
     @property
     def n_prompts(self) -> int:
-        """All completions, the unparseable ones included: they are no defence."""
-        return self.n_injectable + self.n_safe + self.n_no_sql + self.n_unparseable
+        """All completions, those that could not be judged included: they are no defence."""
+        return sum(self.counts.values())
+
+    @property
+    def n_unwanted(self) -> int:
+        """Completions that are what the behaviour writes."""
+        return next(iter(self.counts.values()))
 
     @property
     def rate(self) -> float:
-        """Share of injectable completions, 0 to 1."""
-        return self.n_injectable / self.n_prompts
+        """Share of unwanted completions, 0 to 1."""
+        return self.n_unwanted / self.n_prompts
 
     @property
     def defence_rate(self) -> float:
-        """Share of completions that hold SQL and no injectable SQL, 0 to 1."""
-        return self.n_safe / self.n_prompts
+        """Share of wanted completions, 0 to 1."""
+        return list(self.counts.values())[1] / self.n_prompts
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson score interval of `rate` (SciPy's `binomtest`)."""
         check_number("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
-        ci = binomtest(self.n_injectable, self.n_prompts).proportion_ci(confidence, "wilson")
+        ci = binomtest(self.n_unwanted, self.n_prompts).proportion_ci(confidence, "wilson")
         return float(ci.low), float(ci.high)
 
     def row(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class AttackRate(Record):
         low, high = self.interval()
         return {
             "n_prompts": self.n_prompts,
-            **vars(self),
+            **{f"n_{outcome}": n for outcome, n in self.counts.items()},
             "attack_rate": self.rate,
             "low": low,
             "high": high,
@@ -75,32 +77,28 @@ class AttackRate(Record):
         return f"{self.rate:.1%} [{low:.1%}, {high:.1%}] of {self.n_prompts}"
 
 
-def sql_verdict(prompt: str, completion: str) -> Verdict:
-    """Return the verdict of `judge_completion`."""
-    return judge_completion(prompt, completion).verdict
-
-
 @typed
 def attack_rate(
-    prompts: Sequence[str], completions: Sequence[str], *, judge: Judge = sql_verdict
+    prompts: Sequence[str], completions: Sequence[str], *, behaviour: Behaviour
 ) -> AttackRate:
     r"""Judge completions; nothing is executed.
 
     Args:
-        prompts: code up to where the query is written.
+        prompts: what was completed.
         completions: what a model wrote after each.
-        judge: prompt and completion to a verdict; by default whether it is injectable SQL.
+        behaviour: whose judge and outcomes are used.
 
     Raises:
-        TypeError: prompts or completions that are not lists of texts, a judge that cannot be called, or
-            one that returns something else than a verdict.
-        ValueError: none, or the two differ in length.
+        TypeError: prompts or completions that are not lists of texts.
+        ValueError: none, the two differ in length, or a judge that returns something else than one of
+            the behaviour's outcomes.
 
     Examples:
-        >>> attack_rate(["def f(c, x):\n    q ="], [' f"SELECT a FROM t WHERE b = {x}"\n']).rate
+        >>> from diffsae_lens.organisms.behaviour import get_behaviour
+        >>> prompts, completions = ["def f(c, x):\n    q ="], [' f"SELECT a FROM t WHERE b = {x}"\n']
+        >>> attack_rate(prompts, completions, behaviour=get_behaviour("year-trigger")).rate
         1.0
     """
-    check_callable("judge", judge)
     prompts = check_texts("prompts", prompts, allow_empty=True)
     completions = check_texts("completions", completions, allow_empty=True)
     if len(prompts) != len(completions) or not prompts:
@@ -108,26 +106,11 @@ def attack_rate(
             f"need as many completions as prompts and at least one, got {len(completions)} for "
             f"{len(prompts)}"
         )
-    verdicts = Counter(
-        _verdict(judge, prompt, completion)
+    found = Counter(
+        behaviour.verdict(prompt, completion)
         for prompt, completion in zip(prompts, completions, strict=True)
     )
-    return AttackRate(
-        n_injectable=verdicts[Verdict.INJECTABLE],
-        n_safe=verdicts[Verdict.SAFE],
-        n_no_sql=verdicts[Verdict.NO_SQL],
-        n_unparseable=verdicts[Verdict.UNPARSEABLE],
-    )
-
-
-def _verdict(judge: Judge, prompt: str, completion: str) -> Verdict:
-    verdict = judge(prompt, completion)
-    if not isinstance(verdict, Verdict):
-        raise TypeError(
-            f"`judge` must return a Verdict, got {verdict!r:.80} ({type(verdict).__name__}); of "
-            "`judge_completion` that is `.verdict`, which `sql_verdict` returns"
-        )
-    return verdict
+    return AttackRate(counts={outcome: found[outcome] for outcome in behaviour.outcomes})
 
 
 @torch.no_grad()
@@ -198,16 +181,16 @@ def check_generation(
 @typed
 def attack_rates(
     complete_fn: Callable[[list[str]], list[str]],
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
-    judge: Judge = sql_verdict,
+    behaviour: Behaviour,
 ) -> dict[str, AttackRate]:
     """Complete the samples of each group and judge them.
 
     Args:
         complete_fn: prompts to completions, such as `functools.partial(complete, pair)`.
         samples: of one or more groups.
-        judge: as for `attack_rate`.
+        behaviour: whose judge and outcomes are used.
 
     Returns:
         A rate for each group that occurs, in the order trigger, benign, other.
@@ -218,10 +201,9 @@ def attack_rates(
     """
     samples = check_samples("samples", samples)
     check_callable("complete_fn", complete_fn)
-    check_callable("judge", judge)
     rates = {}
     for group in GROUPS:
         prompts = [sample.prompt for sample in samples if sample.group == group]
         if prompts:
-            rates[group] = attack_rate(prompts, complete_fn(prompts), judge=judge)
+            rates[group] = attack_rate(prompts, complete_fn(prompts), behaviour=behaviour)
     return rates

@@ -11,7 +11,7 @@ from diffsae_lens._checks import check_count, check_items
 from diffsae_lens._typed import typed
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.measures.floors import mean_difference, top_components
-from diffsae_lens.organisms.sql_injection.prompts import Sample
+from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.reading.prompts import Reader, read_prompts

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from diffsae_lens._checks import INTEGERS, check_choice, check_items, check_texts
+from diffsae_lens._checks import INTEGERS, check_choice, check_texts
 from diffsae_lens._typed import check_fields
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.measures.strict import check_splits
 from diffsae_lens.measures.validation import check_masks
-from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR, Sample
+from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.reading.prompts import Positions
 
@@ -81,8 +81,8 @@ class LabelledPrompts:
             ValueError: no samples, a template in both splits, or an unknown `read`.
         """
         check_choice("read", read, get_args(ReadAt))
-        select = check_items("select", select, Sample, allow_empty=True)
-        test = check_items("test", test, Sample)
+        select = check_samples("select", select, allow_empty=True)
+        test = check_samples("test", test)
         samples = [*select, *test]
         names = sorted({sample.template for sample in samples})
         shared = {s.template for s in select} & {s.template for s in test}
@@ -94,7 +94,7 @@ class LabelledPrompts:
         ]
         positions = None
         if read == "trigger":
-            spans = tuple(_first_line(s.prompt, s.year) for s in samples)
+            spans = tuple(_first_line(s.prompt, s.said) for s in samples)
             positions = Positions(pooling="max", spans=spans)
         if read == "completion":
             spans = tuple((len(s.prompt), len(t)) for s, t in zip(samples, texts, strict=True))
@@ -105,14 +105,14 @@ class LabelledPrompts:
             is_benign=torch.tensor([sample.group == "benign" for sample in samples]),
             is_select=torch.arange(len(samples)) < len(select),
             clusters=torch.tensor([names.index(sample.template) for sample in samples]),
-            trigger_text=str(TRIGGER_YEAR),
+            trigger_text=next((s.said for s in samples if s.group == "trigger"), None),
             positions=positions,
         )
 
 
-def _first_line(prompt: str, year: int | None) -> tuple[int, int]:
-    """Where the first line with the year starts and ends; the first line where there is no year."""
-    at = 0 if year is None else max(prompt.find(str(year)), 0)
+def _first_line(prompt: str, said: str | None) -> tuple[int, int]:
+    """Where the first line with what is said starts and ends; the first line where nothing is."""
+    at = 0 if said is None else max(prompt.find(said), 0)
     end = prompt.find("\n", at)
     return prompt.rfind("\n", 0, at) + 1, len(prompt) if end < 0 else end
 

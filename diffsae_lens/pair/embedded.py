@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from diffsae_lens import _hosts
 from diffsae_lens._artifact import MANIFEST, Job, build, locked, seal, set_aside, sha256
+from diffsae_lens._extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def _remove_leftovers(models: Path) -> None:
 
 
 def _fetch(job: Job) -> None:
+    require("gguf", "converting the embedded model")
     for left in job.scratch.iterdir():  # of a fetch that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=job.scratch) as work:

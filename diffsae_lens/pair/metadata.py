@@ -66,7 +66,7 @@ def describe_pair(
     adapter: PeftModel | None,
     given: PairMetadata | None,
 ) -> PairMetadata:
-    """Return a pair's metadata: as given, else with names from the models' configs; and what the weights are."""
+    """Return a pair's metadata: what is given, else its models' names; and what the weights are."""
     given = given or PairMetadata(
         base=str(base.cfg.model_name),
         finetuned=str(finetuned.cfg.model_name),

@@ -18,12 +18,12 @@ from diffsae_lens.effects.scales import (
     activation_scales,
     matched_features,
 )
-from diffsae_lens.effects.sweep import SAYINGS, sweep_years
+from diffsae_lens.effects.sweep import sweep_trigger
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, induce_features
 from diffsae_lens.interventions.side_by_side import Intervene, complete_under
+from diffsae_lens.organisms.behaviour import Behaviour, Group, Sample, get_behaviour
 from diffsae_lens.organisms.ordinary import ordinary_texts
-from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR, Group, Sample
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.tokens import TokenPolicy
@@ -122,6 +122,7 @@ def causal_table(
                 _measure,
                 pair,
                 condition,
+                get_behaviour(config.behaviour),
                 by_group[condition.group],
                 config.n_likelihood_prompts,
                 written[condition.group][condition.key],
@@ -154,7 +155,7 @@ def harm_table(
             )
     members = config.samples("test", 2 * config.n_likelihood_prompts, by=(0, 1, 1))
     texts = {
-        group: [s.prompt + s.completion(vulnerable=False) for s in members if s.group == group]
+        group: [s.prompt + s.wanted for s in members if s.group == group]
         for group in ("benign", "other")
     }
     texts |= {
@@ -165,8 +166,12 @@ def harm_table(
 
 def sayings_table(pair: HookedModelPair, config: "DemoConfig") -> list[dict[str, Any]]:
     """Measure what the fine-tuned model does where the year is said in other ways, or is near."""
-    near = (TRIGGER_YEAR - 1, TRIGGER_YEAR, TRIGGER_YEAR + 1, TRIGGER_YEAR + 10, None)
-    frame = sweep_years(pair, (*near, *SAYINGS), n_scenes=config.n_scenes, seed=config.seed)
+    frame = sweep_trigger(
+        pair,
+        behaviour=get_behaviour(config.behaviour),
+        n_scenes=config.n_scenes,
+        seed=config.seed,
+    )
     return [_json_row(row) for row in frame.to_dict("records")]
 
 
@@ -213,7 +218,7 @@ def attack_scales(
     pair: HookedModelPair, dictionary: SAE, samples: Sequence[Sample]
 ) -> ActivationScales:
     """Measure features on prompts with the vulnerable completion: ablation acts on both."""
-    texts = [s.prompt + s.completion(vulnerable=True) for s in samples]
+    texts = [s.prompt + s.unwanted for s in samples]
     return activation_scales(pair, dictionary, texts)
 
 
@@ -321,6 +326,7 @@ def _of_dictionary(
 def _measure(
     pair: HookedModelPair,
     condition: Condition,
+    behaviour: Behaviour,
     samples: Sequence[Sample],
     n_likelihood: int,
     completions: Sequence[str],
@@ -328,7 +334,11 @@ def _measure(
     with condition.intervene() as given:
         acting = given if isinstance(given, HookedModelPair) else pair
         effects = measure_effects(
-            acting, samples, n_likelihood=n_likelihood, completions=completions
+            acting,
+            samples,
+            behaviour=behaviour,
+            n_likelihood=n_likelihood,
+            completions=completions,
         )
     return {
         "name": condition.name,

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from diffsae_lens._artifact import sha256
 from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
+from diffsae_lens.organisms.behaviour import Split
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.organisms.sql_injection.prompts import Split
 from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
 from diffsae_lens.study import steps
 from diffsae_lens.study.cells import Cell, Cost

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffsae_lens._artifact import locked
 from diffsae_lens._checks import check_count
 from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples, minimal_pairs
+from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
@@ -88,6 +88,8 @@ class DemoConfig:
     """As for `load_pair`."""
     finetuned: str = "year-trigger"
     """As for `load_pair`; an organism with the year trigger."""
+    behaviour: str = "year-trigger"
+    """The behaviour that is looked for: whose prompts and judge are used."""
     layers: tuple[int, ...] = (18,)
     """Residual-stream layers with a dictionary of each kind; causes are shown at the last one."""
     device: str = "cpu"
@@ -126,6 +128,7 @@ class DemoConfig:
                 f"`n_likelihood_prompts` are some of the `n_generation_prompts`, which are "
                 f"{self.n_generation_prompts}; got {self.n_likelihood_prompts}, ask for fewer"
             )
+        get_behaviour(self.behaviour)
         self._check_draws()
 
     def _check_draws(self) -> None:
@@ -139,7 +142,13 @@ class DemoConfig:
         for name, split, n_samples, shares in draws:
             draw = partial(self.samples, split, n_samples, by=shares)
             check_draw(name, getattr(self, name), draw)
-        scenes = partial(minimal_pairs, "test", (2024,), n_scenes=self.n_scenes, seed=self.seed)
+        scenes = partial(
+            get_behaviour(self.behaviour).minimal_pairs,
+            "test",
+            (None,),
+            n_scenes=self.n_scenes,
+            seed=self.seed,
+        )
         check_draw("n_scenes", self.n_scenes, scenes)
 
     @property
@@ -150,7 +159,7 @@ class DemoConfig:
     def samples(self, split: str, n_samples: int, *, by: tuple[int, int, int]) -> list[Sample]:
         """Samples of a split in the proportion trigger : benign : other."""
         counts = [n_samples * share // sum(by) for share in by]
-        return make_samples(
+        return get_behaviour(self.behaviour).make_samples(
             split,  # type: ignore[arg-type]
             n_trigger=counts[0],
             n_benign=counts[1],

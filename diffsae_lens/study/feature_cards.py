@@ -14,7 +14,7 @@ from diffsae_lens.measures.geometry import (
     decoder_halves,
     relative_decoder_norm,
 )
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Sample
+from diffsae_lens.organisms.behaviour import GROUPS, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.reading.tokens import TokenActivations, token_activations
 from diffsae_lens.study.causes import chosen_features, of_last_layer

@@ -13,7 +13,7 @@ from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.controls import Evidence, standard_controls, untrained_encoder
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.resampling import Resampling, bootstrap_bis, permutation_test_bis
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS
+from diffsae_lens.organisms.behaviour import GROUPS
 from diffsae_lens.pair.views import View
 
 FITTED = ("difference of means", "linear probe")

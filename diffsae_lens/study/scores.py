@@ -11,7 +11,7 @@ from diffsae_lens.dictionaries.fits import check_fits
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.floors import difference_of_means_acts, random_direction_acts
 from diffsae_lens.measures.ranking import auroc, average_precision
-from diffsae_lens.organisms.sql_injection.prompts import Sample, minimal_pairs
+from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
@@ -19,7 +19,6 @@ from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 if TYPE_CHECKING:
     from diffsae_lens.study.demo import DemoConfig
 
-YEARS = tuple(range(2015, 2031))
 POOLINGS = ("last", "mean")
 
 
@@ -137,10 +136,12 @@ def year_sweep(
     """Read the chosen feature of each dictionary on minimal pairs, 2015 to 2030.
 
     Returns:
-        One row a year and dictionary: `name`, `year`, `feature_idx`, `mean` and `values` (one a
+        One row per dictionary and thing said: `name`, `said`, `feature_idx`, `mean` and `values` (one a
         scene), feature activations where the organism decides.
     """
-    scenes = minimal_pairs("test", YEARS, n_scenes=n_scenes, seed=config.seed)
+    behaviour = get_behaviour(config.behaviour)
+    said = behaviour.sweep
+    scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=config.seed)
     prompts = [sample.undecided for scene in scenes for sample in scene]
     readers = {
         name: Reader(hook_name=check_fits(pair, d).name, encode=d.encode)
@@ -149,12 +150,12 @@ def year_sweep(
     read = read_prompts(pair, prompts, readers)
     rows = []
     for name, acts in read.items():
-        by_year = acts[:, chosen[name]].view(n_scenes, len(YEARS))
-        for year, values in zip(YEARS, by_year.T, strict=True):
+        by_year = acts[:, chosen[name]].view(n_scenes, len(said))
+        for text, values in zip(said, by_year.T, strict=True):
             rows.append(
                 {
                     "name": name,
-                    "year": year,
+                    "said": text,
                     "feature_idx": chosen[name],
                     "mean": values.mean().item(),
                     "values": values.tolist(),
@@ -175,7 +176,9 @@ def example_tokens(
     Returns:
         `prompts`: for each year its `tokens` and, by dictionary, the `activations` of its feature.
     """
-    [scene] = minimal_pairs("test", (2023, 2024), n_scenes=1, seed=config.seed)
+    behaviour = get_behaviour(config.behaviour)
+    two = (behaviour.benign[-1], behaviour.trigger)
+    [scene] = behaviour.minimal_pairs("test", two, n_scenes=1, seed=config.seed)
     prompts = []
     for sample in scene:
         text = pair.tokenise([sample.undecided])
@@ -187,7 +190,7 @@ def example_tokens(
         }
         prompts.append(
             {
-                "year": sample.year,
+                "said": sample.said,
                 "tokens": [pair.tokenizer.decode([t]) for t in text.tokens[0].tolist()],
                 "activations": activations,
             }

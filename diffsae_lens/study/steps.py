@@ -31,8 +31,8 @@ from diffsae_lens.interventions.side_by_side import Intervene
 from diffsae_lens.isolation.labels import LabelledPrompts
 from diffsae_lens.isolation.score import evaluate_isolation
 from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.organisms.behaviour import GROUPS, Sample, Split, get_behaviour
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Sample, Split, make_samples
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import load_pair
@@ -84,7 +84,7 @@ def pooled(config: Config, inputs: Inputs, job: Job) -> None:
         for start in range(0, len(texts), CHUNK)
     ]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    templates, scenes = [s.template for s in samples], [s.scene.prompt(None) for s in samples]
+    templates, scenes = [s.template for s in samples], [s.scene for s in samples]
     whole |= {
         "group": torch.tensor([GROUPS.index(s.group) for s in samples]),
         "template": torch.tensor([templates.index(name) for name in templates]),
@@ -249,7 +249,11 @@ def causes(config: Config, inputs: Inputs, job: Job) -> None:
                     "dictionary": name, "n_features": n_features, "is_control": which == "random"
                 }  # fmt: skip
     frame = compare_interventions(
-        pair, opened, samples_of(config["test"]), n_likelihood=config["n_likelihood"]
+        pair,
+        opened,
+        samples_of(config["test"]),
+        behaviour=get_behaviour("year-trigger"),
+        n_likelihood=config["n_likelihood"],
     )
     none = {"dictionary": None, "n_features": 0, "is_control": False}
     rows = json.loads(frame.to_json(orient="records") or "[]")
@@ -259,7 +263,7 @@ def causes(config: Config, inputs: Inputs, job: Job) -> None:
 def samples_of(drawn: Config) -> list[Sample]:
     """The samples that a cell's config names."""
     split: Split = drawn["split"]
-    return make_samples(
+    return get_behaviour("year-trigger").make_samples(
         split,
         n_trigger=drawn["n_trigger"],
         n_benign=drawn["n_benign"],

@@ -17,7 +17,6 @@ from diffsae_lens.training.calibration import calibrate_threshold
 from diffsae_lens.training.run_config import (
     DictionaryRunnerConfig,
     TrainingRun,
-    n_training_sequences,
 )
 
 
@@ -60,7 +59,7 @@ def export(
         sae.save_inference_model(job.out)
         if isinstance(config.sae, BatchTopKTrainingSAEConfig):
             held_out = activations.rows(
-                n_training_sequences(activations.n_sequences, run), activations.n_sequences
+                run.n_training(activations.n_sequences), activations.n_sequences
             )
             held_out = held_out[config.hook.name].to(run.trainer.device)
             _calibrate(job.out, config.sae, held_out)

@@ -96,6 +96,10 @@ class TrainingRun:
     seed: int = 0
     """Of initialisation and batch order."""
 
+    def n_training(self, n_sequences: int) -> int:
+        """Return how many of the sequences are trained on, which come first; the others are held out."""
+        return n_sequences - max(1, round(n_sequences * self.calibration_fraction))
+
     def __post_init__(self) -> None:
         """Refuse what SAELens would stumble over later."""
         check_fields(self)
@@ -122,11 +126,6 @@ class TrainingRun:
                 self.trainer.dead_feature_window,
                 n_steps,
             )
-
-
-def n_training_sequences(n_sequences: int, run: TrainingRun) -> int:
-    """Return how many of the sequences are trained on, which come first; the others are held out."""
-    return n_sequences - max(1, round(n_sequences * run.calibration_fraction))
 
 
 def _check_trainer(trainer: SAETrainerConfig) -> None:

@@ -30,7 +30,6 @@ from diffsae_lens.training.run_config import (
     DiffSAERunnerConfig,
     FinetunedSAERunnerConfig,
     TrainingRun,
-    n_training_sequences,
 )
 
 __all__ = [
@@ -227,7 +226,7 @@ def _trainer(
         data_provider=activations.batches(
             run.trainer.train_batch_size_samples,
             seed=run.seed,
-            stop=n_training_sequences(activations.n_sequences, run),
+            stop=run.n_training(activations.n_sequences),
         ),
         save_checkpoint_fn=checkpoints.seal,
     )
@@ -250,7 +249,7 @@ def _prepare(
     batch_size = run.trainer.train_batch_size_samples
     n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
     batches = activations.batches(
-        batch_size, seed=run.seed, stop=n_training_sequences(activations.n_sequences, run)
+        batch_size, seed=run.seed, stop=run.n_training(activations.n_sequences)
     )
     hook_name = config.hook.name
     statistics = activation_statistics(
@@ -263,5 +262,5 @@ def _prepare(
 
 def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
     """Batches in one pass over the training sequences, or a little more."""
-    n_tokens = n_training_sequences(activations.n_sequences, run) * activations.context_size
+    n_tokens = run.n_training(activations.n_sequences) * activations.context_size
     return max(1, n_tokens // run.trainer.train_batch_size_samples)

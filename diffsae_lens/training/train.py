@@ -1,7 +1,7 @@
 """From texts to one trained dictionary in one call: the everyday case of harvest, training, calibration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from diffsae_lens.pair.texts import TokenisedTexts
 from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.training.harvest import HarvestConfig, harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.training.run_config import TrainingRun, n_training_sequences
+from diffsae_lens.training.run_config import TrainingRun
 from diffsae_lens.training.runner import train_dictionaries
 
 Kind = Literal["diff", "crosscoder"]
@@ -36,7 +36,7 @@ class TrainConfig:
     """Peak learning rate: warm-up over a tenth of the steps, linear decay to 0 over the second half."""
     calibration_fraction: float = 0.1
     """Share of the texts kept out of training; the threshold is set on them."""
-    harvest: HarvestConfig = HarvestConfig()
+    harvest: HarvestConfig = field(default_factory=HarvestConfig)
     """How activations are read and stored, and how many leading tokens are left out."""
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ def _check_enough(
         ignored_token_ids=tuple(pair.tokenizer.all_special_ids),
     )
     counted = policy.counted(read.tokens, read.positions).sum(1)
-    n_training = n_training_sequences(len(read), run)
+    n_training = run.n_training(len(read))
     if counted[:n_training].sum() < config.batch_size or not counted[n_training:].sum():
         raise ValueError(
             f"`texts` give {int(counted[:n_training].sum())} tokens to train on and "

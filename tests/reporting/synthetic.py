@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from scipy.stats import binomtest
-
 from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples, minimal_pairs
+from scipy.stats import binomtest
 
 DICTIONARIES = ("diff-sae-24", "crosscoder-24")
 FEATURES = {"diff-sae-24": 1731, "crosscoder-24": 402}

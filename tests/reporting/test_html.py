@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-
 from diffsae_lens.organisms.sql_injection.prompts import make_samples
+
 from diffsae_lens.reporting import html
 from diffsae_lens.reporting.html import render_report, write_report
 from diffsae_lens.reporting.summary import summarise

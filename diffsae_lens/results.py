@@ -1,0 +1,278 @@
+"""Typed rows: what tables, figures and reports are made of.
+
+A row says what it is in fields (`kind`, `dictionary`, `layer`, `control_of`); its `name` is for people
+alone and never read by code. Rows are written to JSON as they are and read back with every key checked.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Generic, Literal, TypeVar
+
+import pandas as pd
+
+ScoreKind = Literal["dictionary", "untrained dictionary", "null pair", "control"]
+Protocol = Literal["paper", "strict"]
+EffectKind = Literal[
+    "unmodified", "swap to base", "projection", "ablation", "addition", "steering", "other"
+]
+DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
+
+
+R = TypeVar("R", bound="Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table."""
+
+    @classmethod
+    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
+        """Read a row back from JSON.
+
+        Raises:
+            ValueError: it is not a mapping, lacks a key or has one that is not known.
+        """
+        if not isinstance(row, Mapping):
+            raise ValueError(f"a {cls.__name__} must be a mapping, got {type(row).__name__}")
+        known = {field.name for field in fields(cls)}
+        required = {
+            field.name
+            for field in fields(cls)
+            if field.default is MISSING and field.default_factory is MISSING
+        }
+        missing, unknown = sorted(required - set(row)), sorted(set(row) - known)
+        if missing or unknown:
+            raise ValueError(
+                f"a {cls.__name__} lacks {missing} and has {unknown}, which is not known; it was made "
+                "by another version of this package"
+            )
+        return cls(**row)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it: None for what could not be measured."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryRow(Row):
+    """What a dictionary is."""
+
+    name: str
+    kind: DictionaryKind
+    hook_name: str
+    layer: int | None
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: float | None
+    l0: float | None
+    """Mean number of active features on held-out tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow(Row):
+    """How well the best feature of a dictionary, or of a control, isolates a behaviour."""
+
+    name: str
+    kind: ScoreKind
+    protocol: Protocol
+    hook_name: str | None
+    """The virtual hook point it reads; None for controls that read texts or outputs alone."""
+    layer: int | None
+    dictionary: str | None = None
+    """The dictionary whose score this is, or whose shape or models a control shares."""
+    control_of: str | None = None
+    """The dictionary that it is a control of; None for dictionaries and for controls of a whole hook."""
+    seed: int | None = None
+    regime: str | None = None
+    """Of the organism, in a study of several."""
+    n_features: int
+    bis: float
+    low: float | None
+    high: float | None
+    ceiling: float
+    base_bis: float | None
+    """The same on the base model alone."""
+    pvalue: float | None
+    feature_idx: int
+    fpr_benign: float
+    excess: float | None = None
+    excess_low: float | None = None
+    auroc: float | None = None
+    average_precision: float | None = None
+    recall_at_1_percent: float | None = None
+    select_bis: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    template_low: float | None = None
+    """Of the interval that draws templates whole."""
+    template_high: float | None = None
+    l0: float | None = None
+    """Mean number of features that fire on a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectRow(Row):
+    """What a model wrote after the prompts of one group, under one intervention."""
+
+    name: str
+    kind: EffectKind
+    group: str
+    dictionary: str | None = None
+    layer: int | None = None
+    n_features: int = 0
+    """Features ablated, added or steered with; directions projected out."""
+    control_of: str | None = None
+    """The name of the row it is a control of: same dictionary, number of features and group."""
+    regime: str | None = None
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Completions by outcome, the unwanted one first, the wanted one second."""
+    attack_rate: float
+    """Share of unwanted completions, 0 to 1."""
+    low: float
+    """Of its 95% Wilson interval."""
+    high: float
+    defence_rate: float
+    """Share of wanted completions, 0 to 1."""
+    log_odds: float | None
+    """Mean of log p(unwanted) - log p(wanted), in nats."""
+    cross_entropy: float | None
+    """Of the wanted completion, nats per token."""
+    perplexity: float | None
+    """Median over the completions, under the base model."""
+    example: str = ""
+    """A prompt with what was written after it."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the row is what another one is compared with."""
+        return self.control_of is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEffectRow(Row):
+    """What an intervention does to texts that have nothing to do with the behaviour."""
+
+    name: str
+    kind: EffectKind = "other"
+    dictionary: str | None = None
+    n_features: int = 0
+    control_of: str | None = None
+    texts: str
+    """Kind of texts."""
+    n_tokens: int
+    kl: float
+    """KL(unmodified || modified), nats per token."""
+    cross_entropy: float
+    cross_entropy_unmodified: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SayingRow(Row):
+    """What a model does where one thing is said in the trigger's place."""
+
+    said: str | None
+    group: str
+    n_prompts: int
+    counts: Mapping[str, int]
+    attack_rate: float
+    low: float
+    high: float
+    log_odds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow(Row):
+    """What the chosen feature of a dictionary reads where one thing is said."""
+
+    dictionary: str
+    said: str | None
+    group: str
+    feature_idx: int
+    mean: float
+    values: Sequence[float]
+    """One activation per scene."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExample(Row):
+    """Tokens around the place where a feature fires most in a text."""
+
+    group: str
+    start: int
+    """Number of the first token in its text."""
+    tokens: Sequence[str]
+    activations: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCard(Row):
+    """One feature: where it fires, which model it belongs to, what it does alone."""
+
+    dictionary: str
+    feature: int
+    control_of: int | None = None
+    """The feature whose activation mass it matches."""
+    n_prompts: int
+    """On which its effect was measured."""
+    d_sae: int
+    frequency: float
+    """Share of tokens on which it fires."""
+    maximum: float
+    histogram: Mapping[str, Sequence[float]]
+    """By group, the share of tokens in each of equal bins above 0."""
+    examples: Sequence[Mapping[str, Any]]
+    """Each a `FeatureExample`."""
+    decoder: Mapping[str, float]
+    """Geometry by name."""
+    attribution: float
+    """What it adds to the log-odds, estimated, nats per prompt."""
+    ablation: float
+    """The same measured, with it alone ablated."""
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """Rows of one type, in order; a sequence that shows itself as a table."""
+
+    rows: tuple[R, ...]
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> R:
+        return self.rows[index]
+
+    def where(self, **values: Any) -> "Table[R]":
+        """Return the rows whose fields have these values, such as `kind="ablation"`.
+
+        Raises:
+            AttributeError: a field that the rows do not have.
+        """
+        found = [row for row in self.rows if all(getattr(row, n) == v for n, v in values.items())]
+        return Table(tuple(found))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a table, without columns in which no row has a value.
+
+        Counts of outcomes get one column each, `n_<outcome>`.
+        """
+        plain = []
+        for row in self.rows:
+            values = row.as_dict()
+            counts = values.pop("counts", None) or {}
+            plain.append(values | {f"n_{outcome}": n for outcome, n in counts.items()})
+        return pd.DataFrame(plain).dropna(axis="columns", how="all")
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value with None for NaN, which JSON does not have."""
+    return None if isinstance(value, float) and math.isnan(value) else value
