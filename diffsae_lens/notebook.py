@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from html import escape
-from typing import Any
 
 from torch import Tensor
 
-from diffsae_lens import _hosts
 from diffsae_lens._display import TOKEN_LIMIT, cut, shown_tokens, visible
 
 STRONGEST = 0.55
@@ -69,35 +67,6 @@ def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> 
         ground = f' style="background:rgb({COLOUR} / {STRONGEST * share:.3f})"' if share else ""
         spans.append(f'<span title="{title}"{ground}>{text}</span>')
     return f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'
-
-
-def dictionary_html(dictionary: Any) -> str:
-    """Return what a SAELens dictionary is and what it was trained on."""
-    from diffsae_lens.dictionaries.record import DictionaryRecord
-
-    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
-    facts = {
-        "hook point": record.hook_name,
-        "base": record.pair and record.pair.base,
-        "finetuned": record.pair.finetuned if record.pair else record.model_name,
-        "d_in": cfg.d_in,
-        "d_sae": cfg.d_sae,
-        "k": record.k,
-        "L0": record.l0,
-        "leading tokens left out": record.tokens.skip_positions,
-        "seed": record.seed,
-    }
-    return facts_html(f"{cfg.architecture()} dictionary", facts)
-
-
-def load_ipython_extension(shell: Any) -> None:
-    """Show SAELens dictionaries as tables from now on: `%load_ext diffsae_lens`."""
-    _hosts.show_as_html(shell, "sae_lens.saes.sae", "SAE", dictionary_html)
-
-
-def unload_ipython_extension(shell: Any) -> None:
-    """Show them as before: `%unload_ext diffsae_lens`."""
-    _hosts.show_as_before(shell, "sae_lens.saes.sae", "SAE")
 
 
 def _html(text: str) -> str:

@@ -9,7 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens._typed import typed
-from diffsae_lens.measures.geometry import decoder_halves, scales_by_model
+from diffsae_lens.dictionaries.decoding import decoder_halves, scales_by_model
 from diffsae_lens.measures.validation import activation_batches
 from diffsae_lens.notebook import Record
 

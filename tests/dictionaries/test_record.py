@@ -7,10 +7,10 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
+from diffsae_lens.dictionaries.decoding import decoder_halves
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.scales import activation_scales
 from diffsae_lens.interventions.features import induce_features, keep_only_features
-from diffsae_lens.measures.geometry import decoder_halves
 from diffsae_lens.measures.latent_scaling import latent_scaling
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.metadata import PairMetadata
