@@ -10,10 +10,10 @@ from sae_lens import (
     StandardSAE,
     StandardSAEConfig,
     TrainingSAE,
-    get_sae_class,
     register_sae_class,
 )
 from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from transformers import AutoConfig

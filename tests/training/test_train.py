@@ -11,6 +11,7 @@ from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
 from diffsae_lens.training import train as module
+from diffsae_lens.training.checkpoints import Checkpoints
 from diffsae_lens.training.harvest import HarvestConfig
 from diffsae_lens.training.train import TrainConfig, train
 from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
@@ -54,21 +55,28 @@ def planted(tokenizer):
 @pytest.mark.parametrize("kind", ["diff", "crosscoder"])
 def test_what_was_planted_is_found(planted, tmp_path, kind):
     pair, direction = planted
-    sae = train(pair, texts(), kind=kind, path=tmp_path, **SIZES)
+    sae = train(pair, texts(), kind=kind, path=tmp_path, **{**SIZES, "n_steps": 200})
     record = DictionaryRecord.of(sae)
     assert (record.hook.site, record.seed, record.k) == (SITE, 0, 3)
     assert record.pair == pair.metadata
     assert record.l0 == pytest.approx(3, abs=0.2)
-    value = pair.activations(texts()[:8], record.hook)[record.hook.name][:, 1:].flatten(0, 1)
-    codes = sae.encode(value).detach()
-    strength = pair.activations(texts()[:8], f"{SITE}.diff")[f"{SITE}.diff"][:, 1:].flatten(0, 1)
-    rows = record.spec.difference(sae.W_dec.detach())
-    written = codes @ rows @ direction
-    found = torch.corrcoef(torch.stack([written, strength @ direction]))[0, 1]
-    elsewhere = tiny_llama(5).model.layers[1].mlp.down_proj.weight[:, 0]
-    nothing = codes @ rows @ (elsewhere / elsewhere.norm() - direction * (elsewhere @ direction))
-    assert found > (0.9 if kind == "diff" else 0.5)
-    assert written.std() > nothing.std()
+    read = pair.activations(texts()[:8], [record.hook, f"{SITE}.diff"])
+    value, diff = (read[name][:, 1:].flatten(0, 1) for name in (record.hook_name, f"{SITE}.diff"))
+    view = record.spec
+    with torch.no_grad():
+        error = diff - view.difference(sae(value))
+        implied = view.difference(sae.W_dec)
+    assert 1 - error.square().sum() / (diff - diff.mean(0)).square().sum() > 0.9
+    cosines = (implied @ direction / implied.norm(dim=-1)).abs()
+    assert cosines.max() > 0.98
+    other = torch.linalg.svd(direction[None]).Vh[1]  # nothing was written there
+    assert (implied @ other / implied.norm(dim=-1)).abs()[cosines > 0.98].max() < 0.2
+
+
+def test_where_nothing_was_planted_there_is_nothing_to_train_on(tokenizer, tmp_path):
+    bridges = [boot_bridge(tiny_llama(), tokenizer) for _ in range(2)]
+    with pytest.raises(ValueError, match="do not vary .are the two models the same"):
+        train(HookedModelPair(*bridges, HOOKS), texts(), path=tmp_path, **SIZES)
 
 
 def test_it_is_read_again_and_both_kinds_share_one_harvest(pair, tmp_path, counted):
@@ -114,14 +122,14 @@ def test_an_interrupted_training_goes_on(pair, tmp_path, monkeypatch, caplog):
         pass
 
     whole = train(pair, texts(), path=tmp_path / "whole", **SIZES)
-    seal = module.train_dictionaries.__globals__["Checkpoints"].seal
+    seal = Checkpoints.seal
 
     def stop_after(self, path):
         seal(self, path)
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr("diffsae_lens.training.checkpoints.Checkpoints.seal", stop_after)
+        patch.setattr(Checkpoints, "seal", stop_after)
         with pytest.raises(Interrupted):
             train(pair, texts(), path=tmp_path / "cut", **SIZES)
     with caplog.at_level(logging.INFO, "diffsae_lens"):
