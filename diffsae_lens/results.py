@@ -108,6 +108,16 @@ class ScoreRow(Row):
     l0: float | None = None
     """Mean number of features that fire on a text."""
 
+    @property
+    def is_floor(self) -> bool:
+        """Whether it chose among many features and had no other use of the labels, like a dictionary.
+
+        Untrained dictionaries, random directions and principal components: what a dictionary has to
+        beat. The other controls are computed from the labels, or from texts and outputs.
+        """
+        chooses = self.hook_name is not None and self.n_features > 1
+        return self.kind == "untrained dictionary" or (self.kind == "control" and chooses)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EffectRow(Row):

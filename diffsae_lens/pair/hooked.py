@@ -29,7 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 from typing_extensions import override
 
-from diffsae_lens.notebook import facts_html
+from diffsae_lens._display import facts_html
 from diffsae_lens.pair.adapters import AdapterSwitch
 from diffsae_lens.pair.base_run import AllGrabbedError, BaseRun, fire
 from diffsae_lens.pair.cached_steps import Stepping, way_to_step

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._display import tokens_html
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.notebook import tokens_html
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.reading.prompts import check_prompts, tokenise
 from diffsae_lens.training.harvest import stop_layer

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, Manifest, build, find, open_artifact
 from diffsae_lens._checks import check_count
+from diffsae_lens._display import Record
 from diffsae_lens._typed import check_fields, typed
-from diffsae_lens.notebook import Record
 from diffsae_lens.pair.hooked import HookedModelPair
 
 _KIND = "harvest"
