@@ -53,10 +53,10 @@ class Results:
                 f"results lack {sorted(names - set(results))} and have {sorted(set(results) - names)}, "
                 "which is not known; they were made by another version of this package"
             )
-        typed = {
+        typed: dict[str, Any] = {
             name: tuple(of.from_dict(row) for row in results[name]) for name, of in _ROWS.items()
         }
-        plain = {
+        plain: dict[str, Any] = {
             name: tuple(part) if isinstance(part, list) else part for name, part in results.items()
         }
         return cls(**plain | typed)
