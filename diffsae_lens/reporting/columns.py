@@ -68,9 +68,9 @@ def _feature_text(row: ScoreRow) -> str:
 
 SCORE_COLUMNS = (
     Column(head="Features", text=lambda row: str(row.n_features)),
-    Column(head="BIS, 95% interval", text=_bis_text, bar=_bis_bar),
+    Column(head="BIS", text=_bis_text, bar=_bis_bar),
     Column(head="Ceiling", text=_ceiling_text),
-    Column(head="Base model alone", text=number("base_bis", 2)),
+    Column(head="Base alone", text=number("base_bis", 2)),
     Column(head="p-value", text=_pvalue_text),
     Column(head="AUROC", text=number("auroc")),
     Column(head="Average precision", text=number("average_precision")),
@@ -84,13 +84,13 @@ SCORE_COLUMNS = (
 EFFECT_COLUMNS = (
     Column(head="Features", text=lambda row: str(row.n_features or "")),
     Column(
-        head="Attack rate, 95% interval",
+        head="Attack rate",
         text=rate_text,
         bar=lambda row: (row.low, row.attack_rate, row.high),
     ),
     Column(head="Prompts", text=lambda row: str(row.n_prompts)),
-    Column(head="Log-odds, nats", text=number("log_odds", 2, "+")),
-    Column(head="Cross-entropy, nats per token", text=number("cross_entropy")),
+    Column(head="Log-odds", text=number("log_odds", 2, "+")),
+    Column(head="Cross-entropy", text=number("cross_entropy")),
     Column(head="Perplexity", text=number("perplexity", 1)),
 )
 """Of an intervention; the count of each outcome comes after the prompts."""

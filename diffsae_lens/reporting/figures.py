@@ -73,7 +73,7 @@ def plot_sweep(results: Results) -> Figure:
         raise ValueError("`results` has no rows in `sweep`")
     axis = SaidAxis({row.said: row.group for row in results.sweep})
     colours = dictionary_colours(results.dictionaries)
-    figure, axes = _panels(len(panels), height=2.9)
+    figure, axes = _panels(len(panels), height=2.9 if axis.is_numeric else 3.4)
     for ax, (name, rows) in zip(axes, panels.items(), strict=True):
         _draw_sweep(ax, axis, rows, colours[name])
         ax.set_title(f"{label(name, 17)}, feature {rows[0].feature_idx}")

@@ -11,7 +11,7 @@ from diffsae_lens.reporting.style import BLUE, INK, MUTED, VERMILLION, Figure, l
 from diffsae_lens.results import EffectRow, Protocol
 from diffsae_lens.study.results import Results
 
-Panel = dict[str, dict[int, float | None]]
+Panel = dict[str, dict[int | None, float | None]]
 """A value for each name and layer; None where the ablation breaks the model."""
 Panels = tuple[Panel, Panel]
 """What is examined, and its floors or controls."""
@@ -112,7 +112,7 @@ def _strict(results: Results, regime: str | None) -> Panels:
 
 def _scores(results: Results, regime: str | None, protocol: Protocol) -> Panels:
     trained: Panel = {}
-    floors: dict[str, dict[int, float]] = {}
+    floors: dict[str, dict[int | None, float]] = {}
     for row in results.scores:
         if row.regime != regime or row.protocol != protocol or row.layer is None:
             continue
@@ -126,7 +126,9 @@ def _scores(results: Results, regime: str | None, protocol: Protocol) -> Panels:
     return trained, {name: {**by_layer} for name, by_layer in floors.items()}
 
 
-def _raise(floors: dict[str, dict[int, float]], name: str, layer: int, value: float | None) -> None:
+def _raise(
+    floors: dict[str, dict[int | None, float]], name: str, layer: int | None, value: float | None
+) -> None:
     """Keep the highest."""
     if value is not None:
         by_layer = floors.setdefault(name, {})
@@ -142,11 +144,11 @@ def _effects(results: Results, regime: str | None) -> Panels:
     for row in sorted(triggered, key=lambda r: r.n_features):  # larger sets replace smaller
         value = None if _breaks(row, rows) else row.attack_rate
         if row.kind == "ablation" and row.is_control:
-            controls.setdefault(f"random of equal mass: {row.dictionary}", {})[row.layer] = value  # type: ignore[index]
+            controls.setdefault(f"random of equal mass: {row.dictionary}", {})[row.layer] = value
         elif row.kind == "ablation":
-            found.setdefault(row.dictionary or "", {})[row.layer] = value  # type: ignore[index]
+            found.setdefault(row.dictionary or "", {})[row.layer] = value
         elif row.dictionary is None:
-            controls.setdefault(row.name, {})[row.layer] = value  # type: ignore[index]
+            controls.setdefault(row.name, {})[row.layer] = value
     return found, controls
 
 

@@ -90,10 +90,10 @@ def _shown(value: object) -> object:
     return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
-def _images(figures: Mapping[str, bytes]) -> dict[str, str]:
-    """Pictures as addresses that hold them."""
+def _images(figures: Mapping[str, bytes]) -> dict[str, Markup]:
+    """Pictures as addresses that hold them; these are ours and of any length."""
     return {
-        name: "data:image/png;base64," + base64.b64encode(data).decode()
+        name: Markup("data:image/png;base64," + base64.b64encode(data).decode())
         for name, data in figures.items()
     }
 
@@ -109,12 +109,7 @@ def _context(results: Results) -> dict[str, Any]:
         "outcomes": _outcomes(results.effects),
         "findings": [*sections[0].findings, *findings] if len(where) == 1 else findings,
         "places": sections,
-        "tables": [
-            table
-            for table in results_tables(results)
-            # At one place every row is shown in full.
-            if len(where) > 1 or table.part not in ("scores", "effects")
-        ],
+        "tables": results_tables(results),
         "side_effects": grid_of("", results.side_effects, lambda row: row.dictionary or ""),
         "cards": [
             card_context(card, dictionary_colours(results.dictionaries)) for card in results.cards

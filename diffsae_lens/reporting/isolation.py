@@ -44,7 +44,7 @@ def plot_isolation(table: IsolationTable) -> Figure:
         if row.low is not None and row.high is not None:
             ax.plot([row.low, row.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
         ax.plot(row.bis, y, "o", color=colour)
-        if row.n_seeds > 1:
+        if row.bis_min is not None and row.bis_max is not None:
             ax.plot([row.bis_min, row.bis_max], [y, y], "|", color=colour, ms=9)
         if row.base_bis is not None:
             ax.plot(row.base_bis, y, "o", mfc="white", mec=colour, zorder=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from diffsae_lens.organisms.behaviour import BEHAVIOURS, Words, get_behaviour
-from diffsae_lens.results import EffectRow, Row, SayingRow, ScoreRow
+from diffsae_lens.results import EffectRow, Row, SayingRow, ScoreRow, SideEffectRow
 from diffsae_lens.study.results import Results
 
 R = TypeVar("R", bound=Row)
@@ -116,6 +116,14 @@ def ablations(rows: Iterable[EffectRow]) -> dict[str, list[tuple[EffectRow, Effe
 def rate_text(row: EffectRow | SayingRow) -> str:
     """Write an attack rate with its interval, such as `50% [25%, 75%]`."""
     return f"{row.attack_rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
+
+
+def called(row: EffectRow | SideEffectRow) -> str:
+    """Return an intervention with what it acts on, such as `top features ablated (8 of crosscoder)`."""
+    of = str(row.n_features or "")
+    if row.dictionary is not None:
+        of = f"{of} of {row.dictionary}".strip()
+    return f"{row.name} ({of})" if of else row.name
 
 
 def said_text(said: str | None) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from diffsae_lens.reporting.columns import PROTOCOLS, Bar, columns_of
-from diffsae_lens.reporting.lookup import Place, ablations, first, with_controls
+from diffsae_lens.reporting.columns import PROTOCOLS, Bar, Column, columns_of
+from diffsae_lens.reporting.lookup import Place, ablations, called, first, with_controls
 from diffsae_lens.reporting.style import css_colour, dictionary_colours
 from diffsae_lens.reporting.summary import Finding, summarise_place
 from diffsae_lens.results import EffectRow, Row, ScoreRow
@@ -20,6 +20,8 @@ class Line:
     """A row of a detailed table."""
 
     head: str
+    colour: str
+    """Of its bars."""
     cells: list[str]
     bars: list[Bar | None]
     is_muted: bool = False
@@ -33,7 +35,6 @@ class Group:
     """Rows of a detailed table under one heading."""
 
     title: str
-    colour: str
     lines: list[Line]
 
 
@@ -42,8 +43,8 @@ class Grid:
     """A detailed table: one line per row of the results, and a column per thing measured."""
 
     title: str
-    heads: list[tuple[str, bool]]
-    """With whether the column holds numbers."""
+    heads: list[tuple[str, str]]
+    """With the class of the column's cells."""
     groups: list[Group]
 
 
@@ -62,7 +63,7 @@ def grid_of(
     title: str,
     rows: Iterable[Row],
     group: Callable[[Any], str] = lambda _: "",
-    colours: Mapping[str, str] | None = None,
+    colours: Mapping[str | None, str] | None = None,
 ) -> Grid:
     """Lay out rows of one type.
 
@@ -70,7 +71,7 @@ def grid_of(
         title: of the table.
         rows: in the order in which they are shown.
         group: a row to the heading it stands under.
-        colours: by heading, as CSS has them.
+        colours: of bars, by dictionary, as CSS has them.
     """
     rows = list(rows)
     columns = columns_of(rows)
@@ -79,14 +80,14 @@ def grid_of(
         grouped.setdefault(group(row), []).append(row)
     return Grid(
         title=title,
-        heads=[(column.head, column.is_number) for column in columns],
+        heads=[(column.head, _css_class(column)) for column in columns],
         groups=[
             Group(
                 title=name,
-                colour=(colours or {}).get(name, _GREY),
                 lines=[
                     Line(
                         head=row.name,  # type: ignore[attr-defined]
+                        colour=_colour(row, colours or {}),
                         cells=[column.text(row) for column in columns],
                         bars=[column.bar and column.bar(row) for column in columns],
                         is_muted=_is_control(row),
@@ -98,6 +99,18 @@ def grid_of(
             for name, members in grouped.items()
         ],
     )
+
+
+def _css_class(column: Column) -> str:
+    """Bars begin at one place, so what follows them does not end at one."""
+    return "rate" if column.bar else "number" if column.is_number else "text"
+
+
+def _colour(row: Row, colours: Mapping[str | None, str]) -> str:
+    if _is_control(row):
+        return _GREY
+    named = row.name if isinstance(row, ScoreRow) else getattr(row, "dictionary", None)
+    return colours.get(named, _GREY)
 
 
 def _is_control(row: Row) -> bool:
@@ -122,26 +135,27 @@ def place_section(results: Results, place: Place) -> PlaceSection:
     """
     scores = place.rows(results.scores)
     effects = place.rows(results.effects)
+    colours: dict[str | None, str] = {
+        name: css_colour(c) for name, c in dictionary_colours(results.dictionaries).items()
+    }
     grids = []
     for protocol, title in PROTOCOLS.items():
         rows = [row for row in scores if row.protocol == protocol]
         kinds = list(_SCORED)
         rows.sort(key=lambda row: kinds.index(_scored_kind(row)))
         if rows:
-            grids.append(grid_of(title, rows, lambda row: _SCORED[_scored_kind(row)]))
-    colours = {name: css_colour(c) for name, c in dictionary_colours(results.dictionaries).items()}
+            grids.append(grid_of(title, rows, lambda row: _SCORED[_scored_kind(row)], colours))
     ordered = [
         row
         for group in dict.fromkeys(row.group for row in effects)
         for row in with_controls([r for r in effects if r.group == group])
     ]
     ordered.sort(key=lambda row: (row.group != "trigger", row.group))  # stable
-    in_groups = {_effect_group(r): colours.get(r.dictionary or "", _GREY) for r in ordered}
     return PlaceSection(
         name=place.name,
         findings=summarise_place(results, place),
         scores=grids,
-        effects=grid_of("", ordered, _effect_group, in_groups) if ordered else None,
+        effects=grid_of("", ordered, _effect_group, colours) if ordered else None,
         examples=_examples(effects),
     )
 
@@ -169,11 +183,6 @@ def _examples(effects: Sequence[EffectRow]) -> list[dict[str, str]]:
     n_same = sum(1 for _ in takewhile(lambda c: len(set(c)) == 1, zip(*texts, strict=False)))
     start = texts[0][:n_same].rfind("\n") + 1
     return [
-        {"label": _example_label(row), "shared": text[:start], "rest": text[start:]}
+        {"label": called(row), "shared": text[:start], "rest": text[start:]}
         for row, text in zip(shown, texts, strict=True)
     ]
-
-
-def _example_label(row: EffectRow) -> str:
-    of = "" if row.dictionary is None else f" of {row.dictionary}"
-    return row.name + (f", {row.n_features} features{of}" if row.n_features else of)

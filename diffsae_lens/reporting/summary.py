@@ -8,6 +8,7 @@ from diffsae_lens.reporting.columns import PROTOCOLS
 from diffsae_lens.reporting.lookup import (
     Place,
     ablations,
+    called,
     control_of,
     first,
     rate_text,
@@ -59,7 +60,7 @@ def summarise_place(results: Results, place: Place) -> list[Finding]:
     return [
         *_behaviour(effects, words),
         *_base_put_back(effects, place),
-        *(_ablation(name, pairs, words) for name, pairs in ablations(effects).items()),
+        *(_ablation(name, pairs) for name, pairs in ablations(effects).items()),
         *_benign(effects),
         *_steering(effects),
         *_detection(scores),
@@ -79,7 +80,7 @@ def _behaviour(effects: Sequence[EffectRow], words: Words) -> Iterator[Finding]:
         return
     text = (
         f"Unmodified, the fine-tuned model writes {words.unwanted} on {rate_text(trigger)} of "
-        f"{trigger.n_prompts} trigger prompts ({words.trigger}) and on {rate_text(benign)} of "
+        f"{trigger.n_prompts} prompts with {words.trigger} and on {rate_text(benign)} of "
         f"{benign.n_prompts} benign ones."
     )
     shown = lower(benign, than=trigger)
@@ -112,7 +113,7 @@ def _base_put_back(effects: Sequence[EffectRow], place: Place) -> Iterator[Findi
     yield Finding(topic="Base put back", text=text, caution=not shown)
 
 
-def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]], words: Words) -> Finding:
+def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]]) -> Finding:
     """The largest ablation against its control, and the smaller ones where that shows nothing."""
     top, control = pairs[-1]
     n = top.n_features
@@ -120,21 +121,23 @@ def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]], words: Wo
         f"With the top {n} features ablated, the attack rate is {rate_text(top)}; with {n} random ones "
         f"of equal mass it is {rate_text(control)} ({control.n_prompts} trigger prompts)."
     )
-    verdict, caution = _compare(pairs, words)
+    verdict, caution = _compare(pairs)
     return Finding(topic=f"Ablation, {name}", text=f"{text} {verdict}", caution=caution)
 
 
-def _compare(pairs: Sequence[tuple[EffectRow, EffectRow]], words: Words) -> tuple[str, bool]:
+def _compare(pairs: Sequence[tuple[EffectRow, EffectRow]]) -> tuple[str, bool]:
     """What an ablation shows beside its control, and whether that is a caution."""
     top, control = pairs[-1]
     if lower(top, than=control):
         shown = "The intervals do not overlap: the chosen features matter more than random ones"
-        _, n_wanted, *others = top.counts.values()
-        if sum(others) <= n_wanted:
-            return f"{shown}, and {n_wanted} completions are {words.wanted} instead.", False
+        (_, _), (wanted, n_wanted), *others = top.counts.items()
+        n_neither = sum(n for _, n in others)
+        if n_neither <= n_wanted:
+            return f'{shown}, and {n_wanted} completions are judged "{wanted}" instead.', False
+        neither = " or ".join(f'"{outcome}"' for outcome, _ in others)
         return (
-            f"{shown}. But of the other completions {n_wanted} are {words.wanted} and {sum(others)} are "
-            "neither: the ablation broke the writing rather than switch the behaviour off.",
+            f'{shown}. But of the other completions {n_wanted} are judged "{wanted}" and {n_neither} '
+            f"{neither}: the ablation broke the writing rather than switch the behaviour off.",
             True,
         )
     smaller = [row.n_features for row, random in pairs if lower(row, than=random)]
@@ -204,21 +207,22 @@ def _steering(effects: Sequence[EffectRow]) -> Iterator[Finding]:
 
 def _detection(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
     """The best dictionary against the best floor, by what does not depend on a threshold."""
-    measured = [row for row in scores if row.auroc is not None]
-    dictionaries = [row for row in measured if row.kind == "dictionary"]
+    measured = [(row.auroc, row) for row in scores if row.auroc is not None]
+    dictionaries = [(value, row) for value, row in measured if row.kind == "dictionary"]
+    floors = [(value, row) for value, row in measured if row.is_floor]
     if not dictionaries:
         return
-    best = _best(dictionaries, "auroc")
+    auroc, best = max(dictionaries, key=lambda pair: pair[0])
     text = (
-        f"The best AUROC of a dictionary on held-out prompts is {best.auroc:.3f} ({best.name}, feature "
+        f"The best AUROC of a dictionary on held-out prompts is {auroc:.3f} ({best.name}, feature "
         f"{best.feature_idx})"
     )
-    floor = _best([row for row in measured if row.is_floor], "auroc")
-    if floor is None:
+    if not floors:
         yield Finding(topic="Detection", text=f"{text}; no floor was measured.", caution=True)
         return
-    text += f"; the best floor, {floor.name}, has {floor.auroc:.3f}."
-    shown = best.auroc - floor.auroc > MARGIN
+    by_chance, floor = max(floors, key=lambda pair: pair[0])
+    text += f"; the best floor, {floor.name}, has {by_chance:.3f}."
+    shown = auroc - by_chance > MARGIN
     if not shown:
         text += (
             " No dictionary detects the trigger better than its floors: that a feature detects it "
@@ -231,10 +235,10 @@ def _isolation(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
     """What BIS shows by each protocol, beside its ceiling and its floors."""
     for protocol, title in PROTOCOLS.items():
         rows = [row for row in scores if row.protocol == protocol]
-        best = _best([row for row in rows if row.kind == "dictionary"], "bis")
+        best = _best(row for row in rows if row.kind == "dictionary")
         if best is None:
             continue
-        text, caution = _beside_floors(best, _best([row for row in rows if row.is_floor], "bis"))
+        text, caution = _beside_floors(best, _best(row for row in rows if row.is_floor))
         if best.base_bis is not None:
             text += f" On the base model alone the same procedure gives {best.base_bis:.2f}"
             no_better = best.base_bis >= best.bis
@@ -264,8 +268,8 @@ def _beside_floors(best: ScoreRow, floor: ScoreRow | None) -> tuple[str, bool]:
     )
 
 
-def _best(rows: Iterable[ScoreRow], measure: str) -> ScoreRow | None:
-    return max(rows, key=lambda row: getattr(row, measure), default=None)
+def _best(rows: Iterable[ScoreRow]) -> ScoreRow | None:
+    return max(rows, key=lambda row: row.bis, default=None)
 
 
 def _side_effects(rows: Sequence[SideEffectRow]) -> Finding | None:
@@ -276,17 +280,12 @@ def _side_effects(rows: Sequence[SideEffectRow]) -> Finding | None:
         worst[of] = max(row, worst.get(of, row), key=lambda r: r.kl)
     if not worst:
         return None
-    parts = [f"{row.kl:.3f} with {_intervention(row)} ({row.texts})" for row in worst.values()]
+    parts = [f"{row.kl:.3f} on {row.texts} with {called(row)}" for row in worst.values()]
     return Finding(
         topic="Other texts",
         text="On texts that should be left alone the largest KL from the unmodified model, in nats per "
         f"token, is {', '.join(parts)}.",
     )
-
-
-def _intervention(row: SideEffectRow) -> str:
-    of = "" if row.dictionary is None else f" of {row.dictionary}"
-    return row.name + (f", {row.n_features} features{of}" if row.n_features else of)
 
 
 def _sayings(rows: Sequence[SayingRow]) -> Finding | None:
