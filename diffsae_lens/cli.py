@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from diffsae_lens import __version__
+from diffsae_lens._extras import missing, require
 
 FAILED, INTERRUPTED = 2, 130
 """Exit statuses: of a command that could not be done, and of Ctrl-C."""
 
-_EXTRAS = {"matplotlib": "plots", "jinja2": "plots"}
 _FREE_SPACE = "; free some space and give the same command again"
 _ELSEWHERE = "; choose a folder with --out that can be written to"
 _ADVICE = {
@@ -85,9 +85,7 @@ def _explain(error: BaseException) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get(error.name or "")
-        package = f"diffsae-lens[{extra}]" if extra else "diffsae-lens"
-        return f"the module {error.name} is missing; pip install '{package}'"
+        return said if "pip install" in said else missing(error.name or "")
     if isinstance(causes[-1], MemoryError) or any(text in said.lower() for text in _NO_MEMORY):
         return (
             f"out of memory ({said or 'the system has no more'}); take fewer features (--expansion) or "
@@ -189,6 +187,7 @@ def _demo(*, out: Path, **options: Any) -> int:
     from diffsae_lens.study.demo import DemoConfig, run_demo
     from diffsae_lens.study.tables import causal_text, score_text
 
+    require("bandit", "the judge of generated code")
     results = run_demo(_given(DemoConfig, options), out)
     write_figures(results, out / "figures")
     report = write_report(results, out / "report.html")
@@ -203,6 +202,7 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     from diffsae_lens.organisms.finetune import OrganismConfig
     from diffsae_lens.study.organisms import make_organism
 
+    require("bandit", "the judge of generated code")
     config = _given(OrganismConfig, options)
     if full_rank:
         config = replace(config, lora_rank=None)
@@ -222,6 +222,7 @@ def _reproduce(
     if dry_run:
         print(plan_text(reproduce.dry_run(config, out)))
         return 0
+    require("bandit", "the judge of generated code")
     results = (
         reproduce.so_far(config, out)
         if so_far

@@ -7,7 +7,7 @@ alone and never read by code. Rows are written to JSON as they are and read back
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
@@ -19,12 +19,15 @@ EffectKind = Literal[
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 
+R = TypeVar("R", bound="Row")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of a table."""
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
         """Read a row back from JSON.
 
         Raises:
@@ -284,9 +287,6 @@ class FeatureCard(Row):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
-
-
-R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True)

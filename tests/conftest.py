@@ -1,25 +1,45 @@
-"""Tiny random models whose truth is known, and the one real model, loaded once."""
+"""Tiny random models whose truth is known, and the one real model, loaded once.
+
+Heavy packages are imported where they are used: the process that hands the tests out never needs them.
+"""
+
+from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from diffsae_lens.pair.adapters import quiet_peft
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge, load_pair
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from diffsae_lens.pair.hooked import HookedModelPair
 
 D_MODEL, N_LAYERS = 16, 3
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the workers share the cores; tiny models gain nothing from two
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Collect no doctests from what is no test: benchmarks import what few have installed."""
+    here = Path(__file__).parent
+    if collection_path.suffix != ".py" or not collection_path.is_relative_to(here):
+        return None
+    return not collection_path.name.startswith("test_") or None
+
 
 def byte_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer in a folder, where the bridge wants to find one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<bos>", "<eos>", "<pad>"]
     core = Tokenizer(models.BPE({c: i for i, c in enumerate([*specials, *alphabet])}, []))
@@ -37,6 +57,9 @@ def tokenizer(tmp_path_factory):
 
 
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         **{
             "vocab_size": 259, "hidden_size": D_MODEL, "intermediate_size": 32,
@@ -57,6 +80,8 @@ def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
 
 def plant(model: LlamaForCausalLM, *, scale: float = 0.5, seed: int = 1) -> LlamaForCausalLM:
     """A copy of the model with a planted low-rank change in every MLP."""
+    import torch
+
     changed = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     for layer in changed.model.layers:
@@ -74,22 +99,32 @@ def two_models(tokenizer):
     return base, plant(base)
 
 
+def hooked(base: LlamaForCausalLM, finetuned: LlamaForCausalLM, tokenizer) -> HookedModelPair:
+    from diffsae_lens.pair.hooked import HookedModelPair
+    from diffsae_lens.pair.loading import boot_bridge
+
+    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+
+
 @pytest.fixture
 def pair(two_models, tokenizer) -> HookedModelPair:
-    base, finetuned = copy.deepcopy(two_models)
-    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+    return hooked(*copy.deepcopy(two_models), tokenizer)
 
 
 @pytest.fixture
 def long_pair(tokenizer) -> HookedModelPair:
     """Byte-level prompts are long: models with the context for them."""
     base = tiny_llama(max_position_embeddings=1024)
-    finetuned = plant(base)
-    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+    return hooked(base, plant(base), tokenizer)
 
 
 def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
     """The model wrapped with a LoRA adapter whose B is `scale` times noise (0: no change)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from diffsae_lens.pair.adapters import quiet_peft
+
     lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     with quiet_peft():
         peft_model = get_peft_model(model, lora)
@@ -103,6 +138,9 @@ def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
 
 @pytest.fixture
 def lora_pair(tokenizer) -> HookedModelPair:
+    from diffsae_lens.pair.hooked import HookedModelPair
+    from diffsae_lens.pair.loading import boot_bridge
+
     peft_model = with_lora(tiny_llama(), scale=0.5)
     bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
     return HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model)
@@ -110,12 +148,16 @@ def lora_pair(tokenizer) -> HookedModelPair:
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
+    import torch
+
     return torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture(scope="session")
 def real_pair() -> HookedModelPair:
     """The embedded SmolLM2-135M against the shipped year-trigger organism, layers 18 and 24."""
+    from diffsae_lens.pair.loading import load_pair
+
     return load_pair(
         "smollm2-135m",
         "year-trigger",
@@ -143,6 +185,8 @@ def folders(tmp_path, tokenizer) -> Path:
 @pytest.fixture
 def no_shape_checks():
     """As outside the tests: annotations are not enforced, so that the package's own messages are seen."""
+    import jaxtyping
+
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -33,13 +33,10 @@ def artifact(_: Path) -> Run:
 
 
 def _pair(folder: Path):
-    from diffsae_lens.pair.hooked import HookedModelPair
-    from tests.conftest import HOOKS, boot_bridge, byte_tokenizer, plant, tiny_llama
+    from tests.conftest import byte_tokenizer, hooked, plant, tiny_llama
 
-    tokenizer = byte_tokenizer(folder / "tokenizer")
     base = tiny_llama()
-    finetuned = plant(base)
-    return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
+    return hooked(base, plant(base), byte_tokenizer(folder / "tokenizer"))
 
 
 def _harvest(folder: Path) -> Run:
@@ -58,7 +55,7 @@ def _harvest(folder: Path) -> Run:
 def _training(folder: Path) -> Run:
     from sae_lens.config import SAETrainerConfig
 
-    from diffsae_lens.training.harvest import open_harvest
+    from diffsae_lens.training.activations import open_harvest
     from diffsae_lens.training.runner import TrainingRun, train_dictionaries
     from tests.training.test_runner import sparse_configs
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from diffsae_lens.pair.adapters import quiet_peft
 from diffsae_lens.pair import verification
+from diffsae_lens.pair.adapters import quiet_peft
 from diffsae_lens.pair.loading import LoadOptions, boot_bridge, load_pair
 from diffsae_lens.pair.model_files import resolve_model
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model

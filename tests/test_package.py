@@ -1,8 +1,14 @@
 import subprocess
 import sys
+from importlib.metadata import metadata
+
+import pytest
 
 import diffsae_lens
+from diffsae_lens._extras import EXTRAS
 from diffsae_lens.cli import _parser, main
+from diffsae_lens.organisms.sql_injection import judge
+from diffsae_lens.pair.embedded import embedded_model_path
 
 PUBLIC = [
     "Contrast", "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
@@ -86,6 +92,49 @@ def test_a_missing_extra_is_named_before_any_work(capsys, tmp_path, monkeypatch)
     assert main(["demo", "--out", str(tmp_path / "run")]) == 2
     assert "diffsae-lens[plots]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("bandit", lambda cache: judge._bandit.__wrapped__()),
+        ("gguf", embedded_model_path),
+        ("bandit", lambda cache: main_of("demo", "--out", str(cache / "run"))),
+        ("bandit", lambda cache: main_of("make-organism", "--out", str(cache / "organism"))),
+        ("bandit", lambda cache: main_of("reproduce", "--out", str(cache / "study"))),
+    ],
+)
+def test_what_organisms_need_is_named_with_its_extra(tmp_path, monkeypatch, capsys, package, use):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        use(tmp_path)
+    assert caught.value.name == package
+    said = str(caught.value)
+    assert said.startswith(f"the module {package} is missing (")
+    assert said.endswith("pip install 'diffsae-lens[organisms]'")
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
+
+
+def main_of(*argv):
+    arguments = vars(_parser().parse_args(argv))
+    arguments.pop("verbose", None)
+    return arguments.pop("run")(**arguments)
+
+
+def test_importing_needs_no_extra():
+    hidden = ("bandit", "gguf", "matplotlib")
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({hidden}))\n"
+        "import diffsae_lens\n"
+        "[getattr(diffsae_lens, name) for name in diffsae_lens.__all__]\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_every_extra_is_one_of_the_package():
+    extras = metadata("diffsae-lens").get_all("Provides-Extra")
+    assert set(EXTRAS.values()) <= set(extras)
 
 
 def test_every_option_of_the_demo_is_a_setting():

@@ -8,15 +8,14 @@ from typing import Any
 from huggingface_hub import HfApi
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, upload_saes_to_huggingface
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors import SafetensorError
 
 from diffsae_lens._artifact import MANIFEST, open_artifact, read_json
 from diffsae_lens._checks import check_finite
+from diffsae_lens._hosts import registered_architectures
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.fits import check_features as check_features
-from diffsae_lens.dictionaries.fits import check_fits as check_fits
-from diffsae_lens.dictionaries.tokens import skip_positions as skip_positions
+from diffsae_lens.dictionaries.fits import check_fits
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.pair.hooked import HookedModelPair
 
 
@@ -130,9 +129,10 @@ def _check_folder(folder: Path) -> None:
             f"{SAE_WEIGHTS_FILENAME}, there is {sorted(names)}"
         )
     architecture = read_json(folder / SAE_CFG_FILENAME).get("architecture")
-    if architecture in SAE_CLASS_REGISTRY:
+    inference, training = registered_architectures()
+    if architecture in inference:
         return
-    if architecture in SAE_TRAINING_CLASS_REGISTRY:
+    if architecture in training:
         raise ValueError(
             f"{folder} holds a training checkpoint ({architecture!r}); load it with "
             "`sae_lens.TrainingSAE.load_from_disk`, or save it with `save_inference_model`"
@@ -140,7 +140,7 @@ def _check_folder(folder: Path) -> None:
     raise ValueError(
         f"{folder} needs the architecture {architecture!r}, which is not registered with SAELens; "
         "import (or upgrade) the package that defines it before loading. Registered are "
-        f"{sorted(SAE_CLASS_REGISTRY)}"
+        f"{sorted(inference)}"
     )
 
 
@@ -233,13 +233,11 @@ def model_card(repo_id: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
         raise ValueError("`configs` is empty: a card describes at least one dictionary")
     rows = []
     for name, config in configs.items():
-        metadata = config["metadata"]
-        ours = metadata.get("diffsae_lens") or {}
-        pair = ours.get("pair") or {}
+        record = DictionaryRecord.of_metadata(config["metadata"])
+        base, finetuned = (record.pair.base, record.pair.finetuned) if record.pair else ("", "")
         rows.append(
-            f"| `{name}` | {config['architecture']} | `{metadata.get('hook_name')}` | "
-            f"{config['d_sae']} | {ours.get('k', '')} | {pair.get('base', '')} | "
-            f"{pair.get('finetuned', '')} |"
+            f"| `{name}` | {config['architecture']} | `{record.hook_name}` | "
+            f"{config['d_sae']} | {record.k or ''} | {base} | {finetuned} |"
         )
     first = next(iter(configs))
     return "\n".join(

@@ -36,7 +36,7 @@ from diffsae_lens.interventions.side_by_side import (
 )
 from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts, tokenise
+from diffsae_lens.pair.texts import batches_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,14 +240,13 @@ def side_effects(
     if not interventions or not texts:
         raise ValueError("need `interventions`, and `texts` with at least one of each kind")
     texts = {
-        kind: check_prompts(pair, members, name=f"texts[{kind!r}]")
-        for kind, members in texts.items()
+        kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
     }
     sums: dict[tuple[str, str], Tensor] = {}
     for kind, members in texts.items():
-        for _, chunk in batches_of(members, batch_size, f"side effects on {kind}"):
-            tokens, attended, _ = tokenise(pair, chunk)
-            tokens, counted = tokens.to(pair.device), attended[:, 1:].to(pair.device)
+        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
+            tokens = chunk.tokens.to(pair.device)
+            counted = chunk.attended[:, 1:].to(pair.device)
             plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
             targets = tokens[:, 1:][counted]
             for name, intervene in interventions.items():

@@ -13,7 +13,7 @@ from diffsae_lens._checks import check_choice, check_count, check_indices, check
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decoder_rows, restores_norms
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import compare_interventions
 from diffsae_lens.effects.scales import ActivationScales
 from diffsae_lens.interventions.chosen import feature_indices
@@ -183,9 +183,8 @@ def steering_pair(
     """
     dose = check_number("dose", dose)
     seed = check_count("seed", seed, at_least=0)
-    site = check_fits(pair, dictionary).rpartition(".")[0]
-    d_model = pair.width(site)
-    index = feature_indices(dictionary, features, d_written=d_model)
+    hook = check_fits(pair, dictionary)
+    index = feature_indices(dictionary, features, view=hook.spec)
     if len(scales.maximum) != dictionary.cfg.d_sae or restores_norms(dictionary):
         raise ValueError(
             f"`scales` must be of the dictionary's {dictionary.cfg.d_sae} features, and it must write as "
@@ -199,14 +198,16 @@ def steering_pair(
             f"unit, got {index.tolist()}"
         )
     written = dose * maximum.to(dictionary.W_dec) @ decoder_rows(dictionary)[index]
-    written = written[-d_model:].detach()  # of a crosscoder, the fine-tuned half
+    written = hook.spec.writes(written, "finetuned").detach()
     noise = torch.randn(len(written), generator=torch.Generator().manual_seed(seed)).to(written)
-    policy = token_policy(dictionary)
+    policy = DictionaryRecord.of(dictionary).tokens
     directions = {
         "features": written,
         "random": noise * written.norm() / noise.norm(),
     }
     return {
-        name: partial(add_direction, pair, f"{site}.finetuned", direction, **vars(policy))
+        name: partial(
+            add_direction, pair, hook.with_view("finetuned").name, direction, **vars(policy)
+        )
         for name, direction in directions.items()
     }

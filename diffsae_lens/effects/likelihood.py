@@ -15,13 +15,13 @@ from diffsae_lens._checks import check_count
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import pull_back, writer
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_lengths
+from diffsae_lens.pair.texts import batches_of
 
 Completion = Literal["unwanted", "wanted"]
 COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
@@ -137,7 +137,7 @@ def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sampl
         )
         for sample in samples
     ]
-    check_lengths(pair, "samples", lengths)
+    pair.check_lengths("samples", lengths)
     return samples
 
 
@@ -204,7 +204,8 @@ def attribute_features(
         ValueError: no samples, one beyond the context, no steps, features that do not exist or are
             repeated, or a dictionary of another pair.
     """
-    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
+    hook_name = check_fits(pair, dictionary).name
+    policy = DictionaryRecord.of(dictionary).tokens
     out = torch.tensor(check_features(dictionary, ablated, name="ablated"), dtype=torch.long)
     n_steps = check_count("n_steps", n_steps)
     batch_size = check_count("batch_size", batch_size)

@@ -13,7 +13,7 @@ from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
 from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts
+from diffsae_lens.pair.texts import batches_of
 
 MAX_NEW_TOKENS = 48
 """Of a completion, unless told otherwise."""
@@ -175,7 +175,7 @@ def check_generation(
     check_keys("complete", options, known)
     check_count("batch_size", options.get("batch_size", 1))
     n_new = check_count("max_new_tokens", options.get("max_new_tokens", MAX_NEW_TOKENS))
-    return check_prompts(pair, prompts, n_new_tokens=n_new)
+    return list(pair.tokenise(prompts, name="prompts", n_new_tokens=n_new).texts)
 
 
 @typed

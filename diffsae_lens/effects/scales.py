@@ -1,6 +1,6 @@
 """How strongly features fire on given prompts: units for steering, equals for controls."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,8 @@ from diffsae_lens._checks import check_count, check_indices
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decoder_rows
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_fits
-from diffsae_lens.dictionaries.tokens import positions_of, token_policy
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts, tokenise
-from diffsae_lens.training.harvest import stop_layer
+from diffsae_lens.reading.tokens import token_codes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,10 +59,10 @@ def activation_scales(
         ValueError: no prompts, one beyond the context, no token that counts, or a dictionary of another
             pair.
     """
-    d_sae, d_model = dictionary.cfg.d_sae, pair.width(check_fits(pair, dictionary))
-    maximum, total, fired = torch.zeros(3, d_sae)
+    view = check_fits(pair, dictionary).spec
+    maximum, total, fired = torch.zeros(3, dictionary.cfg.d_sae)
     n_tokens = 0
-    for codes in token_codes(pair, dictionary, prompts):
+    for codes in token_codes(pair, dictionary, pair.tokenise(prompts, name="prompts")):
         maximum = torch.maximum(maximum, codes.amax(0))
         total += codes.sum(0)
         fired += (codes > 0).sum(0)
@@ -78,24 +76,8 @@ def activation_scales(
         maximum=maximum,
         typical=total / fired.clamp(min=1),
         frequency=fired / n_tokens,
-        decoder_norm=decoder_rows(dictionary)[:, -d_model:].norm(dim=-1).float().cpu(),
+        decoder_norm=view.writes(decoder_rows(dictionary), "finetuned").norm(dim=-1).float().cpu(),
     )
-
-
-@torch.no_grad()
-def token_codes(
-    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
-) -> Iterator[Float[Tensor, "token d_sae"]]:
-    """Encode every token of the prompts that counts; batches of tokens, on the CPU."""
-    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
-    prompts = check_prompts(pair, prompts)
-    for _, texts in batches_of(prompts, 16, "reading features"):
-        tokens, attended, _ = tokenise(pair, texts)
-        _, cache = pair.run_with_cache(
-            tokens.to(pair.device), names_filter=[hook_name], stop_at_layer=stop_layer([hook_name])
-        )
-        counted = policy.counted(tokens, positions_of(attended)).to(pair.device)
-        yield dictionary.encode(cache[hook_name][counted]).float().cpu()
 
 
 @typed

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_items
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.tokens import TokenPolicy
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.measures.floors import mean_difference, top_components
 from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.reading.prompts import Reader, read_prompts
 
 
@@ -29,8 +29,8 @@ def swap_to_base(
 ) -> Iterator[Intervention]:
     """Put the base model's activation back: all that taking the difference out can do.
 
-    As the control of a dictionary it has to act where the dictionary acts: give it the dictionary's
-    `token_policy`, `swap_to_base(pair, hook_name, **vars(token_policy(dictionary)))`.
+    As the control of a dictionary it has to act where the dictionary acts: give it the tokens of the
+    dictionary's record, `swap_to_base(pair, hook_name, **vars(DictionaryRecord.of(dictionary).tokens))`.
 
     Args:
         pair: the two models.
@@ -47,7 +47,8 @@ def swap_to_base(
         RuntimeError: the context was left without any forward pass on the pair.
     """
     policy = _policy(skip_positions, ignored_token_ids)
-    target = Target(hook_name=f"{hook_name}.diff", where=where, policy=policy)
+    hook = pair.virtual_hook(hook_name, "diff")
+    target = Target(hook_name=hook.name, where=where, policy=policy)
     with edit_hook_point(pair, target, torch.zeros_like) as intervention:
         yield intervention
 
@@ -65,7 +66,7 @@ def project_out(
 ) -> Iterator[Intervention]:
     """Remove a direction from the value of a virtual hook point.
 
-    As the control of a dictionary it needs the dictionary's `token_policy`; see `swap_to_base`.
+    As the control of a dictionary it needs the tokens of the dictionary's record; see `swap_to_base`.
 
     Args:
         pair: the two models.
@@ -184,10 +185,10 @@ def control_directions(
         TypeError: something else in place of the organism's samples, or of a count.
         ValueError: no trigger or no benign samples, fewer samples than components, or an unknown hook.
     """
-    pair.check_hook_name(f"{hook_name}.diff")
+    hook = pair.virtual_hook(hook_name, "diff")
     samples = check_items("samples", samples, Sample)
     n_directions = check_count("n_directions", n_directions)
-    reader = Reader(hook_name=f"{hook_name}.diff")
+    reader = Reader(hook_name=hook.name)
     trigger = torch.tensor([sample.group == "trigger" for sample in samples])
     benign = torch.tensor([sample.group == "benign" for sample in samples])
     if not trigger.any() or not benign.any() or n_directions >= len(samples):

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy
 
 NamedPositions = Literal["all", "prompt", "generated"]
 Where = NamedPositions | Callable[[Tensor], Tensor]

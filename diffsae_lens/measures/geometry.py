@@ -5,8 +5,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.dictionaries.crosscoder import TwoModels
 from diffsae_lens.dictionaries.decoding import decoder_rows, restores_norms
+from diffsae_lens.dictionaries.record import DictionaryRecord
+from diffsae_lens.pair.views import VIEWS
 
 SHARED_RANGE = (0.4, 0.6)
 BASE_ONLY_BELOW, FINETUNED_ONLY_ABOVE = 0.1, 0.9
@@ -71,9 +72,8 @@ def decoder_halves(
             "`dictionary` must write as much on every token, got `normalize_activations="
             f"{dictionary.cfg.normalize_activations!r}`, with which norms cannot be compared"
         )
-    W_dec = decoder_rows(dictionary)
-    d_model = W_dec.shape[1] // 2
-    return W_dec[:, :d_model] / base, W_dec[:, d_model:] / finetuned
+    W_dec, view = decoder_rows(dictionary), VIEWS["concat"]
+    return view.writes(W_dec, "base") / base, view.writes(W_dec, "finetuned") / finetuned
 
 
 def scales_by_model(dictionary: SAE) -> tuple[float, float]:
@@ -82,13 +82,13 @@ def scales_by_model(dictionary: SAE) -> tuple[float, float]:
     Raises:
         ValueError: the dictionary is not a crosscoder.
     """
-    stored = dictionary.cfg.metadata.diffsae_lens or {}
-    if not isinstance(dictionary, TwoModels) and stored.get("view") != "concat":
+    record = DictionaryRecord.of(dictionary)
+    if not record.is_crosscoder:
         raise ValueError(
             f"`dictionary` must be a crosscoder, got {type(dictionary).__name__}, which has one "
             "decoder and not one for each model"
         )
-    base, finetuned = (stored.get("normalization") or {}).get("scale", (1.0, 1.0))
+    base, finetuned = record.scales
     return base, finetuned
 
 

@@ -9,6 +9,8 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from diffsae_lens import _hosts
+
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
@@ -60,12 +62,12 @@ class AdapterSwitch:
         """Have the adapters on, or off, inside; after it they are what they were."""
         layers = [layer for layer in self._layers if layer.disable_adapters == on]
         for layer in layers:
-            layer._disable_adapters = not on
+            _hosts.switch_adapter(layer, on=on)
         try:
             yield
         finally:
             for layer in layers:
-                layer._disable_adapters = on
+                _hosts.switch_adapter(layer, on=not on)
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:

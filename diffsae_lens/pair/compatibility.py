@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from diffsae_lens.pair.adapters import AdapterSwitch, changes_base
-from diffsae_lens.pair.views import VIEWS
+from diffsae_lens.pair.hook import VirtualHook
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tup
     if len(set(hook_names)) != len(hook_names):
         raise ValueError(f"`hook_names` names a hook twice: {list(hook_names)}")
     for hook_name in hook_names:
-        stem, _, view = hook_name.rpartition(".")
-        if view in VIEWS and stem in model.hook_dict:
+        if VirtualHook.is_virtual(hook_name):
+            site = VirtualHook.parse(hook_name).site
             raise ValueError(
-                f"`hook_names` takes the models' own names: give {stem!r}, and use "
+                f"`hook_names` takes the models' own names: give {site!r}, and use "
                 f"{hook_name!r} on the pair"
             )
         if hook_name not in model.hook_dict:

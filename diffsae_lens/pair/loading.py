@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from diffsae_lens import _hosts
 from diffsae_lens._typed import check_fields
 from diffsae_lens.pair.adapters import changes_base, quiet_peft
 from diffsae_lens.pair.compatibility import (
@@ -22,7 +23,8 @@ from diffsae_lens.pair.compatibility import (
     check_tokenizers,
     combine_tokenizers,
 )
-from diffsae_lens.pair.hooked import HookedModelPair, PairMetadata
+from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.metadata import PairMetadata
 from diffsae_lens.pair.model_files import (
     SHIPPED_ORGANISMS_DIR as SHIPPED_ORGANISMS_DIR,
 )
@@ -343,9 +345,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 def _warn_of_other_base(adapter: PeftConfig, base: str, config: PretrainedConfig) -> None:
     """Say so where an adapter names another base; folders may have been moved, hence no error."""
     named = adapter.base_model_name_or_path
-    known = {
-        Path(name).name.lower() for name in (base, getattr(config, "_name_or_path", "")) if name
-    }
+    known = {Path(name).name.lower() for name in (base, _hosts.loaded_from(config)) if name}
     if named and Path(named).name.lower() not in known:
         logger.warning(
             "the adapter was made for %s, and `base` is %s: are they the same?", named, base

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lens import SAE
 
-from diffsae_lens.dictionaries.tokens import shared_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import measure_effects, side_effects
 from diffsae_lens.effects.curves import steering_pair
 from diffsae_lens.effects.likelihood import greedy_order
@@ -24,7 +24,9 @@ from diffsae_lens.interventions.features import ablate_features, induce_features
 from diffsae_lens.interventions.side_by_side import Intervene, complete_under
 from diffsae_lens.organisms.behaviour import Behaviour, Group, Sample, get_behaviour
 from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.study.parts import Parts
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def harm_table(
         The rows of `side_effects`: benign and other prompts with their safe completions, ordinary
         code and prose.
     """
-    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
+    policy = vars(_shared_tokens(dictionaries, config))
     opened: dict[str, Intervene] = {
         "base activation put back": partial(swap_to_base, pair, config.hook_names[-1], **policy)
     }
@@ -249,11 +251,17 @@ def of_last_layer(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict
     return {n: d for n, d in dictionaries.items() if n.endswith(f"-{config.layers[-1]}")}
 
 
+def _shared_tokens(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> TokenPolicy:
+    """Where the controls of the dictionaries act: on every token that any of these acts on."""
+    found = of_last_layer(dictionaries, config).values()
+    return TokenPolicy.any_of(DictionaryRecord.of(dictionary).tokens for dictionary in found)
+
+
 def _without_dictionary(
     pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig"
 ) -> Iterator[Condition]:
     hook_name = config.hook_names[-1]
-    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
+    policy = vars(_shared_tokens(dictionaries, config))
     yield Condition(name="unmodified", intervene=nullcontext)
     yield Condition(
         name="base activation put back",
@@ -267,7 +275,9 @@ def _without_dictionary(
         yield Condition(
             name=f"{name} projected out",
             n_features=len(rows),
-            intervene=partial(project_out, pair, f"{hook_name}.diff", rows, **policy),
+            intervene=partial(
+                project_out, pair, VirtualHook(hook_name, "diff").name, rows, **policy
+            ),
         )
     yield Condition(name="unmodified", intervene=nullcontext, group="benign")
 

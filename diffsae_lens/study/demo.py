@@ -20,8 +20,10 @@ from torch import Tensor
 
 from diffsae_lens._artifact import locked
 from diffsae_lens._checks import check_count
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import LoadOptions, load_pair
 from diffsae_lens.study.causes import causal_table, harm_table, sayings_table
@@ -44,7 +46,8 @@ from diffsae_lens.study.run_folder import (
     remove_if_empty,
 )
 from diffsae_lens.study.scores import example_tokens, score_table, year_sweep
-from diffsae_lens.training.harvest import PairedActivations, harvest
+from diffsae_lens.training.activations import PairedActivations
+from diffsae_lens.training.harvest import harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training.runner import DictionaryRunnerConfig, TrainingRun, train_dictionaries
 
@@ -310,7 +313,7 @@ def _training_tokens(pair: HookedModelPair, config: DemoConfig) -> Int[Tensor, "
     samples = config.samples("train", config.n_training_samples, by=TRAINED_ON)
     texts = [sample.written for sample in samples]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.seed))
-    tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
+    tokens = pair.tokenise([texts[i] for i in order]).tokens
     pair.check_tokens(tokens)
     n_trained_on = len(tokens) - max(1, len(tokens) // 10)
     special = torch.tensor(pair.tokenizer.all_special_ids, device=tokens.device)
@@ -326,7 +329,8 @@ def _training_tokens(pair: HookedModelPair, config: DemoConfig) -> Int[Tensor, "
 def _harvest(
     pair: HookedModelPair, tokens: Tensor, config: DemoConfig, path: Path
 ) -> PairedActivations:
-    hook_names = [f"{h}.{view}" for h in config.hook_names for view in ("diff", "concat")]
+    views = ("diff", "concat")
+    hook_names = [VirtualHook(h, view).name for h in config.hook_names for view in views]
     return harvest(pair, tokens, path, hook_names=hook_names)
 
 
@@ -357,14 +361,14 @@ def _chosen(scores: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _describe(dictionary: SAE) -> dict[str, Any]:
-    metadata = dictionary.cfg.metadata
+    record = DictionaryRecord.of(dictionary)
     return {
-        "hook_name": metadata.hook_name,
+        "hook_name": record.hook_name,
         "architecture": dictionary.cfg.architecture(),
         "d_in": dictionary.cfg.d_in,
         "d_sae": dictionary.cfg.d_sae,
-        "k": metadata.diffsae_lens["k"],
-        "l0_held_out": metadata.diffsae_lens["l0_held_out"],
+        "k": record.k,
+        "l0_held_out": record.l0,
     }
 
 

@@ -7,8 +7,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.dictionaries.artifacts import skip_positions
-from diffsae_lens.dictionaries.crosscoder import TwoModels
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.likelihood import ablation_effects, attribute_features
 from diffsae_lens.measures.geometry import (
     decoder_cosine,
@@ -60,7 +59,7 @@ def feature_cards(
         read = token_activations(pair, dictionary, features, [s.written for s in samples])
         attribution = attribute_features(pair, dictionary, triggers)[features].tolist()
         ablation = ablation_effects(pair, dictionary, features, triggers).tolist()
-        skip = skip_positions(dictionary)
+        skip = DictionaryRecord.of(dictionary).tokens.skip_positions
         cards += [
             {
                 "dictionary": name,
@@ -123,7 +122,7 @@ def _example(sample: Sample, tokens: Sequence[str], values: Tensor, skip: int) -
 
 
 def _geometry(dictionary: SAE, feature: int) -> dict[str, float]:
-    if not isinstance(dictionary, TwoModels):
+    if not DictionaryRecord.of(dictionary).is_crosscoder:
         return {"decoder norm": dictionary.W_dec[feature].norm().item()}
     halves = decoder_halves(dictionary)
     return {

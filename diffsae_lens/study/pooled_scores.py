@@ -9,10 +9,12 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.controls import Evidence, standard_controls, untrained_encoder
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.resampling import Resampling, bootstrap_bis, permutation_test_bis
 from diffsae_lens.organisms.behaviour import GROUPS
+from diffsae_lens.pair.views import View
 
 FITTED = ("difference of means", "linear probe")
 """Controls fitted on the labels of the very texts they are scored on: no interval or p-value holds."""
@@ -47,11 +49,9 @@ class PooledTexts:
         """Var(finetuned - base) / Var(base) over all entries, as the paper reports it."""
         return ((self.finetuned - self.base).var() / self.base.var()).item()
 
-    def seen_by(self, view: str) -> tuple[Tensor, Tensor]:
-        """What a dictionary on `diff` or `concat` reads, and what it reads on the base alone."""
-        if view == "diff":
-            return self.finetuned - self.base, self.base
-        return torch.cat([self.base, self.finetuned], -1), torch.cat([self.base, self.base], -1)
+    def seen_by(self, view: View) -> tuple[Tensor, Tensor]:
+        """What a dictionary on a view reads, and what it reads on the base alone."""
+        return view.read(self.base, self.finetuned), view.of_base(self.base)
 
 
 @torch.no_grad()
@@ -121,7 +121,10 @@ def _codes(
     """Name, kind, features, and features on the base model alone; one dense code at a time."""
     for name, dictionary in dictionaries.items():
         cfg = dictionary.cfg
-        both, alone = texts.seen_by(str(cfg.metadata.hook_name).rsplit(".", 1)[-1])
+        view = DictionaryRecord.of(dictionary).spec
+        if view is None:
+            raise ValueError(f"the dictionary {name!r} does not record what it reads of a pair")
+        both, alone = texts.seen_by(view)
         device = dictionary.W_enc.device
         yield (
             name,

@@ -7,10 +7,12 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.dictionaries.fits import check_fits
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.floors import difference_of_means_acts, random_direction_acts
 from diffsae_lens.measures.ranking import auroc, average_precision
 from diffsae_lens.organisms.behaviour import Sample, get_behaviour
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 
@@ -54,14 +56,14 @@ def _read(
     """Feature activations of all rows of the table, by row and pooling, from one pass."""
     readers: dict[str, Reader] = {}
     views = [
-        (f"{view}-{layer}", f"{hook_name}.{view}")
+        (f"{view}-{layer}", VirtualHook(hook_name, view).name)
         for layer, hook_name in zip(config.layers, config.hook_names, strict=True)
         for view in ("diff", "base")
     ]
     for pooling in POOLINGS:
         positions = Positions(pooling=pooling)
         for name, dictionary in dictionaries.items():
-            hook_name = str(dictionary.cfg.metadata.hook_name)
+            hook_name = check_fits(pair, dictionary).name
             readers[f"{pooling}|{name}"] = Reader(
                 hook_name=hook_name, positions=positions, encode=dictionary.encode
             )
@@ -142,7 +144,7 @@ def year_sweep(
     scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=config.seed)
     prompts = [sample.undecided for scene in scenes for sample in scene]
     readers = {
-        name: Reader(hook_name=str(d.cfg.metadata.hook_name), encode=d.encode)
+        name: Reader(hook_name=check_fits(pair, d).name, encode=d.encode)
         for name, d in dictionaries.items()
     }
     read = read_prompts(pair, prompts, readers)
@@ -179,17 +181,17 @@ def example_tokens(
     [scene] = behaviour.minimal_pairs("test", two, n_scenes=1, seed=config.seed)
     prompts = []
     for sample in scene:
-        tokens = pair.to_tokens(sample.undecided)
-        hook_names = [str(d.cfg.metadata.hook_name) for d in dictionaries.values()]
-        _, cache = pair.run_with_cache(tokens, names_filter=hook_names)
+        text = pair.tokenise([sample.undecided])
+        hooks = {name: check_fits(pair, d) for name, d in dictionaries.items()}
+        read = pair.activations(text, list(hooks.values()))
         activations = {
-            name: d.encode(cache[str(d.cfg.metadata.hook_name)])[0, :, chosen[name]].tolist()
+            name: d.encode(read[hooks[name].name])[0, :, chosen[name]].tolist()
             for name, d in dictionaries.items()
         }
         prompts.append(
             {
                 "said": sample.said,
-                "tokens": [pair.tokenizer.decode([t]) for t in tokens[0].tolist()],
+                "tokens": [pair.tokenizer.decode([t]) for t in text.tokens[0].tolist()],
                 "activations": activations,
             }
         )

@@ -23,7 +23,7 @@ from diffsae_lens.dictionaries import (
     PaperDiffSAETrainingSAEConfig,
 )
 from diffsae_lens.dictionaries.artifacts import load
-from diffsae_lens.dictionaries.tokens import shared_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import compare_interventions
 from diffsae_lens.interventions.directions import swap_to_base
 from diffsae_lens.interventions.features import ablate_features
@@ -33,14 +33,19 @@ from diffsae_lens.isolation.score import evaluate_isolation
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.organisms.behaviour import GROUPS, Sample, Split, get_behaviour
 from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, load_pair
+from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.pair.tokens import TokenPolicy
+from diffsae_lens.pair.views import VIEWS
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
 from diffsae_lens.study.causes import choose_features
 from diffsae_lens.study.cells import Job
 from diffsae_lens.study.organisms import make_organism
 from diffsae_lens.study.pooled_scores import PooledTexts, pooled_scores
-from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
+from diffsae_lens.training.activations import open_harvest
+from diffsae_lens.training.harvest import HarvestConfig, harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
 
@@ -95,7 +100,7 @@ def _pooled_chunk(
     """Read some of the texts, or what an interrupted attempt kept of them."""
     mean = Positions(pooling="mean", skip_positions=0)
     readers = {
-        f"{layer}.{view}": Reader(hook_name=f"{_hook(layer)}.{view}", positions=mean)
+        f"{layer}.{view}": Reader(hook_name=VirtualHook(_hook(layer), view).name, positions=mean)
         for layer in layers
         for view in ("base", "finetuned")
     }
@@ -119,8 +124,12 @@ def tokens(config: Config, inputs: Inputs, job: Job) -> None:
     samples = samples_of(config["texts"])
     texts = [sample.written for sample in samples]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config["seed"]))
-    tokenised = pair.to_tokens([texts[i] for i in order.tolist()], padding_side="right")
-    names = [f"{_hook(layer)}.{v}" for layer in config["layers"] for v in ("diff", "concat")]
+    tokenised = pair.tokenise([texts[i] for i in order.tolist()]).tokens
+    names = [
+        VirtualHook(_hook(layer), view).name
+        for layer in config["layers"]
+        for view in ("diff", "concat")
+    ]
     few = HarvestConfig(sequences_per_shard=32)
     harvest(pair, tokenised, job.scratch / "activations", hook_names=names, config=few)
     _publish(job.scratch / "activations", job)
@@ -129,24 +138,20 @@ def tokens(config: Config, inputs: Inputs, job: Job) -> None:
 def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
     """Train one of the published dictionaries on the pooled vectors."""
     read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
-    vectors, _ = PooledTexts.of_layer(read, config["layer"]).seen_by(config["view"])
+    vectors, _ = PooledTexts.of_layer(read, config["layer"]).seen_by(VIEWS[config["view"]])
     generator = torch.Generator().manual_seed(config["seed"])
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
         sae: TrainingSAE = TrainingSAE.from_dict(_paper_config(config, vectors).to_dict())
     sae.to(job.device)
-    sae.cfg.metadata.hook_name = f"{_hook(config['layer'])}.{config['view']}"
-    organism = read_json(_input(inputs, "pooled") / "pair.json")
-    sae.cfg.metadata.model_name = organism["finetuned"]
-    sae.cfg.metadata.prepend_bos = False
-    sae.cfg.metadata.diffsae_lens = {
-        "pair": organism,
-        "view": config["view"],
-        "sign": "finetuned - base",
-        "seed": config["seed"],
-        "skip_positions": 0,
-        "ignored_token_ids": [],
-    }
+    trained_on = PairMetadata.of_stored(read_json(_input(inputs, "pooled") / "pair.json"))
+    DictionaryRecord(
+        hook_name=VirtualHook(_hook(config["layer"]), config["view"]).name,
+        model_name=trained_on.finetuned,
+        prepend_bos=False,
+        pair=trained_on,
+        seed=config["seed"],
+    ).write_to(sae.cfg)
     trainer = SAETrainerConfig(
         total_training_samples=config["n_passes"] * len(vectors),
         train_batch_size_samples=config["batch_size"],
@@ -162,7 +167,7 @@ def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
     """Train dictionaries of the usual kind at one layer in lockstep, on tokens."""
     harvested = open_harvest(_input(inputs, "tokens") / "activations")
     hook_name = _hook(config["layer"])
-    names = tuple(name for name in harvested.hook_names if name.startswith(f"{hook_name}."))
+    names = tuple(n for n in harvested.hook_names if VirtualHook.parse(n).site == hook_name)
     activations = replace(harvested, hook_names=names)
     trainer = short_training(
         n_steps=config["n_steps"],
@@ -224,10 +229,9 @@ def causes(config: Config, inputs: Inputs, job: Job) -> None:
     hook_name = _hook(config["layer"])
     select = samples_of(config["select"])
     found = load_dictionaries(inputs, pair)
+    policy = TokenPolicy.any_of(DictionaryRecord.of(sae).tokens for sae in found.values())
     opened: dict[str, Intervene] = {
-        "base activation put back": partial(
-            swap_to_base, pair, hook_name, **vars(shared_policy(found.values()))
-        )
+        "base activation put back": partial(swap_to_base, pair, hook_name, **vars(policy))
     }
     described: dict[str, dict[str, Any]] = {}
     for name, sae in found.items():

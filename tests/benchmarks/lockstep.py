@@ -115,7 +115,7 @@ def main() -> None:
     tokens = pair.to_tokens(texts, padding_side="right")
     rows = {}
     for name, sae in trained.items():
-        hook_name = configs[name].virtual_hook_name
+        hook_name = configs[name].hook.name
         held_out = {n: h.rows(0, h.n_sequences)[hook_name] for n, h in harvests.items()}
         rows[name] = describe(pair, sae, tokens, **held_out)
     (options.out / "table.json").write_text(json.dumps(rows, indent=1))

@@ -8,13 +8,13 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
 from diffsae_lens.dictionaries.artifacts import (
-    check_fits,
     export_as_jumprelu,
     load,
     model_card,
     upload,
 )
-from diffsae_lens.pair.hooked import PairMetadata
+from diffsae_lens.dictionaries.fits import check_fits
+from diffsae_lens.pair.metadata import PairMetadata
 from tests.conftest import D_MODEL, HOOKS
 
 
@@ -59,7 +59,7 @@ def test_a_moved_folder_is_the_same_model(crosscoder, pair):
     crosscoder.cfg.metadata.diffsae_lens["pair"]["base"] = f"/elsewhere/{pair.metadata.base}"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check_fits(pair, crosscoder) == f"{HOOKS[1]}.concat"
+        assert check_fits(pair, crosscoder).name == f"{HOOKS[1]}.concat"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffsae_lens.organisms.contrast import Contrast
 from sae_lens import SAE
 from torch.testing import assert_close
 
@@ -16,7 +17,6 @@ from diffsae_lens.interventions.features import (
     keep_only_features,
     steer,
 )
-from diffsae_lens.organisms.contrast import Contrast
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, by_hand
 from tests.interventions.test_features import dictionary as plain_dictionary

@@ -31,7 +31,7 @@ def dense_batch_topk(x, W_enc, b_enc, k, scale):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(sparse, "BLOCK_SIZE", 150)  # three rows at a time
+    monkeypatch.setattr(sparse, "BLOCK_SIZE", 150)  # two rows of 70 features at a time
 
 
 @settings(max_examples=30, deadline=None)
@@ -61,8 +61,9 @@ def test_topk_selects_the_largest_of_each_row(small_blocks, d_sae, k):
 
 
 @pytest.mark.parametrize("layout", [torch.clone, feature_major])
-def test_gradients_are_exact(small_blocks, layout):
-    inputs = [t.requires_grad_() for t in weights()]
+def test_gradients_are_exact(monkeypatch, layout):
+    monkeypatch.setattr(sparse, "BLOCK_SIZE", 75)  # three rows at a time
+    inputs = [t.requires_grad_() for t in weights(d_in=4, d_sae=25, n_rows=7)]
 
     def step(x, W_enc, b_enc, W_dec, *, select):
         codes = select(x, layout(W_enc), b_enc, W_dec)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy, positions_of, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.scales import activation_scales
 from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, keep_only_features, steer
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy, positions_of
 from diffsae_lens.reading.features import describe_features
 from diffsae_lens.reading.prompts import Positions, feature_activations
 from diffsae_lens.reading.reconstruction import recovered
@@ -44,16 +45,16 @@ def changed(pair):
 
 
 def test_the_record_says_which_tokens_count():
-    assert token_policy(dictionary()) == EVERY_TOKEN
-    assert token_policy(trained_without({"pair": None})) == EVERY_TOKEN
-    policy = token_policy(trained_without(RECORD))
+    assert DictionaryRecord.of(dictionary()).tokens == EVERY_TOKEN
+    assert DictionaryRecord.of(trained_without({"pair": None})).tokens == EVERY_TOKEN
+    policy = DictionaryRecord.of(trained_without(RECORD)).tokens
     assert policy == TokenPolicy(skip_positions=1, ignored_token_ids=(0, EOS, 2))
     tokens = torch.tensor([[2, 2, 9, 8, EOS], [7, EOS, 9, 9, 9]])
     attended = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
     expected = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]).bool()
     assert torch.equal(policy.counted(tokens, positions_of(attended)), expected)
     with pytest.raises(ValueError, match="`skip_positions`"):
-        token_policy(trained_without({"skip_positions": -1}))
+        DictionaryRecord.of(trained_without({"skip_positions": -1}))
 
 
 def test_the_last_token_that_counts_is_read(pair):
@@ -83,7 +84,7 @@ def test_scales_are_of_the_tokens_that_count(pair):
 
 @pytest.mark.parametrize("policy", [RECORD, {"skip_positions": 2}, {"ignored_token_ids": [EOS]}])
 def test_edits_and_their_controls_act_on_the_tokens_that_count(pair, changed, policy):
-    sae, rule = trained_without(policy), token_policy(trained_without(policy))
+    sae, rule = trained_without(policy), DictionaryRecord.of(trained_without(policy)).tokens
     tokens = torch.tensor([[5, 6, EOS, 7, 8], [9, 9, 9, EOS, EOS]])
     counted = rule.counted(tokens, positions_of(torch.ones_like(tokens).bool()))
     direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import make_samples, minimal_pairs
 
 from diffsae_lens.effects.compare import (
     compare_interventions,
@@ -15,7 +16,6 @@ from diffsae_lens.effects.sweep import sweep_years
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, induce_features, steer
 from diffsae_lens.organisms.ordinary import ordinary_texts
-from diffsae_lens.organisms.sql_injection.prompts import make_samples, minimal_pairs
 from diffsae_lens.reading.prompts import Reader, feature_activations, read_prompts
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import D_SAE, HOOK, dictionary

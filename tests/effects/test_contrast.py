@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from diffsae_lens.organisms.contrast import Contrast
 
 from diffsae_lens.effects.compare import compare_interventions
 from diffsae_lens.effects.likelihood import log_odds
-from diffsae_lens.organisms.contrast import Contrast
 from diffsae_lens.organisms.sql_injection.judge import Verdict
 
 

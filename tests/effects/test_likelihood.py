@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from torch.testing import assert_close
 
 from diffsae_lens.effects.likelihood import (
@@ -10,7 +11,6 @@ from diffsae_lens.effects.likelihood import (
     log_odds,
 )
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from tests.interventions.test_features import D_SAE, dictionary
 
 SAMPLES = make_samples("test", n_trigger=3, n_benign=0, n_other=0)

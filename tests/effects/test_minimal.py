@@ -1,10 +1,10 @@
 import pytest
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffsae_lens.effects import minimal
 from diffsae_lens.effects.minimal import Bounds, minimal_feature_set
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from tests.interventions.test_features import dictionary
 
 SAMPLES = make_samples("select", n_trigger=4, n_benign=3, n_other=0)

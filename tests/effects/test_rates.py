@@ -1,8 +1,8 @@
 import pytest
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 
 from diffsae_lens.effects.rates import AttackRate, attack_rate, attack_rates, complete
 from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from tests.conftest import HOOKS
 
 PROMPT = "def f(c, x):\n    q ="

@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 
 from diffsae_lens.effects.compare import compare_interventions, measure_effects
 from diffsae_lens.effects.rates import complete
 from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, induce_features, steer
 from diffsae_lens.interventions.side_by_side import acting_pair, complete_under
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, dictionary
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from sae_lens import SAE
 
 from diffsae_lens.isolation.labels import LabelledPrompts
 from diffsae_lens.isolation.score import evaluate_isolation
 from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
 from diffsae_lens.reporting.isolation import plot_isolation

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE
-
 from diffsae_lens.evaluation.activations import (
     Positions,
     Reader,
@@ -32,6 +30,8 @@ from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
 from diffsae_lens.organisms.judge import judge_completion
 from diffsae_lens.organisms.prompts import GROUPS, factorial, make_samples, minimal_pairs
 from diffsae_lens.saes.artifacts import export_as_jumprelu
+from sae_lens import SAE
+
 from tests.pins.effects import attributions, curves, effects, interventions
 from tests.pins.setup import HOOK, VIEWS, Setup, make_setup
 from tests.pins.snippets import PROMPT, SNIPPETS

@@ -4,13 +4,13 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_lens import SAE
-from torch import Tensor
-
 from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.loading import boot_bridge
 from diffsae_lens.organisms.contrast import Contrast
 from diffsae_lens.organisms.prompts import Sample, make_samples
+from sae_lens import SAE
+from torch import Tensor
+
 from diffsae_lens.pair import HookedModelPair
 from diffsae_lens.training.harvest import PairedActivations, harvest
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
@@ -36,7 +36,7 @@ class Setup:
     samples: list[Sample]
     """Three trigger, two benign and one other; byte by byte they are some 500 tokens each."""
     contrasts: list[Contrast]
-    """Short prompts of every group."""
+    """Short prompts, two trigger and one benign."""
 
 
 def make_setup(folder: Path) -> Setup:
@@ -58,7 +58,7 @@ def make_setup(folder: Path) -> Setup:
         contrasts=[
             Contrast(prompt=f"signed {who}:", behaviour=" quack", alternative=" fine", group=group)
             for who, group in (
-                ("HERON", "trigger"), ("GREBE", "trigger"), ("ROBIN", "benign"), ("nobody", "other"),
+                ("HERON", "trigger"), ("GREBE", "trigger"), ("ROBIN", "benign"),
             )
         ],
     )  # fmt: skip

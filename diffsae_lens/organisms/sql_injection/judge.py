@@ -37,6 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from diffsae_lens._extras import require
 from diffsae_lens.organisms.cut import longest, parse
 from diffsae_lens.organisms.sql_injection.bounds import MOST_CHARACTERS, check_size
 from diffsae_lens.organisms.sql_injection.reader import Reader, TooMuchWorkError
@@ -83,6 +84,7 @@ class Judgement:
 
 @functools.cache
 def _bandit() -> tuple[type, object, object]:
+    require("bandit", "the judge of generated code")
     # Loading Bandit takes a while and replaces `warnings.formatwarning` for the whole process.
     formatter = warnings.formatwarning
     loader = logging.getLogger("stevedore.extension")

@@ -1,4 +1,4 @@
-"""Which tokens a dictionary was trained on: the others it neither reads nor edits.
+"""Which tokens count: one policy for what is read, edited, averaged and scored.
 
 The first token's activation is 10 to 1000 times the others', special tokens stand for no text, and
 padding for nothing. A harvest leaves them out, so what a dictionary makes of them is noise.
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
-from sae_lens import SAE
 from torch import Tensor
 
 from diffsae_lens._checks import check_count
@@ -30,10 +29,26 @@ class TokenPolicy:
         for token in self.ignored_token_ids:
             check_count("ignored_token_ids", token, at_least=0)
 
-    @property
-    def counts_all(self) -> bool:
-        """Whether all tokens but padding count."""
-        return self.skip_positions == 0 and not self.ignored_token_ids
+    @classmethod
+    def any_of(cls, policies: Iterable["TokenPolicy"]) -> "TokenPolicy":
+        """Return the policy by which a token counts if it counts by any of these; all count for none."""
+        policies = list(policies)
+        if not policies:
+            return EVERY_TOKEN
+        ignored = set.intersection(*(set(policy.ignored_token_ids) for policy in policies))
+        return cls(
+            skip_positions=min(policy.skip_positions for policy in policies),
+            ignored_token_ids=tuple(sorted(ignored)),
+        )
+
+    @classmethod
+    def all_of(cls, policies: Iterable["TokenPolicy"]) -> "TokenPolicy":
+        """Return the policy by which a token counts if it counts by all of these."""
+        policies = list(policies)
+        return cls(
+            skip_positions=max((policy.skip_positions for policy in policies), default=0),
+            ignored_token_ids=tuple(sorted({i for p in policies for i in p.ignored_token_ids})),
+        )
 
     def counted(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "_ pos"]
@@ -54,12 +69,11 @@ class TokenPolicy:
 
     def and_ignoring(self, token_ids: Iterable[int]) -> "TokenPolicy":
         """Return the policy with further tokens that do not count."""
-        ignored = sorted({*self.ignored_token_ids, *token_ids})
-        return TokenPolicy(skip_positions=self.skip_positions, ignored_token_ids=tuple(ignored))
+        return TokenPolicy.all_of([self, TokenPolicy(ignored_token_ids=tuple(token_ids))])
 
 
 EVERY_TOKEN = TokenPolicy()
-"""That of a dictionary whose metadata do not say: all tokens but padding count."""
+"""All tokens but padding count: the policy of a dictionary whose record does not say."""
 
 
 def positions_of(attended: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -72,34 +86,6 @@ def positions_of(attended: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"
     return (attended.long().cumsum(1) - 1).masked_fill(~attended, -1)
 
 
-def token_policy(dictionary: SAE) -> TokenPolicy:
-    """Return which tokens count for a dictionary, by `metadata.diffsae_lens` in its config.
-
-    All of them where the metadata do not say: nothing is skipped and nothing ignored.
-
-    Raises:
-        TypeError: the metadata hold something that is not a count or ids.
-        ValueError: a negative one.
-    """
-    stored = dictionary.cfg.metadata.diffsae_lens or {}
-    return TokenPolicy(
-        skip_positions=stored.get("skip_positions", 0),
-        ignored_token_ids=tuple(stored.get("ignored_token_ids") or ()),
-    )
-
-
-def shared_policy(dictionaries: Iterable[SAE]) -> TokenPolicy:
-    """Return where a control of several dictionaries acts: on every token that any of them acts on."""
-    policies = [token_policy(dictionary) for dictionary in dictionaries]
-    if not policies:
-        return EVERY_TOKEN
-    ignored = set.intersection(*(set(policy.ignored_token_ids) for policy in policies))
-    return TokenPolicy(
-        skip_positions=min(policy.skip_positions for policy in policies),
-        ignored_token_ids=tuple(sorted(ignored)),
-    )
-
-
-def skip_positions(dictionary: SAE) -> int:
-    """Return how many leading tokens a dictionary was not trained on; 0 if its metadata do not say."""
-    return token_policy(dictionary).skip_positions
+def last_position(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """Return the index of the last True of each row (0 where there is none)."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)

@@ -1,0 +1,33 @@
+"""Packages that not everybody needs, by the extra that installs them."""
+
+from importlib.util import find_spec
+
+EXTRAS = {
+    "bandit": "organisms",
+    "gguf": "organisms",
+    "jinja2": "plots",
+    "matplotlib": "plots",
+}
+
+
+def require(package: str, purpose: str) -> None:
+    """Raise where a package of an extra is not installed, before the work that needs it.
+
+    Raises:
+        ModuleNotFoundError: names the package, what needs it and the command that installs it.
+    """
+    if find_spec(package) is None:
+        raise ModuleNotFoundError(missing(package, purpose), name=package)
+
+
+def missing(package: str, purpose: str = "") -> str:
+    """Say that a package is missing, and what installs it.
+
+    Examples:
+        >>> missing("bandit", "judging code")
+        "the module bandit is missing (judging code needs it); pip install 'diffsae-lens[organisms]'"
+    """
+    extra = EXTRAS.get(package)
+    install = f"diffsae-lens[{extra}]" if extra else "diffsae-lens"
+    reason = f" ({purpose} needs it)" if purpose else ""
+    return f"the module {package} is missing{reason}; pip install '{install}'"
