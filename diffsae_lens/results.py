@@ -76,6 +76,12 @@ class ScoreRow(Row):
 
     name: str
     kind: ScoreKind
+    control: str | None = None
+    """Which control it is; None for dictionaries on whatever pair."""
+    is_floor: bool = False
+    """Whether it had no labels but for the choice of its best feature: what a dictionary has to beat."""
+    is_fitted: bool = False
+    """Whether it was fitted on the labels of the selection prompts."""
     protocol: Protocol
     hook_name: str | None
     """The virtual hook point it reads; None for controls that read texts or outputs alone."""
@@ -95,7 +101,8 @@ class ScoreRow(Row):
     base_bis: float | None
     """The same on the base model alone."""
     pvalue: float | None
-    feature_idx: int
+    feature_idx: int | None
+    """The best feature; None for the mean of several seeds."""
     fpr_benign: float
     excess: float | None = None
     excess_low: float | None = None
@@ -110,6 +117,19 @@ class ScoreRow(Row):
     template_high: float | None = None
     l0: float | None = None
     """Mean number of features that fire on a text."""
+    verdict: str = ""
+    """What the score says beside those of the other rows, in words."""
+    n_seeds: int = 1
+    """Training seeds that the row is the mean of."""
+    bis_min: float | None = None
+    """The least of any of these seeds."""
+    bis_max: float | None = None
+    """The greatest."""
+
+    @property
+    def is_at_ceiling(self) -> bool:
+        """Whether no feature could have scored higher with these prompts."""
+        return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +169,42 @@ class EffectRow(Row):
     def is_control(self) -> bool:
         """Whether the row is what another one is compared with."""
         return self.control_of is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRow(EffectRow):
+    """What a model wrote with the first so many features of an order ablated."""
+
+    order: str
+    """Such as "by effect"; `n_features` says how far along it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseRow(EffectRow):
+    """What a model wrote when it was steered with some dose."""
+
+    direction: Literal["features", "random"]
+    """Along what: the features, or a random direction as long."""
+    dose: float
+    """In units of each feature's maximum; 0 is the unmodified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(Row):
+    """One number of features tried on the way to the fewest that end a behaviour."""
+
+    n_features: int
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Of completions after trigger prompts, by outcome."""
+    attack_rate: float
+    low: float
+    high: float
+    defence_rate: float
+    harm: float
+    """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
+    meets: bool
+    """Whether attack rate, defence rate and harm are within the bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
