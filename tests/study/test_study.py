@@ -9,6 +9,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 from diffsae_lens.reporting.study import write_study
+from diffsae_lens.study.reproduce import dry_run, reproduce, so_far
 from diffsae_lens.study.tables import plan_text
 from safetensors.torch import load_file
 
@@ -27,7 +28,6 @@ from diffsae_lens.study.config import (
 )
 from diffsae_lens.study.plan import Plan
 from diffsae_lens.study.presets import PRESETS
-from diffsae_lens.study.reproduce import dry_run, reproduce, so_far
 from diffsae_lens.study.steps import samples_of
 from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
 
