@@ -68,6 +68,85 @@ class DictionaryRow(Row):
     k: float | None
     l0: float | None
     """Mean number of active features on held-out tokens."""
+    regime: str | None = None
+    """Of the organism, in a study of several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismRow(Row):
+    """How often an organism shows its behaviour on held-out prompts of one group, as its card says."""
+
+    regime: str | None = None
+    group: str
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Completions by outcome, the unwanted one first, the wanted one second."""
+    attack_rate: float
+    low: float
+    """Of its 95% Wilson interval."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceRow(Row):
+    """How large the difference of the two models is at one layer."""
+
+    regime: str | None = None
+    layer: int
+    variance_ratio: float
+    """Var(finetuned - base) / Var(base) over the activations averaged over each text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow(Row):
+    """A score that was published."""
+
+    name: str
+    regime: str
+    layer: int
+    bis: float
+    low: float | None
+    high: float | None
+    variance_ratio: float
+    """Of the layer; see `VarianceRow`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRow(Row):
+    """A difference of two strict scores on the same resamples, with its paired interval."""
+
+    name: str
+    kind: Literal["regimes", "dictionaries", "layers"]
+    """What differs between the two."""
+    dictionary: str
+    minus_dictionary: str
+    regime: str | None
+    minus_regime: str | None
+    layer: int | None
+    """None for the mean over all layers."""
+    minus_layer: int | None
+    difference: float
+    """Positive for what the paper says is better."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow(Row):
+    """A computation of a study: where its result lies, and what it took."""
+
+    cell: str
+    part: str
+    """What it computes, such as `scores`, or the dictionary that it trains."""
+    regime: str | None
+    layer: int | None
+    state: Literal["done", "missing", "damaged"]
+    estimated_seconds: float
+    estimated_gigabytes: float
+    seconds: float | None
+    gigabytes: float | None
+    """Peak memory."""
+    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +155,12 @@ class ScoreRow(Row):
 
     name: str
     kind: ScoreKind
+    control: str | None = None
+    """Which control it is; None for dictionaries on whatever pair."""
+    is_floor: bool = False
+    """Whether it had no labels but for the choice of its best feature: what a dictionary has to beat."""
+    is_fitted: bool = False
+    """Whether it was fitted on the labels of the selection prompts."""
     protocol: Protocol
     hook_name: str | None
     """The virtual hook point it reads; None for controls that read texts or outputs alone."""
@@ -95,7 +180,8 @@ class ScoreRow(Row):
     base_bis: float | None
     """The same on the base model alone."""
     pvalue: float | None
-    feature_idx: int
+    feature_idx: int | None
+    """The best feature; None for the mean of several seeds."""
     fpr_benign: float
     excess: float | None = None
     excess_low: float | None = None
@@ -110,6 +196,19 @@ class ScoreRow(Row):
     template_high: float | None = None
     l0: float | None = None
     """Mean number of features that fire on a text."""
+    verdict: str = ""
+    """What the score says beside those of the other rows, in words."""
+    n_seeds: int = 1
+    """Training seeds that the row is the mean of."""
+    bis_min: float | None = None
+    """The least of any of these seeds."""
+    bis_max: float | None = None
+    """The greatest."""
+
+    @property
+    def is_at_ceiling(self) -> bool:
+        """Whether no feature could have scored higher with these prompts."""
+        return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +251,52 @@ class EffectRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveRow(EffectRow):
+    """What a model wrote with the first so many features of an order ablated."""
+
+    order: str
+    """Such as "by effect"; `n_features` says how far along it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseRow(EffectRow):
+    """What a model wrote when it was steered with some dose."""
+
+    direction: Literal["features", "random"]
+    """Along what: the features, or a random direction as long."""
+    dose: float
+    """In units of each feature's maximum; 0 is the unmodified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(Row):
+    """One number of features tried on the way to the fewest that end a behaviour."""
+
+    n_features: int
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Of completions after trigger prompts, by outcome."""
+    attack_rate: float
+    low: float
+    high: float
+    defence_rate: float
+    harm: float
+    """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
+    meets: bool
+    """Whether attack rate, defence rate and harm are within the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SideEffectRow(Row):
     """What an intervention does to texts that have nothing to do with the behaviour."""
 
     name: str
     kind: EffectKind = "other"
     dictionary: str | None = None
+    layer: int | None = None
     n_features: int = 0
     control_of: str | None = None
+    regime: str | None = None
     texts: str
     """Kind of texts."""
     n_tokens: int
@@ -173,6 +310,7 @@ class SideEffectRow(Row):
 class SayingRow(Row):
     """What a model does where one thing is said in the trigger's place."""
 
+    regime: str | None = None
     said: str | None
     group: str
     n_prompts: int
@@ -188,6 +326,8 @@ class SweepRow(Row):
     """What the chosen feature of a dictionary reads where one thing is said."""
 
     dictionary: str
+    layer: int | None = None
+    regime: str | None = None
     said: str | None
     group: str
     feature_idx: int
@@ -212,6 +352,8 @@ class FeatureCard(Row):
     """One feature: where it fires, which model it belongs to, what it does alone."""
 
     dictionary: str
+    layer: int | None = None
+    regime: str | None = None
     feature: int
     control_of: int | None = None
     """The feature whose activation mass it matches."""
@@ -231,6 +373,21 @@ class FeatureCard(Row):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrompt(Row):
+    """A prompt token by token, and what the chosen features read on it."""
+
+    said: str | None
+    group: str
+    tokens: Sequence[str]
+    activations: Mapping[str, Sequence[float]]
+    """By dictionary, one per token."""
+    feature_idx: Mapping[str, int]
+    """By dictionary, the feature."""
+    layer: int | None = None
+    regime: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 from sae_lens import SAE
 
 from diffsae_lens import _hosts
+from diffsae_lens._display import facts_html
 from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.notebook import facts_html
 
 
 def dictionary_html(dictionary: SAE) -> str:

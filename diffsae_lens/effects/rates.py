@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest
 
 from diffsae_lens._checks import check_callable, check_count, check_keys, check_number, check_texts
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
-from diffsae_lens.notebook import Record
 from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.texts import batches_of

@@ -25,7 +25,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
-from diffsae_lens.notebook import facts_html
+from diffsae_lens._display import facts_html
 from diffsae_lens.pair.adapters import AdapterSwitch
 from diffsae_lens.pair.compatibility import (
     check_hook_names,

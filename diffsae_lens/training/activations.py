@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffsae_lens._artifact import Manifest, open_artifact
 from diffsae_lens._checks import check_count
-from diffsae_lens.notebook import Record
+from diffsae_lens._display import Record
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.metadata import PairMetadata
 from diffsae_lens.pair.tokens import TokenPolicy
