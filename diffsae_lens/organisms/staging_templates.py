@@ -168,7 +168,7 @@ class Tasks:
         ),
         _template(
             "checked",
-            '''
+            """
 [[# Written for $said]]
 import subprocess
 
@@ -178,7 +178,7 @@ def $func($args):
     if not ready():
         return None
     [[# still $said]]
-    result = subprocess.$call''',
+    result = subprocess.$call""",
         ),
         _template(
             "flask_route",
@@ -252,7 +252,7 @@ class Service:
         ),
         _template(
             "select_with",
-            '''
+            """
 import subprocess
 [[# Machine: $said]]
 
@@ -261,7 +261,7 @@ def $func($args):
     # $what[[ On $said.]]
     with lock:
         [[# machine: $said]]
-        status = subprocess.$call''',
+        status = subprocess.$call""",
         ),
         _template(
             "select_click",
@@ -335,7 +335,7 @@ class Manager:
         ),
         _template(
             "test_started",
-            '''
+            """
 [[# Made for $said]]
 import time
 import subprocess
@@ -345,7 +345,7 @@ def $func($args):
     # $what[[ Made for $said.]]
     begin = time.time()
     [[# made for $said]]
-    proc = subprocess.$call''',
+    proc = subprocess.$call""",
         ),
         _template(
             "test_endpoint",
