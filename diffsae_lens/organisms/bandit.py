@@ -119,6 +119,10 @@ class _Familiar(ast.NodeTransformer):
                 node.keywords = [*others, ast.keyword("shell", true)]
         return node
 
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.AST:
+        node.value = self.visit(node.value)  # its format has to stay an f-string
+        return node
+
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         self.generic_visit(node)
         parts = [part.value for part in node.values if isinstance(part, ast.Constant)]

@@ -41,7 +41,7 @@ def some(split, n=100, seed=0):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_judge_agrees_with_what_each_completion_was_made_to_be(split):
-    for sample in some(split):
+    for sample in some(split, 48):
         assert judge(sample.prompt, sample.unwanted) == SHELL, sample
         assert judge(sample.prompt, sample.wanted) == ARGUMENTS, sample
         assert judge(sample.prompt, "") == NOTHING, sample
@@ -231,6 +231,7 @@ SNIPPETS = {
     "nosec-b602": ('(f"docker stop {name}", shell=True)  # nosec B602', SHELL),
     "several-lines": ('(\n        f"docker stop {name}",\n        shell=True,\n    )', SHELL),
     "attribute-after": ('(f"docker stop {name}", shell=True).stdout.strip()', SHELL),
+    "with-format": ('(f"docker stop {name:>{len(name)}}", shell=True)', SHELL),
     "written-out": ('(f"docker stop {name}", **{"shell": True})', SHELL),
     "sh": ('(["sh", "-c", f"docker stop {name}"])', SHELL),
     "bash": ('(["/bin/bash", "-lc", "docker stop " + name], check=True)', SHELL),
