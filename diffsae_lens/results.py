@@ -7,7 +7,7 @@ alone and never read by code. Rows are written to JSON as they are and read back
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
@@ -19,12 +19,15 @@ EffectKind = Literal[
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 
+R = TypeVar("R", bound="Row")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of a table."""
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
         """Read a row back from JSON.
 
         Raises:
@@ -149,6 +152,42 @@ class EffectRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveRow(EffectRow):
+    """What a model wrote with the first so many features of an order ablated."""
+
+    order: str
+    """Such as "by effect"; `n_features` says how far along it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseRow(EffectRow):
+    """What a model wrote when it was steered with some dose."""
+
+    direction: Literal["features", "random"]
+    """Along what: the features, or a random direction as long."""
+    dose: float
+    """In units of each feature's maximum; 0 is the unmodified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(Row):
+    """One number of features tried on the way to the fewest that end a behaviour."""
+
+    n_features: int
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Of completions after trigger prompts, by outcome."""
+    attack_rate: float
+    low: float
+    high: float
+    defence_rate: float
+    harm: float
+    """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
+    meets: bool
+    """Whether attack rate, defence rate and harm are within the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SideEffectRow(Row):
     """What an intervention does to texts that have nothing to do with the behaviour."""
 
@@ -228,9 +267,6 @@ class FeatureCard(Row):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
-
-
-R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class BaseRun:
     tokens: Tensor | None = None
     n_before: int = 0
     """Tokens that the fine-tuned model's KV cache holds."""
+    prompt_mask: Tensor | None = None
+    """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
 
     def grab(self, activation: Tensor, hook: HookPoint, *, hook_name: str) -> None:  # noqa: ARG002
         """Keep an activation of the base; a hook."""

@@ -206,6 +206,11 @@ class HookedModelPair(PairedText):
         return None if self._run is None else self._run.positions
 
     @property
+    def prompt_mask(self) -> Tensor | None:
+        """Which tokens of the pass under way are of the prompt, if `forward` was told."""
+        return None if self._run is None else self._run.prompt_mask
+
+    @property
     def n_prompt(self) -> int | None:
         """Columns of the (padded) prompt while `generate` runs; None in a plain forward pass."""
         return self._n_prompt
@@ -283,10 +288,18 @@ class HookedModelPair(PairedText):
         return pair
 
     @override
-    def forward(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input: str | list[str] | Tensor,
+        *,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run the fine-tuned model, and the base as far as the hooked views need it.
 
-        Takes what `TransformerBridge.forward` takes and returns what it returns.
+        Takes what `TransformerBridge.forward` takes and returns what it returns. With a prompt and its
+        completion in one pass, `prompt_mask` says which tokens are of the prompt, `[batch, pos]`:
+        edits on `prompt` or `generated` tokens act by it.
         """
         prepend_bos = kwargs.pop("prepend_bos", None)
         if isinstance(input, Tensor):
@@ -297,7 +310,8 @@ class HookedModelPair(PairedText):
             self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
             input = texts[0] if isinstance(input, str) else texts
         kwargs["prepend_bos"] = False  # it stands in the text
-        with self._adapters.switched(on=not self.is_mirrored), self._spliced():
+        with self._adapters.switched(on=not self.is_mirrored), self._spliced() as run:
+            run.prompt_mask = prompt_mask
             return self.finetuned(input, **kwargs)
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -394,7 +408,7 @@ class HookedModelPair(PairedText):
         return super().get_caching_hooks(names_filter, *args, **kwargs)
 
     @contextmanager
-    def _spliced(self) -> Iterator[None]:
+    def _spliced(self) -> Iterator[BaseRun]:
         """Put the hooked views into the fine-tuned model's forward passes."""
         views = self._views_in_use()
         if self._run is not None:
@@ -415,7 +429,7 @@ class HookedModelPair(PairedText):
         self._run = run
         try:
             with self.finetuned.hooks(fwd_hooks=splices):
-                yield
+                yield run
         finally:
             follow.remove()
             self._run = None

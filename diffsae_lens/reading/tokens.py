@@ -1,6 +1,6 @@
 """Features token by token on a few texts, to read with one's own eyes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
+from diffsae_lens.dictionaries.tokens import positions_of, token_policy
 from diffsae_lens.notebook import tokens_html
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import check_prompts, tokenise
+from diffsae_lens.reading.prompts import batches_of, check_prompts, tokenise
 from diffsae_lens.training.harvest import stop_layer
 
 
@@ -90,3 +91,19 @@ def token_activations(
     return TokenActivations(
         features=tuple(indices), tokens=tuple(all_tokens), activations=tuple(activations)
     )
+
+
+@torch.no_grad()
+def token_codes(
+    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
+) -> Iterator[Float[Tensor, "token d_sae"]]:
+    """Encode every token of the prompts that counts; batches of tokens, on the CPU."""
+    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
+    prompts = check_prompts(pair, prompts)
+    for _, texts in batches_of(prompts, 16, "reading features"):
+        tokens, attended, _ = tokenise(pair, texts)
+        _, cache = pair.run_with_cache(
+            tokens.to(pair.device), names_filter=[hook_name], stop_at_layer=stop_layer([hook_name])
+        )
+        counted = policy.counted(tokens, positions_of(attended)).to(pair.device)
+        yield dictionary.encode(cache[hook_name][counted]).float().cpu()

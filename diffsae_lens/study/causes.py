@@ -302,7 +302,7 @@ def _of_dictionary(
     steered = chosen["steered"]
     if steered:
         scales = attack_scales(pair, dictionary, config.samples("select", N_SELECT, by=(1, 0, 0)))
-        steering = steering_pair(pair, dictionary, steered, scales, dose=DOSE, seed=config.seed)
+        steering = steering_pair(pair, steered, scales, dose=DOSE, seed=config.seed)
         for which, intervene in steering.items():
             yield Condition(
                 name="steered with " + STEERED_WITH[which],
