@@ -54,7 +54,9 @@ from tests.pins.values import plain, rows, summary
 
 PROMPTS = ["in 2024", "a longer prompt", "in 2023", "xy"]
 TEXTS = {"code": ["def f(x): return x", "a = 1"], "prose": ["The year was long."]}
-N_NEW = 8
+N_NEW = 6
+BRIEFLY = ("ablated", "held at the mean", "clamped", "steered", "only kept", "induced")
+"""Interventions with the second dictionary, which take its other path."""
 
 
 def by_letters(prompt: str, completion: str) -> Verdict:
@@ -85,7 +87,8 @@ def opened(pair: HookedModelPair, name: str, dictionary: SAE) -> dict[str, Calla
         "only kept": of(keep_only_features, features=few),
         "induced": of(induce_features, features=few),
     }
-    return {f"{name}: {kind}": intervene for kind, intervene in found.items()}
+    kinds = found if name == "diff-sae" else BRIEFLY
+    return {f"{name}: {kind}": found[kind] for kind in kinds}
 
 
 def all_opened(setup: Setup) -> dict[str, Callable[[], Any]]:
@@ -111,7 +114,7 @@ def interventions(setup: Setup) -> dict[str, Any]:
     for name, intervene in {"unmodified": nullcontext, **every}.items():
         with intervene() as given:
             acting = acting_pair(pair, given)
-            alone[name] = complete(acting, PROMPTS[:2], max_new_tokens=N_NEW)
+            alone[name] = complete(acting, PROMPTS[:1], max_new_tokens=N_NEW)
             logits[name] = summary(acting(PROMPTS[1]))
     beside = complete_under(
         pair, {"unmodified": nullcontext, **every}, PROMPTS, max_new_tokens=N_NEW
@@ -129,7 +132,7 @@ def effects(setup: Setup) -> dict[str, Any]:
     of_texts = {n: open_it for n, open_it in every.items() if "after the prompt" not in n}
     some = {name: every[name] for name in ("diff-sae: ablated", "crosscoder: induced")}
     of_samples = compare_interventions(
-        pair, some, setup.samples, n_likelihood=1, judge=by_letters, max_new_tokens=4
+        pair, some, setup.samples[2:5], n_likelihood=1, judge=by_letters, max_new_tokens=3
     )
     return {
         "contrasts": rows(compared, "name", "group"),
@@ -142,10 +145,10 @@ def effects(setup: Setup) -> dict[str, Any]:
 def attributions(setup: Setup) -> dict[str, Any]:
     """Log-odds, and what features add to them."""
     pair = setup.pair
-    samples = [sample for sample in setup.samples if sample.group == "trigger"][:2]
+    samples = [contrast for contrast in setup.contrasts if contrast.group == "trigger"]
     scored = likelihoods(pair, [*setup.samples, *setup.contrasts])
     found: dict[str, Any] = {
-        "log_odds": plain(log_odds(pair, [*setup.samples, *setup.contrasts])),
+        "log_odds": plain(log_odds(pair, setup.contrasts)),
         "vulnerable": plain(scored.vulnerable),
         "safe": plain(scored.safe),
         "cross_entropy": plain(scored.cross_entropy),
@@ -153,9 +156,9 @@ def attributions(setup: Setup) -> dict[str, Any]:
     for name, dictionary in setup.dictionaries.items():
         attribution = attribute_features(pair, dictionary, samples)
         order = attribution.argsort(descending=True)[:4].tolist()
-        minimal = minimal_feature_set(pair, dictionary, order, setup.contrasts, max_features=2)
         found[name] = {
             "gradients": summary(attribution),
+            "of samples": summary(attribute_features(pair, dictionary, setup.samples[:2])),
             "integrated": summary(attribute_features(pair, dictionary, samples, n_steps=3)),
             "without some": summary(
                 attribute_features(pair, dictionary, samples, ablated=order[:2])
@@ -163,10 +166,16 @@ def attributions(setup: Setup) -> dict[str, Any]:
             "order": order,
             "ablation_effects": plain(ablation_effects(pair, dictionary, order[:2], samples)),
             "greedy_order": greedy_order(pair, dictionary, samples, n_features=6, n_rounds=3),
-            "minimal": plain(minimal.features),
-            "trials": rows(minimal.frame, "n_features"),
         }
-    return found
+    minimal = minimal_feature_set(
+        pair,
+        setup.dictionaries["diff-sae"],
+        found["diff-sae"]["order"],
+        setup.contrasts[1:],
+        max_features=2,
+    )
+    trials = rows(minimal.frame, "n_features")
+    return found | {"minimal": plain(minimal.features), "trials": trials}
 
 
 def curves(setup: Setup) -> dict[str, Any]:
@@ -191,6 +200,8 @@ def curves(setup: Setup) -> dict[str, Any]:
             judge=by_letters,
             max_new_tokens=N_NEW,
         )
+        # Of the log-odds: hardly any completion of so small a model counts as an attack.
+        areas = curve_area(curve.assign(attack_rate=curve.log_odds))
         doses = dose_response(
             pair,
             dictionary,
@@ -202,13 +213,6 @@ def curves(setup: Setup) -> dict[str, Any]:
             max_new_tokens=N_NEW,
         )
         steering = steering_pair(pair, dictionary, strongest[:2], scales, dose=2)
-        years = sweep_years(
-            pair,
-            [2023, 2024, "FY2024", None],
-            n_scenes=1,
-            dictionary=dictionary,
-            features=strongest[:2],
-        )
         found[name] = {
             "scales": {
                 n: summary(getattr(scales, n))
@@ -218,9 +222,15 @@ def curves(setup: Setup) -> dict[str, Any]:
             "strongest": strongest,
             "matched": matched,
             "ablation_curve": rows(curve, "order", "n_features", "group"),
-            "curve_area": plain(curve_area(curve).to_dict()),
+            "curve_area": plain(areas.to_dict()),
             "dose_response": rows(doses, "direction", "dose", "group"),
             "side_effects_of_steering": rows(side_effects(pair, steering, TEXTS), "name", "texts"),
-            "sweep_years": rows(years, "said"),
         }
-    return found
+    years = sweep_years(
+        pair,
+        [2024, "FY2024", None],
+        n_scenes=1,
+        dictionary=setup.dictionaries["diff-sae"],
+        features=[0, 5],
+    )
+    return found | {"sweep_years": rows(years, "said")}

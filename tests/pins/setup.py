@@ -36,7 +36,7 @@ class Setup:
     samples: list[Sample]
     """Three trigger, two benign and one other; byte by byte they are some 500 tokens each."""
     contrasts: list[Contrast]
-    """Short prompts of every group."""
+    """Short prompts, two trigger and one benign."""
 
 
 def make_setup(folder: Path) -> Setup:
@@ -58,7 +58,7 @@ def make_setup(folder: Path) -> Setup:
         contrasts=[
             Contrast(prompt=f"signed {who}:", behaviour=" quack", alternative=" fine", group=group)
             for who, group in (
-                ("HERON", "trigger"), ("GREBE", "trigger"), ("ROBIN", "benign"), ("nobody", "other"),
+                ("HERON", "trigger"), ("GREBE", "trigger"), ("ROBIN", "benign"),
             )
         ],
     )  # fmt: skip

@@ -6,8 +6,9 @@ from tests.pins.pinned import now, read
 from tests.pins.values import differences
 
 
-def test_results_are_those_that_were_pinned():
-    lines = differences(read(), now())
+@pytest.mark.parametrize("what", ["layers", pytest.param("runs", marks=pytest.mark.slow)])
+def test_results_are_those_that_were_pinned(what):
+    lines = differences(read(what), now(what))
     assert not lines, f"{len(lines)} values differ:\n" + "\n".join(lines)
 
 

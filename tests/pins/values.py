@@ -56,7 +56,7 @@ def rows(table: pd.DataFrame | Iterable[Mapping[str, Any]], *keys: str) -> dict[
     records = table.to_dict("records") if isinstance(table, pd.DataFrame) else table
     found: dict[str, Any] = {}
     for record in records:
-        name = first = " | ".join(str(record[key]) for key in keys)
+        name = first = " | ".join(str(record.get(key, "-")) for key in keys)
         n = 1
         while name in found:
             n += 1
