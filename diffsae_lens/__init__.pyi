@@ -1,8 +1,10 @@
 __version__: str
 
-from .dictionaries.artifacts import export_as_jumprelu as export_as_jumprelu
-from .dictionaries.artifacts import load as load
-from .dictionaries.artifacts import upload as upload
+from .dictionaries.display import load_ipython_extension as load_ipython_extension
+from .dictionaries.display import unload_ipython_extension as unload_ipython_extension
+from .dictionaries.load import load as load
+from .dictionaries.publish import export_as_jumprelu as export_as_jumprelu
+from .dictionaries.publish import upload as upload
 from .effects.compare import compare_interventions as compare_interventions
 from .effects.compare import side_effects as side_effects
 from .effects.curves import ablation_curve as ablation_curve
@@ -15,20 +17,21 @@ from .effects.likelihood import log_odds as log_odds
 from .effects.minimal import minimal_feature_set as minimal_feature_set
 from .effects.rates import attack_rate as attack_rate
 from .effects.rates import attack_rates as attack_rates
-from .effects.rates import complete as complete
 from .effects.scales import activation_scales as activation_scales
 from .effects.scales import matched_features as matched_features
+from .effects.sweep import sweep_features as sweep_features
 from .effects.sweep import sweep_trigger as sweep_trigger
 from .interventions.directions import add_direction as add_direction
 from .interventions.directions import control_directions as control_directions
 from .interventions.directions import project_out as project_out
 from .interventions.directions import swap_to_base as swap_to_base
+from .interventions.edit import Edit as Edit
 from .interventions.features import ablate_features as ablate_features
 from .interventions.features import clamp_features as clamp_features
 from .interventions.features import induce_features as induce_features
 from .interventions.features import keep_only_features as keep_only_features
 from .interventions.features import steer as steer
-from .interventions.side_by_side import complete_under as complete_under
+from .interventions.run import complete as complete
 from .isolation.labels import LabelledPrompts as LabelledPrompts
 from .isolation.score import evaluate_isolation as evaluate_isolation
 from .measures.bis import bis as bis
@@ -36,8 +39,6 @@ from .measures.latent_scaling import latent_scaling as latent_scaling
 from .measures.ranking import auroc as auroc
 from .measures.ranking import average_precision as average_precision
 from .measures.strict import strict_bis as strict_bis
-from .notebook import load_ipython_extension as load_ipython_extension
-from .notebook import unload_ipython_extension as unload_ipython_extension
 from .organisms.behaviour import Behaviour as Behaviour
 from .organisms.behaviour import Sample as Sample
 from .organisms.behaviour import get_behaviour as get_behaviour

@@ -205,6 +205,11 @@ class ScoreRow(Row):
     bis_max: float | None = None
     """The greatest."""
 
+    @property
+    def is_at_ceiling(self) -> bool:
+        """Whether no feature could have scored higher with these prompts."""
+        return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EffectRow(Row):
@@ -243,6 +248,42 @@ class EffectRow(Row):
     def is_control(self) -> bool:
         """Whether the row is what another one is compared with."""
         return self.control_of is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRow(EffectRow):
+    """What a model wrote with the first so many features of an order ablated."""
+
+    order: str
+    """Such as "by effect"; `n_features` says how far along it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseRow(EffectRow):
+    """What a model wrote when it was steered with some dose."""
+
+    direction: Literal["features", "random"]
+    """Along what: the features, or a random direction as long."""
+    dose: float
+    """In units of each feature's maximum; 0 is the unmodified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(Row):
+    """One number of features tried on the way to the fewest that end a behaviour."""
+
+    n_features: int
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Of completions after trigger prompts, by outcome."""
+    attack_rate: float
+    low: float
+    high: float
+    defence_rate: float
+    harm: float
+    """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
+    meets: bool
+    """Whether attack rate, defence rate and harm are within the bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
 from diffsae_lens._checks import check_count
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import check_fits, check_weights_once
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.measures.validation import activation_batches
-from diffsae_lens.notebook import Record
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.views import Side
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._display import tokens_html
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.notebook import tokens_html
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.texts import TokenisedTexts
 

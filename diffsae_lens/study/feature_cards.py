@@ -7,11 +7,11 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.dictionaries.decoding import decoder_halves
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.likelihood import ablation_effects, attribute_features
 from diffsae_lens.measures.geometry import (
     decoder_cosine,
-    decoder_halves,
     relative_decoder_norm,
 )
 from diffsae_lens.organisms.behaviour import GROUPS, Sample
