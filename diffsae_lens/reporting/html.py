@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that needs no network, no fonts and no JavaScript."""
 
 import base64
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,13 @@ def render_report(
     """
     if figures is None:
         figures = {name: png(draw()) for name, draw in figures_of(results).items()}
-    environment = jinja2.Environment(
+    template = _environment().get_template("report.html.jinja")
+    return template.render(_context(results) | {"figures": _images(figures), "command": command})
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -81,8 +88,6 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.jinja")
-    return template.render(_context(results) | {"figures": _images(figures), "command": command})
 
 
 def _shown(value: object) -> object:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from diffsae_lens._artifact import read_json
 from diffsae_lens.results import (
@@ -41,7 +41,7 @@ class Results:
     cells: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def from_dict(cls, results: Mapping[str, Any]) -> Self:
+    def from_dict(cls, results: Mapping[str, Any]) -> "Results":
         """Read results back from JSON.
 
         Raises:
@@ -62,7 +62,7 @@ class Results:
         return cls(**plain | typed)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Results":
         """Read `results.json`."""
         return cls.from_dict(read_json(Path(path)))
 

@@ -100,7 +100,7 @@ class TestTables:
     def test_scores_of_both_protocols_stand_beside_their_ceiling(self, page, results):
         strict = [row for row in results.scores if row.protocol == "strict"]
         for row in strict:
-            cells = page.row(row.name, 11)[1:]
+            cells = page.row(row.name, 10)[1:]
             assert cells[0] == str(row.n_features)
             assert cells[1] == f"{row.bis:.2f} [{row.low:.2f}, {row.high:.2f}]"
             assert cells[2].split(",")[0] == "1.00"
@@ -109,7 +109,7 @@ class TestTables:
             assert cells[5:7] == [f"{row.auroc:.3f}", f"{row.average_precision:.3f}"]
             assert cells[7] == (str(row.feature_idx) if row.kind == "dictionary" else "")
         for row in results.scores[1::2]:
-            cells = page.row(row.name, 10)[1:]
+            cells = page.row(row.name, 9)[1:]
             assert cells[1].startswith(f"{row.bis:.2f} [")
             assert cells[2] == ("0.40, reached" if row.bis == 0.4 else "0.40")
             assert cells[5:7] == ["0.990", "0.250"]
@@ -383,7 +383,7 @@ class TestParts:
         for place in ("layer 18", "layer 24"):
             assert f"Every score: {place}" in page.text
             assert f"Every intervention: {place}" in page.text
-        assert page.row(DIFF, 3) == [DIFF, *["0.91 [0.81, 1.00], base 0.12"] * 2]
+        assert [DIFF, *["0.91 [0.81, 1.00], base 0.12"] * 2] in page.rows
 
 
 class TestWriting:
