@@ -1,8 +1,10 @@
 __version__: str
 
-from .dictionaries.artifacts import export_as_jumprelu as export_as_jumprelu
-from .dictionaries.artifacts import load as load
-from .dictionaries.artifacts import upload as upload
+from .dictionaries.display import load_ipython_extension as load_ipython_extension
+from .dictionaries.display import unload_ipython_extension as unload_ipython_extension
+from .dictionaries.load import load as load
+from .dictionaries.publish import export_as_jumprelu as export_as_jumprelu
+from .dictionaries.publish import upload as upload
 from .effects.compare import compare_interventions as compare_interventions
 from .effects.compare import side_effects as side_effects
 from .effects.curves import ablation_curve as ablation_curve
@@ -36,8 +38,6 @@ from .measures.latent_scaling import latent_scaling as latent_scaling
 from .measures.ranking import auroc as auroc
 from .measures.ranking import average_precision as average_precision
 from .measures.strict import strict_bis as strict_bis
-from .notebook import load_ipython_extension as load_ipython_extension
-from .notebook import unload_ipython_extension as unload_ipython_extension
 from .organisms.behaviour import Behaviour as Behaviour
 from .organisms.behaviour import Sample as Sample
 from .organisms.behaviour import get_behaviour as get_behaviour

@@ -68,6 +68,85 @@ class DictionaryRow(Row):
     k: float | None
     l0: float | None
     """Mean number of active features on held-out tokens."""
+    regime: str | None = None
+    """Of the organism, in a study of several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismRow(Row):
+    """How often an organism shows its behaviour on held-out prompts of one group, as its card says."""
+
+    regime: str | None = None
+    group: str
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Completions by outcome, the unwanted one first, the wanted one second."""
+    attack_rate: float
+    low: float
+    """Of its 95% Wilson interval."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceRow(Row):
+    """How large the difference of the two models is at one layer."""
+
+    regime: str | None = None
+    layer: int
+    variance_ratio: float
+    """Var(finetuned - base) / Var(base) over the activations averaged over each text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow(Row):
+    """A score that was published."""
+
+    name: str
+    regime: str
+    layer: int
+    bis: float
+    low: float | None
+    high: float | None
+    variance_ratio: float
+    """Of the layer; see `VarianceRow`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRow(Row):
+    """A difference of two strict scores on the same resamples, with its paired interval."""
+
+    name: str
+    kind: Literal["regimes", "dictionaries", "layers"]
+    """What differs between the two."""
+    dictionary: str
+    minus_dictionary: str
+    regime: str | None
+    minus_regime: str | None
+    layer: int | None
+    """None for the mean over all layers."""
+    minus_layer: int | None
+    difference: float
+    """Positive for what the paper says is better."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow(Row):
+    """A computation of a study: where its result lies, and what it took."""
+
+    cell: str
+    part: str
+    """What it computes, such as `scores`, or the dictionary that it trains."""
+    regime: str | None
+    layer: int | None
+    state: Literal["done", "missing", "damaged"]
+    estimated_seconds: float
+    estimated_gigabytes: float
+    seconds: float | None
+    gigabytes: float | None
+    """Peak memory."""
+    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +293,10 @@ class SideEffectRow(Row):
     name: str
     kind: EffectKind = "other"
     dictionary: str | None = None
+    layer: int | None = None
     n_features: int = 0
     control_of: str | None = None
+    regime: str | None = None
     texts: str
     """Kind of texts."""
     n_tokens: int
@@ -229,6 +310,7 @@ class SideEffectRow(Row):
 class SayingRow(Row):
     """What a model does where one thing is said in the trigger's place."""
 
+    regime: str | None = None
     said: str | None
     group: str
     n_prompts: int
@@ -244,6 +326,8 @@ class SweepRow(Row):
     """What the chosen feature of a dictionary reads where one thing is said."""
 
     dictionary: str
+    layer: int | None = None
+    regime: str | None = None
     said: str | None
     group: str
     feature_idx: int
@@ -268,6 +352,8 @@ class FeatureCard(Row):
     """One feature: where it fires, which model it belongs to, what it does alone."""
 
     dictionary: str
+    layer: int | None = None
+    regime: str | None = None
     feature: int
     control_of: int | None = None
     """The feature whose activation mass it matches."""
@@ -287,6 +373,21 @@ class FeatureCard(Row):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrompt(Row):
+    """A prompt token by token, and what the chosen features read on it."""
+
+    said: str | None
+    group: str
+    tokens: Sequence[str]
+    activations: Mapping[str, Sequence[float]]
+    """By dictionary, one per token."""
+    feature_idx: Mapping[str, int]
+    """By dictionary, the feature."""
+    layer: int | None = None
+    regime: str | None = None
 
 
 @dataclass(frozen=True)

@@ -87,15 +87,24 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
         )
 
 
+def check_weights(dictionary: SAE) -> None:
+    """Refuse a dictionary with weights that are NaN or infinite, as a diverged training leaves them.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, tensor in dictionary.state_dict().items():
+        check_finite(f"dictionary.{name}", tensor)
+
+
 _known_finite: WeakKeyDictionary[SAE, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 def check_weights_once(dictionary: SAE) -> None:
-    """Refuse weights that are not finite; a dictionary is read again when its tensors have changed."""
+    """Check the weights, unless they were checked before and no tensor has changed since."""
     seen = tuple((p.data_ptr(), tensor_version(p)) for p in dictionary.parameters())
     if _known_finite.get(dictionary) != seen:
-        for name, weight in dictionary.named_parameters():
-            check_finite(f"dictionary.{name}", weight)
+        check_weights(dictionary)
         _known_finite[dictionary] = seen
 
 

@@ -63,9 +63,9 @@ def ablation_curve(
             f"`counts` must lie between 1 and the {shortest} features of the shortest of `orders`, "
             f"got {counts}"
         )
-    d_written = pair.width(check_fits(pair, dictionary))
+    view = check_fits(pair, dictionary).spec
     for name, order in listed.items():
-        feature_indices(dictionary, order, d_written=d_written, name=f"orders[{name!r}]")
+        feature_indices(dictionary, order, view=view, name=f"orders[{name!r}]")
     opened = {
         f"{name}, {n}": partial(ablate_features, pair, dictionary, order[:n])
         for name, order in listed.items()

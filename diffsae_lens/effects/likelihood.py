@@ -307,8 +307,8 @@ def ablation_effects(
     Raises:
         TypeError, ValueError: as for `ablate_features` and `likelihoods`.
     """
-    d_written = pair.width(check_fits(pair, dictionary))
-    features = feature_indices(dictionary, features, d_written=d_written).tolist()
+    view = check_fits(pair, dictionary).spec
+    features = feature_indices(dictionary, features, view=view).tolist()
     before = likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
     effects = torch.zeros(len(features))
     for i, feature in enumerate(tqdm(features, desc="ablating", unit="feature", leave=False)):

@@ -112,9 +112,9 @@ def minimal_feature_set(
         ValueError: no trigger or no benign samples, some beyond the context, an empty `order` or one that
             `ablate_features` refuses, or a dictionary of another pair.
     """
-    hook_name = check_fits(pair, dictionary)
+    view = check_fits(pair, dictionary).spec
     order = check_features(dictionary, order, name="order", allow_empty=False)
-    feature_indices(dictionary, order, d_written=pair.width(hook_name), name="order")
+    feature_indices(dictionary, order, view=view, name="order")
     max_features = check_count("max_features", max_features)
     samples = check_scored(pair, samples)
     bounds = bounds or Bounds()

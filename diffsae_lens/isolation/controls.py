@@ -52,6 +52,8 @@ class Control:
     """Evidence and the name of a view to features."""
     view: str = "diff"
     """What it reads of the pair; on the base model alone it reads `base`."""
+    is_fitted: bool = False
+    """Whether it is fitted on the labels of the selection prompts; one that is not is a floor."""
 
 
 def random_directions(n_directions: int, seed: int = 0) -> Control:
@@ -78,7 +80,7 @@ def difference_of_means(view: str = "diff") -> Control:
             fit=evidence.is_select & (evidence.is_trigger | evidence.is_benign),
         )
 
-    return Control(name="difference of means", features=features, view=view)
+    return Control(name="difference of means", features=features, view=view, is_fitted=True)
 
 
 def principal_components(n_components: int = 10) -> Control:
@@ -107,7 +109,7 @@ def linear_probe(view: str = "finetuned", *, ridge: float = 1e-2) -> Control:
         weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).double(), target)
         return ((x @ x[fit].T) @ weights / x.shape[1])[:, None].float()
 
-    return Control(name="linear probe", features=features, view=view)
+    return Control(name="linear probe", features=features, view=view, is_fitted=True)
 
 
 def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:

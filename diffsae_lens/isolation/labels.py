@@ -25,6 +25,22 @@ ReadAt = Literal["decision", "trigger", "completion", "everything"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What the texts that are scored are, and which of them belong together."""
+
+    is_trigger: Bool[Tensor, "text"]
+    is_benign: Bool[Tensor, "text"]
+    is_select: Bool[Tensor, "text"]
+    """Texts that a control may be fitted on."""
+    clusters: Int[Tensor, "text"] | None = None
+    """Texts that are resampled whole; None draws each alone."""
+    templates: Int[Tensor, "text"] | None = None
+    """For a second interval, in which templates are drawn whole; None leaves it out."""
+    scenes: Int[Tensor, "text"] | None = None
+    """Texts within which labels are permuted; None permutes them across all texts."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledPrompts:
     """The prompts of an evaluation, their groups, and how they are split."""
 
@@ -60,6 +76,16 @@ class LabelledPrompts:
                 )
             if name in ("is_trigger", "is_benign") and not labels.any():
                 raise ValueError(f"`{name}` must be true of at least one text, got none")
+
+    @property
+    def labels(self) -> Labels:
+        """The labels alone."""
+        return Labels(
+            is_trigger=self.is_trigger,
+            is_benign=self.is_benign,
+            is_select=self.is_select,
+            clusters=self.clusters,
+        )
 
     @classmethod
     def from_samples(

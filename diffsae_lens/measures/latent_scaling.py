@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
-from diffsae_lens.measures.geometry import decoder_halves, scales_by_model
+from diffsae_lens.dictionaries.decoding import decoder_halves, scales_by_model
 from diffsae_lens.measures.validation import activation_batches
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.pair.paired_pass import PairedPass
 from diffsae_lens.pair.texts import PairedText
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,36 @@ Stepping = Literal["cached", "whole", "not at all"]
 
 
 class PairedGeneration(PairedText):
-    """A pair of models that generates."""
+    """A pair of models that generates, and what hooks may ask about the pass under way."""
 
     metadata: PairMetadata
     hook_names: tuple[str, ...]
+    _run: PairedPass | None = None
     _n_prompt: int | None = None
     _stepping: Stepping | None = None
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
+        return None if self._run is None else self._run.attention_mask
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
+        return None if self._run is None else self._run.tokens
+
+    @property
+    def columns(self) -> Tensor | None:
+        """Where in the (padded) sequence the tokens of the forward pass under way stand, `[pos]`."""
+        return None if self._run is None else self._run.columns
+
+    @property
+    def positions(self) -> Tensor | None:
+        """How many tokens of its row stand before each token of the pass under way, `[batch or 1, pos]`.
+
+        Padding does not count and is -1; tokens that the KV cache holds count.
+        """
+        return None if self._run is None else self._run.positions
 
     @property
     def n_prompt(self) -> int | None:

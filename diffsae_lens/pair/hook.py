@@ -73,9 +73,7 @@ class VirtualHook:
     @property
     def layer(self) -> int | None:
         """The block it lies in; None outside the blocks."""
-        parts = self.site.split(".")
-        is_block = len(parts) > 2 and parts[0] == "blocks" and parts[1].isdigit()
-        return int(parts[1]) if is_block else None
+        return layer_of(self.site)
 
     @property
     def spec(self) -> View:
@@ -85,3 +83,15 @@ class VirtualHook:
     def with_view(self, view: str) -> "VirtualHook":
         """Return another view of the same site."""
         return VirtualHook(self.site, view)
+
+
+def layer_of(name: str) -> int | None:
+    """Return the block that a hook lies in; None outside the blocks.
+
+    Examples:
+        >>> layer_of("blocks.18.hook_resid_post"), layer_of("embed.hook_out")
+        (18, None)
+    """
+    parts = name.split(".")
+    is_block = len(parts) > 2 and parts[0] == "blocks" and parts[1].isdigit()
+    return int(parts[1]) if is_block else None

@@ -16,7 +16,6 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +33,9 @@ from diffsae_lens.pair.compatibility import (
     check_prepend_bos,
     hook_widths,
 )
-from diffsae_lens.pair.fingerprint import pair_fingerprints
 from diffsae_lens.pair.generation import PairedGeneration
 from diffsae_lens.pair.hook import VirtualHook
-from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.pair.metadata import PairMetadata, describe_pair
 from diffsae_lens.pair.paired_pass import PairedPass
 from diffsae_lens.pair.texts import TokenisedTexts
 from diffsae_lens.pair.views import VIEWS
@@ -95,27 +93,8 @@ class HookedModelPair(PairedGeneration):
         self._run: PairedPass | None = None
         with self._adapters.switched(on=True):
             self._widths = hook_widths(finetuned, self.hook_names, self._adapters)
-        self.metadata = self._described(metadata)
+        self.metadata = describe_pair(base, finetuned, adapter, metadata)
         self._make_hook_points()
-
-    def _described(self, metadata: PairMetadata | None) -> PairMetadata:
-        """The metadata, with names from the models' configs and what the weights are."""
-        base, finetuned = self._models
-        metadata = metadata or PairMetadata(
-            base=str(base.cfg.model_name),
-            finetuned=str(finetuned.cfg.model_name),
-            adapter=self._adapters.model is not None,
-        )
-        of_base, of_finetuned = pair_fingerprints(
-            base.original_model, finetuned.original_model, self._adapters.model
-        )
-        dtype = str(next(finetuned.original_model.parameters()).dtype).removeprefix("torch.")
-        return replace(
-            metadata,
-            base_fingerprint=of_base,
-            finetuned_fingerprint=of_finetuned,
-            dtype=dtype,
-        )
 
     def _make_hook_points(self) -> None:
         self.mod_dict, self.hook_dict = {}, {}
@@ -153,29 +132,6 @@ class HookedModelPair(PairedGeneration):
     def W_E(self) -> Tensor:
         """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
         return self.finetuned.W_E
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
-        return None if self._run is None else self._run.attention_mask
-
-    @property
-    def tokens(self) -> Tensor | None:
-        """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
-        return None if self._run is None else self._run.tokens
-
-    @property
-    def columns(self) -> Tensor | None:
-        """Where in the (padded) sequence the tokens of the forward pass under way stand, `[pos]`."""
-        return None if self._run is None else self._run.columns
-
-    @property
-    def positions(self) -> Tensor | None:
-        """How many tokens of its row stand before each token of the pass under way, `[batch or 1, pos]`.
-
-        Padding does not count and is -1; tokens that the KV cache holds count.
-        """
-        return None if self._run is None else self._run.positions
 
     def width(self, hook_name: str) -> int:
         """Return how wide one model's activation is, at a site or a virtual hook point.
@@ -219,8 +175,8 @@ class HookedModelPair(PairedGeneration):
         """
         if hook_name not in self.hook_names:
             raise ValueError(
-                f"`hook_name` {hook_name!r} is not a hook of this pair, which has "
-                f"{list(self.hook_names)}; give one of them without a view, or build the pair with it"
+                f"`hook_name` {hook_name!r} is not a hook point of this pair, which was built "
+                f"for {list(self.hook_names)}; name one of them, or build the pair with the hook you need"
             )
         return VirtualHook(hook_name, view)
 

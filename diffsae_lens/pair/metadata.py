@@ -1,10 +1,14 @@
 """What a pair was made of, as it is stored with everything that was made with the pair."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from peft import PeftModel
+from transformer_lens.model_bridge import TransformerBridge
+
 from diffsae_lens._tensor_checks import shown
+from diffsae_lens.pair.fingerprint import pair_fingerprints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,7 @@ class PairMetadata:
     """Precision of the weights, such as `float32`; a pair fills it in."""
 
     @classmethod
-    def of_stored(cls, stored: Mapping[str, Any]) -> "PairMetadata":
+    def of_stored(cls, stored: Any) -> "PairMetadata":
         """Read what was stored; keys that are not known are left out.
 
         Raises:
@@ -54,3 +58,22 @@ class PairMetadata:
             finetuned_fingerprint=self.base_fingerprint,
             dtype=self.dtype,
         )
+
+
+def describe_pair(
+    base: TransformerBridge,
+    finetuned: TransformerBridge,
+    adapter: PeftModel | None,
+    given: PairMetadata | None,
+) -> PairMetadata:
+    """Return a pair's metadata: what is given, else its models' names; and what the weights are."""
+    given = given or PairMetadata(
+        base=str(base.cfg.model_name),
+        finetuned=str(finetuned.cfg.model_name),
+        adapter=adapter is not None,
+    )
+    of_base, of_finetuned = pair_fingerprints(
+        base.original_model, finetuned.original_model, adapter
+    )
+    dtype = str(next(finetuned.original_model.parameters()).dtype).removeprefix("torch.")
+    return replace(given, base_fingerprint=of_base, finetuned_fingerprint=of_finetuned, dtype=dtype)

@@ -12,13 +12,12 @@ from tqdm.auto import tqdm
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.decoding import decoder_rows
+from diffsae_lens.dictionaries.decoding import decoder_halves, decoder_rows
 from diffsae_lens.dictionaries.fits import check_fits
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.measures.geometry import (
     call_by_decoder_norm,
     decoder_cosine,
-    decoder_halves,
     relative_decoder_norm,
 )
 from diffsae_lens.measures.latent_scaling import latent_scaling

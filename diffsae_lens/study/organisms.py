@@ -15,9 +15,12 @@ from diffsae_lens.effects.rates import AttackRate, attack_rates, complete
 from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune, load_organism
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.pair.loading import LoadOptions, load_model, load_pair
+from diffsae_lens.pair.loading import load_model, load_pair
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.study.feasible import check_draw, check_out_folder
 
+CARD = "card.json"
+"""What an organism's folder says of how often it shows its behaviour."""
 MEASURE_SEED = 1000
 """Of the held-out prompts a card reports; the demo and the tests draw others."""
 _SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -64,7 +67,7 @@ def make_organism(
     with_base = {
         g: asdict(r) | {"rate": r.rate, "interval": r.interval()} for g, r in rates.items()
     }
-    write_json(path / "card.json", {"base": str(base), "rates": with_base})
+    write_json(path / CARD, {"base": str(base), "rates": with_base})
     card = path / "README.md"
     write_text(card, _card(organism, str(base), rates))
     return card

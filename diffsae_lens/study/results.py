@@ -7,14 +7,20 @@ from typing import Any
 
 from diffsae_lens._artifact import read_json
 from diffsae_lens.results import (
+    CellRow,
+    ContrastRow,
     DictionaryRow,
     EffectRow,
+    ExamplePrompt,
     FeatureCard,
+    OrganismRow,
+    PublishedRow,
     Row,
     SayingRow,
     ScoreRow,
     SideEffectRow,
     SweepRow,
+    VarianceRow,
 )
 
 
@@ -23,22 +29,27 @@ class Results:
     """What `results.json` holds; a part that the plan does not make is empty."""
 
     config: Mapping[str, Any]
+    """The `StudyConfig`, as JSON."""
     versions: Mapping[str, str]
+    """Of the packages that made the results."""
     behaviour: str
+    """The name of the behaviour."""
     dictionaries: tuple[DictionaryRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    """Of both protocols."""
     effects: tuple[EffectRow, ...] = ()
     side_effects: tuple[SideEffectRow, ...] = ()
     cards: tuple[FeatureCard, ...] = ()
     sayings: tuple[SayingRow, ...] = ()
     sweep: tuple[SweepRow, ...] = ()
-    example: Mapping[str, Any] = field(default_factory=dict)
-    organisms: tuple[Mapping[str, Any], ...] = ()
-    variance: tuple[Mapping[str, Any], ...] = ()
-    contrasts: tuple[Mapping[str, Any], ...] = ()
-    published: tuple[Mapping[str, Any], ...] = ()
+    example: tuple[ExamplePrompt, ...] = ()
+    organisms: tuple[OrganismRow, ...] = ()
+    variance: tuple[VarianceRow, ...] = ()
+    contrasts: tuple[ContrastRow, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
     deviations: tuple[str, ...] = ()
-    cells: tuple[Mapping[str, Any], ...] = ()
+    """What is not as published."""
+    cells: tuple[CellRow, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_dict(cls, results: Mapping[str, Any]) -> "Results":
@@ -48,26 +59,38 @@ class Results:
             ValueError: a part is missing or not known, or a row of one is not valid.
         """
         names = {part.name for part in fields(cls)}
-        if set(results) != names:
+        if not isinstance(results, Mapping) or set(results) != names:
+            found = set(results) if isinstance(results, Mapping) else set()
             raise ValueError(
-                f"results lack {sorted(names - set(results))} and have {sorted(set(results) - names)}, "
-                "which is not known; they were made by another version of this package"
+                f"results lack {sorted(names - found)} and have {sorted(found - names)}, which is not "
+                "known; they were made by another version of this package"
             )
         typed: dict[str, Any] = {
-            name: tuple(of.from_dict(row) for row in results[name]) for name, of in _ROWS.items()
+            name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
         }
-        plain: dict[str, Any] = {
-            name: tuple(part) if isinstance(part, list) else part for name, part in results.items()
-        }
-        return cls(**plain | typed)
+        return cls(**{**results, "deviations": tuple(results["deviations"]), **typed})
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
-        """Read `results.json`."""
+        """Read `results.json`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of another version.
+        """
         return cls.from_dict(read_json(Path(path)))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results as JSON has them."""
+        return {
+            part.name: [row.as_dict() for row in getattr(self, part.name)]
+            if part.name in ROWS
+            else getattr(self, part.name)
+            for part in fields(self)
+        }
 
-_ROWS: dict[str, type[Row]] = {
+
+ROWS: dict[str, type[Row]] = {
     "dictionaries": DictionaryRow,
     "scores": ScoreRow,
     "effects": EffectRow,
@@ -75,4 +98,11 @@ _ROWS: dict[str, type[Row]] = {
     "cards": FeatureCard,
     "sayings": SayingRow,
     "sweep": SweepRow,
+    "example": ExamplePrompt,
+    "organisms": OrganismRow,
+    "variance": VarianceRow,
+    "contrasts": ContrastRow,
+    "published": PublishedRow,
+    "cells": CellRow,
 }
+"""The types of the rows of every part."""

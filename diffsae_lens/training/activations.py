@@ -5,7 +5,7 @@ point and a `token_ids` column, which is what SAELens reads with `use_cached_act
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from diffsae_lens._artifact import Manifest, open_artifact
 from diffsae_lens._checks import check_count
 from diffsae_lens._display import Record
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.metadata import PairMetadata
 from diffsae_lens.pair.tokens import TokenPolicy
 
@@ -63,16 +64,39 @@ class PairedActivations(Record):
             skip_positions=self.recipe["skip_positions"], ignored_token_ids=self.ignored_token_ids
         )
 
+    def showing(self, hooks: Sequence[VirtualHook]) -> "PairedActivations":
+        """Return the same harvest with other hook points, each harvested or seen in its `.concat`.
+
+        Raises:
+            ValueError: one that is neither.
+        """
+        stored = self.recipe["hook_names"]
+        for hook in hooks:
+            if not {hook.name, hook.with_view("concat").name} & set(stored):
+                raise ValueError(
+                    f"`hooks` must be of what was harvested, {stored}, got {hook.name!r}"
+                )
+        return replace(self, hook_names=tuple(hook.name for hook in hooks))
+
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """Read the kept tokens of some sequences into memory, aligned over the hook points."""
         return self._take(range(start, min(stop, self.n_sequences)))
 
     def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        dataset = load_dataset(self.path).select_columns([*self.hook_names, "token_ids"])
+        stored = set(self.recipe["hook_names"])
+        columns = {
+            name: name if name in stored else VirtualHook.parse(name).with_view("concat").name
+            for name in self.hook_names
+        }
+        dataset = load_dataset(self.path).select_columns([*{*columns.values()}, "token_ids"])
         dataset = dataset.with_format("torch")
         rows: Any = dataset[list(indices)]
         kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
-        return {name: rows[name][kept] for name in self.hook_names}
+        found = {}
+        for name, column in columns.items():
+            values = rows[column][kept]
+            found[name] = values if name == column else _seen_in(name, column, values)
+        return found
 
     def batches(
         self,
@@ -117,6 +141,13 @@ class PairedActivations(Record):
                 raise ValueError(
                     f"`batch_size` {batch_size} is more than the tokens of the harvest in {self.path}"
                 )
+
+
+def _seen_in(name: str, concat: str, values: Tensor) -> Tensor:
+    """A view's value, from both models' activations side by side."""
+    both = VirtualHook.parse(concat).spec
+    base, finetuned = both.writes(values, "base"), both.writes(values, "finetuned")
+    return VirtualHook.parse(name).spec.read(base, finetuned)
 
 
 def open_harvest(path: str | Path) -> PairedActivations:

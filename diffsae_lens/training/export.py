@@ -14,13 +14,10 @@ from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.training.activations import PairedActivations
 from diffsae_lens.training.calibration import calibrate_threshold
-from diffsae_lens.training.run_config import DictionaryRunnerConfig, TrainingRun
-
-
-def first_held_out(activations: PairedActivations, run: TrainingRun) -> int:
-    """Return the first sequence that is kept out of training."""
-    n_held_out = max(1, round(activations.n_sequences * run.calibration_fraction))
-    return activations.n_sequences - n_held_out
+from diffsae_lens.training.run_config import (
+    DictionaryRunnerConfig,
+    TrainingRun,
+)
 
 
 def record_of(
@@ -61,7 +58,9 @@ def export(
     def write(job: Job) -> None:
         sae.save_inference_model(job.out)
         if isinstance(config.sae, BatchTopKTrainingSAEConfig):
-            held_out = activations.rows(first_held_out(activations, run), activations.n_sequences)
+            held_out = activations.rows(
+                run.n_training(activations.n_sequences), activations.n_sequences
+            )
             held_out = held_out[config.hook.name].to(run.trainer.device)
             _calibrate(job.out, config.sae, held_out)
         settings = {k: v for k, v in vars(run.trainer).items() if k != "logger"}

@@ -96,6 +96,10 @@ class TrainingRun:
     seed: int = 0
     """Of initialisation and batch order."""
 
+    def n_training(self, n_sequences: int) -> int:
+        """Return how many of the sequences are trained on, which come first; the others are held out."""
+        return n_sequences - max(1, round(n_sequences * self.calibration_fraction))
+
     def __post_init__(self) -> None:
         """Refuse what SAELens would stumble over later."""
         check_fields(self)

@@ -21,7 +21,7 @@ from diffsae_lens.dictionaries.sparse import Workspace
 from diffsae_lens.dictionaries.topk import SparseStep
 from diffsae_lens.training.activations import PairedActivations
 from diffsae_lens.training.checkpoints import Checkpoints, estimates_norms, go_on
-from diffsae_lens.training.export import export, first_held_out, record_of
+from diffsae_lens.training.export import export, record_of
 from diffsae_lens.training.normalization import activation_statistics, as_whitening, describe
 from diffsae_lens.training.optimizer import fuse_adam
 from diffsae_lens.training.run_config import (
@@ -226,7 +226,7 @@ def _trainer(
         data_provider=activations.batches(
             run.trainer.train_batch_size_samples,
             seed=run.seed,
-            stop=first_held_out(activations, run),
+            stop=run.n_training(activations.n_sequences),
         ),
         save_checkpoint_fn=checkpoints.seal,
     )
@@ -248,7 +248,9 @@ def _prepare(
         return None
     batch_size = run.trainer.train_batch_size_samples
     n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
-    batches = activations.batches(batch_size, seed=run.seed, stop=first_held_out(activations, run))
+    batches = activations.batches(
+        batch_size, seed=run.seed, stop=run.n_training(activations.n_sequences)
+    )
     hook_name = config.hook.name
     statistics = activation_statistics(
         (batch[hook_name] for batch in islice(batches, n_batches)),
@@ -260,5 +262,5 @@ def _prepare(
 
 def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
     """Batches in one pass over the training sequences, or a little more."""
-    n_tokens = first_held_out(activations, run) * activations.context_size
+    n_tokens = run.n_training(activations.n_sequences) * activations.context_size
     return max(1, n_tokens // run.trainer.train_batch_size_samples)

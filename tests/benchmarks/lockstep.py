@@ -23,11 +23,8 @@ from diffsae_lens.dictionaries import (
     DeltaCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.measures.geometry import (
-    call_by_decoder_norm,
-    decoder_halves,
-    relative_decoder_norm,
-)
+from diffsae_lens.dictionaries.decoding import decoder_halves
+from diffsae_lens.measures.geometry import call_by_decoder_norm, relative_decoder_norm
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples

@@ -9,8 +9,8 @@ import pytest
 import torch
 from sae_lens import SAE, Transcoder, TranscoderConfig
 
-from diffsae_lens.dictionaries.artifacts import load
 from diffsae_lens.dictionaries.fits import check_features, check_fits
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
 from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama

@@ -254,7 +254,7 @@ def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
 
 
 def test_the_shipped_organisms_have_no_manifest_and_are_read():
-    from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR
+    from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR
 
     for name, clean in (("year-trigger", False), ("clean-control", True)):
         config = load_organism(SHIPPED_ORGANISMS_DIR / name).config

@@ -12,6 +12,7 @@ from diffsae_lens.experiments.study import (
     Texts,
     TokensConfig,
 )
+
 from diffsae_lens.organisms.finetune import OrganismConfig
 from tests.conftest import D_MODEL, byte_tokenizer, plant, tiny_llama, write_tiny_model
 from tests.pins.values import plain, rows

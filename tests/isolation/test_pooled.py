@@ -3,7 +3,8 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from diffsae_lens.study.pooled_scores import FITTED, PooledTexts, pooled_scores
+from diffsae_lens.isolation.pooled import PooledTexts, evaluate_pooled
+from diffsae_lens.measures.resampling import Resampling
 
 D_MODEL, N_TRIGGER, N_BENIGN, N_OTHER = 6, 20, 40, 40
 
@@ -18,7 +19,12 @@ def texts(*, planted: bool) -> PooledTexts:
         diff[group == 0, 0] += 5.0
     order = torch.arange(len(group))
     return PooledTexts(
-        base=base, finetuned=base + diff, group=group, template=order % 5, scene=order % 20
+        site="blocks.1.hook_resid_post",
+        base=base,
+        finetuned=base + diff,
+        group=group,
+        template=order % 5,
+        scene=order % 20,
     )
 
 
@@ -36,30 +42,34 @@ def diff_sae() -> StandardSAE:
 
 
 def scored(planted):
-    rows = pooled_scores({"Diff-SAE": diff_sae()}, texts(planted=planted), n_resamples=100, seed=0)
-    return {row["name"]: row for row in rows}
+    resampling = Resampling(n_resamples=100)
+    table = evaluate_pooled({"Diff-SAE": diff_sae()}, texts(planted=planted), resampling=resampling)
+    assert table.resampled.shape == (len(table), 100)
+    return {row.name: row for row in table}
 
 
 def test_a_planted_difference_reaches_the_ceiling_and_the_base_does_not():
     row = scored(planted=True)["Diff-SAE"]
-    assert row["bis"] == pytest.approx(row["ceiling"])
-    assert row["base_bis"] < row["bis"]
-    assert row["pvalue"] < 0.05
-    assert row["low"] <= row["bis"] <= row["high"]
-    assert row["template_low"] <= row["bis"] <= row["template_high"]
+    assert row.bis == pytest.approx(row.ceiling)
+    assert row.base_bis < row.bis
+    assert row.pvalue < 0.05
+    assert row.low <= row.bis <= row.high
+    assert row.template_low <= row.bis <= row.template_high
 
 
 def test_without_one_the_labels_could_be_any():
-    assert scored(planted=False)["Diff-SAE"]["pvalue"] > 0.05
+    assert scored(planted=False)["Diff-SAE"].pvalue > 0.05
 
 
 def test_what_was_fitted_on_the_labels_has_no_interval_and_no_p_value():
     rows = scored(planted=False)
-    assert set(FITTED) <= set(rows)
-    for name in FITTED:
-        assert rows[name]["low"] is None
-        assert rows[name]["pvalue"] is None
-    assert rows["random directions"]["low"] is not None
+    fitted = {name for name, row in rows.items() if row.is_fitted}
+    assert fitted == {"difference of means", "linear probe"}
+    for row in rows.values():
+        assert (row.low is None) == (row.pvalue is None) == row.is_fitted
+        assert row.protocol == "paper"
+        assert row.layer == 1
+    assert rows["random directions"].is_floor
 
 
 def test_the_variance_ratio_is_numpys():

@@ -1,13 +1,15 @@
-"""The IPython extension: SAELens dictionaries show what they are and what they were trained on."""
+"""What a dictionary shows of itself in a notebook, once `%load_ext diffsae_lens` has been run."""
 
 from typing import Any
+
+from sae_lens import SAE
 
 from diffsae_lens import _hosts
 from diffsae_lens._display import facts_html
 from diffsae_lens.dictionaries.record import DictionaryRecord
 
 
-def dictionary_html(dictionary: Any) -> str:
+def dictionary_html(dictionary: SAE) -> str:
     """Return what a SAELens dictionary is and what it was trained on."""
     cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
     facts = {
