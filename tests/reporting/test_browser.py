@@ -43,7 +43,7 @@ def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
 def report(tmp_path_factory):
     find_chromium()  # before the work
     script = "<script>document.title = 'broken'</script>"
-    results = replace(synthetic_results(), config={"base": script})
+    results = replace(synthetic_results(), config={"models": {"base": script}})
     return write_report(results, tmp_path_factory.mktemp("report"))[0]
 
 
@@ -53,8 +53,8 @@ def long_names(tmp_path_factory):
     find_chromium()
     names = iter(range(10_000))
     results = with_texts(synthetic_results(), lambda: f"{next(names)}-" + "x" * 5000)
-    for prompt in results.example["prompts"]:
-        prompt["tokens"] = [token[:6] for token in prompt["tokens"]]
+    for prompt in results.example:
+        prompt.tokens[:] = [token[:6] for token in prompt.tokens]
     return write_report(results, tmp_path_factory.mktemp("report"))[0]
 
 

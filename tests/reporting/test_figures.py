@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.text import Text
 
 from diffsae_lens.reporting.effects import plot_sayings
-from diffsae_lens.reporting.figures import figures_of, plot_ablation, plot_sweep, plot_tokens
+from diffsae_lens.reporting.figures import drawings_of, plot_ablation, plot_sweep, plot_tokens
 from diffsae_lens.reporting.style import dictionary_colours, needs_light_ink, tint
 from diffsae_lens.results import DictionaryRow, Table
 from tests.reporting.rows import make
@@ -18,6 +18,8 @@ from tests.reporting.synthetic import (
     DIFF,
     PLACES,
     changed,
+    joined,
+    moved,
     only,
     synthetic_results,
     without,
@@ -65,14 +67,14 @@ class TestEveryFigure:
     @pytest.mark.parametrize(
         ("plot", "part"),
         [
-            (plot_sweep, {"sweep": ()}), (plot_tokens, {"example": {}}), (plot_ablation, {"effects": ()}),
+            (plot_sweep, {"sweep": ()}), (plot_tokens, {"example": ()}), (plot_ablation, {"effects": ()}),
             (plot_its_sayings, {"sayings": ()}),
         ],
     )  # fmt: skip
     def test_nothing_to_draw(self, results, plot, part):
         with pytest.raises(ValueError, match="has no"):
             plot(replace(results, **part))
-        assert len(figures_of(replace(results, **part))) == len(PLOTS) - 1
+        assert len(drawings_of(replace(results, **part))) == len(PLOTS) - 1
 
 
 class TestSweep:
@@ -188,17 +190,22 @@ class TestAblation:
             list(line.get_ydata()) for line in second.lines
         ]
 
-    def test_places_have_panels_of_their_own(self, results):
-        moved = tuple(replace(row, layer=18) for row in results.effects)
-        axes = plot_ablation(replace(results, effects=moved + results.effects)).axes
-        titles = [ax.get_title(loc="left") for ax in axes]
-        assert titles == [f"{n}, layer {layer}" for layer in (24, 18) for n in DICTIONARIES]
+    def test_one_point_is_no_curve(self, results):
+        rows = tuple(r for r in results.effects if r.n_features in (0, 8))
+        kinds = [drawing.kind for drawing in drawings_of(replace(results, effects=rows))]
+        assert kinds == ["sweep", "tokens", "sayings"]
+
+
+@pytest.mark.parametrize("plot", [plot_sweep, plot_tokens, plot_ablation])
+def test_rows_of_several_places_are_refused(results, plot):
+    with pytest.raises(ValueError, match="of one place, got"):
+        plot(joined(results, moved(results, 18)))
 
 
 class TestTokens:
     def test_code_is_the_prompt(self, results):
         panels = plot_tokens(results).axes[::2]
-        tokens = [prompt["tokens"] for prompt in results.example["prompts"]]
+        tokens = [prompt.tokens for prompt in results.example]
         for ax in panels:
             shown = "".join(t for t in texts(ax) if t not in ("2023", "2024"))
             expected = "".join("".join(of_prompt) for of_prompt in tokens)
@@ -213,7 +220,7 @@ class TestTokens:
                 line = lines.get(y, "")
                 assert x == len(line)
                 lines[y] = line + text.get_text()
-        code = ["".join(prompt["tokens"]) for prompt in results.example["prompts"]]
+        code = ["".join(prompt.tokens) for prompt in results.example]
         assert [lines[y].rstrip("↵") for y in sorted(lines)] == [
             line for text in code for line in text.split("\n")
         ]
@@ -221,12 +228,12 @@ class TestTokens:
     def test_ground_is_the_activation(self, results):
         figure = plot_tokens(results)
         for ax, name in zip(figure.axes[::2], DICTIONARIES, strict=True):
-            prompts = results.example["prompts"]
-            peak = max(v for p in prompts for v in p["activations"][name])
+            prompts = results.example
+            peak = max(v for p in prompts for v in p.activations[name])
             shares = {
                 value / peak: token
                 for p in prompts
-                for value, token in zip(p["activations"][name], p["tokens"], strict=True)
+                for value, token in zip(p.activations[name], p.tokens, strict=True)
             }
             grounds = {patch.get_facecolor()[:3] for patch in ax.patches}
             for share in shares:
@@ -238,9 +245,9 @@ class TestTokens:
 
     def test_awkward_tokens(self, results):
         awkward = ["$x_1$", "\t", "\U0001f600", "x" * 200, "\n\n", "", "\x07", "<b>"]
-        for prompt in results.example["prompts"]:
-            prompt["tokens"] = awkward
-            prompt["activations"] = {"diff-sae-24": [1.0] * len(awkward)}
+        results = changed(
+            results, "example", {}, tokens=awkward, activations={DIFF: [1.0] * len(awkward)}
+        )
         figure = plot_tokens(results)
         figure.draw_without_rendering()
         shown = "".join(t for t in texts(figure.axes[0]) if t not in ("2023", "2024"))
@@ -248,18 +255,18 @@ class TestTokens:
         assert max(p.get_x() + p.get_width() for p in figure.axes[0].patches) <= 84
 
     def test_a_feature_that_never_fires(self, results):
-        for prompt in results.example["prompts"]:
-            prompt["activations"] = {"diff-sae-24": [0.0] * len(prompt["tokens"])}
+        silent = {DIFF: [0.0] * len(results.example[0].tokens)}
+        results = changed(results, "example", {}, activations=silent)
         grounds = {patch.get_facecolor() for patch in plot_tokens(results).axes[0].patches}
         assert grounds == {to_rgba("white")}
 
     def test_lengths_that_differ(self, results):
-        results.example["prompts"][1]["activations"]["crosscoder-24"].pop()
+        results.example[1].activations["crosscoder-24"].pop()
         with pytest.raises(ValueError, match="tokens but .* activations of 'crosscoder-24'"):
             plot_tokens(results)
 
     def test_a_dictionary_in_one_prompt_only(self, results):
-        del results.example["prompts"][1]["activations"]["crosscoder-24"]
+        del results.example[1].activations["crosscoder-24"]
         with pytest.raises(
             ValueError, match=r"must have activations of \['diff-sae-24', 'crosscoder-24'\]"
         ):
