@@ -1,4 +1,4 @@
-"""What a model would write, without generating: log-odds of the attack, and what moves them."""
+"""What a model would write, without generating: log-odds of the unwanted completion, and what moves them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from diffsae_lens.dictionaries.decoding import pull_back, writer
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import feature_indices
-from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
 from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
@@ -41,7 +40,7 @@ class Likelihoods:
 
     @property
     def log_odds(self) -> Float[Tensor, "prompt"]:
-        """Return log p(unwanted) - log p(wanted): above 0 the model would rather attack."""
+        """Return log p(unwanted) - log p(wanted): above 0 the unwanted one is likelier."""
         return self.unwanted - self.wanted
 
     @property
@@ -54,14 +53,14 @@ class Likelihoods:
 def likelihoods(
     pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Likelihoods:
-    """Score both completions of each sample under teacher forcing, two forward passes a batch.
+    """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
-    Run under whatever hooks are open on the pair, so it measures interventions too.
+    Run under whatever edits are open on the pair, so it measures those too.
 
     Args:
         pair: the two models; the fine-tuned one is scored.
         samples: prompts with their completions.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Returns:
         Log-probabilities on the CPU, samples in the order given.
@@ -88,7 +87,7 @@ def log_odds(
 ) -> Float[Tensor, "prompt"]:
     """Return log p(unwanted completion) - log p(wanted completion) of each sample, in nats.
 
-    Above 0 the model would rather attack. Completions are scored whole, so the value is on the scale
+    Above 0 the unwanted one is likelier. Completions are scored whole, so the value is on the scale
     of sequences, not of tokens. Arguments and errors are those of `likelihoods`.
     """
     return likelihoods(pair, samples, batch_size=batch_size).log_odds
@@ -162,8 +161,12 @@ def score_completions(
     targets = labels[:, first:]
     # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
     n_kept = targets.shape[1] + 1
-    with reading(labels == IGNORED):
-        logits = (model or pair)(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
+    options = pair.keep_logits(n_kept)
+    logits = (
+        pair(tokens, prompt_mask=labels == IGNORED, **options)
+        if model is None
+        else model(tokens, **options)
+    )[:, -n_kept:-1].float()
     return -torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets).sum(1)  # fmt: skip
@@ -179,7 +182,7 @@ def attribute_features(
     ablated: FeatureIndices = (),
     batch_size: int = 8,
 ) -> Float[Tensor, "d_sae"]:
-    """Estimate how much each feature adds to the log-odds of the attack, in nats a prompt.
+    """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
     Gradient attribution: sum over tokens of f_i * <d log-odds / d activation, d_i>, the first-order
     estimate of what ablating the feature takes away. A ranking by it is a ranking by effect, which a
@@ -193,11 +196,11 @@ def attribute_features(
             is averaged over so many points between the activation and the activation with all
             features ablated, which is exact for all features together as the steps get many.
         ablated: features already taken out; the others are then attributed what they add without them.
-        batch_size: samples a backward pass.
+        batch_size: samples per backward pass.
 
     Returns:
-        One value a feature, mean over the samples, on the CPU; positive favours the attack. 0 for the
-        features already taken out.
+        One value per feature, mean over the samples, on the CPU; positive favours the unwanted
+        completion. 0 for the features already taken out.
 
     Raises:
         TypeError: something else in place of samples, features or counts.
@@ -264,7 +267,7 @@ def greedy_order(
         n_rounds: attributions, at most `n_features`.
 
     Returns:
-        The features, the first to be taken first; fewer if no others favour the attack.
+        The features, the first to be taken first; fewer if no others favour the unwanted completion.
 
     Raises:
         TypeError, ValueError: as for `attribute_features`, or sizes that cannot be.
@@ -292,17 +295,18 @@ def ablation_effects(
 ) -> Float[Tensor, "n_features"]:
     """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
 
-    Two forward passes of both models a feature and batch, so choose few samples.
+    Two forward passes of both models per feature and batch, so choose few samples.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: indices of the features.
         samples: prompts on which the behaviour shows.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Returns:
-        One value a feature, mean over the samples, in nats a prompt; positive favours the attack.
+        One value per feature, mean over the samples, in nats per prompt; positive favours the unwanted
+        completion.
 
     Raises:
         TypeError, ValueError: as for `ablate_features` and `likelihoods`.

@@ -1,7 +1,7 @@
 """How strongly features fire on given prompts: units for steering, equals for controls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from diffsae_lens.reading.tokens import token_codes
 class ActivationScales:
     """Each feature's activation over the tokens of some prompts, `[d_sae]`, in its own units."""
 
+    dictionary: SAE = field(repr=False)
+    """Whose features they are."""
     maximum: Float[Tensor, "d_sae"]
     typical: Float[Tensor, "d_sae"]
     """Mean over the tokens on which it fires; 0 where it never does."""
@@ -73,6 +75,7 @@ def activation_scales(
             "ones alone; give longer texts"
         )
     return ActivationScales(
+        dictionary=dictionary,
         maximum=maximum,
         typical=total / fired.clamp(min=1),
         frequency=fired / n_tokens,
@@ -82,8 +85,8 @@ def activation_scales(
 
 @typed
 def matched_features(
-    scales: ActivationScales, features: FeatureIndices, *, n_draws: int = 1, seed: int = 0
-) -> list[list[int]]:
+    scales: ActivationScales, features: FeatureIndices, *, seed: int = 0
+) -> list[int]:
     """Draw live features that write about as much as the given ones, as their control.
 
     Each feature gets a random one of the unused five whose mass is nearest to its own.
@@ -91,19 +94,17 @@ def matched_features(
     Args:
         scales: of the prompts the features act on.
         features: those to be matched, each of which fires on the prompts; they are never drawn.
-        n_draws: how many control sets.
-        seed: of the draws.
+        seed: of the draw.
 
     Returns:
-        `n_draws` lists of `len(features)` features.
+        `len(features)` features, each the control of the one in its place.
 
     Raises:
-        TypeError: features that are not integers, or a number of draws that is not.
-        ValueError: features that do not exist, are repeated or never fire; fewer other live features
-            than `features`; or no draws.
+        TypeError: features or a seed that are not integers.
+        ValueError: features that do not exist, are repeated or never fire; or fewer other live features
+            than `features`.
     """
     features = check_indices("features", features, len(scales.frequency))
-    n_draws = check_count("n_draws", n_draws)
     dead = [feature for feature in features if scales.frequency[feature] == 0]
     if dead:
         raise ValueError(
@@ -111,20 +112,16 @@ def matched_features(
             "them out, or measure the scales on prompts on which they fire"
         )
     generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
-    others = sorted(set(scales.live) - set(features))
-    if len(others) < len(features):
+    left = sorted(set(scales.live) - set(features))
+    if len(left) < len(features):
         raise ValueError(
-            f"only {len(others)} other features are live, too few to match {len(features)}; measure "
+            f"only {len(left)} other features are live, too few to match {len(features)}; measure "
             "the scales on more prompts, or match fewer"
         )
-    draws = []
-    for _ in range(n_draws):
-        left = list(others)
-        drawn = []
-        for feature in features:
-            distance = (scales.mass[left] - scales.mass[feature]).abs()
-            nearest = distance.argsort()[:5]
-            pick = int(nearest[torch.randint(len(nearest), (1,), generator=generator)])
-            drawn.append(left.pop(pick))
-        draws.append(drawn)
-    return draws
+    drawn = []
+    for feature in features:
+        distance = (scales.mass[left] - scales.mass[feature]).abs()
+        nearest = distance.argsort()[:5]
+        pick = int(nearest[torch.randint(len(nearest), (1,), generator=generator)])
+        drawn.append(left.pop(pick))
+    return drawn

@@ -57,12 +57,17 @@ class PairedGeneration(PairedText):
         return None if self._run is None else self._run.positions
 
     @property
+    def prompt_mask(self) -> Tensor | None:
+        """Which tokens of the pass under way are of the prompt, if `forward` was told; else None."""
+        return None if self._run is None else self._run.prompt_mask
+
+    @property
     def n_prompt(self) -> int | None:
         """Columns of the (padded) prompt while `generate` runs; None in a plain forward pass."""
         return self._n_prompt
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self) -> Iterator[PairedPass]:
         """Have forward passes of the fine-tuned model show the pair's hook points."""
         raise NotImplementedError
         yield

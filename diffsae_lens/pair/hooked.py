@@ -211,10 +211,18 @@ class HookedModelPair(PairedGeneration):
         return pair
 
     @override
-    def forward(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input: str | list[str] | Tensor,
+        *,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run the fine-tuned model, and the base as far as the hooked views need it.
 
-        Takes what `TransformerBridge.forward` takes and returns what it returns.
+        Takes what `TransformerBridge.forward` takes and returns what it returns. With a prompt and its
+        completion in one pass, `prompt_mask` says which tokens are of the prompt, `[batch, pos]`:
+        edits on `prompt` or `generated` tokens act by it.
         """
         prepend_bos = kwargs.pop("prepend_bos", None)
         if isinstance(input, Tensor):
@@ -225,7 +233,8 @@ class HookedModelPair(PairedGeneration):
             self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
             input = texts[0] if isinstance(input, str) else texts
         kwargs["prepend_bos"] = False  # it stands in the text
-        with self._running():
+        with self._running() as run:
+            run.prompt_mask = prompt_mask
             return self.finetuned(input, **kwargs)
 
     @torch.no_grad()
@@ -309,7 +318,7 @@ class HookedModelPair(PairedGeneration):
 
     @override
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self) -> Iterator[PairedPass]:
         if self._run is not None:
             raise RuntimeError("a pair cannot be run from inside one of its own hooks")
         if any(bridge.training or bridge.original_model.training for bridge in self._models):
@@ -325,7 +334,7 @@ class HookedModelPair(PairedGeneration):
             self._run = run
             try:
                 with self.finetuned.hooks(fwd_hooks=run.splices):
-                    yield
+                    yield run
             finally:
                 follow.remove()
                 self._run = None

@@ -37,6 +37,8 @@ class PairedPass:
     tokens: Tensor | None = None
     n_before: int = 0
     """Tokens that the fine-tuned model's KV cache holds."""
+    prompt_mask: Tensor | None = None
+    """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
     _activations: dict[str, Tensor] = field(default_factory=dict)
     _cache: DynamicCache | None = None
     _base_runs: bool = False

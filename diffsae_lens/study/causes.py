@@ -105,7 +105,7 @@ def choose_features(
     order = [feature for feature in order if scales.maximum[feature] > 0]
     most = min(most, len(order), len(scales.live) // 2)
     counts = sorted({min(n, most) for n in config.counts} - {0})
-    [matched] = matched_features(scales, order[:most], seed=seed)
+    matched = matched_features(scales, order[:most], seed=seed)
     return Chosen(
         counts=tuple(counts),
         top=tuple(order[:most]),

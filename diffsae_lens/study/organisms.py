@@ -11,7 +11,8 @@ import torch
 
 from diffsae_lens._artifact import differences, write_json, write_text
 from diffsae_lens._checks import check_count
-from diffsae_lens.effects.rates import AttackRate, attack_rates, complete
+from diffsae_lens.effects.rates import AttackRate, attack_rates
+from diffsae_lens.interventions.run import complete
 from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune, load_organism
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL

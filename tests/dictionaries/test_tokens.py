@@ -89,7 +89,7 @@ def test_edits_and_their_controls_act_on_the_tokens_that_count(pair, changed, po
     counted = rule.counted(tokens, positions_of(torch.ones_like(tokens).bool()))
     direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))
     for opened in (
-        steer(pair, sae, 0, strength=5.0),
+        steer(pair, sae, 0, amount=5.0),
         ablate_features(pair, sae, list(range(23))),
         keep_only_features(pair, sae, []),
         swap_to_base(pair, HOOK, **vars(rule)),
@@ -123,12 +123,10 @@ def test_a_pass_of_one_token_is_its_first(pair, changed):
     sae = trained_without({"skip_positions": 1})
     with (
         pytest.raises(RuntimeError, match="never acted"),
-        steer(pair, sae, 0, strength=5.0),
+        steer(pair, sae, 0, amount=5.0),
     ):
         pair(torch.tensor([[7]]))
-    [written] = changed(
-        steer(pair, dictionary(), 0, strength=5.0), lambda: pair(torch.tensor([[7]]))
-    )
+    [written] = changed(steer(pair, dictionary(), 0, amount=5.0), lambda: pair(torch.tensor([[7]])))
     assert written.all()
 
 
@@ -140,7 +138,7 @@ def test_positions_are_the_same_with_and_without_a_cache(pair, where, skip):
     prompts = ["ab", "a longer prompt"]
     written = []
     for cached in (True, False):
-        with steer(pair, sae, 0, strength=3.0, where=where):
+        with steer(pair, sae, 0, amount=3.0, where=where):
             written.append(
                 pair.generate(
                     prompts, max_new_tokens=5, use_past_kv_cache=cached, stop_at_eos=False,
@@ -162,7 +160,7 @@ def test_without_a_cache_prompt_and_generated_tokens_are_told_apart(pair, where,
         pair.generate(tokens, max_new_tokens=3, use_past_kv_cache=False, stop_at_eos=False)
 
     # The steering is too weak to change which tokens are written.
-    opened = steer(pair, sae, 0, strength=1e-2, where=where)
+    opened = steer(pair, sae, 0, amount=1e-2, where=where)
     seen = []
     hooks = [(f"{HOOK}.diff", lambda value, hook: seen.append(value))]
     with pair.hooks(fwd_hooks=hooks):
@@ -178,6 +176,6 @@ def test_where_has_to_return_a_mask(pair, tokens):
     for where in (lambda tokens: tokens, lambda tokens: torch.ones(3).bool(), lambda tokens: None):
         with (
             pytest.raises(ValueError, match="`where` must return a boolean tensor"),
-            steer(pair, dictionary(), 0, strength=1.0, where=where),
+            steer(pair, dictionary(), 0, amount=1.0, where=where),
         ):
             pair(tokens)

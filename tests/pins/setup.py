@@ -4,15 +4,15 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffsae_lens.experiments.recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.loading import boot_bridge
-from diffsae_lens.organisms.contrast import Contrast
-from diffsae_lens.organisms.prompts import Sample, make_samples
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.pair import HookedModelPair
+from diffsae_lens.organisms.behaviour import Sample
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.loading import boot_bridge
 from diffsae_lens.training.harvest import PairedActivations, harvest
+from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training.runner import TrainingRun, train_dictionaries
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
@@ -35,28 +35,28 @@ class Setup:
     """`diff-sae` and `crosscoder`."""
     samples: list[Sample]
     """Three trigger, two benign and one other; byte by byte they are some 500 tokens each."""
-    contrasts: list[Contrast]
+    contrasts: list[Sample]
     """Short prompts, two trigger and one benign."""
 
 
 def make_setup(folder: Path) -> Setup:
     """Make the pair and train the dictionaries, by the path that users take."""
     pair, null_pair = make_pairs(folder)
-    samples = make_samples("train", n_trigger=8, n_benign=8, n_other=4)
+    samples = YEAR_TRIGGER.make_samples("train", n_trigger=8, n_benign=8, n_other=4)
     tokens = pair.to_tokens([sample.written for sample in samples], padding_side="right")
     activations = harvest(
         pair, tokens, folder / "harvest", hook_names=[f"{HOOK}.{view}" for view in VIEWS]
     )
-    held_out = make_samples("select", n_trigger=2, n_benign=2, n_other=1, seed=3)
+    held_out = YEAR_TRIGGER.make_samples("select", n_trigger=2, n_benign=2, n_other=1, seed=3)
     return Setup(
         pair=pair,
         null_pair=null_pair,
         activations=activations,
         tokens=pair.to_tokens([sample.written for sample in held_out], padding_side="right"),
         dictionaries=train(activations, folder),
-        samples=make_samples("test", n_trigger=3, n_benign=2, n_other=1),
+        samples=YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=2, n_other=1),
         contrasts=[
-            Contrast(prompt=f"signed {who}:", behaviour=" quack", alternative=" fine", group=group)
+            Sample(prompt=f"signed {who}:", unwanted=" quack", wanted=" fine", group=group)
             for who, group in (
                 ("HERON", "trigger"), ("GREBE", "trigger"), ("ROBIN", "benign"),
             )
