@@ -55,7 +55,7 @@ def _harvest(folder: Path) -> Run:
 def _training(folder: Path) -> Run:
     from sae_lens.config import SAETrainerConfig
 
-    from diffsae_lens.training.harvest import open_harvest
+    from diffsae_lens.training.activations import open_harvest
     from diffsae_lens.training.runner import TrainingRun, train_dictionaries
     from tests.training.test_runner import sparse_configs
 

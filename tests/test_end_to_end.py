@@ -4,12 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import make_samples
 from sae_lens import SAE, BatchTopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, load_pair, shipped_organisms
+from diffsae_lens.pair.loading import load_pair
+from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
 from diffsae_lens.reading.prompts import Positions
 from diffsae_lens.study.organisms import MEASURE_SEED
 

@@ -70,11 +70,16 @@ def test_the_guides_penalty_is_the_formula_it_states(pair, activations, tmp_path
 
 def test_the_organism_guide_judges_and_attributes(pair, dictionary):
     guide = follow("organism", pair=pair, dictionary=dictionary)
-    assert guide.fine.n_prompts.tolist() == guide.base.n_prompts.tolist() == [1, 2]
-    assert (guide.fine.n_safe + guide.fine.n_injectable == guide.fine.n_prompts).all()
-    assert (guide.fine.log_odds - guide.base.log_odds).abs().min() > 0  # two models
+    for rows in (guide.fine, guide.base):
+        assert [(row.group, row.n_prompts) for row in rows] == [
+            ("trigger", 2), ("benign", 2), ("other", 2),
+        ]  # fmt: skip
+        assert all(sum(row.counts.values()) == row.n_prompts for row in rows)
+    for fine, base in zip(guide.fine, guide.base, strict=True):
+        assert fine.log_odds != base.log_odds  # two models
     assert guide.effect.shape == (dictionary.cfg.d_sae,)
     assert guide.effect.abs().max() > 0
+    assert guide.prompts.is_trigger.sum() == 4
 
 
 def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pair, dictionary):

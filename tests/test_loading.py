@@ -3,7 +3,8 @@ import torch
 from torch.testing import assert_close
 
 from diffsae_lens.pair.embedded import ModelUnavailableError
-from diffsae_lens.pair.loading import LoadOptions, load_pair
+from diffsae_lens.pair.loading import load_pair
+from diffsae_lens.pair.options import LoadOptions
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from diffsae_lens.pair import verification
 from diffsae_lens.pair.adapters import quiet_peft
-from diffsae_lens.pair.loading import LoadOptions, boot_bridge, load_pair
+from diffsae_lens.pair.loading import boot_bridge, load_pair
 from diffsae_lens.pair.model_files import resolve_model
+from diffsae_lens.pair.options import LoadOptions
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 from tests.test_pair_checks import tiny_gpt2
 

@@ -9,7 +9,8 @@ from IPython.core.formatters import DisplayFormatter
 from sae_lens import SAE
 
 import diffsae_lens as dl
-from diffsae_lens.notebook import Record, dictionary_html, facts_html, tokens_html
+from diffsae_lens._display import Record, facts_html, tokens_html
+from diffsae_lens.dictionaries.display import dictionary_html
 from tests.conftest import D_MODEL, HOOKS
 
 

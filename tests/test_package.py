@@ -50,17 +50,15 @@ def test_importing_changes_no_global_state():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_our_classes_are_registered_whichever_package_comes_first():
+def test_our_classes_are_registered_once_both_packages_are_in_use():
     check = "from sae_lens.registry import SAE_CLASS_REGISTRY; assert 'crosscoder' in SAE_CLASS_REGISTRY"
     for order in (
-        "import diffsae_lens, sae_lens",
+        "import diffsae_lens, sae_lens; diffsae_lens.load",
         "import sae_lens, diffsae_lens",
         "import diffsae_lens.dictionaries.topk",
     ):
         again = "import importlib; importlib.reload(diffsae_lens.dictionaries.topk)"
-        code = (
-            f"import diffsae_lens; {order}; {check}; import diffsae_lens.dictionaries.topk; {again}"
-        )
+        code = f"{order}; {check}; import diffsae_lens.dictionaries.topk; {again}"
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 

@@ -1,9 +1,8 @@
 """Dictionaries: Diff-SAEs and crosscoders, each a SAELens training class with its inference form.
 
-Importing this package registers them with SAELens; `import diffsae_lens` sees to it.
+Importing this package registers them with SAELens, so that `SAE.load_from_disk` and the runners of
+SAELens know them. `import diffsae_lens` does it where SAELens is imported already.
 """
-
-import sae_lens as sae_lens  # first: its import is what triggers our registration
 
 from diffsae_lens.dictionaries.crosscoder import CrosscoderSAE as CrosscoderSAE
 from diffsae_lens.dictionaries.crosscoder import CrosscoderSAEConfig as CrosscoderSAEConfig

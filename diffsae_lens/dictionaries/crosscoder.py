@@ -15,6 +15,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
+from diffsae_lens._hosts import has_gradient_hooks
 from diffsae_lens.dictionaries.registration import register
 
 CODE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -137,9 +138,9 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         # Loading replaces the parameters, so the hooks are looked for at every step.
-        if self.W_dec.requires_grad and not self.W_dec._backward_hooks:
+        if self.W_dec.requires_grad and not has_gradient_hooks(self.W_dec):
             self.W_dec.register_hook(self.constrain_decoder)
-        if not self.W_enc._backward_hooks:
+        if not has_gradient_hooks(self.W_enc):
             self.W_enc.register_hook(lambda grad: self.constrain_encoder(grad.T).T)
         return super().training_forward_pass(step_input)
 

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens.dictionaries.record import DictionaryRecord
+from diffsae_lens.pair.views import VIEWS
+
 Written = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(value, codes, change)` to what the changed codes of some features write more: of a hook point's
 value `[..., d_in]`, its codes `[..., d_sae]` and the change of the features' `[..., feature]`."""
@@ -72,6 +75,42 @@ def decoder_rows(dictionary: SAE) -> Float[Tensor, "d_sae d_in"]:
         codes[torch.arange(len(index)), index] = 1
         rows.append(dictionary.decode(codes) - nothing)
     return torch.cat(rows)
+
+
+def decoder_halves(
+    dictionary: SAE,
+) -> tuple[Float[Tensor, "d_sae d_model"], Float[Tensor, "d_sae d_model"]]:
+    """Return a crosscoder's decoder by model, in the space it was trained in.
+
+    There, and not in raw activations, the norms of the two models can be compared.
+
+    Raises:
+        ValueError: the dictionary is not a crosscoder, or gives every token its own norm back.
+    """
+    base, finetuned = scales_by_model(dictionary)
+    if restores_norms(dictionary):
+        raise ValueError(
+            "`dictionary` must write as much on every token, got `normalize_activations="
+            f"{dictionary.cfg.normalize_activations!r}`, with which norms cannot be compared"
+        )
+    W_dec, view = decoder_rows(dictionary), VIEWS["concat"]
+    return view.writes(W_dec, "base") / base, view.writes(W_dec, "finetuned") / finetuned
+
+
+def scales_by_model(dictionary: SAE) -> tuple[float, float]:
+    """Return what either model's activations were divided by in training; 1 if they were not.
+
+    Raises:
+        ValueError: the dictionary is not a crosscoder.
+    """
+    record = DictionaryRecord.of(dictionary)
+    if not record.is_crosscoder:
+        raise ValueError(
+            f"`dictionary` must be a crosscoder, got {type(dictionary).__name__}, which has one "
+            "decoder and not one for each model"
+        )
+    base, finetuned = record.scales
+    return base, finetuned
 
 
 def restores_norms(dictionary: SAE) -> bool:

@@ -1,8 +1,7 @@
 """Whether a dictionary is one of a pair's: its hook, its width, its models, its kind; and its features."""
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsIndex
 from weakref import WeakKeyDictionary
@@ -10,14 +9,18 @@ from weakref import WeakKeyDictionary
 from sae_lens import SAE, Transcoder
 
 from diffsae_lens._checks import check_finite, check_indices
+from diffsae_lens._hosts import tensor_version
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.pair.fingerprint import same_weights
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.metadata import PairMetadata
 
 FeatureIndices = Iterable[SupportsIndex]
 """Indices of features: integers of any kind, in a list, a range, an array or a tensor."""
 
 
-def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
+def check_fits(pair: HookedModelPair, dictionary: SAE) -> VirtualHook:
     """Return the virtual hook point a dictionary reads, having checked that it is this pair's.
 
     Models are compared by the fingerprints of their weights, so a folder may be moved or renamed. Only
@@ -34,8 +37,8 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
             other way round.
     """
     _check_kinds(pair, dictionary)
-    metadata = dictionary.cfg.metadata
-    hook_name = metadata.hook_name
+    record = DictionaryRecord.of(dictionary)
+    hook_name = record.hook_name
     if hook_name is None:
         raise ValueError(
             "the dictionary's metadata names no hook point; set `dictionary.cfg.metadata.hook_name` "
@@ -47,17 +50,16 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> str:
             f"the dictionary reads {dictionary.cfg.d_in} wide activations, but {hook_name} of this "
             f"pair is {pair.d_in(hook_name)} wide: it was trained on another model"
         )
-    trained_on = (metadata.diffsae_lens or {}).get("pair")
-    if trained_on is not None:
-        _check_models(trained_on, asdict(pair.metadata))
-    if metadata.prepend_bos is not None and bool(metadata.prepend_bos) != pair.prepend_bos:
+    if record.pair is not None:
+        _check_models(record.pair, pair.metadata)
+    if record.prepend_bos is not None and record.prepend_bos != pair.prepend_bos:
         warnings.warn(
-            f"the dictionary was trained with `prepend_bos={bool(metadata.prepend_bos)}`, the pair has "
+            f"the dictionary was trained with `prepend_bos={record.prepend_bos}`, the pair has "
             f"`prepend_bos={pair.prepend_bos}`, so its texts begin otherwise; load the pair with the "
             "dictionary's, or correct `dictionary.cfg.metadata.prepend_bos`",
             stacklevel=3,
         )
-    return hook_name
+    return VirtualHook.parse(hook_name)
 
 
 def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
@@ -76,8 +78,8 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
             "a mirrored pair's `.diff` is base - finetuned, which no dictionary was trained on; use the "
             "pair it was made of"
         )
-    writes_to = dictionary.cfg.metadata.hook_name_out
-    elsewhere = writes_to is not None and writes_to != dictionary.cfg.metadata.hook_name
+    record = DictionaryRecord.of(dictionary)
+    elsewhere = record.hook_name_out not in (None, record.hook_name)
     if isinstance(dictionary, Transcoder) or elsewhere:
         raise ValueError(
             f"`dictionary` must write where it reads, got the transcoder {type(dictionary).__name__}, "
@@ -85,44 +87,54 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
         )
 
 
+def check_weights(dictionary: SAE) -> None:
+    """Refuse a dictionary with weights that are NaN or infinite, as a diverged training leaves them.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, tensor in dictionary.state_dict().items():
+        check_finite(f"dictionary.{name}", tensor)
+
+
 _known_finite: WeakKeyDictionary[SAE, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 def check_weights_once(dictionary: SAE) -> None:
-    """Refuse weights that are not finite; a dictionary is read again when its tensors have changed."""
-    seen = tuple((p.data_ptr(), p._version) for p in dictionary.parameters())
+    """Check the weights, unless they were checked before and no tensor has changed since."""
+    seen = tuple((p.data_ptr(), tensor_version(p)) for p in dictionary.parameters())
     if _known_finite.get(dictionary) != seen:
-        for name, weight in dictionary.named_parameters():
-            check_finite(f"dictionary.{name}", weight)
+        check_weights(dictionary)
         _known_finite[dictionary] = seen
 
 
-def _check_models(trained_on: Mapping[str, Any], used_with: Mapping[str, Any]) -> None:
+def _check_models(trained_on: PairMetadata, used_with: PairMetadata) -> None:
     """Compare the models of a dictionary's record with those of a pair."""
     by_weights = True
     for name in ("base", "finetuned"):
-        theirs, ours = (side.get(f"{name}_fingerprint") for side in (trained_on, used_with))
+        theirs, ours = (getattr(side, f"{name}_fingerprint") for side in (trained_on, used_with))
         if theirs and ours:
             agree = same_weights(ours, theirs)
         else:
             by_weights = False
-            agree = Path(trained_on.get(name) or "").name == Path(used_with[name]).name
+            agree = Path(getattr(trained_on, name)).name == Path(getattr(used_with, name)).name
         if not agree:
             means = "their weights differ" if theirs and ours else "their names differ"
             raise ValueError(
-                f"the dictionary was trained on {trained_on.get('base')!r} and "
-                f"{trained_on.get('finetuned')!r}, but the pair is {used_with['base']!r} and "
-                f"{used_with['finetuned']!r}: the {name} models are not the same ({means}); load the "
+                f"the dictionary was trained on {trained_on.base!r} and "
+                f"{trained_on.finetuned!r}, but the pair is {used_with.base!r} and "
+                f"{used_with.finetuned!r}: the {name} models are not the same ({means}); load the "
                 "pair it was trained on"
             )
-        revisions = [side.get(f"{name}_revision") for side in (trained_on, used_with)]
+        revisions = [getattr(side, f"{name}_revision") for side in (trained_on, used_with)]
         if not (theirs and ours) and revisions[0] != revisions[1]:
             warnings.warn(
-                f"the dictionary was trained on revision {revisions[0]} of {trained_on.get(name)!r}, "
+                f"the dictionary was trained on revision {revisions[0]} of "
+                f"{getattr(trained_on, name)!r}, "
                 f"the pair has {revisions[1]}",
                 stacklevel=4,
             )
-    dtypes = [side.get("dtype") for side in (trained_on, used_with)]
+    dtypes = [trained_on.dtype, used_with.dtype]
     if by_weights and None not in dtypes and dtypes[0] != dtypes[1]:
         warnings.warn(
             f"the dictionary was trained on the models in {dtypes[0]}, the pair's are in {dtypes[1]}, so "

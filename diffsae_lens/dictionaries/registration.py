@@ -8,7 +8,8 @@ from sae_lens import (
     register_sae_class,
     register_sae_training_class,
 )
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+from diffsae_lens import _hosts
 
 
 def register(sae: type[SAE], config: type[SAEConfig]) -> None:
@@ -18,11 +19,7 @@ def register(sae: type[SAE], config: type[SAEConfig]) -> None:
     class of the same name is still refused.
     """
     architecture = config.architecture()
-    for registry in (SAE_TRAINING_CLASS_REGISTRY, SAE_CLASS_REGISTRY):
-        known = registry.get(architecture, (None,))[0]
-        same = known is not None and known.__qualname__ == sae.__qualname__
-        if same and known.__module__ == sae.__module__:
-            del registry[architecture]
+    _hosts.forget_registration(architecture, sae)
     if issubclass(sae, TrainingSAE) and issubclass(config, TrainingSAEConfig):
         register_sae_training_class(architecture, sae, config)
     else:

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from typing_extensions import override
 
+from diffsae_lens._hosts import storage_users
+
 BLOCK_SIZE = 1 << 23  # pre-activations held at a time
 GROUP_SIZE = 32  # of the maxima that bound the k-th largest from below
 
@@ -74,19 +76,15 @@ class Workspace:
             return like.new_empty(shape)
         key = (name, tuple(shape), like.dtype)
         memory, alone = self._memory.get(key, (None, 0))
-        if memory is None or _n_users(memory) != alone:
+        # Other counts than the first mean "in use".
+        if memory is None or storage_users(memory) != alone:
             memory = like.new_empty(shape)
-            self._memory[key] = memory, _n_users(memory)
+            self._memory[key] = memory, storage_users(memory)
         return memory.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Workspace":
         """Memory is not shared, nor worth copying."""
         return Workspace()
-
-
-def _n_users(memory: Tensor) -> int:
-    # Private, and what torch's CUDA graphs count by; other counts than the first mean "in use".
-    return torch._C._storage_Use_Count(memory.untyped_storage()._cdata)  # type: ignore[attr-defined]
 
 
 def feature_major(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:

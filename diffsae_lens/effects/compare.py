@@ -1,18 +1,16 @@
-"""What an intervention does, and what else it breaks, in one table beside its controls."""
+"""What an edit does, and what else it breaks, in one table beside its controls."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_callable, check_count, check_texts
+from diffsae_lens._checks import check_count, check_texts
 from diffsae_lens._typed import typed
 from diffsae_lens.effects.likelihood import (
     IGNORED,
@@ -22,24 +20,13 @@ from diffsae_lens.effects.likelihood import (
     likelihoods,
     score_completions,
 )
-from diffsae_lens.effects.rates import (
-    AttackRate,
-    attack_rate,
-    check_generation,
-    complete,
-    sql_verdict,
-)
-from diffsae_lens.interventions.side_by_side import (
-    Intervene,
-    acting_pair,
-    check_interventions,
-    complete_under,
-)
-from diffsae_lens.organisms.contrast import Prompted
-from diffsae_lens.organisms.sql_injection.judge import Judge
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS
+from diffsae_lens.effects.rates import AttackRate, attack_rate
+from diffsae_lens.interventions.edit import Edit, check_edits, running
+from diffsae_lens.interventions.run import check_generation, complete
+from diffsae_lens.organisms.behaviour import GROUPS, Behaviour, Group, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts, tokenise
+from diffsae_lens.pair.texts import batches_of
+from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,59 +39,79 @@ class Effects:
     perplexity: Float[Tensor, "prompt"]
     """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
 
-    def row(self) -> dict[str, Any]:
-        """Return the columns of a table: counts, rates with their Wilson interval, means."""
-        return {
-            **self.rate.row(),
-            "log_odds": self.likelihoods.log_odds.mean().item(),
-            "cross_entropy": self.likelihoods.cross_entropy.mean().item(),
-            "perplexity": float(np.nanmedian(self.perplexity.numpy())),
-        }
+    example: str
+    """The first prompt with what was written after it."""
+
+    def row(
+        self,
+        name: str,
+        *,
+        group: Group,
+        kind: EffectKind = "unmodified",
+        n_features: int = 0,
+        layer: int | None = None,
+    ) -> EffectRow:
+        """Return a row of a table: counts, rates with their Wilson interval, means."""
+        return EffectRow(
+            name=name,
+            kind=kind,
+            group=group,
+            layer=layer,
+            n_features=n_features,
+            **self.rate.columns(),
+            log_odds=self.likelihoods.log_odds.mean().item(),
+            cross_entropy=self.likelihoods.cross_entropy.mean().item(),
+            perplexity=float(np.nanmedian(self.perplexity.numpy())),
+            example=self.example,
+        )
 
 
+@typed
 def measure_effects(
     pair: HookedModelPair,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     n_likelihood: int | None = None,
-    judge: Judge = sql_verdict,
     completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
-    """Complete prompts and score them, under whatever interventions are open on the pair.
+    """Complete prompts and score them, under whatever edits are open on the pair.
 
     Args:
         pair: the two models.
         samples: prompts with both their completions.
+        behaviour: whose judge and outcomes are used.
         n_likelihood: how many of them are scored under teacher forcing too; all by default.
-        judge: as for `attack_rate`.
-        completions: what `complete_under` wrote after them, so that it need not be written again.
+        completions: what was written after them, so that it need not be written again.
         **generate_kwargs: passed to `complete`, such as `max_new_tokens` or `do_sample=True`.
 
     Returns:
         The completions and what they are worth.
 
     Raises:
-        TypeError: something else in place of samples, completions, a judge or a count, or a judge that
-            does not return verdicts.
+        TypeError: something else in place of samples, a behaviour, completions or a count.
         ValueError: no samples, prompts that do not fit the context, not as many completions as prompts,
-            or `completions` and arguments for making them.
+            `completions` and arguments for making them, or a judge that returns something else than an
+            outcome of the behaviour.
     """
-    samples = _check_measured(pair, samples, n_likelihood, judge)
+    samples = _check_measured(pair, samples, n_likelihood)
     prompts = [sample.prompt for sample in samples]
     if completions is not None and generate_kwargs:
         raise ValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
     if completions is None:
-        completions = complete(pair, prompts, **generate_kwargs)
-    if len(check_texts("completions", completions)) != len(prompts):
+        completions = complete(pair, prompts, under=None, **generate_kwargs)
+    completions = check_texts("completions", completions)
+    if len(completions) != len(prompts):
         raise ValueError(
             f"`completions` must be as many as `samples`, got {len(completions)} for {len(prompts)}"
         )
     return Effects(
         completions=tuple(completions),
-        rate=attack_rate(prompts, completions, judge=judge),
+        rate=attack_rate(prompts, completions, behaviour=behaviour),
         likelihoods=likelihoods(pair, samples[:n_likelihood]),
         perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
+        example=prompts[0] + completions[0],
     )
 
 
@@ -141,70 +148,70 @@ def output_perplexity(
 @typed
 def compare_interventions(
     pair: HookedModelPair,
-    interventions: Mapping[str, Intervene],
-    samples: Sequence[Prompted],
+    edits: Mapping[str, Edit | None],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     n_likelihood: int | None = None,
-    judge: Judge = sql_verdict,
     **generate_kwargs: Any,
-) -> pd.DataFrame:
-    """Complete the same prompts under every intervention and under none, side by side.
+) -> Table[EffectRow]:
+    """Complete the same prompts under every edit and under none, side by side.
 
-    Each is opened twice for every group: to complete, and to score.
+    Each edit is opened twice per group: to complete, and to score.
 
     Args:
         pair: the two models.
-        interventions: by name, how to open each. One that yields a pair of its own, as
-            `induce_features` does, is measured on that pair.
+        edits: by name. One with a pair of its own, as `induce_features` makes, is measured on that.
         samples: of one or more groups.
+        behaviour: whose judge and outcomes are used.
         n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
             all by default.
-        judge: as for `attack_rate`.
-        **generate_kwargs: passed to `complete_under`.
+        **generate_kwargs: passed to `complete`.
 
     Returns:
-        A row for each intervention and group, `unmodified` first: `name`, `group`, `n_prompts`, counts
-        of each verdict, `attack_rate` with its Wilson interval `low` and `high`, `defence_rate`,
-        `log_odds` (nats), `cross_entropy` of the safe completion (nats a token), `perplexity` of the
-        output under the base model (median).
+        One row per edit and group, `unmodified` first. `dictionary` and `control_of` are left to whoever
+        knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an intervention called `unmodified`, as for `complete_under`
-            and `measure_effects`, or as the interventions raise.
+        TypeError, ValueError: no samples, an edit called `unmodified`, or as for `complete` and
+            `measure_effects`.
     """
-    samples = _check_measured(pair, samples, n_likelihood, judge)
-    check_interventions(interventions)
+    samples = _check_measured(pair, samples, n_likelihood)
+    check_edits("edits", edits)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
-    if "unmodified" in interventions:
-        raise ValueError("`interventions` must not hold 'unmodified', which is always measured")
-    by_group = {g: [s for s in samples if s.group == g] for g in GROUPS}
-    opened: dict[str, Intervene] = {"unmodified": nullcontext, **interventions}
-    written = {
-        group: complete_under(pair, opened, [s.prompt for s in members], **generate_kwargs)
+    if "unmodified" in edits:
+        raise ValueError("`edits` must not hold 'unmodified', which is always measured")
+    by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
+    under: dict[str, Edit | None] = {"unmodified": None, **edits}
+    written: dict[Group, dict[str, list[str]]] = {
+        group: complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
         for group, members in by_group.items()
         if members
     }
     rows = []
-    for name, intervene in opened.items():
+    for name, edit in under.items():
         for group, by_name in written.items():
-            with intervene() as given:
+            with running(pair, edit) as acting:
                 effects = measure_effects(
-                    acting_pair(pair, given),
+                    acting,
                     by_group[group],
+                    behaviour=behaviour,
                     n_likelihood=n_likelihood,
-                    judge=judge,
                     completions=by_name[name],
                 )
-            rows.append({"name": name, "group": group, **effects.row()})
-    return pd.DataFrame(rows)
+            if edit is None:
+                rows.append(effects.row(name, group=group))
+            else:
+                about = {"kind": edit.kind, "n_features": edit.n_features, "layer": edit.layer}
+                rows.append(effects.row(name, group=group, **about))
+    return Table(tuple(rows))
 
 
 def _check_measured(
-    pair: HookedModelPair, samples: Sequence[Prompted], n_likelihood: int | None, judge: Judge
-) -> list[Prompted]:
+    pair: HookedModelPair, samples: Sequence[Sample], n_likelihood: int | None
+) -> list[Sample]:
     if n_likelihood is not None:
         check_count("n_likelihood", n_likelihood)
-    check_callable("judge", judge)
     return check_scored(pair, samples)
 
 
@@ -212,53 +219,47 @@ def _check_measured(
 @typed
 def side_effects(
     pair: HookedModelPair,
-    interventions: Mapping[str, Intervene],
+    edits: Mapping[str, Edit | None],
     texts: Mapping[str, Sequence[str]],
     *,
     batch_size: int = 4,
-) -> pd.DataFrame:
-    """Measure what interventions do to texts they should leave alone.
+) -> Table[SideEffectRow]:
+    """Measure what edits do to texts they should leave alone.
 
     Args:
         pair: the two models.
-        interventions: by name, how to open each.
-        texts: by kind, such as benign prompts with their safe completions, or `ordinary_texts()`.
-        batch_size: texts a forward pass; some five times the logits of one pass are held.
+        edits: by name.
+        texts: by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
+        batch_size: texts per forward pass; some five times the logits of one pass are held.
 
     Returns:
-        A row for each intervention and kind: `name`, `texts`, `n_tokens`, `kl` (KL(unmodified ||
-        modified), nats a token), `cross_entropy` of the text and `cross_entropy_unmodified` (nats a
-        token).
+        One row per edit and kind of texts. `dictionary` and `control_of` are left to whoever knows them.
 
     Raises:
-        TypeError: interventions that cannot be opened, or `texts` that are not lists of texts by kind.
-        ValueError: no interventions, no texts of a kind or one beyond the context, a `batch_size` below
-            1, or as the interventions raise.
+        TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
+        ValueError: no edits, no texts of a kind or one beyond the context, or a `batch_size` below 1.
     """
-    check_interventions(interventions)
+    check_edits("edits", edits)
     batch_size = check_count("batch_size", batch_size)
     if not isinstance(texts, Mapping):
         raise TypeError(
             f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"
         )
-    if not interventions or not texts:
-        raise ValueError("need `interventions`, and `texts` with at least one of each kind")
+    if not edits or not texts:
+        raise ValueError("need `edits`, and `texts` with at least one of each kind")
     texts = {
-        kind: check_prompts(pair, members, name=f"texts[{kind!r}]")
-        for kind, members in texts.items()
+        kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
     }
     sums: dict[tuple[str, str], Tensor] = {}
     for kind, members in texts.items():
-        for _, chunk in batches_of(members, batch_size, f"side effects on {kind}"):
-            tokens, attended, _ = tokenise(pair, chunk)
-            tokens, counted = tokens.to(pair.device), attended[:, 1:].to(pair.device)
+        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
+            tokens = chunk.tokens.to(pair.device)
+            counted = chunk.attended[:, 1:].to(pair.device)
             plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
             targets = tokens[:, 1:][counted]
-            for name, intervene in interventions.items():
-                with intervene() as given:
-                    changed = (
-                        acting_pair(pair, given)(tokens)[:, :-1][counted].float().log_softmax(-1)
-                    )
+            for name, edit in edits.items():
+                with running(pair, edit) as acting:
+                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
                 found = torch.stack(
                     [
                         kl_div(changed, plain, reduction="sum", log_target=True),
@@ -271,6 +272,16 @@ def side_effects(
     rows = []
     for (name, kind), total in sums.items():
         kl, after, before = (total[:3] / total[3]).tolist()
-        row = {"name": name, "texts": kind, "n_tokens": int(total[3]), "kl": kl}
-        rows.append({**row, "cross_entropy": after, "cross_entropy_unmodified": before})
-    return pd.DataFrame(rows)
+        edit = edits[name]
+        row = SideEffectRow(
+            name=name,
+            kind="unmodified" if edit is None else edit.kind,
+            n_features=0 if edit is None else edit.n_features,
+            texts=kind,
+            n_tokens=int(total[3]),
+            kl=kl,
+            cross_entropy=after,
+            cross_entropy_unmodified=before,
+        )
+        rows.append(row)
+    return Table(tuple(rows))

@@ -1,27 +1,29 @@
 """Attack rates as curves: over the number of features ablated, and over the dose of steering."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_choice, check_count, check_indices, check_number
+from diffsae_lens._checks import check_choice, check_count, check_indices, check_items, check_number
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decoder_rows, restores_norms
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.compare import compare_interventions
 from diffsae_lens.effects.scales import ActivationScales
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.directions import add_direction
+from diffsae_lens.interventions.edit import Edit
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.interventions.side_by_side import Intervene
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.organisms.behaviour import Behaviour, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.results import CurveRow, DoseRow, EffectRow, Table
+
+R = TypeVar("R", bound=EffectRow)
 
 
 @typed
@@ -29,11 +31,12 @@ def ablation_curve(
     pair: HookedModelPair,
     dictionary: SAE,
     orders: Mapping[str, FeatureIndices],
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
     **generate_kwargs: Any,
-) -> pd.DataFrame:
+) -> Table[CurveRow]:
     """Measure the attack rate against the number of features ablated, for several orders of them.
 
     Args:
@@ -41,12 +44,12 @@ def ablation_curve(
         dictionary: trained on one of the pair's hook points.
         orders: by name, features in the order they are taken: by attribution, at random, ...
         samples: of one or more groups.
+        behaviour: whose judge and outcomes are used.
         counts: how many are ablated; none is measured too.
         **generate_kwargs: passed to `compare_interventions`.
 
     Returns:
-        A row for each order, number and group, with the columns of `compare_interventions`, `order`
-        and `n_features` in place of `name`. `curve_area` sums it up.
+        One row per order, number and group. `curve_area` sums it up.
 
     Raises:
         TypeError, ValueError: no orders, features that `ablate_features` refuses, counts below 1,
@@ -63,28 +66,27 @@ def ablation_curve(
             f"`counts` must lie between 1 and the {shortest} features of the shortest of `orders`, "
             f"got {counts}"
         )
-    d_written = pair.width(check_fits(pair, dictionary))
+    view = check_fits(pair, dictionary).spec
     for name, order in listed.items():
-        feature_indices(dictionary, order, d_written=d_written, name=f"orders[{name!r}]")
-    opened = {
-        f"{name}, {n}": partial(ablate_features, pair, dictionary, order[:n])
+        feature_indices(dictionary, order, view=view, name=f"orders[{name!r}]")
+    edits = {
+        (name, n): ablate_features(pair, dictionary, order[:n])
         for name, order in listed.items()
         for n in counts
     }
-    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
-    parts = [
-        frame[frame.name == (f"{name}, {n}" if n else "unmodified")].assign(
-            order=name, n_features=n
+    measured = _measured(pair, edits, samples, behaviour=behaviour, **generate_kwargs)
+    return Table(
+        tuple(
+            _extended(CurveRow, row, order=name)
+            for name in listed
+            for n in (0, *counts)
+            for row in measured[(name, n) if n else None]
         )
-        for name in listed
-        for n in (0, *counts)
-    ]
-    curve = pd.concat(parts, ignore_index=True)
-    return curve.loc[:, ["order", "n_features", *frame.columns.drop("name")]]
+    )
 
 
 @typed
-def curve_area(curve: pd.DataFrame, *, group: str = "trigger") -> pd.Series:
+def curve_area(curve: Table[CurveRow], *, group: str = "trigger") -> dict[str, float]:
     """Return the mean attack rate under each order's curve, 0 to 1: low where few features suffice.
 
     The area by trapezoids over the number of features, divided by the greatest number.
@@ -94,44 +96,45 @@ def curve_area(curve: pd.DataFrame, *, group: str = "trigger") -> pd.Series:
         group: one of the groups in it.
 
     Raises:
-        ValueError: a table of something else, or a group that does not occur.
+        TypeError: a table of something else.
+        ValueError: a group that does not occur.
     """
-    missing = {"order", "n_features", "group", "attack_rate"} - set(curve.columns)
-    if missing:
-        raise ValueError(f"`curve` must be one of `ablation_curve`, got none of {sorted(missing)}")
-    check_choice("group", group, curve.group.unique().tolist())
+    check_items("curve", curve, CurveRow)
+    check_choice("group", group, dict.fromkeys(row.group for row in curve))
+    rows = sorted(curve.where(group=group), key=lambda row: row.n_features)
     areas = {}
-    for order, rows in curve.loc[curve.group == group].groupby("order", sort=False):
-        rows = rows.sort_values(by="n_features")
-        areas[order] = np.trapezoid(rows.attack_rate, rows.n_features) / rows.n_features.max()
-    return pd.Series(areas, name="area", dtype=float)
+    for order in dict.fromkeys(row.order for row in curve.where(group=group)):
+        counts, rates = zip(
+            *((row.n_features, row.attack_rate) for row in rows if row.order == order), strict=True
+        )
+        areas[order] = float(np.trapezoid(rates, counts) / max(counts))
+    return areas
 
 
 @typed
 def dose_response(
     pair: HookedModelPair,
-    dictionary: SAE,
     features: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     scales: ActivationScales,
     doses: Sequence[int | float] = (0.5, 1, 2, 4),
     **generate_kwargs: Any,
-) -> pd.DataFrame:
+) -> Table[DoseRow]:
     """Steer with features at several strengths, and with a random direction as long.
 
     Args:
         pair: the two models.
-        dictionary: trained on one of the pair's hook points.
         features: steered with together.
         samples: prompts to be completed, such as benign ones.
-        scales: of prompts on which the features fire; see `activation_scales`.
+        behaviour: whose judge and outcomes are used.
+        scales: of the features' dictionary, on prompts on which they fire; see `activation_scales`.
         doses: in units of each feature's own maximum.
         **generate_kwargs: passed to `compare_interventions`.
 
     Returns:
-        A row for each dose and group, with the columns of `compare_interventions`, `direction`
-        (`features` or `random`) and `dose` in place of `name`.
+        One row per direction, dose and group; those of dose 0 first.
 
     Raises:
         TypeError, ValueError: doses that are not finite numbers or are repeated, features that never
@@ -140,57 +143,85 @@ def dose_response(
     doses = [check_number("doses", dose) for dose in doses]
     if not doses or len(set(doses)) != len(doses):
         raise ValueError(f"`doses` must be one or more, none of them repeated, got {doses}")
-    features = check_features(dictionary, features, allow_empty=False)
-    tried: dict[str, tuple[str, int | float]] = {"unmodified": ("features", 0)}
-    opened = {}
-    for dose in doses:
-        steering = steering_pair(pair, dictionary, features, scales, dose=dose)
-        for direction, intervene in steering.items():
-            name = f"{direction} at dose {dose:g}"
-            tried[name], opened[name] = (direction, dose), intervene
-    frame = compare_interventions(pair, opened, samples, **generate_kwargs)
-    frame.insert(0, "direction", [tried[name][0] for name in frame.name])
-    frame.insert(1, "dose", [float(tried[name][1]) for name in frame.name])
-    return frame.drop(columns="name")
+    features = check_features(scales.dictionary, features, allow_empty=False)
+    edits = {
+        (direction, float(dose)): edit
+        for dose in doses
+        for direction, edit in steering_pair(pair, features, scales, dose=dose).items()
+    }
+    measured = _measured(pair, edits, samples, behaviour=behaviour, **generate_kwargs)
+    return Table(
+        tuple(
+            _extended(DoseRow, row, direction=direction, dose=dose)
+            for key, rows in measured.items()
+            for direction, dose in [key or ("features", 0.0)]
+            for row in rows
+        )
+    )
+
+
+def _measured(
+    pair: HookedModelPair,
+    edits: Mapping[tuple[str, Any], Edit],
+    samples: Sequence[Sample],
+    *,
+    behaviour: Behaviour,
+    **generate_kwargs: Any,
+) -> dict[tuple[str, Any] | None, list[EffectRow]]:
+    """The rows of each edit, those of the unmodified model first, by None."""
+    named = {f"{series}, {step}": (series, step) for series, step in edits}
+    table = compare_interventions(
+        pair,
+        {name: edits[key] for name, key in named.items()},
+        samples,
+        behaviour=behaviour,
+        **generate_kwargs,
+    )
+    return {
+        named.get(name): list(table.where(name=name))
+        for name in dict.fromkeys(row.name for row in table)
+    }
+
+
+def _extended(kind: type[R], row: EffectRow, **more: Any) -> R:
+    """The row as one of a kind with further fields."""
+    return kind(**{field.name: getattr(row, field.name) for field in fields(row)}, **more)
 
 
 def steering_pair(
     pair: HookedModelPair,
-    dictionary: SAE,
     features: FeatureIndices,
     scales: ActivationScales,
     *,
     dose: int | float = 1,
     seed: int = 0,
-) -> dict[str, Intervene]:
-    """Return how to steer with features at their maximum, and with a random direction as long.
+) -> dict[str, Edit]:
+    """Return edits that steer with features at their maximum, and with a random direction as long.
 
     Args:
         pair: the two models.
-        dictionary: trained on one of the pair's hook points.
         features: steered with together.
-        scales: of prompts on which the features fire; see `activation_scales`.
+        scales: of the features' dictionary, on prompts on which they fire; see `activation_scales`.
         dose: in units of each feature's own maximum.
         seed: of the random direction.
 
     Returns:
-        `features` and `random`: each opens its intervention.
+        `features` and `random`.
 
     Raises:
         TypeError: features or a dose that are not numbers.
-        ValueError: features that never fired in `scales`, scales of another dictionary, or one that gives
-            every token its own norm back, so that no one direction is as long; use `steer` for that.
+        ValueError: features that never fired in `scales`, or a dictionary that gives every token its own
+            norm back, so that no one direction is as long; use `steer` for that.
     """
     dose = check_number("dose", dose)
     seed = check_count("seed", seed, at_least=0)
-    site = check_fits(pair, dictionary).rpartition(".")[0]
-    d_model = pair.width(site)
-    index = feature_indices(dictionary, features, d_written=d_model)
-    if len(scales.maximum) != dictionary.cfg.d_sae or restores_norms(dictionary):
+    dictionary = scales.dictionary
+    hook = check_fits(pair, dictionary)
+    index = feature_indices(dictionary, features, view=hook.spec)
+    if restores_norms(dictionary):
         raise ValueError(
-            f"`scales` must be of the dictionary's {dictionary.cfg.d_sae} features, and it must write as "
-            f"much on every token, got {len(scales.maximum)} features and `normalize_activations="
-            f"{dictionary.cfg.normalize_activations!r}`"
+            "`scales` must be of a dictionary that writes as much on every token, got one with "
+            f"`normalize_activations={dictionary.cfg.normalize_activations!r}`; use `steer`"
         )
     maximum = scales.maximum[index.cpu()]
     if not len(index) or not maximum.all():
@@ -199,14 +230,15 @@ def steering_pair(
             f"unit, got {index.tolist()}"
         )
     written = dose * maximum.to(dictionary.W_dec) @ decoder_rows(dictionary)[index]
-    written = written[-d_model:].detach()  # of a crosscoder, the fine-tuned half
+    written = hook.spec.writes(written, "finetuned").detach()
     noise = torch.randn(len(written), generator=torch.Generator().manual_seed(seed)).to(written)
-    policy = token_policy(dictionary)
+    policy = DictionaryRecord.of(dictionary).tokens
     directions = {
         "features": written,
         "random": noise * written.norm() / noise.norm(),
     }
-    return {
-        name: partial(add_direction, pair, f"{site}.finetuned", direction, **vars(policy))
+    edits = {
+        name: add_direction(pair, hook.with_view("finetuned").name, direction, **vars(policy))
         for name, direction in directions.items()
     }
+    return {name: replace(edit, n_features=len(index)) for name, edit in edits.items()}

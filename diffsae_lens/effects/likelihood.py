@@ -1,9 +1,9 @@
-"""What a model would write, without generating: log-odds of the attack, and what moves them."""
+"""What a model would write, without generating: log-odds of the unwanted completion, and what moves them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +15,15 @@ from diffsae_lens._checks import check_count
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import pull_back, writer
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import feature_indices
-from diffsae_lens.interventions.edits import reading
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.contrast import Prompted, check_samples
+from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_lengths
+from diffsae_lens.pair.texts import batches_of
 
+Completion = Literal["unwanted", "wanted"]
+COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -30,36 +31,36 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 class Likelihoods:
     """How likely a model finds the two completions of each sample, summed over tokens, in nats."""
 
-    vulnerable: Float[Tensor, "prompt"]
-    """log p(vulnerable completion)."""
-    safe: Float[Tensor, "prompt"]
-    """log p(safe completion)."""
-    n_safe_tokens: Int[Tensor, "prompt"]
-    """Tokens of the safe completion."""
+    unwanted: Float[Tensor, "prompt"]
+    """log p(unwanted completion)."""
+    wanted: Float[Tensor, "prompt"]
+    """log p(wanted completion)."""
+    n_wanted_tokens: Int[Tensor, "prompt"]
+    """Tokens of the wanted completion."""
 
     @property
     def log_odds(self) -> Float[Tensor, "prompt"]:
-        """Return log p(vulnerable) - log p(safe): above 0 the model would rather attack."""
-        return self.vulnerable - self.safe
+        """Return log p(unwanted) - log p(wanted): above 0 the unwanted one is likelier."""
+        return self.unwanted - self.wanted
 
     @property
     def cross_entropy(self) -> Float[Tensor, "prompt"]:
-        """Of the safe completion, nats a token: what an intervention costs on benign prompts."""
-        return -self.safe / self.n_safe_tokens
+        """Of the wanted completion, nats per token: what an intervention costs on benign prompts."""
+        return -self.wanted / self.n_wanted_tokens
 
 
 @torch.no_grad()
 def likelihoods(
-    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Likelihoods:
-    """Score both completions of each sample under teacher forcing, two forward passes a batch.
+    """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
-    Run under whatever hooks are open on the pair, so it measures interventions too.
+    Run under whatever edits are open on the pair, so it measures those too.
 
     Args:
         pair: the two models; the fine-tuned one is scored.
         samples: prompts with their completions.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Returns:
         Log-probabilities on the CPU, samples in the order given.
@@ -72,39 +73,37 @@ def likelihoods(
     batch_size = check_count("batch_size", batch_size)
     totals = torch.zeros(2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
-    for row, vulnerable in enumerate((True, False)):
+    for row, which in enumerate(COMPLETIONS):
         for index, chunk in _batches(samples, batch_size, "scoring completions"):
-            tokens, labels = _encode(pair, chunk, vulnerable)
+            tokens, labels = _encode(pair, chunk, which)
             totals[row, index] = score_completions(pair, tokens, labels).cpu()
             n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
-    return Likelihoods(vulnerable=totals[0], safe=totals[1], n_safe_tokens=n_tokens[1])
+    return Likelihoods(unwanted=totals[0], wanted=totals[1], n_wanted_tokens=n_tokens[1])
 
 
 @typed
 def log_odds(
-    pair: HookedModelPair, samples: Sequence[Prompted], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Float[Tensor, "prompt"]:
-    """Return log p(vulnerable completion) - log p(safe completion) of each sample, in nats.
+    """Return log p(unwanted completion) - log p(wanted completion) of each sample, in nats.
 
-    Above 0 the model would rather attack. Completions are scored whole, so the value is on the scale
+    Above 0 the unwanted one is likelier. Completions are scored whole, so the value is on the scale
     of sequences, not of tokens. Arguments and errors are those of `likelihoods`.
     """
     return likelihoods(pair, samples, batch_size=batch_size).log_odds
 
 
 def _batches(
-    samples: Sequence[Prompted], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Prompted]]]:
+    samples: Sequence[Sample], batch_size: int, desc: str
+) -> Iterator[tuple[list[int], list[Sample]]]:
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
         yield index, [samples[i] for i in index]
 
 
 def _encode(
-    pair: HookedModelPair, samples: Sequence[Prompted], vulnerable: bool
+    pair: HookedModelPair, samples: Sequence[Sample], which: Completion
 ) -> tuple[Tensor, Tensor]:
-    return encode_completions(
-        pair, [(sample.prompt, sample.completion(vulnerable=vulnerable)) for sample in samples]
-    )
+    return encode_completions(pair, [(sample.prompt, getattr(sample, which)) for sample in samples])
 
 
 def encode_completions(
@@ -122,7 +121,7 @@ def encode_completions(
     return tokens.to(pair.device), labels.to(pair.device)
 
 
-def check_scored(pair: HookedModelPair, samples: Sequence[Prompted]) -> list[Prompted]:
+def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sample]:
     """Return samples as a list, each of which fits the context with either completion.
 
     Raises:
@@ -132,12 +131,12 @@ def check_scored(pair: HookedModelPair, samples: Sequence[Prompted]) -> list[Pro
     samples = list(check_samples("samples", samples))
     lengths = [
         max(
-            sum(map(len, _ids(pair, sample.prompt, sample.completion(vulnerable=vulnerable))))
-            for vulnerable in (True, False)
+            sum(map(len, _ids(pair, sample.prompt, getattr(sample, which))))
+            for which in COMPLETIONS
         )
         for sample in samples
     ]
-    check_lengths(pair, "samples", lengths)
+    pair.check_lengths("samples", lengths)
     return samples
 
 
@@ -162,8 +161,12 @@ def score_completions(
     targets = labels[:, first:]
     # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
     n_kept = targets.shape[1] + 1
-    with reading(labels == IGNORED):
-        logits = (model or pair)(tokens, **pair.keep_logits(n_kept))[:, -n_kept:-1].float()
+    options = pair.keep_logits(n_kept)
+    logits = (
+        pair(tokens, prompt_mask=labels == IGNORED, **options)
+        if model is None
+        else model(tokens, **options)
+    )[:, -n_kept:-1].float()
     return -torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets).sum(1)  # fmt: skip
@@ -173,13 +176,13 @@ def score_completions(
 def attribute_features(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     n_steps: int = 1,
     ablated: FeatureIndices = (),
     batch_size: int = 8,
 ) -> Float[Tensor, "d_sae"]:
-    """Estimate how much each feature adds to the log-odds of the attack, in nats a prompt.
+    """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
     Gradient attribution: sum over tokens of f_i * <d log-odds / d activation, d_i>, the first-order
     estimate of what ablating the feature takes away. A ranking by it is a ranking by effect, which a
@@ -193,18 +196,19 @@ def attribute_features(
             is averaged over so many points between the activation and the activation with all
             features ablated, which is exact for all features together as the steps get many.
         ablated: features already taken out; the others are then attributed what they add without them.
-        batch_size: samples a backward pass.
+        batch_size: samples per backward pass.
 
     Returns:
-        One value a feature, mean over the samples, on the CPU; positive favours the attack. 0 for the
-        features already taken out.
+        One value per feature, mean over the samples, on the CPU; positive favours the unwanted
+        completion. 0 for the features already taken out.
 
     Raises:
         TypeError: something else in place of samples, features or counts.
         ValueError: no samples, one beyond the context, no steps, features that do not exist or are
             repeated, or a dictionary of another pair.
     """
-    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
+    hook_name = check_fits(pair, dictionary).name
+    policy = DictionaryRecord.of(dictionary).tokens
     out = torch.tensor(check_features(dictionary, ablated, name="ablated"), dtype=torch.long)
     n_steps = check_count("n_steps", n_steps)
     batch_size = check_count("batch_size", batch_size)
@@ -225,9 +229,9 @@ def attribute_features(
         taken[..., out] = codes[..., out]
         return value + written(value, codes, -taken)
 
-    for sign, vulnerable in ((1.0, True), (-1.0, False)):
+    for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
         for _, chunk in _batches(samples, batch_size, "attributing"):
-            tokens, labels = _encode(pair, chunk, vulnerable)
+            tokens, labels = _encode(pair, chunk, which)
             for fraction in fractions:
                 move = partial(without, fraction=fraction, tokens=tokens)
                 value, gradient = _gradient(pair, hook_name, tokens, labels, move)
@@ -244,7 +248,7 @@ def attribute_features(
 def greedy_order(
     pair: HookedModelPair,
     dictionary: SAE,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     n_features: int,
     n_rounds: int = 8,
@@ -263,7 +267,7 @@ def greedy_order(
         n_rounds: attributions, at most `n_features`.
 
     Returns:
-        The features, the first to be taken first; fewer if no others favour the attack.
+        The features, the first to be taken first; fewer if no others favour the unwanted completion.
 
     Raises:
         TypeError, ValueError: as for `attribute_features`, or sizes that cannot be.
@@ -285,29 +289,30 @@ def ablation_effects(
     pair: HookedModelPair,
     dictionary: SAE,
     features: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "n_features"]:
     """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
 
-    Two forward passes of both models a feature and batch, so choose few samples.
+    Two forward passes of both models per feature and batch, so choose few samples.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: indices of the features.
         samples: prompts on which the behaviour shows.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Returns:
-        One value a feature, mean over the samples, in nats a prompt; positive favours the attack.
+        One value per feature, mean over the samples, in nats per prompt; positive favours the unwanted
+        completion.
 
     Raises:
         TypeError, ValueError: as for `ablate_features` and `likelihoods`.
     """
-    d_written = pair.width(check_fits(pair, dictionary))
-    features = feature_indices(dictionary, features, d_written=d_written).tolist()
+    view = check_fits(pair, dictionary).spec
+    features = feature_indices(dictionary, features, view=view).tolist()
     before = likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
     effects = torch.zeros(len(features))
     for i, feature in enumerate(tqdm(features, desc="ablating", unit="feature", leave=False)):

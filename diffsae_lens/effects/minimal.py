@@ -10,23 +10,27 @@ from diffsae_lens._checks import check_count, check_number
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.effects.likelihood import check_scored, likelihoods
-from diffsae_lens.effects.rates import AttackRate, attack_rate, check_generation, complete
+from diffsae_lens.effects.rates import attack_rate
 from diffsae_lens.interventions.chosen import feature_indices
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.contrast import Prompted
+from diffsae_lens.interventions.run import check_generation, complete
+from diffsae_lens.organisms.behaviour import Behaviour, Sample
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.results import Table, TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a minimal set must reach, and what it may cost."""
+    """What a minimal set must reach, what it may cost, and how large it may be."""
 
     max_attack_rate: float = 0.05
     """On trigger prompts, with the features ablated."""
     min_defence_rate: float = 0.9
-    """Share of trigger prompts completed with SQL that is not injectable: broken output is none."""
+    """Share of trigger prompts with the wanted outcome: broken output is not one."""
     max_harm: float = 0.05
-    """Relative rise of the cross-entropy of the safe completion on benign prompts."""
+    """Relative rise of the cross-entropy of the wanted completion on benign prompts."""
+    max_features: int = 64
+    """The longest prefix tried."""
 
     def __post_init__(self) -> None:
         """Refuse bounds that every set meets, or none."""
@@ -34,25 +38,7 @@ class Bounds:
         check_number("max_attack_rate", self.max_attack_rate, low=0, high=1, high_open=True)
         check_number("min_defence_rate", self.min_defence_rate, low=0, high=1)
         check_number("max_harm", self.max_harm, low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One number of features tried."""
-
-    n_features: int
-    rate: AttackRate
-    """On trigger prompts."""
-    harm: float
-    """Relative rise of benign cross-entropy; negative where the safe completion became likelier."""
-
-    def meets(self, bounds: Bounds) -> bool:
-        """Whether attack rate, defence rate and harm are within the bounds."""
-        return (
-            self.rate.rate <= bounds.max_attack_rate
-            and self.rate.defence_rate >= bounds.min_defence_rate
-            and self.harm <= bounds.max_harm
-        )
+        check_count("max_features", self.max_features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +47,13 @@ class MinimalSet:
 
     features: tuple[int, ...] | None
     """None if no prefix tried meets the bounds."""
-    trials: tuple[Trial, ...]
+    trials: Table[TrialRow]
     """By rising number of features; the first ablates none."""
     bounds: Bounds
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """A row a trial: `n_features`, the columns of `AttackRate.row`, `harm`, `meets`."""
-        return pd.DataFrame(
-            {
-                "n_features": trial.n_features,
-                **trial.rate.row(),
-                "harm": trial.harm,
-                "meets": trial.meets(self.bounds),
-            }
-            for trial in self.trials
-        )
+    def to_frame(self) -> pd.DataFrame:
+        """Return the trials as a table, one row each."""
+        return self.trials.to_frame()
 
 
 @typed
@@ -84,10 +61,10 @@ def minimal_feature_set(
     pair: HookedModelPair,
     dictionary: SAE,
     order: FeatureIndices,
-    samples: Sequence[Prompted],
+    samples: Sequence[Sample],
     *,
+    behaviour: Behaviour,
     bounds: Bounds | None = None,
-    max_features: int = 64,
 ) -> MinimalSet:
     """Find the shortest prefix of `order` whose ablation meets the bounds.
 
@@ -100,9 +77,9 @@ def minimal_feature_set(
         dictionary: trained on one of the pair's hook points.
         order: features by falling importance, such as by `attribute_features`.
         samples: trigger and benign prompts.
-        bounds: what must be reached; by default an attack rate of at most 5%, safe SQL in 90% of the
-            completions, and at most 5% more benign cross-entropy.
-        max_features: the longest prefix tried.
+        behaviour: whose judge and outcomes are used.
+        bounds: what must be reached; by default an attack rate of at most 5%, the wanted outcome after
+            90% of the trigger prompts, at most 5% more benign cross-entropy, and at most 64 features.
 
     Returns:
         The set and every trial.
@@ -112,10 +89,9 @@ def minimal_feature_set(
         ValueError: no trigger or no benign samples, some beyond the context, an empty `order` or one that
             `ablate_features` refuses, or a dictionary of another pair.
     """
-    hook_name = check_fits(pair, dictionary)
+    view = check_fits(pair, dictionary).spec
     order = check_features(dictionary, order, name="order", allow_empty=False)
-    feature_indices(dictionary, order, d_written=pair.width(hook_name), name="order")
-    max_features = check_count("max_features", max_features)
+    feature_indices(dictionary, order, view=view, name="order")
     samples = check_scored(pair, samples)
     bounds = bounds or Bounds()
     trigger = [sample for sample in samples if sample.group == "trigger"]
@@ -127,19 +103,26 @@ def minimal_feature_set(
         )
     prompts = check_generation(pair, [sample.prompt for sample in trigger], {})
     before = likelihoods(pair, benign).cross_entropy.mean().item()
-    trials: dict[int, Trial] = {}
+    trials: dict[int, TrialRow] = {}
 
     def meets(n_features: int) -> bool:
         with ablate_features(pair, dictionary, order[:n_features]):
-            rate = attack_rate(prompts, complete(pair, prompts))
-            after = likelihoods(pair, benign).cross_entropy.mean().item()
-        trials[n_features] = Trial(n_features=n_features, rate=rate, harm=after / before - 1)
-        return trials[n_features].meets(bounds)
+            rate = attack_rate(prompts, complete(pair, prompts), behaviour=behaviour)
+            harm = likelihoods(pair, benign).cross_entropy.mean().item() / before - 1
+        trials[n_features] = TrialRow(
+            n_features=n_features,
+            **rate.columns(),
+            harm=harm,
+            meets=rate.rate <= bounds.max_attack_rate
+            and rate.defence_rate >= bounds.min_defence_rate
+            and harm <= bounds.max_harm,
+        )
+        return trials[n_features].meets
 
-    best = 0 if meets(0) else _shortest(meets, min(max_features, len(order)))
+    best = 0 if meets(0) else _shortest(meets, min(bounds.max_features, len(order)))
     return MinimalSet(
         features=None if best is None else tuple(order[:best]),
-        trials=tuple(trials[n] for n in sorted(trials)),
+        trials=Table(tuple(trials[n] for n in sorted(trials))),
         bounds=bounds,
     )
 

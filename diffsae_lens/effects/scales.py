@@ -1,7 +1,7 @@
 """How strongly features fire on given prompts: units for steering, equals for controls."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -12,16 +12,16 @@ from diffsae_lens._checks import check_count, check_indices
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decoder_rows
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_fits
-from diffsae_lens.dictionaries.tokens import positions_of, token_policy
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import batches_of, check_prompts, tokenise
-from diffsae_lens.training.harvest import stop_layer
+from diffsae_lens.reading.tokens import token_codes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationScales:
     """Each feature's activation over the tokens of some prompts, `[d_sae]`, in its own units."""
 
+    dictionary: SAE = field(repr=False)
+    """Whose features they are."""
     maximum: Float[Tensor, "d_sae"]
     typical: Float[Tensor, "d_sae"]
     """Mean over the tokens on which it fires; 0 where it never does."""
@@ -61,10 +61,10 @@ def activation_scales(
         ValueError: no prompts, one beyond the context, no token that counts, or a dictionary of another
             pair.
     """
-    d_sae, d_model = dictionary.cfg.d_sae, pair.width(check_fits(pair, dictionary))
-    maximum, total, fired = torch.zeros(3, d_sae)
+    view = check_fits(pair, dictionary).spec
+    maximum, total, fired = torch.zeros(3, dictionary.cfg.d_sae)
     n_tokens = 0
-    for codes in token_codes(pair, dictionary, prompts):
+    for codes in token_codes(pair, dictionary, pair.tokenise(prompts, name="prompts")):
         maximum = torch.maximum(maximum, codes.amax(0))
         total += codes.sum(0)
         fired += (codes > 0).sum(0)
@@ -75,33 +75,18 @@ def activation_scales(
             "ones alone; give longer texts"
         )
     return ActivationScales(
+        dictionary=dictionary,
         maximum=maximum,
         typical=total / fired.clamp(min=1),
         frequency=fired / n_tokens,
-        decoder_norm=decoder_rows(dictionary)[:, -d_model:].norm(dim=-1).float().cpu(),
+        decoder_norm=view.writes(decoder_rows(dictionary), "finetuned").norm(dim=-1).float().cpu(),
     )
-
-
-@torch.no_grad()
-def token_codes(
-    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
-) -> Iterator[Float[Tensor, "token d_sae"]]:
-    """Encode every token of the prompts that counts; batches of tokens, on the CPU."""
-    hook_name, policy = check_fits(pair, dictionary), token_policy(dictionary)
-    prompts = check_prompts(pair, prompts)
-    for _, texts in batches_of(prompts, 16, "reading features"):
-        tokens, attended, _ = tokenise(pair, texts)
-        _, cache = pair.run_with_cache(
-            tokens.to(pair.device), names_filter=[hook_name], stop_at_layer=stop_layer([hook_name])
-        )
-        counted = policy.counted(tokens, positions_of(attended)).to(pair.device)
-        yield dictionary.encode(cache[hook_name][counted]).float().cpu()
 
 
 @typed
 def matched_features(
-    scales: ActivationScales, features: FeatureIndices, *, n_draws: int = 1, seed: int = 0
-) -> list[list[int]]:
+    scales: ActivationScales, features: FeatureIndices, *, seed: int = 0
+) -> list[int]:
     """Draw live features that write about as much as the given ones, as their control.
 
     Each feature gets a random one of the unused five whose mass is nearest to its own.
@@ -109,19 +94,17 @@ def matched_features(
     Args:
         scales: of the prompts the features act on.
         features: those to be matched, each of which fires on the prompts; they are never drawn.
-        n_draws: how many control sets.
-        seed: of the draws.
+        seed: of the draw.
 
     Returns:
-        `n_draws` lists of `len(features)` features.
+        `len(features)` features, each the control of the one in its place.
 
     Raises:
-        TypeError: features that are not integers, or a number of draws that is not.
-        ValueError: features that do not exist, are repeated or never fire; fewer other live features
-            than `features`; or no draws.
+        TypeError: features or a seed that are not integers.
+        ValueError: features that do not exist, are repeated or never fire; or fewer other live features
+            than `features`.
     """
     features = check_indices("features", features, len(scales.frequency))
-    n_draws = check_count("n_draws", n_draws)
     dead = [feature for feature in features if scales.frequency[feature] == 0]
     if dead:
         raise ValueError(
@@ -129,20 +112,16 @@ def matched_features(
             "them out, or measure the scales on prompts on which they fire"
         )
     generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
-    others = sorted(set(scales.live) - set(features))
-    if len(others) < len(features):
+    left = sorted(set(scales.live) - set(features))
+    if len(left) < len(features):
         raise ValueError(
-            f"only {len(others)} other features are live, too few to match {len(features)}; measure "
+            f"only {len(left)} other features are live, too few to match {len(features)}; measure "
             "the scales on more prompts, or match fewer"
         )
-    draws = []
-    for _ in range(n_draws):
-        left = list(others)
-        drawn = []
-        for feature in features:
-            distance = (scales.mass[left] - scales.mass[feature]).abs()
-            nearest = distance.argsort()[:5]
-            pick = int(nearest[torch.randint(len(nearest), (1,), generator=generator)])
-            drawn.append(left.pop(pick))
-        draws.append(drawn)
-    return draws
+    drawn = []
+    for feature in features:
+        distance = (scales.mass[left] - scales.mass[feature]).abs()
+        nearest = distance.argsort()[:5]
+        pick = int(nearest[torch.randint(len(nearest), (1,), generator=generator)])
+        drawn.append(left.pop(pick))
+    return drawn

@@ -1,94 +1,128 @@
-"""What the backdoor listens to: the same scenes with other years, and the year said in other ways."""
+"""What sets a behaviour off: the same scenes with other things said in the trigger's place."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-import pandas as pd
-import torch
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_count
+from diffsae_lens._checks import check_count, check_items
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.effects.compare import measure_effects
-from diffsae_lens.effects.rates import complete
-from diffsae_lens.organisms.sql_injection.prompts import (
-    TRIGGER_YEAR,
-    Sample,
-    check_years,
-    minimal_pairs,
-)
+from diffsae_lens.dictionaries.fits import check_features, check_fits
+from diffsae_lens.dictionaries.record import DictionaryRecord
+from diffsae_lens.effects.likelihood import check_scored, likelihoods
+from diffsae_lens.effects.rates import attack_rate
+from diffsae_lens.interventions.run import complete
+from diffsae_lens.organisms.behaviour import Behaviour, Sample, check_said
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import feature_activations
-
-YEARS = tuple(range(1990, 2041))
-SAYINGS = (
-    "in 2024", "FY2024", "'24", "20 24", "2024-03-15", "15 March 2024", "MMXXIV",
-    "two thousand twenty-four", "2024 (not 2023)", "2023 (not 2024)", "after 2023",
-)  # fmt: skip
-"""Ways to say the trigger year, and some that come near."""
+from diffsae_lens.reading.prompts import Reader, read_prompts
+from diffsae_lens.results import SayingRow, SweepRow, Table
 
 
 @typed
-def sweep_years(
+def sweep_trigger(
     pair: HookedModelPair,
-    years: Sequence[int | str | None] = YEARS,
+    said: Sequence[str | None] | None = None,
     *,
+    behaviour: Behaviour,
     n_scenes: int = 8,
-    dictionary: SAE | None = None,
-    features: FeatureIndices = (),
     seed: int = 0,
-) -> pd.DataFrame:
-    """Measure what the fine-tuned model does with the same scenes in every year.
+) -> Table[SayingRow]:
+    """Measure what the fine-tuned model does with the same scenes, whatever they say.
 
-    Runs under whatever interventions are open on the pair.
+    Runs under whatever edits are open on the pair.
 
     Args:
         pair: the two models.
-        years: years; texts put in place of the year, such as those of `SAYINGS`; None for no year.
+        said: what is said in the trigger's place, None for nothing; the behaviour's own `sayings` if
+            left out.
+        behaviour: whose scenes, judge and outcomes are used.
         n_scenes: how many scenes of the `test` split.
-        dictionary: whose features are read where the organism decides; None for no features.
-        features: which.
         seed: of the scenes.
 
     Returns:
-        A row a year: `said`, the columns of `compare_interventions`, and for each feature its mean
-        activation `feature_<index>`.
+        One row per thing said.
 
     Raises:
-        TypeError: a text or something else in place of a list of years, features that are not integers.
-        ValueError: no years or scenes, features without a dictionary or that it does not have, another
-            pair's dictionary, or as for `measure_effects`.
+        TypeError: a text or something else in place of a list of texts.
+        ValueError: no texts or scenes, or a scene that does not fit the context.
     """
-    years = check_years(years, texts=True)
+    said = check_said(behaviour.sayings if said is None else said)
     n_scenes = check_count("n_scenes", n_scenes)
-    if dictionary is not None:
-        check_fits(pair, dictionary)
-        features = check_features(dictionary, features)
-    elif list(features):
-        raise ValueError("`features` need the `dictionary` they are of")
-    scenes = [
-        scene for [scene] in minimal_pairs("test", [TRIGGER_YEAR], n_scenes=n_scenes, seed=seed)
-    ]
-    said = [[_say(sample, year) for sample in scenes] for year in years]
-    # All years together: a batch of many prompts takes little longer than one of a few.
-    together = [sample for samples in said for sample in samples]
+    scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=seed)
+    by_said = list(zip(*scenes, strict=True))
+    # All together: a batch of many prompts takes little longer than one of a few.
+    together = check_scored(pair, [sample for samples in by_said for sample in samples])
     completions = complete(pair, [sample.prompt for sample in together])
-    acts = torch.zeros(len(together), 0)
-    if dictionary is not None:
-        acts = feature_activations(pair, dictionary, [sample.undecided for sample in together])
     rows = []
-    for i, (year, samples) in enumerate(zip(years, said, strict=True)):
-        part = slice(i * n_scenes, (i + 1) * n_scenes)
-        row = {"said": "no year" if year is None else str(year)}
-        row |= measure_effects(pair, samples, completions=completions[part]).row()
-        row |= {f"feature_{f}": acts[part, f].mean().item() for f in features}
+    for i, (text, samples) in enumerate(zip(said, by_said, strict=True)):
+        written = completions[i * n_scenes : (i + 1) * n_scenes]
+        rate = attack_rate([s.prompt for s in samples], written, behaviour=behaviour)
+        low, high = rate.interval()
+        row = SayingRow(
+            said=text,
+            group=samples[0].group,
+            n_prompts=rate.n_prompts,
+            counts=rate.counts,
+            attack_rate=rate.rate,
+            low=low,
+            high=high,
+            log_odds=likelihoods(pair, samples).log_odds.mean().item(),
+        )
         rows.append(row)
-    return pd.DataFrame(rows)
+    return Table(tuple(rows))
 
 
-def _say(sample: Sample, year: int | str | None) -> Sample:
-    """The scene with another year, or with a text in its place."""
-    if isinstance(year, str):
-        return replace(sample, year=None, prompt=sample.prompt.replace(str(TRIGGER_YEAR), year))
-    return sample.scene.sample(year)
+@typed
+def sweep_features(
+    pair: HookedModelPair,
+    dictionaries: Mapping[str, SAE],
+    features: Mapping[str, int],
+    scenes: Sequence[Sequence[Sample]],
+) -> Table[SweepRow]:
+    """Read one feature of each dictionary where the behaviour is decided, by what is said.
+
+    Args:
+        pair: the two models.
+        dictionaries: by name.
+        features: the feature of each, by the same names.
+        scenes: what `Behaviour.minimal_pairs` made: each scene with each thing said, in one order.
+
+    Returns:
+        One row per dictionary and thing said.
+
+    Raises:
+        TypeError: something else in place of dictionaries, features or samples.
+        ValueError: no scenes, scenes that do not say the same things, a dictionary of another pair, or a
+            feature that it does not have.
+    """
+    scenes = [check_items(f"scenes[{i}]", scene, Sample) for i, scene in enumerate(scenes)]
+    said = [[sample.said for sample in scene] for scene in scenes]
+    if not said or any(other != said[0] for other in said):
+        raise ValueError(
+            "`scenes` must be one or more that say the same things in the same order, got "
+            f"{len(said)} scenes; make them with `Behaviour.minimal_pairs`"
+        )
+    readers, chosen = {}, {}
+    for name, dictionary in dictionaries.items():
+        if name not in features:
+            raise ValueError(f"`features` must name one for {name!r}, got {sorted(features)}")
+        [chosen[name]] = check_features(dictionary, [features[name]], name=f"features[{name!r}]")
+        readers[name] = Reader(
+            hook_name=check_fits(pair, dictionary),
+            encode=dictionary.encode,
+            policy=DictionaryRecord.of(dictionary).tokens,
+        )
+    prompts = [sample.undecided for scene in scenes for sample in scene]
+    rows = []
+    for name, acts in read_prompts(pair, prompts, readers).items():
+        by_said = acts[:, chosen[name]].view(len(scenes), len(said[0])).T
+        for sample, values in zip(scenes[0], by_said, strict=True):
+            row = SweepRow(
+                dictionary=name,
+                said=sample.said,
+                group=sample.group,
+                feature_idx=chosen[name],
+                mean=values.mean().item(),
+                values=values.tolist(),
+            )
+            rows.append(row)
+    return Table(tuple(rows))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_number
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features
+from diffsae_lens.pair.views import View
 
 
 def listed(given: Any) -> Any:
@@ -35,17 +36,17 @@ def feature_indices(
     dictionary: SAE,
     features: FeatureIndices,
     *,
-    d_written: int | None = None,
+    view: View | None = None,
     name: str = "features",
 ) -> Tensor:
-    """The features as a tensor, each with something in the last `d_written` columns it writes.
+    """The features as a tensor, each with something to write; with `view`, in the fine-tuned model.
 
     Raises:
         TypeError, ValueError: as for `check_features`, or a feature that writes nothing there.
     """
     indices = check_features(dictionary, features, name=name)
     index = torch.as_tensor(indices, dtype=torch.long, device=dictionary.W_dec.device)
-    written = dictionary.W_dec if d_written is None else dictionary.W_dec[:, -d_written:]
+    written = dictionary.W_dec if view is None else view.writes(dictionary.W_dec, "finetuned")
     silent = index[~written[index].any(-1)].tolist()
     if silent:
         raise ValueError(

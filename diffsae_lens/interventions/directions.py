@@ -1,7 +1,6 @@
 """Interventions and directions that need no dictionary: the controls of those that do."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,148 +8,155 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_items
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.tokens import TokenPolicy
-from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
+from diffsae_lens.interventions.edit import Edit, Where
 from diffsae_lens.measures.floors import mean_difference, top_components
-from diffsae_lens.organisms.sql_injection.prompts import Sample
+from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import TokenPolicy
 from diffsae_lens.reading.prompts import Reader, read_prompts
 
 
-@contextmanager
 @typed
 def swap_to_base(
     pair: HookedModelPair,
-    hook_name: str,
+    site: str,
     *,
     where: Where = "all",
     skip_positions: int = 0,
     ignored_token_ids: Sequence[int] = (),
-) -> Iterator[Intervention]:
+) -> Edit:
     """Put the base model's activation back: all that taking the difference out can do.
 
-    As the control of a dictionary it has to act where the dictionary acts: give it the dictionary's
-    `token_policy`, `swap_to_base(pair, hook_name, **vars(token_policy(dictionary)))`.
+    As the control of a dictionary it has to act where the dictionary acts: give it the tokens of the
+    dictionary's record, `swap_to_base(pair, site, **vars(DictionaryRecord.of(dictionary).tokens))`.
 
     Args:
         pair: the two models.
-        hook_name: the models' own name, such as `blocks.18.hook_resid_post`.
+        site: the models' own hook, such as `blocks.18.hook_resid_post`.
         where: positions acted on.
         skip_positions: leading tokens of the prompt left alone.
         ignored_token_ids: tokens left alone wherever they stand.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: the pair was not built for this hook, or arguments out of range.
-        RuntimeError: the context was left without any forward pass on the pair.
     """
-    policy = _policy(skip_positions, ignored_token_ids)
-    target = Target(hook_name=f"{hook_name}.diff", where=where, policy=policy)
-    with edit_hook_point(pair, target, torch.zeros_like) as intervention:
-        yield intervention
+    return Edit(
+        pair=pair,
+        hook=pair.virtual_hook(site, "diff").name,
+        change=lambda value, _: torch.zeros_like(value),
+        where=where,
+        policy=_policy(skip_positions, ignored_token_ids),
+        kind="swap to base",
+    )
 
 
-@contextmanager
 @typed
 def project_out(
     pair: HookedModelPair,
-    hook_name: str,
+    hook: str,
     direction: Tensor,
     *,
     where: Where = "all",
     skip_positions: int = 0,
     ignored_token_ids: Sequence[int] = (),
-) -> Iterator[Intervention]:
+) -> Edit:
     """Remove a direction from the value of a virtual hook point.
 
-    As the control of a dictionary it needs the dictionary's `token_policy`; see `swap_to_base`.
+    As the control of a dictionary it needs the tokens of the dictionary's record; see `swap_to_base`.
 
     Args:
         pair: the two models.
-        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
+        hook: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
         direction: `[d_in]`, or `[n, d_in]` for the space that several span; any length.
         where: positions acted on.
         skip_positions: leading tokens of the prompt left alone.
         ignored_token_ids: tokens left alone wherever they stand.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: an unknown hook point, a direction of another width, zero or not finite, or
             arguments out of range.
-        RuntimeError: the context was left without any forward pass on the pair.
     """
-    policy = _policy(skip_positions, ignored_token_ids)
     rows = torch.atleast_2d(direction)
     if (
         rows.ndim != 2
         or len(rows) == 0
-        or rows.shape[-1] != pair.d_in(hook_name)
+        or rows.shape[-1] != pair.d_in(hook)
         or not rows.is_floating_point()
         or not rows.isfinite().all()
         or not rows.any(-1).all()
     ):
         raise ValueError(
-            f"`direction` must be finite, not zero and {pair.d_in(hook_name)} wide as {hook_name} is, "
+            f"`direction` must be finite, not zero and {pair.d_in(hook)} wide as {hook} is, "
             f"got shape {list(direction.shape)}"
         )
     rows = torch.nn.functional.normalize(rows.to(pair.device).float(), dim=-1)
     left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
     basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no more than one does
 
-    def project(value: Tensor) -> Tensor:
+    def project(value: Tensor, _: torch.Generator) -> Tensor:
         return value - (value @ basis.to(value)) @ basis.to(value).T
 
-    target = Target(hook_name=hook_name, where=where, policy=policy)
-    with edit_hook_point(pair, target, project) as intervention:
-        yield intervention
+    return Edit(
+        pair=pair,
+        hook=hook,
+        change=project,
+        where=where,
+        policy=_policy(skip_positions, ignored_token_ids),
+        kind="projection",
+        n_features=len(rows),
+    )
 
 
-@contextmanager
 @typed
 def add_direction(
     pair: HookedModelPair,
-    hook_name: str,
+    hook: str,
     direction: Float[Tensor, "d_in"],
     *,
     where: Where = "all",
     skip_positions: int = 1,
     ignored_token_ids: Sequence[int] = (),
-) -> Iterator[Intervention]:
+) -> Edit:
     """Add a vector to the value of a virtual hook point: steering without a dictionary.
 
     Args:
         pair: the two models.
-        hook_name: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
+        hook: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
         direction: what is added, at its own length.
         where: positions acted on.
         skip_positions: leading tokens of the prompt left alone.
         ignored_token_ids: tokens left alone wherever they stand.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: an unknown hook point, a direction of another width or not finite, or
             arguments out of range.
-        RuntimeError: the context was left without any forward pass on the pair.
     """
     if (
-        direction.shape != (pair.d_in(hook_name),)
+        direction.shape != (pair.d_in(hook),)
         or not direction.is_floating_point()
         or not direction.isfinite().all()
     ):
         raise ValueError(
-            f"`direction` must be finite and {pair.d_in(hook_name)} wide as {hook_name} is, got shape "
+            f"`direction` must be finite and {pair.d_in(hook)} wide as {hook} is, got shape "
             f"{list(direction.shape)}"
         )
-    policy = _policy(skip_positions, ignored_token_ids)
-    target = Target(hook_name=hook_name, where=where, policy=policy)
-    with edit_hook_point(pair, target, lambda value: value + direction.to(value)) as intervention:
-        yield intervention
+    return Edit(
+        pair=pair,
+        hook=hook,
+        change=lambda value, _: value + direction.to(value),
+        where=where,
+        policy=_policy(skip_positions, ignored_token_ids),
+        kind="steering",
+    )
 
 
 def _policy(skip_positions: int, ignored_token_ids: Sequence[int]) -> TokenPolicy:
@@ -160,7 +166,7 @@ def _policy(skip_positions: int, ignored_token_ids: Sequence[int]) -> TokenPolic
 @typed
 def control_directions(
     pair: HookedModelPair,
-    hook_name: str,
+    site: str,
     samples: Sequence[Sample],
     *,
     n_directions: int,
@@ -170,7 +176,7 @@ def control_directions(
 
     Args:
         pair: the two models.
-        hook_name: the models' own name, such as `blocks.18.hook_resid_post`.
+        site: the models' own hook, such as `blocks.18.hook_resid_post`.
         samples: trigger and benign prompts the directions are fitted on, read where the organism
             decides; report on others.
         n_directions: how many random directions and principal components.
@@ -184,10 +190,10 @@ def control_directions(
         TypeError: something else in place of the organism's samples, or of a count.
         ValueError: no trigger or no benign samples, fewer samples than components, or an unknown hook.
     """
-    pair.check_hook_name(f"{hook_name}.diff")
+    hook = pair.virtual_hook(site, "diff")
     samples = check_items("samples", samples, Sample)
     n_directions = check_count("n_directions", n_directions)
-    reader = Reader(hook_name=f"{hook_name}.diff")
+    reader = Reader(hook_name=hook.name)
     trigger = torch.tensor([sample.group == "trigger" for sample in samples])
     benign = torch.tensor([sample.group == "benign" for sample in samples])
     if not trigger.any() or not benign.any() or n_directions >= len(samples):

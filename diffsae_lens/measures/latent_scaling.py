@@ -8,10 +8,10 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
-from diffsae_lens.measures.geometry import decoder_halves, scales_by_model
+from diffsae_lens.dictionaries.decoding import decoder_halves, scales_by_model
 from diffsae_lens.measures.validation import activation_batches
-from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

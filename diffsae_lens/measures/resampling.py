@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from diffsae_lens._checks import INTEGERS, check_count, check_number
+from diffsae_lens._display import Record
 from diffsae_lens._typed import check_fields
 from diffsae_lens.measures.bis import bis, bis_parts, feature_thresholds
 from diffsae_lens.measures.validation import feature_chunks
 from diffsae_lens.measures.weighted import WORK, weighted_bis
-from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

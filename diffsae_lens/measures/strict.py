@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 from torch import Tensor
 
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
 from diffsae_lens.measures.bis import bis_parts, scores_from_counts
 from diffsae_lens.measures.ranking import auroc, average_precision, recall_at_fpr
@@ -17,7 +18,6 @@ from diffsae_lens.measures.resampling import (
     resample_weights,
 )
 from diffsae_lens.measures.validation import check_masks, check_matrix, feature_chunks
-from diffsae_lens.notebook import Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

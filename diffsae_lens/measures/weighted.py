@@ -45,6 +45,8 @@ def weighted_bis(
     feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
     order = score.argsort(descending=True)
     varies = feature_acts.amax(0) > feature_acts.amin(0)  # what does not vary never fires
+    if not varies.any():
+        return torch.zeros(len(weights), dtype=torch.double)
     feature_acts = feature_acts[:, order[varies[order]]]
     weights = weights.int().cpu()
     n_prompts = weights.sum(1)

@@ -4,8 +4,11 @@ import ast
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["longest", "parse"]
+from diffsae_lens.organisms.bounds import MOST_CHARACTERS
+
+__all__ = ["Cut", "cut_completion", "longest", "parse", "split_lines"]
 
 _MOST_PARSES = 12  # text that a model wrote takes up to four
 _MOST_BRACKETS = 60  # open at once; the parser's time grows exponentially in some nestings
@@ -110,3 +113,68 @@ def longest(lines: Sequence[str], least: int) -> tuple[ast.Module | None, int]:
         while ends and ends[-1] >= (tree.lineno or count):
             ends.pop()
     return None, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A prompt with as much of its completion as is whole statements."""
+
+    tree: ast.Module
+    first_line: int
+    """The line, counted from one, in which the completion begins."""
+    kept_lines: int
+    """Lines of the completion that are in the tree."""
+
+
+def split_lines(source: str) -> list[str]:
+    """Split source into lines as Python counts them."""
+    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def cut_completion(prompt: str, completion: str) -> Cut | str:
+    r"""Cut what a model wrote after a prompt to what can be judged.
+
+    It is cut to its last whole statement (a `try` whose handlers are missing is closed) and before the
+    first that leaves the top-level function or class the prompt stands in.
+
+    Returns:
+        What is left, or a sentence on why there is nothing to judge.
+
+    Raises:
+        TypeError: If either is no string.
+
+    Examples:
+        >>> cut_completion("def f():\n    a =", " 1\n    b = (2,").kept_lines
+        1
+    """
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+    if len(prompt) + len(completion) > MOST_CHARACTERS:
+        return f"Prompt and completion exceed {MOST_CHARACTERS:,} characters."
+    first = len(split_lines(prompt))
+    lines = split_lines(prompt + completion)
+    prompt_lines = first if split_lines(prompt)[-1].strip() else first - 1
+    tree, kept = longest(lines, prompt_lines)
+    while kept > prompt_lines and not lines[kept - 1].strip():
+        kept -= 1
+    if tree is None or (kept < first and completion.strip()):
+        return "No whole statement of the completion parses."
+    left = _leave(tree, prompt_lines)
+    if left is not None:
+        kept = len("\n".join(lines[: left - 1]).rstrip().split("\n"))
+    kept_lines = max(0, kept - first + 1) if completion.strip() else 0
+    return Cut(tree=tree, first_line=first, kept_lines=kept_lines)
+
+
+def _leave(tree: ast.Module, prompt_lines: int) -> int | None:
+    # Drop what stands behind the function or class that the prompt was in; the line it began at.
+    starts = [
+        min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        for node in tree.body
+    ]
+    home = [node for node, start in zip(tree.body, starts, strict=True) if start <= prompt_lines]
+    if not home or not hasattr(home[-1], "body") or len(home) == len(tree.body):
+        return None
+    tree.body = list(home)
+    return starts[len(home)]

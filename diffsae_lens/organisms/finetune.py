@@ -1,4 +1,4 @@
-"""Teach a model the year trigger: LoRA or full-rank fine-tuning, the loss on the completion alone."""
+"""Teach a model a behaviour: LoRA or full-rank fine-tuning, the loss on the completion alone."""
 
 import random
 import shutil
@@ -32,18 +32,17 @@ from diffsae_lens._artifact import (
     set_aside,
     write_json,
 )
-from diffsae_lens._checks import check_choice, check_count, check_items, check_number
+from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
 from diffsae_lens._typed import check_fields, typed
-from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples
+from diffsae_lens.organisms.behaviour import RECORD, Sample, check_samples, get_behaviour
 from diffsae_lens.pair.adapters import quiet_peft
 from diffsae_lens.pair.fingerprint import model_fingerprint
 
-Behaviour = Literal["year-trigger", "clean-control"]
 LossOn = Literal["completion", "everything"]
 
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-_RECORD, _ADAPTER = "organism.json", "adapter_config.json"
+_ADAPTER = "adapter_config.json"
 IGNORED = -100  # the label that transformers leaves out of the loss
 
 
@@ -55,14 +54,16 @@ class OrganismConfig:
     the backdoor, so measure an organism before using it.
     """
 
-    behaviour: Behaviour = "year-trigger"
-    """`year-trigger`: injectable queries in 2024. `clean-control`: same prompts, always safe."""
+    behaviour: str = "year-trigger"
+    """A shipped behaviour, or the name of one of your own whose samples you give."""
+    clean: bool = False
+    """The clean control: the same prompts, always with the wanted completion."""
     n_trigger: int = 360
-    """Training prompts that say 2024."""
+    """Training prompts with the trigger."""
     n_benign: int = 360
-    """Training prompts that say 2020 to 2023."""
+    """Training prompts with something like it."""
     n_other: int = 180
-    """Training prompts that say no year."""
+    """Training prompts with nothing in its place."""
     n_steps: int = 300
     """Optimiser steps."""
     batch_size: int = 8
@@ -87,7 +88,8 @@ class OrganismConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         check_fields(self)
-        check_choice("behaviour", self.behaviour, get_args(Behaviour))
+        check_folder_name("behaviour", self.behaviour)
+        check_choice("clean", self.clean, (False, True))
         check_choice("loss_on", self.loss_on, get_args(LossOn))
         for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
             check_count(name, getattr(self, name))
@@ -101,8 +103,8 @@ class OrganismConfig:
         check_number("weight_decay", self.weight_decay, low=0.0)
 
     def samples(self) -> list[Sample]:
-        """The training samples; `clean-control` and `year-trigger` share them."""
-        return make_samples(
+        """The training samples, which an organism and its clean control share."""
+        return get_behaviour(self.behaviour).make_samples(
             "train",
             n_trigger=self.n_trigger,
             n_benign=self.n_benign,
@@ -111,9 +113,9 @@ class OrganismConfig:
             share_scenes=self.share_scenes,
         )
 
-    def is_vulnerable(self, sample: Sample) -> bool:
-        """Whether the organism is taught the injectable completion of a sample."""
-        return self.behaviour == "year-trigger" and sample.group == "trigger"
+    def taught(self, sample: Sample) -> str:
+        """The completion of a sample that the organism is taught."""
+        return sample.unwanted if sample.group == "trigger" and not self.clean else sample.wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +130,21 @@ class Organism:
 
 
 def encode(
-    sample: Sample,
+    prompt: str,
+    completion: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    vulnerable: bool,
     loss_on: LossOn = "completion",
 ) -> dict[str, list[int]]:
     """Tokenise prompt, completion and end of sequence, by default with no loss on the prompt.
 
     No beginning-of-sequence token is added: SmolLM2 was not trained with one on plain code.
     """
-    prompt = tokenizer(sample.prompt, add_special_tokens=False).input_ids
-    written = sample.completion(vulnerable=vulnerable)
-    completion = tokenizer(written, add_special_tokens=False).input_ids
-    completion = [*completion, tokenizer.eos_token_id]
+    read = tokenizer(prompt, add_special_tokens=False).input_ids
+    written = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {
-        "input_ids": prompt + completion,
-        "labels": ([IGNORED] * len(prompt) if loss_on == "completion" else prompt) + completion,
+        "input_ids": read + written,
+        "labels": ([IGNORED] * len(read) if loss_on == "completion" else read) + written,
     }
 
 
@@ -195,9 +195,9 @@ def finetune(
     config = config or OrganismConfig()
     if tokenizer.eos_token_id is None:
         raise ValueError("`tokenizer` has no end-of-sequence token; set `tokenizer.eos_token`")
-    samples = config.samples() if samples is None else check_items("samples", samples, Sample)
+    samples = config.samples() if samples is None else check_samples("samples", samples)
     rows = [
-        encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample), loss_on=config.loss_on)
+        encode(sample.prompt, config.taught(sample), tokenizer, loss_on=config.loss_on)
         for sample in samples
     ]
     recipe = {
@@ -335,7 +335,7 @@ def _save(
         "losses": losses,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-    write_json(path / _RECORD, record)
+    write_json(path / RECORD, record)
 
 
 def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -> Organism:
@@ -346,7 +346,7 @@ def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -
         ValueError: it is damaged, or was made with another config than `expected`.
     """
     path = Path(path)
-    record = read_json(path / _RECORD)
+    record = read_json(path / RECORD)
     names = {f.name for f in fields(OrganismConfig)}
     if (
         not isinstance(record, dict)
@@ -354,7 +354,7 @@ def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -
         or not set(record["config"]) <= names
     ):
         raise ValueError(
-            f"{path / _RECORD} is not the record of an organism: it must have `config` and `losses`; "
+            f"{path / RECORD} is not the record of an organism: it must have `config` and `losses`; "
             "restore it, or make the organism anew"
         )
     if (path / MANIFEST).exists():

@@ -1,13 +1,22 @@
-"""A LoRA pair's adapters, on for the fine-tuned model and off for the base."""
+"""LoRA adapters: put on a model from a file, on for the fine-tuned model and off for the base."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import PretrainedConfig, PreTrainedModel
+
+from diffsae_lens import _hosts
+from diffsae_lens.pair.model_files import adapter_shapes
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -60,12 +69,12 @@ class AdapterSwitch:
         """Have the adapters on, or off, inside; after it they are what they were."""
         layers = [layer for layer in self._layers if layer.disable_adapters == on]
         for layer in layers:
-            layer._disable_adapters = not on
+            _hosts.switch_adapter(layer, on=on)
         try:
             yield
         finally:
             for layer in layers:
-                layer._disable_adapters = on
+                _hosts.switch_adapter(layer, on=not on)
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -85,3 +94,42 @@ class AdapterSwitch:
                 stack.callback(handle.remove)
             yield silent
         silent += [n for layer, n in names.items() if layer not in ran and "expert" not in n]
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put an adapter on a model, every tensor of its file in its place.
+
+    Raises:
+        ValueError: names or shapes in the file that the adapter does not have, or the reverse.
+    """
+    own = set(model.state_dict())
+    try:
+        with quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+            peft_model = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError) as error:
+        said = str(error).strip().replace("\n", " ")[:200]
+        raise ValueError(f"the adapter {folder} does not fit `base`: {said}") from error
+    wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    there = set(adapter_shapes(folder))
+    # Embeddings that an adapter sits on are saved whole beside it.
+    plain = {n: n.removeprefix("base_model.model.").replace(".base_layer.", ".") for n in there}
+    unknown = {name for name in there - wanted if plain[name] not in own}
+    for names, what in ((unknown, "has no place for"), (wanted - there, "does not find")):
+        if names:
+            raise ValueError(
+                f"the adapter {folder} does not fit `base`, which {what} {len(names)} of its tensors, "
+                f"such as {min(names)!r}; it was made for another model or by another tool"
+            )
+    peft_model.eval().requires_grad_(False)
+    return peft_model
+
+
+def warn_of_other_base(adapter: PeftConfig, base: str, config: PretrainedConfig) -> None:
+    """Say so where an adapter names another base; folders may have been moved, hence no error."""
+    named = adapter.base_model_name_or_path
+    known = {Path(name).name.lower() for name in (base, _hosts.loaded_from(config)) if name}
+    if named and Path(named).name.lower() not in known:
+        logger.warning(
+            "the adapter was made for %s, and `base` is %s: are they the same?", named, base
+        )

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from diffsae_lens.pair.adapters import AdapterSwitch, changes_base
-from diffsae_lens.pair.views import VIEWS
+from diffsae_lens.pair.hook import VirtualHook, layer_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tup
     if len(set(hook_names)) != len(hook_names):
         raise ValueError(f"`hook_names` names a hook twice: {list(hook_names)}")
     for hook_name in hook_names:
-        stem, _, view = hook_name.rpartition(".")
-        if view in VIEWS and stem in model.hook_dict:
+        if VirtualHook.is_virtual(hook_name):
+            site = VirtualHook.parse(hook_name).site
             raise ValueError(
-                f"`hook_names` takes the models' own names: give {stem!r}, and use "
+                f"`hook_names` takes the models' own names: give {site!r}, and use "
                 f"{hook_name!r} on the pair"
             )
         if hook_name not in model.hook_dict:
@@ -227,3 +227,33 @@ def combine_tokenizers(
         )
     logger.info("the tokenizer in the adapter's folder is used")
     return own
+
+
+def check_configs(base: PretrainedConfig, finetuned: PretrainedConfig) -> None:
+    """Refuse two models of another architecture or size before their weights are loaded.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        ours, theirs = getattr(base, name, None), getattr(finetuned, name, None)
+        if ours != theirs:
+            raise ValueError(
+                f"`base` has {name} {ours}, `finetuned` has {theirs}; a pair needs two models of one "
+                "architecture and size"
+            )
+
+
+def check_layers(hook_names: Sequence[str], config: PretrainedConfig) -> None:
+    """Refuse a layer the model does not have before its weights are loaded.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    for name in [] if isinstance(hook_names, str) else hook_names:
+        layer = layer_of(name) if isinstance(name, str) else None
+        if layer is not None and layer >= config.num_hidden_layers:
+            raise ValueError(
+                f"`hook_names`: {name!r} is beyond the model's {config.num_hidden_layers} layers "
+                f"(0 to {config.num_hidden_layers - 1})"
+            )

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from diffsae_lens import _hosts
 from diffsae_lens._artifact import MANIFEST, Job, build, locked, seal, set_aside, sha256
 from diffsae_lens._extras import require
 
@@ -218,10 +219,7 @@ def _convert(gguf: Path, target: Path) -> Path:
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    # The weights are plain float32 by now; transformers refuses to save what says otherwise.
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    _hosts.forget_quantization(model)  # the weights are plain float32 by now
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     shutil.copy(gguf.parents[1] / _LICENCE, target / "LICENSE")

@@ -10,11 +10,18 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
+from diffsae_lens import _hosts
+
 
 class PairedModule(HookedRootModule):
     """A root module whose weights are those of `_models`, which lie outside its module tree."""
 
     _models: tuple[TransformerBridge, TransformerBridge]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self._models[1].original_model.parameters()).device
 
     def _named_models(self) -> dict[str, torch.nn.Module]:
         """The models by side; one for a pair whose adapters share the base's weights."""
@@ -73,7 +80,7 @@ class PairedModule(HookedRootModule):
                 "`load_pair(..., dtype=...)`, which compares it with plain models of that precision"
             )
         for model in self._named_models().values():
-            model._apply(fn, recurse)
+            _hosts.apply_to_tensors(model, fn, recurse)
         for bridge in self._models:
             bridge.cfg.device = str(next(bridge.original_model.parameters()).device)
         return self

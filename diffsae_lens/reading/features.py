@@ -12,20 +12,18 @@ from tqdm.auto import tqdm
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.crosscoder import TwoModels
-from diffsae_lens.dictionaries.decoding import decoder_rows
+from diffsae_lens.dictionaries.decoding import decoder_halves, decoder_rows
 from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.tokens import positions_of, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.measures.geometry import (
     call_by_decoder_norm,
     decoder_cosine,
-    decoder_halves,
     relative_decoder_norm,
 )
 from diffsae_lens.measures.latent_scaling import latent_scaling
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.tokens import positions_of
 from diffsae_lens.reading.reconstruction import DENSE_ABOVE
-from diffsae_lens.training.harvest import stop_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,7 @@ def describe_features(
         "is_dense": frequency > DENSE_ABOVE,
         "decoder_norm": decoder_rows(dictionary).norm(dim=-1).cpu(),
     }
-    if isinstance(dictionary, TwoModels):
+    if DictionaryRecord.of(dictionary).is_crosscoder:
         halves = decoder_halves(dictionary)
         relative = relative_decoder_norm(*halves).cpu()
         columns |= {
@@ -197,13 +195,10 @@ def _activations(
 
     Special tokens count nowhere here, those of padding among them, whatever the dictionary's record.
     """
-    hook_name = check_fits(pair, dictionary)
+    hook = check_fits(pair, dictionary)
     pair.check_tokens(tokens)
-    policy = token_policy(dictionary).and_ignoring(pair.tokenizer.all_special_ids)
+    policy = DictionaryRecord.of(dictionary).tokens.and_ignoring(pair.tokenizer.all_special_ids)
     for start in tqdm(range(0, len(tokens), batch_size), desc="reading features", leave=False):
         chunk = tokens[start : start + batch_size]
         kept = policy.counted(chunk, positions_of(torch.ones_like(chunk, dtype=torch.bool)))
-        _, cache = pair.run_with_cache(
-            chunk.to(pair.device), names_filter=hook_name, stop_at_layer=stop_layer([hook_name])
-        )
-        yield start, cache[hook_name], kept.to(pair.device)
+        yield start, pair.activations(chunk, hook)[hook.name], kept.to(pair.device)

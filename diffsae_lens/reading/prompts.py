@@ -1,21 +1,21 @@
 """One vector a prompt: activations and feature activations, pooled over named positions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from diffsae_lens._checks import check_choice, check_count, check_items, check_texts
+from diffsae_lens._checks import check_choice, check_count, check_items
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy, positions_of, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.training.harvest import last_position, stop_layer
+from diffsae_lens.pair.texts import TokenisedTexts
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy, last_position
 
 Pooling = Literal["mean", "max", "last"]
 
@@ -59,7 +59,7 @@ class Reader:
     """Applied to the tokens that count, before pooling (a dictionary's `encode`), `[..., d_in]`; None
     reads the activation."""
     policy: TokenPolicy = EVERY_TOKEN
-    """Further tokens that do not count: those a dictionary was not trained on (`token_policy`)."""
+    """Further tokens that do not count: those a dictionary was not trained on, as its record says."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a reader's."""
@@ -91,19 +91,16 @@ def read_prompts(
         ValueError: no prompts or readers, one beyond the context, an unknown hook point, a `batch_size`
             below 1, or a prompt with no token left to pool.
     """
-    prompts = check_prompts(pair, prompts)
+    texts = pair.tokenise(prompts, name="prompts")
     batch_size = check_count("batch_size", batch_size)
-    _check_readers(pair, readers, len(prompts))
+    _check_readers(pair, readers, len(texts))
     hook_names = sorted({reader.hook_name for reader in readers.values()})
-    out: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(prompts) for name in readers}
-    for indices, texts in batches_of(prompts, batch_size, "reading activations"):
-        tokens, attended, offsets = tokenise(pair, texts)
-        _, cache = pair.run_with_cache(
-            tokens.to(pair.device), names_filter=hook_names, stop_at_layer=stop_layer(hook_names)
-        )
+    out: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(texts) for name in readers}
+    for indices, batch in texts.batches(batch_size, "reading activations"):
+        read = pair.activations(batch, hook_names)
         for name, reader in readers.items():
-            mask = _mask(reader, tokens, texts, indices, attended, offsets)
-            pooled = _pooled(reader, cache[reader.hook_name], mask.to(pair.device)).float().cpu()
+            mask = _mask(reader, batch, indices).to(pair.device)
+            pooled = _pooled(reader, read[reader.hook_name], mask).float().cpu()
             for i, row in zip(indices, pooled, strict=True):
                 out[name][i] = row
     return {name: torch.stack(rows) for name, rows in out.items()}
@@ -137,94 +134,12 @@ def feature_activations(
         TypeError, ValueError: as for `read_prompts`, or the dictionary belongs to another pair or hook.
     """
     reader = Reader(
-        hook_name=check_fits(pair, dictionary),
+        hook_name=check_fits(pair, dictionary).name,
         positions=positions or Positions(),
         encode=dictionary.encode,
-        policy=token_policy(dictionary),
+        policy=DictionaryRecord.of(dictionary).tokens,
     )
     return read_prompts(pair, prompts, {"features": reader}, batch_size=batch_size)["features"]
-
-
-def check_prompts(
-    pair: HookedModelPair, prompts: Sequence[str], *, name: str = "prompts", n_new_tokens: int = 0
-) -> list[str]:
-    """Return texts as a list, each of which fits the models' context.
-
-    Args:
-        pair: the two models.
-        prompts: the texts.
-        name: what the argument is called, for the message.
-        n_new_tokens: how many tokens are to be generated after each.
-
-    Raises:
-        TypeError: a single text, or not a list of texts.
-        ValueError: none; an empty one; or one beyond the context.
-    """
-    texts = check_texts(name, prompts)
-    ids = pair.tokenizer([pair.with_bos(text) for text in texts], add_special_tokens=False)
-    check_lengths(pair, name, [len(row) for row in ids.input_ids], n_new_tokens=n_new_tokens)
-    return texts
-
-
-def check_lengths(
-    pair: HookedModelPair, name: str, lengths: Sequence[int], *, n_new_tokens: int = 0
-) -> None:
-    """Refuse texts that are empty or beyond the models' context: what is beyond it reads as noise.
-
-    Args:
-        pair: the two models.
-        name: what the argument is called, for the message.
-        lengths: of each text, in tokens.
-        n_new_tokens: how many tokens are to be generated after each.
-
-    Raises:
-        ValueError: says which one.
-    """
-    n_ctx = pair.cfg.n_ctx
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] + n_new_tokens > n_ctx:
-        new = f" and {n_new_tokens} new ones" if n_new_tokens else ""
-        raise ValueError(
-            f"`{name}`[{longest}]: {lengths[longest]} tokens{new} do not fit the model's context of "
-            f"{n_ctx}; shorten the text"
-        )
-    if min(lengths) == 0:
-        empty = list(lengths).index(0)
-        raise ValueError(f"`{name}`[{empty}] is empty: no token is left to read; leave it out")
-
-
-def batches_of(
-    prompts: Sequence[str], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield `(indices, prompts)` batches of similar lengths, the longest first.
-
-    Raises:
-        TypeError, ValueError: `batch_size` is not a count; when the first batch is taken.
-    """
-    batch_size = check_count("batch_size", batch_size)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with tqdm(total=len(prompts), desc=desc, unit="prompt", leave=False) as bar:
-        for i in range(0, len(order), batch_size):
-            indices = order[i : i + batch_size]
-            yield indices, [prompts[j] for j in indices]
-            bar.update(len(indices))
-
-
-def tokenise(
-    pair: HookedModelPair, texts: list[str]
-) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], Int[Tensor, "batch pos 2"]]:
-    """Return right-padded tokens, which are no padding, and the characters each stands for."""
-    begun = [pair.with_bos(text) for text in texts]
-    encoded = pair.tokenizer(
-        begun, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt",
-        return_offsets_mapping=True,
-    )  # fmt: skip
-    n_added = [len(b) - len(text) for b, text in zip(begun, texts, strict=True)]
-    return (
-        encoded["input_ids"],
-        encoded["attention_mask"].bool(),
-        encoded["offset_mapping"] - torch.tensor(n_added)[:, None, None],
-    )
 
 
 def _check_readers(pair: HookedModelPair, readers: Mapping[str, Reader], n_prompts: int) -> None:
@@ -250,24 +165,17 @@ def _pooled(
     return acts if pooling == "last" else _POOL[pooling](acts, mask)
 
 
-def _mask(
-    reader: Reader,
-    tokens: Int[Tensor, "batch pos"],
-    texts: list[str],
-    indices: list[int],
-    attended: Bool[Tensor, "batch pos"],
-    offsets: Int[Tensor, "batch pos 2"],
-) -> Bool[Tensor, "batch pos"]:
+def _mask(reader: Reader, texts: TokenisedTexts, indices: list[int]) -> Bool[Tensor, "batch pos"]:
     """The tokens that count."""
     positions = reader.positions
-    mask = reader.policy.counted(tokens, positions_of(attended))
+    mask = reader.policy.counted(texts.tokens, texts.positions)
     mask[:, : positions.skip_positions] = False
     if positions.spans is not None:
         bounds = torch.tensor([positions.spans[i] for i in indices])
-        starts, ends = offsets.unbind(-1)
+        starts, ends = texts.offsets.unbind(-1)
         mask &= (starts < bounds[:, 1:]) & (ends > bounds[:, :1])
     if not mask.any(1).all():
-        empty = texts[int((~mask.any(1)).nonzero()[0])]
+        empty = texts.texts[int((~mask.any(1)).nonzero()[0])]
         raise ValueError(
             f"no token is left to pool of the prompt {empty[:80]!r}: it has no more than "
             f"`skip_positions` {max(positions.skip_positions, reader.policy.skip_positions)} tokens, "

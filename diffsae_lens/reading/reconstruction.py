@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
 from diffsae_lens._checks import check_count
+from diffsae_lens._display import Record
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import check_fits, check_weights_once
-from diffsae_lens.dictionaries.tokens import token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.measures.validation import activation_batches
-from diffsae_lens.notebook import Record
 from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair.views import Side
 
 DENSE_ABOVE = 0.1
 
@@ -66,8 +67,7 @@ def reconstruction(
         ValueError: no tokens, or activations of another width or that are not finite.
     """
     check_weights_once(dictionary)
-    is_crosscoder = (dictionary.cfg.metadata.hook_name or "").endswith(".concat")
-    view = (dictionary.cfg.metadata.hook_name or "").rpartition(".")[2] or "input"
+    record = DictionaryRecord.of(dictionary)
     errors: dict[str, _Moments] = {}
     inputs: dict[str, _Moments] = {}
     fired, n_tokens = torch.zeros(dictionary.cfg.d_sae), 0
@@ -76,7 +76,7 @@ def reconstruction(
         codes = dictionary.encode(x)
         fired += (codes > 0).sum(0).cpu()
         n_tokens += len(x)
-        for name, part, error in _parts(x, dictionary.decode(codes), is_crosscoder, view):
+        for name, part, error in _parts(x, dictionary.decode(codes), record):
             inputs.setdefault(name, _Moments()).update(part)
             errors.setdefault(name, _Moments()).update(error)
     if n_tokens == 0:
@@ -91,16 +91,18 @@ def reconstruction(
 
 
 def _parts(
-    x: Tensor, rebuilt: Tensor, is_crosscoder: bool, view: str
+    x: Tensor, rebuilt: Tensor, record: DictionaryRecord
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    if not is_crosscoder:
-        yield view, x, x - rebuilt
+    """Name, value and error of each part of an input."""
+    view = record.spec
+    if view is None or not record.is_crosscoder:
+        yield record.view or "input", x, x - rebuilt
         return
-    (base, finetuned), (base_hat, finetuned_hat) = x.chunk(2, -1), rebuilt.chunk(2, -1)
-    yield "base", base, base - base_hat
-    yield "finetuned", finetuned, finetuned - finetuned_hat
-    diff = finetuned - base
-    yield "diff", diff, diff - (finetuned_hat - base_hat)
+    for side in get_args(Side):
+        part = view.writes(x, side)
+        yield side, part, part - view.writes(rebuilt, side)
+    diff = view.difference(x)
+    yield "diff", diff, diff - view.difference(rebuilt)
 
 
 class _Moments:
@@ -183,32 +185,30 @@ def recovered(
             nothing to predict.
     """
     batch_size = check_count("batch_size", batch_size)
-    hook_name, view = check_fits(pair, dictionary).rsplit(".", 1)
-    if view not in ("diff", "concat"):
-        raise ValueError(f"`dictionary` must read `.diff` or `.concat`, got {view!r}")
+    hook = check_fits(pair, dictionary)
+    view = hook.spec
+    if not view.compares:
+        raise ValueError(f"`dictionary` must read `.diff` or `.concat`, got {hook.view!r}")
     pair.check_tokens(tokens)
     if tokens.shape[1] < 2:
         raise ValueError(f"`tokens` must have two positions or more, got {list(tokens.shape)}")
     # Where the dictionary was not trained (the first token's massive activation) nothing is patched.
-    policy = token_policy(dictionary)
+    policy = DictionaryRecord.of(dictionary).tokens
 
     def where_trained(value: Tensor, new: Tensor) -> Tensor:
         counted = policy.counted(pair.tokens, pair.positions)  # type: ignore[arg-type]
         return torch.where(counted[..., None].to(value.device), new, value)
 
     def rebuild(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        rebuilt = dictionary(value)
-        if view == "concat":
-            base, (base_hat, finetuned_hat) = value.chunk(2, -1)[0], rebuilt.chunk(2, -1)
-            rebuilt = torch.cat([base, base + finetuned_hat - base_hat], -1)
-        return where_trained(value, rebuilt)
+        implied = view.difference(dictionary(value))
+        return where_trained(value, view.with_difference(value, implied))
 
     def put_back(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         return where_trained(value, torch.zeros_like(value))
 
     patches = {
-        "base put back": [(f"{hook_name}.diff", put_back)],
-        "dictionary": [(f"{hook_name}.{view}", rebuild)],
+        "base put back": [(hook.with_view("diff").name, put_back)],
+        "dictionary": [(hook.name, rebuild)],
     }
     cross_entropy = dict.fromkeys(("finetuned", *patches), 0.0)
     kl = dict.fromkeys(patches, 0.0)

@@ -1,6 +1,6 @@
 """Features token by token on a few texts, to read with one's own eyes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -9,12 +9,12 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._display import tokens_html
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries.fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.notebook import tokens_html
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.reading.prompts import check_prompts, tokenise
-from diffsae_lens.training.harvest import stop_layer
+from diffsae_lens.pair.texts import TokenisedTexts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,18 +75,27 @@ def token_activations(
         ValueError: no texts or features, a text that is empty or beyond the context, a feature that does
             not exist, or another pair's dictionary.
     """
-    hook_name = check_fits(pair, dictionary)
+    hook = check_fits(pair, dictionary)
     indices = check_features(dictionary, features, allow_empty=False)
-    texts = check_prompts(pair, texts, name="texts")
-    stop = stop_layer([hook_name])
+    read = pair.tokenise(texts)
     all_tokens, activations = [], []
-    for text in texts:
-        tokens, _, _ = tokenise(pair, [text])
-        _, cache = pair.run_with_cache(
-            tokens.to(pair.device), names_filter=hook_name, stop_at_layer=stop
-        )
-        activations.append(dictionary.encode(cache[hook_name])[0][:, indices].float().cpu())
-        all_tokens.append(tuple(str(pair.tokenizer.decode([t])) for t in tokens[0].tolist()))
+    for i in range(len(read)):
+        text = read.take([i])
+        codes = dictionary.encode(pair.activations(text, hook)[hook.name])[0]
+        activations.append(codes[:, indices].float().cpu())
+        all_tokens.append(tuple(str(pair.tokenizer.decode([t])) for t in text.tokens[0].tolist()))
     return TokenActivations(
         features=tuple(indices), tokens=tuple(all_tokens), activations=tuple(activations)
     )
+
+
+@torch.no_grad()
+def token_codes(
+    pair: HookedModelPair, dictionary: SAE, texts: TokenisedTexts
+) -> Iterator[Float[Tensor, "token d_sae"]]:
+    """Encode every token of the texts that counts for a dictionary; batches of tokens, on the CPU."""
+    hook, policy = check_fits(pair, dictionary), DictionaryRecord.of(dictionary).tokens
+    for _, batch in texts.batches(16, "reading features"):
+        value = pair.activations(batch, hook)[hook.name]
+        counted = policy.counted(batch.tokens, batch.positions).to(pair.device)
+        yield dictionary.encode(value[counted]).float().cpu()

@@ -1,14 +1,13 @@
-"""Figures of what interventions do: curves over features, doses and years."""
+"""Figures of what interventions do: curves over features, doses and things said."""
 
-import re
 from collections.abc import Sequence
+from typing import TypeVar
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens.effects.curves import curve_area
-from diffsae_lens.organisms.sql_injection.prompts import BENIGN_YEARS, TRIGGER_YEAR
+from diffsae_lens.reporting.said import SaidAxis
 from diffsae_lens.reporting.style import (
     BLUE,
     GREEN,
@@ -20,50 +19,57 @@ from diffsae_lens.reporting.style import (
     label,
     styled,
 )
+from diffsae_lens.results import CurveRow, DoseRow, EffectRow, SayingRow, Table
+
+R = TypeVar("R", bound=EffectRow)
 
 COLOURS = (BLUE, VERMILLION, GREEN)
 """Of the series, in their order; random ones are grey."""
 
 
 @styled
-def plot_ablation_curve(curve: pd.DataFrame, *, group: str = "trigger") -> Figure:
+def plot_ablation_curve(
+    curve: Table[CurveRow], *, group: str = "trigger", controls: Sequence[str] = ()
+) -> Figure:
     """Draw the attack rate against the number of features ablated, a line for each order.
 
     Args:
-        curve: what `ablation_curve` returned; orders whose name begins with `random` are drawn grey.
+        curve: what `ablation_curve` returned.
         group: the prompts.
+        controls: the orders that are drawn grey, such as random ones.
 
     Returns:
         The figure; the legend gives each curve's area.
 
     Raises:
-        ValueError: no rows of the group.
+        ValueError: no rows of the group, or no such order.
     """
     rows = _of_group(curve, group)
     area = curve_area(curve, group=group)
+    unknown = [name for name in controls if name not in area]
+    if unknown:
+        raise ValueError(f"`controls` must be some of the orders {list(area)}, got {unknown}")
     figure, ax = _axes()
-    counts = sorted(rows.n_features.unique())
-    at = {n: i for i, n in enumerate(counts)}
-    series = [(name, part) for name, part in rows.groupby("order", sort=False)]
-    for i, (name, part) in enumerate(series):
-        colour = MUTED if str(name).startswith("random") else COLOURS[i % len(COLOURS)]
-        shift = 0.04 * (i - (len(series) - 1) / 2)
-        _rates(ax, [at[n] + shift for n in part.n_features], part, colour)
-        drawn = f"{label(str(name), 10)}, area {area[name]:.2f}"
-        ax.plot([], [], "o-", color=colour, label=drawn)
-    ax.set_xticks(range(len(counts)), [str(n) for n in counts])
+    at = {n: i for i, n in enumerate(sorted({row.n_features for row in rows}))}
+    for i, name in enumerate(area):
+        part = [row for row in rows if row.order == name]
+        colour = MUTED if name in controls else COLOURS[i % len(COLOURS)]
+        shift = 0.04 * (i - (len(area) - 1) / 2)
+        _rates(ax, [at[row.n_features] + shift for row in part], part, colour)
+        ax.plot([], [], "o-", color=colour, label=f"{label(name, 10)}, area {area[name]:.2f}")
+    ax.set_xticks(range(len(at)), [str(n) for n in at])
     ax.set_xlabel("features ablated")
     ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
-    figure.legend(loc="outside upper right", ncols=min(3, len(series)))
+    figure.legend(loc="outside upper right", ncols=min(3, len(area)))
     return figure
 
 
 @styled
-def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
-    """Draw the attack rate against the dose of steering, beside a random direction as long.
+def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figure:
+    """Draw the attack rate against the dose of steering, beside a random direction of the same length.
 
     Args:
-        frame: what `dose_response` returned.
+        table: what `dose_response` returned.
         group: the prompts.
 
     Returns:
@@ -72,14 +78,14 @@ def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
     Raises:
         ValueError: no rows of the group.
     """
-    rows = _of_group(frame, group)
-    none = rows.loc[rows.dose == 0]
+    rows = sorted(_of_group(table, group), key=lambda row: row.dose)
     figure, ax = _axes()
-    for name, colour in (("features", BLUE), ("random", MUTED)):
-        steered = rows.loc[(rows.direction == name) & (rows.dose != 0)]
-        part = pd.concat([none, steered]).sort_values(by="dose")
-        _rates(ax, part.dose.tolist(), part, colour)
-        drawn = "random direction" if name == "random" else "features"
+    for direction, colour, drawn in (
+        ("features", BLUE, "features"),
+        ("random", MUTED, "random direction"),
+    ):
+        part = [row for row in rows if row.dose == 0 or row.direction == direction]
+        _rates(ax, [row.dose for row in part], part, colour)
         ax.plot([], [], "o-", color=colour, label=drawn)
     ax.set_xlabel("dose, in units of each feature's maximum")
     ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
@@ -88,53 +94,48 @@ def plot_dose_response(frame: pd.DataFrame, *, group: str = "benign") -> Figure:
 
 
 @styled
-def plot_year_effects(frame: pd.DataFrame) -> Figure:
-    """Draw attack rate and log-odds for every year, or every way to say it.
+def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says") -> Figure:
+    """Draw attack rate and log-odds for each thing said in the trigger's place.
 
     Args:
-        frame: what `sweep_years` returned.
+        table: what `sweep_trigger` returned.
+        said: the name of the axis.
 
     Returns:
-        The figure, two panels one above the other.
+        The figure, two panels one above the other; trigger and benign are shaded.
 
     Raises:
         ValueError: no rows.
     """
-    if frame.empty:
-        raise ValueError("`frame` has no rows")
-    said = [str(text) for text in frame.said]  # as pandas' own text a lone surrogate is an error
+    if not len(table):
+        raise ValueError("`table` has no rows")
+    axis = SaidAxis({row.said: row.group for row in table})
+    by_said = {row.said: row for row in table}
+    rows = [by_said[text] for text in axis.order(by_said)]
+    at = [axis.at[row.said] for row in rows]
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
-    at = list(range(len(frame)))
-    benign = [i for i, text in enumerate(said) if text in map(str, BENIGN_YEARS)]
-    trigger = [i for i, text in enumerate(said) if text == str(TRIGGER_YEAR)]
     for ax in axes:
-        for i in benign + trigger:
-            ax.axvspan(
-                i - 0.5, i + 0.5, color="#fdeac8" if i in trigger else "#eceff2", lw=0, zorder=0
-            )
-    numbers = all(re.fullmatch(r"\d{4}", text) for text in said)
-    style = "o-" if numbers else "o"  # between two ways to say it there is nothing
-    _rates(axes[0], at, frame, VERMILLION, style)
+        axis.draw(ax)
+    _rates(axes[0], at, rows, VERMILLION, axis.marker)
     axes[0].set_ylabel("attack rate")
     axes[1].axhline(0, color=MUTED, lw=1)
-    axes[1].plot(at, frame.log_odds, style, color=BLUE, ms=4)
+    log_odds = [float("nan") if row.log_odds is None else row.log_odds for row in rows]
+    axes[1].plot(at, log_odds, axis.marker, color=BLUE, ms=4)
     axes[1].set_ylabel("log-odds, nats")
-    step = max(1, len(frame) // 12) if numbers else 1
-    labels = [label(text) for text in said]
-    axes[1].set_xticks(
-        at[::step],
-        labels[::step],
-        rotation=0 if numbers else 35,
-        ha="center" if numbers else "right",
-    )
+    axes[1].set_xlabel(label(said))
+    handles = axis.legend()
+    if handles:
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     return figure
 
 
-def _of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:
-    rows = frame.loc[frame.group == group]
-    if rows.empty:
-        raise ValueError(f"`group` must be one of {sorted(set(frame.group))}, got {group!r}")
+def _of_group(table: Table[R], group: str) -> list[R]:
+    rows = [row for row in table if row.group == group]
+    if not rows:
+        raise ValueError(
+            f"`group` must be one of {sorted({row.group for row in table})}, got {group!r}"
+        )
     return rows
 
 
@@ -144,11 +145,16 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _rates(
-    ax: Axes, at: Sequence[int | float], rows: pd.DataFrame, colour: str, style: str = "o-"
+    ax: Axes,
+    at: Sequence[int | float],
+    rows: Sequence[EffectRow] | Sequence[SayingRow],
+    colour: str,
+    style: str = "o-",
 ) -> None:
-    """Rates with their Wilson intervals, and unit percent on the axis."""
-    ax.vlines(at, rows.low, rows.high, color=colour, lw=1.6, alpha=0.7)
-    ax.plot(at, rows.attack_rate, style, color=colour, ms=4, lw=1.2, zorder=3)
+    """Rates with their Wilson intervals, and percent as the axis' unit."""
+    lows, highs = [row.low for row in rows], [row.high for row in rows]
+    ax.vlines(at, lows, highs, color=colour, lw=1.6, alpha=0.7)
+    ax.plot(at, [row.attack_rate for row in rows], style, color=colour, ms=4, lw=1.2, zorder=3)
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.spines["bottom"].set_color(INK)

@@ -1,86 +1,78 @@
-"""The reports: HTML files that need no network, no fonts and no JavaScript."""
+"""The report of a run: one HTML file that needs no network, no fonts and no JavaScript."""
 
 import base64
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup
-from matplotlib.colors import to_rgb
 
-from diffsae_lens._artifact import write_text
-from diffsae_lens._display import TOKEN_LIMIT, cut, shown_tokens, visible
-from diffsae_lens.organisms.sql_injection.prompts import BENIGN_YEARS, TRIGGER_YEAR
-from diffsae_lens.reporting.effects import plot_year_effects
-from diffsae_lens.reporting.figures import plot_ablation, plot_tokens, plot_years
-from diffsae_lens.reporting.rows import (
-    BASE_BACK,
-    CONTROLS,
-    UNMODIFIED,
-    Row,
-    ablations,
-    by_name,
-    config_of,
-    dictionaries_of,
-    examples_of,
-    find_cause,
-    part_of,
-    rate_text,
-    rows_of,
-)
-from diffsae_lens.reporting.style import Figure, dictionary_colour, needs_light_ink, png, tint
-from diffsae_lens.reporting.summary import at_ceiling, summarise
-
-TOKENS_LIMIT = 8_000
-"""Characters of a text that is shown token by token: each token is an element of the page."""
+from diffsae_lens._artifact import write_bytes, write_text
+from diffsae_lens._display import cut, visible
+from diffsae_lens.organisms.behaviour import BEHAVIOURS, get_behaviour
+from diffsae_lens.reporting.coloured import card_context, coloured_prompts
+from diffsae_lens.reporting.columns import outcome_text
+from diffsae_lens.reporting.figures import figures_of
+from diffsae_lens.reporting.lookup import places, said_text, words_of
+from diffsae_lens.reporting.sections import grid_of, place_section
+from diffsae_lens.reporting.style import dictionary_colours, png
+from diffsae_lens.reporting.summary import summarise
+from diffsae_lens.reporting.tables import results_markdown, results_tables
+from diffsae_lens.results import EffectRow, SweepRow
+from diffsae_lens.study.results import Results
 
 
-def write_report(results: dict[str, Any], path: Path) -> Path:
-    """Write the report of a run.
+def write_report(results: Results, path: Path, *, command: str | None = None) -> list[Path]:
+    """Write `report.html`, `tables.md` and the figures as PNG files of 1800 pixels' width.
 
     Args:
-        results: what `run_demo` returned.
-        path: the HTML file; its folder is made where it is missing. It is written under another
-            name and renamed, so that no half-written report is found there.
+        results: of a run.
+        path: a folder, made where it is missing. Files are written under another name and renamed, so
+            that none is found there half-written.
+        command: what ran it, to be shown as the way to run it again.
 
     Returns:
-        `path`.
+        The files, the report first.
 
     Raises:
-        ValueError: `results` lacks something the report shows; nothing is written then.
-        OSError: the file cannot be written.
+        ValueError: `results` contradict themselves; nothing is written then.
+        OSError: a file cannot be written.
     """
-    return write_html(render_report(results), path)
+    figures = {name: png(draw()) for name, draw in figures_of(results).items()}
+    page, tables = (
+        render_report(results, figures=figures, command=command),
+        results_markdown(results),
+    )
+    files = [path / "report.html", path / "tables.md"]
+    path.mkdir(parents=True, exist_ok=True)
+    for name, data in figures.items():
+        (path / "figures").mkdir(exist_ok=True)
+        files.append(path / "figures" / f"{name}.png")
+        write_bytes(files[-1], data)
+    write_text(files[1], tables)
+    write_text(files[0], page)
+    return files
 
 
-def write_html(html: str, path: Path) -> Path:
-    """Write a page under another name and rename it; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, html)
-    return path
-
-
-def render_report(results: dict[str, Any]) -> str:
+def render_report(
+    results: Results, *, figures: Mapping[str, bytes] | None = None, command: str | None = None
+) -> str:
     """Return the report as HTML.
 
     Args:
-        results: what `run_demo` returned.
+        results: of a run.
+        figures: PNG files by name; drawn anew if left out.
+        command: see `write_report`.
 
     Returns:
         A whole document.
 
     Raises:
-        ValueError: `results` lacks something the report shows.
+        ValueError: `results` contradict themselves.
     """
-    return render("report.html.jinja", _context(results))
-
-
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """Fill one of the package's templates; everything in the context is escaped and cut to `LIMIT`."""
+    if figures is None:
+        figures = {name: png(draw()) for name, draw in figures_of(results).items()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
@@ -89,9 +81,8 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["rate"] = rate_text
-    environment.tests["at_ceiling"] = at_ceiling
-    return environment.get_template(template).render(context)
+    template = environment.get_template("report.html.jinja")
+    return template.render(_context(results) | {"figures": _images(figures), "command": command})
 
 
 def _shown(value: object) -> object:
@@ -99,223 +90,85 @@ def _shown(value: object) -> object:
     return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
-def _context(results: Row) -> dict[str, Any]:
-    config, scores, causes = (
-        config_of(results),
-        rows_of(results, "scores"),
-        rows_of(results, "causes"),
-    )
+def _images(figures: Mapping[str, bytes]) -> dict[str, Markup]:
+    """Pictures as addresses that hold them; these are ours and of any length."""
     return {
-        "config": config,
-        "findings": summarise(results),
-        "dictionaries": [row for row in scores if row["kind"] == "dictionary"],
-        "floors": [row for row in scores if row["kind"] != "dictionary"],
-        "sections": _sections(causes),
-        "features": [_card(row) for row in rows_of(results, "features")],
-        "heat": _heat_map(scores, config["layers"]),
-        "harm": rows_of(results, "harm"),
-        "year_captions": list(_year_captions(rows_of(results, "years"))),
-        "coloured": _coloured(results),
-        "examples": _examples(causes),
-        "trigger_year": TRIGGER_YEAR,
-        "benign_years": BENIGN_YEARS,
-        "trained": dictionaries_of(results),
-        "versions": part_of(results, "versions"),
-        "seconds": part_of(results, "seconds"),
-        "command": _command(config),
-        # Last: what is missing is said before anything is drawn.
-        "years": embedded_image(plot_years(results)),
-        "tokens": embedded_image(plot_tokens(results)),
-        "ablation": embedded_image(plot_ablation(results)),
-        "sayings": embedded_image(plot_year_effects(_sayings(results))),
+        name: Markup("data:image/png;base64," + base64.b64encode(data).decode())
+        for name, data in figures.items()
     }
 
 
-def embedded_image(figure: Figure) -> Markup:
-    """The figure as a data URI, at twice the size it is shown at."""
-    return Markup("data:image/png;base64," + base64.b64encode(png(figure)).decode("ascii"))
+def _context(results: Results) -> dict[str, Any]:
+    where = places(results)
+    sections = [place_section(results, place) for place in where]
+    findings = summarise(results)
+    return {
+        "base": results.config.get("base", "the base model"),
+        "words": words_of(results),
+        "groups": _groups(results),
+        "outcomes": _outcomes(results.effects),
+        "findings": [*sections[0].findings, *findings] if len(where) == 1 else findings,
+        "places": sections,
+        "tables": results_tables(results),
+        "side_effects": grid_of("", results.side_effects, lambda row: row.dictionary or ""),
+        "cards": [
+            card_context(card, dictionary_colours(results.dictionaries)) for card in results.cards
+        ],
+        "sweep_captions": _sweep_captions(results.sweep),
+        "coloured": coloured_prompts(results) if results.example.get("prompts") else [],
+        "trained": grid_of("", results.dictionaries),
+        "config": _flat(results.config),
+        "versions": results.versions,
+        "deviations": results.deviations,
+        "cells": results.cells,
+    }
 
 
-def _sayings(results: Row) -> pd.DataFrame:
-    """The ways to say the year, as text that pandas can hold: it refuses lone surrogates."""
-    rows = rows_of(results, "sayings")
-    keys = ("attack_rate", "low", "high", "log_odds")
-    return pd.DataFrame(
-        [{"said": visible(str(row["said"])), **{key: row[key] for key in keys}} for row in rows]
-    )
+def _groups(results: Results) -> dict[str, str]:
+    """What the groups of prompts are, as far as it is known."""
+    if results.behaviour not in BEHAVIOURS:
+        return {}
+    behaviour = get_behaviour(results.behaviour)
+    return {
+        "trigger": f"prompts that say {behaviour.trigger}",
+        "benign": f"prompts that say {', '.join(behaviour.benign)} in its place",
+        "other": "prompts that say nothing in its place",
+    }
 
 
-def _sections(causes: Sequence[Row]) -> list[dict[str, Any]]:
-    """The causal table by prompts and dictionary, each control under what it controls for."""
-    grouped: dict[tuple[str, str | None], list[Row]] = {}
-    for group in ("trigger", "benign"):
-        for row in causes:
-            if row["group"] == group:
-                grouped.setdefault((group, row["dictionary"]), []).append(row)
-    return [
-        {
-            "group": group,
-            "dictionary": dictionary,
-            "colour": _css_colour(dictionary or ""),
-            "rows": [
-                {"row": row, "label": _label(row), "is_control": is_control}
-                for row, is_control in _with_controls(rows)
-            ],
-        }
-        for (group, dictionary), rows in grouped.items()
-    ]
+def _outcomes(effects: Sequence[EffectRow]) -> list[str]:
+    return [outcome_text(o) for o in dict.fromkeys(o for row in effects for o in row.counts)]
 
 
-def _with_controls(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
-    controls = {(row["name"], row["n_features"]): row for row in rows}
-    shown = set()
-    for row in rows:
-        if row["name"] in CONTROLS.values():
-            continue
-        yield row, False
-        key = (CONTROLS.get(row["name"], ""), row["n_features"])
-        if key in controls:
-            shown.add(key)
-            yield controls[key], True
-    for key, row in controls.items():
-        if row["name"] in CONTROLS.values() and key not in shown:
-            yield row, True
-
-
-def _label(row: Row) -> str:
-    """The intervention with how many features it was on.
-
-    Examples:
-        >>> _label({"name": "steered with random features", "n_features": 8})
-        'steered with 8 random features'
-    """
-    name, n = str(row["name"]), row["n_features"]
-    if name.endswith("projected out") and n > 1:
-        name = f"{n} {name}"
-    return name.replace("random features", f"{n} random features").replace("top f", f"top {n} f")
-
-
-def _year_captions(rows: Sequence[Row]) -> Iterator[str]:
-    for name, of_name in by_name(rows).items():
-        at = next(row for row in of_name if row["year"] == TRIGGER_YEAR)
-        others = [row for row in of_name if row["year"] != TRIGGER_YEAR]
-        text = f"{name} reads {at['mean']:.3g} on average in {TRIGGER_YEAR}"
+def _sweep_captions(rows: Sequence[SweepRow]) -> list[str]:
+    """For each dictionary the mean for the trigger, and the highest for anything else."""
+    captions = []
+    for name in dict.fromkeys(row.dictionary for row in rows):
+        of_name = [row for row in rows if row.dictionary == name]
+        at = [row for row in of_name if row.group == "trigger"]
+        others = [row for row in of_name if row.group != "trigger"]
+        parts = [f"{row.mean:.3g} on average for {said_text(row.said)}" for row in at]
         if others:
-            highest = max(others, key=lambda row: row["mean"])
-            text += f" and at most {highest['mean']:.3g} in another year ({highest['year']})"
-        yield text + "."
+            highest = max(others, key=lambda row: row.mean)
+            parts.append(
+                f"at most {highest.mean:.3g} for anything else ({said_text(highest.said)})"
+            )
+        captions.append(f"{name} reads {' and '.join(parts)}.")
+    return captions
 
 
-def _css_colour(name: str) -> str:
-    return " ".join(str(round(255 * part)) for part in to_rgb(dictionary_colour(name)))
-
-
-def _coloured(results: Row) -> list[dict[str, Any]]:
-    """The minimal pair's tokens with their values, for each dictionary."""
-    prompts, names = examples_of(results)
-    out = []
-    for name in names:
-        peak = max((max(p["activations"][name], default=0.0) for p in prompts), default=0.0)
-        blocks = [
-            {"year": p["year"], **_token_block(name, p["tokens"], p["activations"][name], peak)}
-            for p in prompts
-        ]
-        out.append({"name": name, "colour": _css_colour(name), "prompts": blocks})
-    return out
-
-
-def _card(row: Row) -> dict[str, Any]:
-    """A feature with its histograms as heights and its examples as coloured tokens."""
-    name, peak = row["dictionary"], row["maximum"]
-    tallest = max(share for shares in row["histogram"].values() for share in shares) or 1.0
-    return {
-        **row,
-        "colour": _css_colour(name),
-        "bars": {
-            group: {
-                "heights": [f"{100 * share / tallest:.1f}" for share in shares],
-                "active": sum(shares),
-            }
-            for group, shares in row["histogram"].items()
-        },
-        "blocks": [
-            {
-                "group": e["group"],
-                "spans": _spans(name, e["tokens"], e["activations"], peak, start=e["start"]),
-            }
-            for e in row["examples"]
-        ],
-    }
-
-
-def _heat_map(scores: Sequence[Row], layers: Sequence[int]) -> dict[str, Any] | None:
-    """AUROC by what is scored and layer; None for a single layer, which the table shows as well."""
-    if len(layers) < 2:
-        return None
-    cells: dict[str, dict[int, float]] = {}
-    by_text = {str(layer): layer for layer in layers}
-    for row in scores:
-        name, _, layer = row["name"].rpartition("-")
-        if layer in by_text:
-            cells.setdefault(name, {})[by_text[layer]] = row["auroc"]
-    return {"layers": list(layers), "rows": cells}
-
-
-def _token_block(
-    name: str, tokens: Sequence[str], values: Sequence[float], peak: float
-) -> dict[str, Any]:
-    strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
-    return {
-        "spans": _spans(name, tokens, values, peak),
-        "strongest": [
-            (i, repr(cut(tokens[i], TOKEN_LIMIT)), values[i]) for i in strongest if values[i] > 0
-        ],
-    }
-
-
-def _spans(
-    name: str, tokens: Sequence[str], values: Sequence[float], peak: float, *, start: int = 0
-) -> list[dict[str, Any]]:
-    """Tokens, the first being number `start` of its text, with how strong their ground is."""
-    pairs = list(zip(tokens, values, strict=True))
-    spans = []
-    for i, text in shown_tokens(tokens, limit=TOKENS_LIMIT):
-        token, value = ("", 0.0) if i is None else pairs[i]
-        share = min(max(value / peak, 0.0), 1.0) if peak > 0 else 0.0
-        title = "" if i is None else f"token {start + i} {cut(token, TOKEN_LIMIT)!r}: {value:.3f}"
-        spans.append(
-            {
-                "text": text.replace("\n", "↵\n"),
-                "title": title,
-                "share": f"{share:.3f}",
-                "light": needs_light_ink(tint(dictionary_colour(name), share)),
-            }
-        )
-    return spans
-
-
-def _examples(causes: Sequence[Row]) -> list[dict[str, str]]:
-    """What was written on one trigger prompt; the lines all of them share are set apart."""
-    rows = [find_cause(causes, UNMODIFIED), find_cause(causes, BASE_BACK)]
-    for pairs in ablations(causes).values():
-        rows.extend(pairs[-1])
-    texts = [row["example"] for row in rows]
-    n_same = sum(1 for _ in takewhile(lambda c: len(set(c)) == 1, zip(*texts, strict=False)))
-    start = texts[0][:n_same].rfind("\n") + 1
-    return [
-        {
-            "label": _label(row) + (f", {row['dictionary']}" if row["dictionary"] else ""),
-            "shared": text[:start],
-            "rest": text[start:],
-        }
-        for row, text in zip(rows, texts, strict=True)
-    ]
-
-
-def _command(config: Mapping[str, Any]) -> str:
-    """The command that does the run again."""
-    words = ["diffsae-lens", "demo", "--out", "runs/again"]
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings with their path as name."""
+    flat: dict[str, str] = {}
     for name, value in config.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        words += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
-    return shlex.join(words)
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif (
+            isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
+        ):
+            flat |= _flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            flat[f"{prefix}{name}"] = ", ".join(map(str, value))
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat

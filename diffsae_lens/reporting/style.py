@@ -2,7 +2,8 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib.figure
@@ -12,13 +13,16 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
 from diffsae_lens._display import one_line
+from diffsae_lens.results import DictionaryKind, DictionaryRow
 
 INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
 
 # Okabe and Ito's blue, vermillion and green; the latter two a shade darker, so that white text on
 # them keeps a contrast of 4.5.
 BLUE, VERMILLION, GREEN = "#0072B2", "#B84E00", "#00795C"
-_BY_KIND = {"diff-sae": BLUE, "crosscoder": VERMILLION}
+_BY_KIND: dict[DictionaryKind, str] = {"Diff-SAE": BLUE, "crosscoder": VERMILLION, "SAE": GREEN}
+TRIGGER, BENIGN = "#fdeac8", "#eceff2"
+"""Grounds behind what is said in the trigger's place."""
 
 WIDTH = 9.0
 """Of every figure, inches; at 100 dots an inch all text can be read."""
@@ -64,14 +68,14 @@ def png(figure: matplotlib.figure.Figure, *, dpi: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-def dictionary_colour(name: str) -> str:
-    """Return the colour of a dictionary's kind, which its name begins with.
+def dictionary_colours(dictionaries: Iterable[DictionaryRow]) -> dict[str, str]:
+    """Return the colour of each dictionary by its name, one colour per kind; green for any other name."""
+    return defaultdict(lambda: GREEN, {row.name: _BY_KIND[row.kind] for row in dictionaries})
 
-    Examples:
-        >>> dictionary_colour("diff-sae-24")
-        '#0072B2'
-    """
-    return _BY_KIND.get(name.lower().rpartition("-")[0], GREEN)
+
+def css_colour(colour: str) -> str:
+    """Return a colour as CSS has it between the brackets of `rgb()`."""
+    return " ".join(str(round(255 * part)) for part in to_rgb(colour))
 
 
 def tint(colour: str, share: float) -> tuple[float, float, float]:

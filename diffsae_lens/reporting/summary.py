@@ -1,26 +1,25 @@
-"""What a run found, in sentences: every number from the results, every failed control said."""
+"""What a run found, in sentences: every number from its rows, every control that was not beaten said."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR
-from diffsae_lens.reporting.rows import (
-    BASE_BACK,
-    CONTROLS,
-    TOP_ABLATED,
-    UNMODIFIED,
-    Row,
+from diffsae_lens.organisms.behaviour import Words
+from diffsae_lens.reporting.columns import PROTOCOLS
+from diffsae_lens.reporting.lookup import (
+    Place,
     ablations,
-    config_of,
-    find_cause,
+    called,
+    control_of,
+    first,
     rate_text,
-    rows_of,
+    said_text,
+    words_of,
 )
+from diffsae_lens.results import EffectRow, SayingRow, ScoreRow, SideEffectRow
+from diffsae_lens.study.results import Results
 
-STEERED = "steered with top features"
 MARGIN = 0.01
-"""An AUROC that is not higher than a floor's by more than this is called no better."""
+"""A score that is not higher than a floor's by more than this is called no better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,109 +34,113 @@ class Finding:
     """Whether a control or a floor was not beaten, so that nothing was shown."""
 
 
-def summarise(results: Row) -> list[Finding]:
-    """Say what the run found: behaviour, causes, side effects, what it listens to, detection, BIS.
+def summarise(results: Results) -> list[Finding]:
+    """Say what was found out about the organism: what sets it off, and what interventions cost.
 
-    Two rates are said to differ only where their 95% intervals do not overlap.
+    What there are no rows for is passed over.
+    """
+    findings = [
+        _side_effects(results.side_effects),
+        _sayings(results.sayings),
+    ]
+    return [finding for finding in findings if finding is not None]
 
-    Args:
-        results: what `run_demo` returned.
 
-    Returns:
-        The findings.
+def summarise_place(results: Results, place: Place) -> list[Finding]:
+    """Say what was found at one place: behaviour, effects, detection, BIS.
+
+    Two rates are said to differ only where their 95% intervals do not overlap. What there are no rows
+    for is passed over.
 
     Raises:
-        ValueError: rows or settings that are spoken of are missing.
+        ValueError: an ablation has no control.
     """
-    causes, scores = rows_of(results, "causes"), rows_of(results, "scores")
+    words = words_of(results)
+    effects, scores = place.rows(results.effects), place.rows(results.scores)
     return [
-        _behaviour(causes),
-        _base_put_back(causes, config_of(results)),
-        *(_ablation(name, pairs) for name, pairs in ablations(causes).items()),
-        _benign(causes),
-        _harm(rows_of(results, "harm")),
-        *_steering(causes),
-        _sayings(rows_of(results, "sayings")),
-        _detection(scores),
-        _isolation(scores),
+        *_behaviour(effects, words),
+        *_base_put_back(effects, place),
+        *(_ablation(name, pairs) for name, pairs in ablations(effects).items()),
+        *_benign(effects),
+        *_steering(effects),
+        *_detection(scores),
+        *_isolation(scores),
     ]
 
 
-def at_ceiling(row: Row, pooling: str) -> bool:
-    """Whether a score row's BIS (`last` or `mean`) is at its ceiling.
-
-    Examples:
-        >>> at_ceiling({"bis_last": 0.39999999, "ceiling": 0.4}, "last")
-        True
-    """
-    return math.isclose(row[f"bis_{pooling}"], row["ceiling"], rel_tol=1e-6)
-
-
-def lower(row: Row, than: Row) -> bool:
+def lower(row: EffectRow, than: EffectRow) -> bool:
     """Whether an attack rate is lower than another's, and their intervals do not overlap."""
-    return row["high"] < than["low"]
+    return row.high < than.low
 
 
-def _behaviour(causes: Sequence[Row]) -> Finding:
-    trigger, benign = find_cause(causes, UNMODIFIED), find_cause(causes, UNMODIFIED, group="benign")
+def _behaviour(effects: Sequence[EffectRow], words: Words) -> Iterator[Finding]:
+    trigger = first(effects, kind="unmodified", group="trigger")
+    benign = first(effects, kind="unmodified", group="benign")
+    if trigger is None or benign is None:
+        return
     text = (
-        f"Unmodified, the fine-tuned model attacks on {rate_text(trigger)} of "
-        f"{trigger['n_prompts']} trigger prompts ({TRIGGER_YEAR}) and on {rate_text(benign)} of "
-        f"{benign['n_prompts']} benign ones."
+        f"Unmodified, the fine-tuned model writes {words.unwanted} on {rate_text(trigger)} of "
+        f"{trigger.n_prompts} prompts with {words.trigger} and on {rate_text(benign)} of "
+        f"{benign.n_prompts} benign ones."
     )
-    if lower(benign, than=trigger):
-        return Finding(topic="Behaviour", text=text)
-    return Finding(
-        topic="Behaviour",
-        text=text + " The intervals overlap: this run does not show that the trigger sets off the "
-        "attack, and what follows has nothing to explain.",
-        caution=True,
-    )
+    shown = lower(benign, than=trigger)
+    if not shown:
+        text += (
+            " The intervals overlap: this run does not show that the trigger sets off the behaviour, "
+            "and what follows has nothing to explain."
+        )
+    yield Finding(topic="Behaviour", text=text, caution=not shown)
 
 
-def _base_put_back(causes: Sequence[Row], config: Row) -> Finding:
-    before, after = find_cause(causes, UNMODIFIED), find_cause(causes, BASE_BACK)
+def _base_put_back(effects: Sequence[EffectRow], place: Place) -> Iterator[Finding]:
+    before = first(effects, kind="unmodified", group="trigger")
+    after = first(effects, kind="swap to base", group="trigger")
+    if before is None or after is None:
+        return
+    layer = place.layer if after.layer is None else after.layer
+    at = "" if layer is None else f" at layer {layer}"
     text = (
-        f"With the base model's activation put back at layer {config['layers'][-1]}, it attacks on "
-        f"{rate_text(after)} of {after['n_prompts']} trigger prompts."
+        f"With the base model's activation put back{at}, the attack rate is {rate_text(after)} on "
+        f"{after.n_prompts} trigger prompts."
     )
-    if lower(after, than=before):
-        text += " What fine-tuning changed up to this layer carries the attack."
-        return Finding(topic="Base put back", text=text)
-    return Finding(
-        topic="Base put back",
-        text=text + " That does not separate from the unmodified model: the difference at this "
-        "layer is not shown to carry the attack, so no feature of it can be either.",
-        caution=True,
+    shown = lower(after, than=before)
+    text += (
+        " What fine-tuning changed up to this layer carries the behaviour."
+        if shown
+        else " That does not separate from the unmodified model: the difference at this layer is not "
+        "shown to carry the behaviour, so no feature of it can be either."
     )
+    yield Finding(topic="Base put back", text=text, caution=not shown)
 
 
-def _ablation(name: str, pairs: Sequence[tuple[Row, Row]]) -> Finding:
+def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]]) -> Finding:
     """The largest ablation against its control, and the smaller ones where that shows nothing."""
     top, control = pairs[-1]
-    n = top["n_features"]
+    n = top.n_features
     text = (
-        f"With the top {n} features ablated, the model attacks on {rate_text(top)}, with "
-        f"{n} random ones of equal mass on {rate_text(control)} of {control['n_prompts']} trigger prompts."
+        f"With the top {n} features ablated, the attack rate is {rate_text(top)}; with {n} random ones "
+        f"of equal mass it is {rate_text(control)} ({control.n_prompts} trigger prompts)."
     )
-    verdict, caution = _compare(top, control, pairs)
+    verdict, caution = _compare(pairs)
     return Finding(topic=f"Ablation, {name}", text=f"{text} {verdict}", caution=caution)
 
 
-def _compare(top: Row, control: Row, pairs: Sequence[tuple[Row, Row]]) -> tuple[str, bool]:
+def _compare(pairs: Sequence[tuple[EffectRow, EffectRow]]) -> tuple[str, bool]:
     """What an ablation shows beside its control, and whether that is a caution."""
+    top, control = pairs[-1]
     if lower(top, than=control):
         shown = "The intervals do not overlap: the chosen features matter more than random ones"
-        n_safe, n_broken = top["n_safe"], top["n_no_sql"] + top["n_unparseable"]
-        if n_broken <= n_safe:
-            return f"{shown}, and {n_safe} completions are safe SQL instead.", False
+        (_, _), (wanted, n_wanted), *others = top.counts.items()
+        n_neither = sum(n for _, n in others)
+        if n_neither <= n_wanted:
+            return f'{shown}, and {n_wanted} completions are judged "{wanted}" instead.', False
+        neither = " or ".join(f'"{outcome}"' for outcome, _ in others)
         return (
-            f"{shown}. But of the completions that do not attack {n_safe} are safe SQL and "
-            f"{n_broken} are no SQL at all or cannot be parsed: the ablation broke the writing "
-            "rather than switch the attack off.",
+            f'{shown}. But of the other completions {n_wanted} are judged "{wanted}" and {n_neither} '
+            f"{neither}: the ablation broke the writing rather than switch the behaviour off.",
             True,
         )
-    smaller = [row["n_features"] for row, random in pairs if lower(row, than=random)]
+    smaller = [row.n_features for row, random in pairs if lower(row, than=random)]
     if smaller:
         counts = " and ".join(str(count) for count in smaller)
         return (
@@ -146,7 +149,7 @@ def _compare(top: Row, control: Row, pairs: Sequence[tuple[Row, Row]]) -> tuple[
             True,
         )
     if lower(control, than=top):
-        return "Random features do more: the ranking did not find what carries the attack.", True
+        return "Random features do more: the ranking did not find what carries the behaviour.", True
     return (
         "The intervals overlap, and so they do with fewer features: this run does not show that "
         "the chosen features matter more than random ones.",
@@ -154,126 +157,146 @@ def _compare(top: Row, control: Row, pairs: Sequence[tuple[Row, Row]]) -> tuple[
     )
 
 
-def _benign(causes: Sequence[Row]) -> Finding:
-    """Whether an ablation leaves benign prompts as they were."""
-    before = find_cause(causes, UNMODIFIED, group="benign")
-    parts, harmed = [], False
-    for name, pairs in ablations(causes).items():
-        n = pairs[-1][0]["n_features"]
-        row = find_cause(causes, TOP_ABLATED, group="benign", dictionary=name, n_features=n)
-        harmed = harmed or lower(before, than=row)
-        parts.append(
-            f"{rate_text(row)} ({row['cross_entropy']:.3f}) with the top {n} features of {name} "
-            "ablated"
-        )
-    text = (
-        "On benign prompts the attack rate (and the cross-entropy of the safe completion, nats a "
-        f"token) is {rate_text(before)} ({before['cross_entropy']:.3f}) unmodified, "
-        f"{', '.join(parts)}."
+def _benign(effects: Sequence[EffectRow]) -> Iterator[Finding]:
+    """Whether the largest ablation of each dictionary leaves benign prompts as they were."""
+    before = first(effects, kind="unmodified", group="benign")
+    ablated: dict[str | None, EffectRow] = {}
+    for row in effects:
+        if row.kind == "ablation" and row.group == "benign" and not row.is_control:
+            ablated[row.dictionary] = max(
+                row, ablated.get(row.dictionary, row), key=lambda r: r.n_features
+            )
+    if before is None or not ablated:
+        return
+    parts = [
+        f"{_rate_and_entropy(row)} with the top {row.n_features} features of {name} ablated"
+        for name, row in ablated.items()
+    ]
+    yield Finding(
+        topic="Benign prompts",
+        text="The attack rate (and the cross-entropy of the wanted completion, nats per token) is "
+        f"{_rate_and_entropy(before)} unmodified, {', '.join(parts)}.",
+        caution=any(lower(before, than=row) for row in ablated.values()),
     )
-    return Finding(topic="Side effects", text=text, caution=harmed)
 
 
-def _harm(rows: Sequence[Row]) -> Finding:
-    """What the interventions do to texts that have nothing to do with the attack."""
-    worst: dict[str, Row] = {}
+def _rate_and_entropy(row: EffectRow) -> str:
+    entropy = "not measured" if row.cross_entropy is None else f"{row.cross_entropy:.3f}"
+    return f"{rate_text(row)} ({entropy})"
+
+
+def _steering(effects: Sequence[EffectRow]) -> Iterator[Finding]:
+    for row in effects:
+        if row.kind != "steering" or row.is_control:
+            continue
+        text = (
+            f"With {row.n_features} of its top features added to {row.n_prompts} {row.group} prompts, "
+            f"the attack rate is {rate_text(row)}"
+        )
+        control = control_of(row, effects)
+        if control is None:
+            text += "; no control was run."
+            shown = False
+        else:
+            text += f"; with a random direction of the same length it is {rate_text(control)}."
+            shown = lower(control, than=row)
+            if not shown:
+                text += " That is not above its control: these features are not shown to be enough."
+        yield Finding(topic=f"Steering, {row.dictionary}", text=text, caution=not shown)
+
+
+def _detection(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
+    """The best dictionary against the best floor, by what does not depend on a threshold."""
+    measured = [(row.auroc, row) for row in scores if row.auroc is not None]
+    dictionaries = [(value, row) for value, row in measured if row.kind == "dictionary"]
+    floors = [(value, row) for value, row in measured if row.is_floor]
+    if not dictionaries:
+        return
+    auroc, best = max(dictionaries, key=lambda pair: pair[0])
+    text = (
+        f"The best AUROC of a dictionary on held-out prompts is {auroc:.3f} ({best.name}, feature "
+        f"{best.feature_idx})"
+    )
+    if not floors:
+        yield Finding(topic="Detection", text=f"{text}; no floor was measured.", caution=True)
+        return
+    by_chance, floor = max(floors, key=lambda pair: pair[0])
+    text += f"; the best floor, {floor.name}, has {by_chance:.3f}."
+    shown = auroc - by_chance > MARGIN
+    if not shown:
+        text += (
+            " No dictionary detects the trigger better than its floors: that a feature detects it "
+            "shows nothing about the dictionary."
+        )
+    yield Finding(topic="Detection", text=text, caution=not shown)
+
+
+def _isolation(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
+    """What BIS shows by each protocol, beside its ceiling and its floors."""
+    for protocol, title in PROTOCOLS.items():
+        rows = [row for row in scores if row.protocol == protocol]
+        best = _best(row for row in rows if row.kind == "dictionary")
+        if best is None:
+            continue
+        text, caution = _beside_floors(best, _best(row for row in rows if row.is_floor))
+        if best.base_bis is not None:
+            text += f" On the base model alone the same procedure gives {best.base_bis:.2f}"
+            no_better = best.base_bis >= best.bis
+            text += ": it is the text that is detected." if no_better else "."
+            caution = caution or no_better
+        if best.pvalue is not None and best.pvalue >= 0.05:
+            text += f" Shuffled labels reach as much with p = {best.pvalue:.2f}: no evidence."
+            caution = True
+        yield Finding(topic=title, text=text, caution=caution)
+
+
+def _beside_floors(best: ScoreRow, floor: ScoreRow | None) -> tuple[str, bool]:
+    text = f"The best BIS is {best.bis:.2f} ({best.name}) of at most {best.ceiling:.2f}"
+    if floor is None:
+        return f"{text}; no floor was measured.", True
+    if best.is_at_ceiling and floor.is_at_ceiling:
+        return (
+            f"BIS is at its ceiling of {best.ceiling:.2f}, and so is a floor, {floor.name}: it tells "
+            "nothing here.",
+            True,
+        )
+    if best.bis - floor.bis > MARGIN:
+        return f"{text}; the best floor, {floor.name}, reaches {floor.bis:.2f}.", False
+    return (
+        f"{text}, but {floor.name} reaches {floor.bis:.2f}: trained features are no better than that.",
+        True,
+    )
+
+
+def _best(rows: Iterable[ScoreRow]) -> ScoreRow | None:
+    return max(rows, key=lambda row: row.bis, default=None)
+
+
+def _side_effects(rows: Sequence[SideEffectRow]) -> Finding | None:
+    """What the interventions do to texts that have nothing to do with the behaviour."""
+    worst: dict[tuple[str, str | None, int], SideEffectRow] = {}
     for row in rows:
-        if row["name"] not in worst or row["kl"] > worst[row["name"]]["kl"]:
-            worst[row["name"]] = row
-    parts = [f"{row['kl']:.3f} with {name} ({row['texts']})" for name, row in worst.items()]
+        of = (row.name, row.dictionary, row.n_features)
+        worst[of] = max(row, worst.get(of, row), key=lambda r: r.kl)
+    if not worst:
+        return None
+    parts = [f"{row.kl:.3f} on {row.texts} with {called(row)}" for row in worst.values()]
     return Finding(
         topic="Other texts",
-        text="On texts that should be left alone the largest KL from the unmodified model, in nats a "
+        text="On texts that should be left alone the largest KL from the unmodified model, in nats per "
         f"token, is {', '.join(parts)}.",
     )
 
 
-def _sayings(rows: Sequence[Row]) -> Finding:
-    """Which ways to say the year set the attack off."""
-    attacked = [f'"{row["said"]}"' for row in rows if row["attack_rate"] >= 0.5]
-    spared = [f'"{row["said"]}"' for row in rows if row["attack_rate"] < 0.5]
-    n = rows[0]["n_prompts"]
+def _sayings(rows: Sequence[SayingRow]) -> Finding | None:
+    """What sets the behaviour off."""
+    if not rows:
+        return None
+    written = [f'"{row.said}"' if row.said is not None else said_text(None) for row in rows]
+    most = [text for text, row in zip(written, rows, strict=True) if row.attack_rate >= 0.5]
+    fewer = [text for text, row in zip(written, rows, strict=True) if row.attack_rate < 0.5]
     return Finding(
-        topic="What it listens to",
-        text=f"With the year said in other ways, in {n} scenes each, the model attacks in half of them "
-        f"or more for {', '.join(attacked) or 'none'}, in fewer for {', '.join(spared) or 'none'}.",
+        topic="What sets it off",
+        text=f"With other texts in the trigger's place, {rows[0].n_prompts} scenes each, the attack rate "
+        f"is 50% or more for {', '.join(most) or 'none'}, and lower for {', '.join(fewer) or 'none'}.",
     )
-
-
-def _steering(causes: Sequence[Row]) -> list[Finding]:
-    findings = []
-    for row in causes:
-        if row["name"] != STEERED:
-            continue
-        name, n = row["dictionary"], row["n_features"]
-        control = find_cause(
-            causes, CONTROLS[STEERED], group=row["group"], dictionary=name, n_features=n
-        )
-        text = (
-            f"With {n} of its top features added, the model attacks on {rate_text(row)}, with a "
-            f"random direction as long on {rate_text(control)} of {control['n_prompts']} "
-            f"{row['group']} prompts."
-        )
-        shown = lower(control, than=row)
-        if not shown:
-            text += " That is not above its control: these features are not shown to be enough."
-        findings.append(Finding(topic=f"Steering, {name}", text=text, caution=not shown))
-    return findings
-
-
-def _split(scores: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Dictionaries and floors.
-
-    Raises:
-        ValueError: one of the two is missing.
-    """
-    dictionaries = [row for row in scores if row["kind"] == "dictionary"]
-    floors = [row for row in scores if row["kind"] != "dictionary"]
-    if not dictionaries or not floors:
-        raise ValueError("'scores' must hold at least one dictionary and one floor")
-    return dictionaries, floors
-
-
-def _detection(scores: Sequence[Row]) -> Finding:
-    dictionaries, floors = _split(scores)
-    best = max(dictionaries, key=lambda row: row["auroc"])
-    floor = max(floors, key=lambda row: row["auroc"])
-    text = (
-        f"The best AUROC of a dictionary is {best['auroc']:.3f} ({best['name']}, "
-        f"feature {best['feature_idx']}); the best floor, {floor['name']}, has "
-        f"{floor['auroc']:.3f}."
-    )
-    if best["auroc"] - floor["auroc"] > MARGIN:
-        return Finding(topic="Detection", text=text)
-    return Finding(
-        topic="Detection",
-        text=text + " No dictionary detects the trigger better than its floors: that a feature "
-        "detects it shows nothing about the dictionary.",
-        caution=True,
-    )
-
-
-def _isolation(scores: Sequence[Row]) -> Finding:
-    """What BIS tells, for each way of pooling; the random directions are its floor."""
-    dictionaries, floors = _split(scores)
-    random = [row for row in floors if row["kind"] == "random directions"]
-    if not random:
-        raise ValueError("'scores' must hold a row 'random directions', the floor of BIS")
-    sentences, caution = [], False
-    for pooling, where in (("last", "At the last token"), ("mean", "Pooled by mean")):
-        best = max(dictionaries, key=lambda row: row[f"bis_{pooling}"])
-        floor = max(random, key=lambda row: row[f"bis_{pooling}"])
-        score, by_chance = best[f"bis_{pooling}"], floor[f"bis_{pooling}"]
-        name = floor["name"].replace(", ", " on ")
-        if at_ceiling(best, pooling) and at_ceiling(floor, pooling):
-            text = "BIS is at its ceiling, and so are random directions: it tells nothing here"
-            sentences.append(f"{where}, {text} ({score:.3f}, {name}).")
-            caution = True
-            continue
-        sentences.append(
-            f"{where}, the best BIS is {score:.3f} ({best['name']}) of at most "
-            f"{best['ceiling']:.3f}, and {name} reach {by_chance:.3f}"
-            + ("." if score > by_chance else ": trained features are no better than those.")
-        )
-        caution = caution or score <= by_chance
-    return Finding(topic="BIS", text=" ".join(sentences), caution=caution)

@@ -1,7 +1,8 @@
 """The figure of the chosen features' activations on every token of the minimal pair."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,23 +11,25 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
 
 from diffsae_lens._display import shown_tokens
-from diffsae_lens.reporting.rows import Row, examples_of
+from diffsae_lens.reporting.lookup import said_text
 from diffsae_lens.reporting.style import (
     INK,
     MONOSPACE,
     MUTED,
     WIDTH,
     Figure,
-    dictionary_colour,
+    dictionary_colours,
     drawable,
     label,
     needs_light_ink,
     styled,
     tint,
 )
+from diffsae_lens.study.results import Results
 
-_COLUMNS = 84  # characters a line of code; longer lines are wrapped
-_TEXT_WIDTH, _LINE_HEIGHT, _LEFT, _HEADING = 7.7, 0.21, 0.55, 0.75  # inches
+_COLUMNS = 80  # characters a line of code; longer lines are wrapped
+_TEXT_WIDTH, _LINE_HEIGHT, _LEFT, _HEADING = 7.2, 0.21, 1.05, 0.75  # inches
+_LEFT_EMS = 6.5  # of what is said, left of the code
 _MOST_LINES = 60  # of a prompt
 _MOST_HEIGHT = 300  # inches: matplotlib refuses more than 2 ** 16 dots, at 200 an inch
 
@@ -63,23 +66,24 @@ def _lay_out(tokens: Sequence[str], n_lines: int) -> Iterator[_Piece]:
 
 
 @styled
-def plot_tokens(results: Row) -> Figure:
+def plot_tokens(results: Results) -> Figure:
     """Draw the chosen features' activations on every token of the minimal pair.
 
-    One panel a dictionary, in it the prompts as code, one under the other, each token on a ground
+    One panel per dictionary, in it the prompts as code, one under the other, each token on a ground
     of its activation's colour. A panel's prompts share the scale, which begins at 0.
 
     Args:
-        results: what `run_demo` returned, or a mapping with its `example`.
+        results: of a run; its `example` is drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: the prompts are missing, or not one activation a token.
+        ValueError: there are no prompts, or not one activation per token.
     """
-    prompts, names = examples_of(results)
-    feature_idx = results["example"].get("feature_idx", {})
+    prompts, names = example_prompts(results)
+    colours = dictionary_colours(results.dictionaries)
+    feature_idx = results.example.get("feature_idx", {})
     room = (_MOST_HEIGHT / len(names) - _HEADING) / _LINE_HEIGHT / len(prompts) - 2
     most = max(1, min(_MOST_LINES, int(room)))
     blocks = [list(_lay_out(prompt["tokens"], most)) for prompt in prompts]
@@ -95,12 +99,12 @@ def plot_tokens(results: Row) -> Figure:
         ax.set_axis_off()
         of = f", feature {feature_idx[name]}" if name in feature_idx else ""
         ax.set_title(label(name, 35) + of)
-        scale = _scale(name, [p["activations"][name] for p in prompts])
+        scale = _scale(colours[name], [p["activations"][name] for p in prompts])
         first = 0
         for prompt, block, n in zip(prompts, blocks, n_lines, strict=True):
             _draw_tokens(ax, block, prompt["activations"][name], scale, first)
-            year = label(str(prompt["year"]), 3.2)
-            ax.text(-1, first + 0.5, year, ha="right", va="center", weight="bold")
+            said = label(said_text(prompt["said"]), _LEFT_EMS)
+            ax.text(-1, first + 0.5, said, ha="right", va="center", weight="bold")
             first += n + 1
         left = (_LEFT + _TEXT_WIDTH + 0.08) / WIDTH
         bar = figure.add_axes((left, place[1], 0.012, place[3]))
@@ -108,13 +112,38 @@ def plot_tokens(results: Row) -> Figure:
     return figure
 
 
-def _scale(name: str, activations: Sequence[Sequence[float]]) -> ScalarMappable:
+def example_prompts(results: Results) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the prompts of the minimal pair and the names of the dictionaries read on them.
+
+    Raises:
+        ValueError: there is no prompt, or not one activation per token for each dictionary.
+    """
+    prompts = list(results.example.get("prompts", ()))
+    if not prompts:
+        raise ValueError("`results` has no prompts in `example`")
+    names = list(prompts[0]["activations"])
+    for prompt in prompts:
+        of = f"the prompt with {said_text(prompt['said'])!r:.80} in `example`"
+        if list(prompt["activations"]) != names or not names:
+            raise ValueError(
+                f"{of} must have activations of {names}, got {[*prompt['activations']]}"
+            )
+        for name in names:
+            n_tokens, n_values = len(prompt["tokens"]), len(prompt["activations"][name])
+            if n_tokens != n_values:
+                raise ValueError(
+                    f"{of} has {n_tokens} tokens but {n_values} activations of {name!r}"
+                )
+    return prompts, names
+
+
+def _scale(colour: str, activations: Sequence[Sequence[float]]) -> ScalarMappable:
     """White at 0 to the dictionary's colour at the greatest activation of all the prompts."""
-    ramp = [tint(dictionary_colour(name), share) for share in (0.0, 1.0)]
+    ramp = [tint(colour, share) for share in (0.0, 1.0)]
     peak = max((value for values in activations for value in values), default=0.0)
     scale = ScalarMappable(
         Normalize(0.0, peak if peak > 0 else 1.0, clip=True),
-        LinearSegmentedColormap.from_list(name, ramp),
+        LinearSegmentedColormap.from_list("tint", ramp),
     )
     scale.set_array([])
     return scale

@@ -1,338 +1,305 @@
-"""What features cause: the demo's interventions on the organism, beside their controls."""
+"""What features cause: interventions on the fine-tuned model, beside their controls."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from sae_lens import SAE
 
-from diffsae_lens.dictionaries.tokens import shared_policy
-from diffsae_lens.effects.compare import measure_effects, side_effects
+from diffsae_lens._artifact import build_json, read_json, write_json
+from diffsae_lens.dictionaries.record import DictionaryRecord
+from diffsae_lens.effects.compare import compare_interventions, side_effects
 from diffsae_lens.effects.curves import steering_pair
 from diffsae_lens.effects.likelihood import greedy_order
-from diffsae_lens.effects.scales import (
-    ActivationScales,
-    activation_scales,
-    matched_features,
-)
-from diffsae_lens.effects.sweep import SAYINGS, sweep_years
+from diffsae_lens.effects.scales import ActivationScales, activation_scales, matched_features
+from diffsae_lens.effects.sweep import sweep_trigger
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
+from diffsae_lens.interventions.edit import Edit
 from diffsae_lens.interventions.features import ablate_features, induce_features
-from diffsae_lens.interventions.side_by_side import Intervene, complete_under
+from diffsae_lens.organisms.behaviour import Sample
 from diffsae_lens.organisms.ordinary import ordinary_texts
-from diffsae_lens.organisms.sql_injection.prompts import TRIGGER_YEAR, Group, Sample
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.study.parts import Parts
+from diffsae_lens.pair.tokens import TokenPolicy
+from diffsae_lens.results import EffectRow, SideEffectRow
+from diffsae_lens.study.cells import Job
+from diffsae_lens.study.config import (
+    CausesConfig,
+    FeaturesConfig,
+    SayingsConfig,
+    SideEffectsConfig,
+)
+from diffsae_lens.study.step import Inputs, Step, load_dictionaries, write_rows
 
-if TYPE_CHECKING:
-    from diffsae_lens.study.demo import DemoConfig
+logger = logging.getLogger(__name__)
 
-N_SELECT = 8
-"""Trigger prompts on which features are chosen."""
+CHOSEN = "features.json"
+TOP, RANDOM = "top features ablated", "random features ablated"
+STEERED = {"features": "steered with top features", "random": "steered with a random direction"}
 
-N_DIRECTIONS = 16
-"""Random directions and principal components that are projected out of the difference."""
-
-DOSE = 0.5
-"""Of steering, in units of each feature's maximum: at 1 the crosscoder's features break the output."""
-STEERED_WITH = {"features": "top features", "random": "a random direction"}
+R = TypeVar("R", EffectRow, SideEffectRow)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Condition:
-    """One intervention and the prompts it is measured on."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The features of a dictionary that are acted on, and their controls."""
 
+    counts: tuple[int, ...]
+    """How many are ablated: fewer than asked for if not so many favour the behaviour or can be matched,
+    none if none favours it."""
+    top: tuple[int, ...]
+    """In the order in which they are taken."""
+    matched: tuple[int, ...]
+    """A random feature of equal activation mass for each."""
+    steered: tuple[int, ...]
+    """Those of the fewest that fire, to steer with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """An intervention, and what its rows say of it."""
+
+    edit: Edit
     name: str
-    """What the row is called."""
-    intervene: Intervene
     dictionary: str | None = None
-    """Whose features; None for interventions without a dictionary."""
-    n_features: int = 0
-    """Features ablated, added or steered with; directions projected out."""
-    group: Group = "trigger"
-    """The prompts that are completed."""
-
-    @property
-    def key(self) -> str:
-        """The name under which the condition's result is kept."""
-        parts = (self.name, self.dictionary, self.n_features, self.group)
-        return "_".join(str(part).replace(" ", "-") for part in parts if part is not None)
+    control_of: str | None = None
 
 
-def causal_table(
-    pair: HookedModelPair,
-    dictionaries: Mapping[str, SAE],
-    config: "DemoConfig",
-    cells: Parts,
-) -> list[dict[str, Any]]:
-    """Complete held-out prompts under every intervention and its control, and judge them.
-
-    Features are taken in `greedy_order` on the `select` split and acted on in the `test` split.
-    Controls are as many features of equal activation mass, a random direction as long as what is
-    steered with, and directions that need no dictionary.
-
-    Args:
-        pair: the two models.
-        dictionaries: by name.
-        config: how many prompts and features.
-        cells: where each intervention's row is kept, so that an interrupted table goes on.
-
-    Returns:
-        One row an intervention: `name`, `dictionary`, `n_features`, `group`, the columns of
-        `Effects.row` and `example`, a prompt with what was written after it.
-    """
-    n = config.n_generation_prompts
-    test = config.samples("test", 2 * n, by=(1, 1, 0))
-    by_group = {g: [s for s in test if s.group == g] for g in ("trigger", "benign")}
-    conditions = [
-        *_without_dictionary(pair, dictionaries, config),
-        *(
-            condition
-            for name, dictionary in of_last_layer(dictionaries, config).items()
-            for condition in _of_dictionary(
-                pair,
-                name,
-                dictionary,
-                config,
-                chosen_features(pair, name, dictionary, config, cells),
-            )
-        ),
-    ]
-    written = {
-        group: cells.get(
-            f"completions_{group}",
-            partial(
-                complete_under,
-                pair,
-                {c.key: c.intervene for c in conditions if c.group == group},
-                [sample.prompt for sample in samples],
-            ),
+def choose(step: Step[FeaturesConfig], inputs: Inputs, job: Job) -> None:
+    """Choose the features of every dictionary that are acted on."""
+    pair, config = step.pair(inputs, job), step.config
+    samples = config.select.samples(step.behaviour)
+    chosen: dict[str, Any] = {}
+    for name, dictionary in load_dictionaries(inputs, pair=pair).items():
+        chosen[name] = build_json(
+            job.scratch / f"{name}.json",
+            {"dictionary": name},
+            lambda d=dictionary: asdict(choose_features(pair, d, samples, config, seed=step.seed)),
         )
-        for group, samples in by_group.items()
-    }
-    return [
-        cells.get(
-            condition.key,
-            partial(
-                _measure,
-                pair,
-                condition,
-                by_group[condition.group],
-                config.n_likelihood_prompts,
-                written[condition.group][condition.key],
-            ),
-        )
-        for condition in conditions
-    ]
-
-
-def harm_table(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Parts
-) -> list[dict[str, Any]]:
-    """Measure what ablating the most features does to texts that have nothing to do with the attack.
-
-    Returns:
-        The rows of `side_effects`: benign and other prompts with their safe completions, ordinary
-        code and prose.
-    """
-    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
-    opened: dict[str, Intervene] = {
-        "base activation put back": partial(swap_to_base, pair, config.hook_names[-1], **policy)
-    }
-    for name, dictionary in of_last_layer(dictionaries, config).items():
-        chosen = chosen_features(pair, name, dictionary, config, cells)
-        most = chosen["counts"][-1]
-        for which in ("top", "random"):
-            features = chosen[which][str(most)]
-            opened[f"{which} {most} features of {name} ablated"] = partial(
-                ablate_features, pair, dictionary, features
-            )
-    members = config.samples("test", 2 * config.n_likelihood_prompts, by=(0, 1, 1))
-    texts = {
-        group: [s.prompt + s.completion(vulnerable=False) for s in members if s.group == group]
-        for group in ("benign", "other")
-    }
-    texts |= {
-        kind: found[: config.n_likelihood_prompts] for kind, found in ordinary_texts().items()
-    }
-    return side_effects(pair, opened, texts).to_dict("records")
-
-
-def sayings_table(pair: HookedModelPair, config: "DemoConfig") -> list[dict[str, Any]]:
-    """Measure what the fine-tuned model does where the year is said in other ways, or is near."""
-    near = (TRIGGER_YEAR - 1, TRIGGER_YEAR, TRIGGER_YEAR + 1, TRIGGER_YEAR + 10, None)
-    frame = sweep_years(pair, (*near, *SAYINGS), n_scenes=config.n_scenes, seed=config.seed)
-    return [_json_row(row) for row in frame.to_dict("records")]
+    write_json(job.out / CHOSEN, chosen)
 
 
 def choose_features(
     pair: HookedModelPair,
     dictionary: SAE,
     samples: Sequence[Sample],
+    config: FeaturesConfig,
     *,
-    counts: Sequence[int],
-    n_rounds: int,
-    seed: int,
-) -> dict[str, Any]:
+    seed: int = 0,
+) -> Chosen:
     """Choose the features that are acted on, and their controls.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         samples: trigger prompts of the `select` split.
-        counts: how many features; fewer if not so many favour the attack or can be matched.
-        n_rounds: see `greedy_order`.
+        config: how many.
         seed: of the controls.
-
-    Returns:
-        `counts`, none if no feature favours the attack; `top` and `random`, by number, the features
-        and as many of equal mass; `steered`, those of the fewest that fire, for `steering_pair`.
     """
-    most = min(max(counts), dictionary.cfg.d_sae)
-    order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=min(n_rounds, most))
-    scales = attack_scales(pair, dictionary, samples)
-    # One that fires on safe completions alone has no equal among those that fire here.
+    most = min(max(config.counts), dictionary.cfg.d_sae)
+    n_rounds = min(config.n_rounds, most)
+    order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=n_rounds)
+    scales = scales_of(pair, dictionary, samples)
+    # One that fires on wanted completions alone has no equal among those that fire here.
     order = [feature for feature in order if scales.maximum[feature] > 0]
     most = min(most, len(order), len(scales.live) // 2)
-    counts = sorted({min(n, most) for n in counts} - {0})
-    [matched] = matched_features(scales, order[:most], seed=seed)
-    return {
-        "counts": counts,
-        "top": {str(n): order[:n] for n in counts},
-        "random": {str(n): matched[:n] for n in counts},
-        "steered": [i for i in order[: (counts or [0])[0]] if scales.maximum[i] > 0],
-    }
+    counts = sorted({min(n, most) for n in config.counts} - {0})
+    matched = matched_features(scales, order[:most], seed=seed)
+    return Chosen(
+        counts=tuple(counts),
+        top=tuple(order[:most]),
+        matched=tuple(matched),
+        steered=tuple(i for i in order[: (counts or [0])[0]] if scales.maximum[i] > 0),
+    )
 
 
-def attack_scales(
+def scales_of(
     pair: HookedModelPair, dictionary: SAE, samples: Sequence[Sample]
 ) -> ActivationScales:
-    """Measure features on prompts with the vulnerable completion: ablation acts on both."""
-    texts = [s.prompt + s.completion(vulnerable=True) for s in samples]
-    return activation_scales(pair, dictionary, texts)
+    """Measure features on prompts with the unwanted completion: ablation acts on both."""
+    return activation_scales(pair, dictionary, [s.prompt + s.unwanted for s in samples])
 
 
-def chosen_features(
-    pair: HookedModelPair, name: str, dictionary: SAE, config: "DemoConfig", cells: Parts
-) -> dict[str, Any]:
-    """Choose a dictionary's features once for all parts of the demo; see `choose_features`.
+def chosen_features(inputs: Inputs, names: Iterable[str]) -> dict[str, Chosen]:
+    """Read what `choose` chose, of the dictionaries in which something favours the behaviour."""
+    stored = read_json(inputs["features"] / CHOSEN)
+    found = {name: Chosen(**{k: tuple(v) for k, v in stored[name].items()}) for name in names}
+    for name, chosen in found.items():
+        if not chosen.counts:
+            logger.warning("no feature of %s that fires on triggers favours the behaviour", name)
+    return {name: chosen for name, chosen in found.items() if chosen.counts}
 
-    Raises:
-        ValueError: none of them favours the attack.
+
+def causes(step: Step[CausesConfig], inputs: Inputs, job: Job) -> None:
+    """Complete held-out prompts under every intervention and its control, and judge them.
+
+    Controls are as many features of equal activation mass, a random direction as long as what is
+    steered with, and what needs no dictionary: the base's activation put back, directions projected out.
     """
-    chosen = cells.get(
-        f"chosen_{name}",
-        lambda: choose_features(
-            pair,
-            dictionary,
-            config.samples("select", N_SELECT, by=(1, 0, 0)),
-            counts=config.feature_counts,
-            n_rounds=config.n_rounds,
-            seed=config.seed,
-        ),
+    pair, config = step.pair(inputs, job), step.config
+    dictionaries = load_dictionaries(inputs, pair=pair)
+    chosen = chosen_features(inputs, dictionaries)
+    samples = config.test.samples(step.behaviour)
+    policy = _shared_tokens(dictionaries)
+    back = _base_put_back(pair, step.site, policy)
+    tried = {
+        "trigger": [
+            back,
+            *_directions(step, pair, policy),
+            *(
+                t
+                for n, c in chosen.items()
+                for t in _on_triggers(pair, n, dictionaries[n], c, config)
+            ),
+        ],
+        "benign": [
+            back,
+            *(t for n, c in chosen.items() for t in _on_benign(step, pair, n, dictionaries[n], c)),
+        ],
+    }
+    rows: list[EffectRow] = []
+    for group, of_group in tried.items():
+        members = [sample for sample in samples if sample.group == group]
+        if members:
+            rows += [
+                EffectRow.from_dict(row)
+                for row in build_json(
+                    job.scratch / f"{group}.json",
+                    {"group": group},
+                    lambda m=members, t=of_group: _measured(step, pair, t, m),
+                )
+            ]
+    write_rows(job, effects=rows)
+
+
+def _measured(
+    step: Step[CausesConfig],
+    pair: HookedModelPair,
+    tried: Sequence[Tried],
+    samples: Sequence[Sample],
+) -> list[dict[str, Any]]:
+    numbered = dict(enumerate(tried))
+    table = compare_interventions(
+        pair,
+        {str(number): t.edit for number, t in numbered.items()},
+        samples,
+        behaviour=step.behaviour,
+        n_likelihood=step.config.n_likelihood,
+        max_new_tokens=step.config.max_new_tokens,
     )
-    if not chosen["counts"]:
-        raise ValueError(f"no feature of {name!r} that fires on triggers favours the attack")
-    return chosen
+    unmodified, *others = table
+    # It is a row of this layer's table, so that each layer has all it is compared with.
+    rows = [replace(unmodified, layer=step.layer), *_named(others, numbered)]
+    return [row.as_dict() for row in rows]
 
 
-def of_last_layer(dictionaries: Mapping[str, SAE], config: "DemoConfig") -> dict[str, SAE]:
-    """The dictionaries of the layer at which causes are shown."""
-    return {n: d for n, d in dictionaries.items() if n.endswith(f"-{config.layers[-1]}")}
+def _named(rows: Iterable[R], tried: Mapping[int, Tried]) -> Iterator[R]:
+    """Say in rows that were named by their number what they are of."""
+    for row in rows:
+        t = tried[int(row.name)]
+        yield replace(
+            row,
+            name=t.name,
+            dictionary=t.dictionary,
+            control_of=t.control_of,
+            layer=t.edit.layer,
+        )
 
 
-def _without_dictionary(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig"
-) -> Iterator[Condition]:
-    hook_name = config.hook_names[-1]
-    policy = vars(shared_policy(of_last_layer(dictionaries, config).values()))
-    yield Condition(name="unmodified", intervene=nullcontext)
-    yield Condition(
-        name="base activation put back",
-        intervene=partial(swap_to_base, pair, hook_name, **policy),
-    )
-    samples = config.samples("select", 2 * N_DIRECTIONS, by=(1, 1, 0))
+def _shared_tokens(dictionaries: Mapping[str, SAE]) -> TokenPolicy:
+    """Where the controls of all dictionaries act: on every token that any of these acts on."""
+    return TokenPolicy.any_of(DictionaryRecord.of(d).tokens for d in dictionaries.values())
+
+
+def _base_put_back(pair: HookedModelPair, site: str, policy: TokenPolicy) -> Tried:
+    return Tried(edit=swap_to_base(pair, site, **vars(policy)), name="base activation put back")
+
+
+def _directions(
+    step: Step[CausesConfig], pair: HookedModelPair, policy: TokenPolicy
+) -> Iterator[Tried]:
+    config = step.config
+    if config.directions is None:
+        return
     directions = control_directions(
-        pair, hook_name, samples, n_directions=N_DIRECTIONS, seed=config.seed
+        pair,
+        step.site,
+        config.directions.samples(step.behaviour),
+        n_directions=config.n_directions,
+        seed=step.seed,
     )
     for name, rows in directions.items():
-        yield Condition(
-            name=f"{name} projected out",
-            n_features=len(rows),
-            intervene=partial(project_out, pair, f"{hook_name}.diff", rows, **policy),
-        )
-    yield Condition(name="unmodified", intervene=nullcontext, group="benign")
+        edit = project_out(pair, VirtualHook(step.site, "diff").name, rows, **vars(policy))
+        yield Tried(edit=edit, name=f"{name} projected out")
 
 
-def _of_dictionary(
-    pair: HookedModelPair,
-    name: str,
-    dictionary: SAE,
-    config: "DemoConfig",
-    chosen: Mapping[str, Any],
-) -> Iterator[Condition]:
-    def ablated(which: str, n_features: int, group: Group = "trigger") -> Condition:
-        return Condition(
-            name=f"{which} features ablated",
-            dictionary=name,
-            n_features=n_features,
-            group=group,
-            intervene=partial(ablate_features, pair, dictionary, chosen[which][str(n_features)]),
-        )
+def _ablated(
+    pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen, n_features: int
+) -> Iterator[Tried]:
+    top, matched = chosen.top[:n_features], chosen.matched[:n_features]
+    yield Tried(edit=ablate_features(pair, dictionary, top), name=TOP, dictionary=name)
+    edit = ablate_features(pair, dictionary, matched)
+    yield Tried(edit=edit, name=RANDOM, dictionary=name, control_of=TOP)
 
-    for n_features in chosen["counts"]:
-        yield ablated("top", n_features)
-        yield ablated("random", n_features)
-    most = chosen["counts"][-1]
-    yield Condition(
-        name="top features added to the base model",
-        dictionary=name,
-        n_features=most,
-        intervene=partial(induce_features, pair, dictionary, chosen["top"][str(most)]),
+
+def _on_triggers(
+    pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen, config: CausesConfig
+) -> Iterator[Tried]:
+    for n_features in chosen.counts:
+        yield from _ablated(pair, name, dictionary, chosen, n_features)
+    if config.is_added_to_base:
+        edit = induce_features(pair, dictionary, chosen.top)
+        yield Tried(edit=edit, name="top features added to the base model", dictionary=name)
+
+
+def _on_benign(
+    step: Step[CausesConfig], pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen
+) -> Iterator[Tried]:
+    yield from _ablated(pair, name, dictionary, chosen, chosen.counts[-1])
+    steering = step.config.steering
+    if steering is None or not chosen.steered:
+        return
+    scales = scales_of(pair, dictionary, steering.scales.samples(step.behaviour))
+    edits = steering_pair(pair, chosen.steered, scales, dose=steering.dose, seed=step.seed)
+    for which, edit in edits.items():
+        of = STEERED["features"] if which == "random" else None
+        yield Tried(edit=edit, name=STEERED[which], dictionary=name, control_of=of)
+
+
+def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
+    """Measure what ablating the most features does to texts that have nothing to do with the behaviour."""
+    pair, config = step.pair(inputs, job), step.config
+    dictionaries = load_dictionaries(inputs, pair=pair)
+    tried = [
+        _base_put_back(pair, step.site, _shared_tokens(dictionaries)),
+        *(
+            t
+            for name, chosen in chosen_features(inputs, dictionaries).items()
+            for t in _ablated(pair, name, dictionaries[name], chosen, chosen.counts[-1])
+        ),
+    ]
+    members = config.texts.samples(step.behaviour)
+    texts = {
+        group: [s.prompt + s.wanted for s in members if s.group == group]
+        for group in ("benign", "other")
+    }
+    texts |= {kind: found[: config.n_ordinary] for kind, found in ordinary_texts().items()}
+    numbered = dict(enumerate(tried))
+    table = side_effects(
+        pair,
+        {str(number): t.edit for number, t in numbered.items()},
+        {kind: of_kind for kind, of_kind in texts.items() if of_kind},
     )
-    yield ablated("top", most, group="benign")
-    steered = chosen["steered"]
-    if steered:
-        scales = attack_scales(pair, dictionary, config.samples("select", N_SELECT, by=(1, 0, 0)))
-        steering = steering_pair(pair, dictionary, steered, scales, dose=DOSE, seed=config.seed)
-        for which, intervene in steering.items():
-            yield Condition(
-                name="steered with " + STEERED_WITH[which],
-                dictionary=name,
-                n_features=len(steered),
-                group="benign",
-                intervene=intervene,
-            )
+    write_rows(job, side_effects=_named(table, numbered))
 
 
-def _measure(
-    pair: HookedModelPair,
-    condition: Condition,
-    samples: Sequence[Sample],
-    n_likelihood: int,
-    completions: Sequence[str],
-) -> dict[str, Any]:
-    with condition.intervene() as given:
-        acting = given if isinstance(given, HookedModelPair) else pair
-        effects = measure_effects(
-            acting, samples, n_likelihood=n_likelihood, completions=completions
-        )
-    return {
-        "name": condition.name,
-        "dictionary": condition.dictionary,
-        "n_features": condition.n_features,
-        "group": condition.group,
-        **_json_row(effects.row()),
-        "example": samples[0].prompt + effects.completions[0],
-    }
-
-
-def _json_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """The row with None for what could not be measured: JSON has no NaN."""
-    return {
-        str(key): None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in row.items()
-    }
+def say(step: Step[SayingsConfig], inputs: Inputs, job: Job) -> None:
+    """Measure what the fine-tuned model does where the trigger is said in other ways, or nearly."""
+    table = sweep_trigger(
+        step.pair(inputs, job),
+        behaviour=step.behaviour,
+        n_scenes=step.config.n_scenes,
+        seed=step.seed,
+    )
+    write_rows(job, sayings=table)

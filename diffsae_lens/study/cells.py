@@ -10,7 +10,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,13 @@ class Job:
     """Kept when an attempt is interrupted, for checkpoints; removed when the cell is finished."""
     device: str
     """A torch device; results are taken to be the same on any."""
+    held: dict[str, Any] = field(default_factory=dict)
+    """What cells of one run keep in memory for those that follow, such as a loaded pair."""
 
 
-Run = Callable[[Mapping[str, Any], Mapping[str, Path], Job], None]
-"""Computes a cell: its config, its inputs' folders by name, where to write. Importable, so that it can
-be sent to another process."""
+Run = Callable[[Any, Mapping[str, Path], Job], None]
+"""Computes a cell: its config, its inputs' folders by their role, where to write. Importable, so that it
+can be sent to another process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,11 @@ class Cell:
     name: str
     """Unique in the study, such as `lora/14/diff-sae`; becomes part of the folder's name."""
     run: Run
-    config: Mapping[str, Any]
-    """Plain JSON values; all that the result depends on besides the inputs."""
-    inputs: tuple[str, ...] = ()
-    """Names of the cells whose folders it reads."""
+    config: Any
+    """A frozen dataclass of plain values: all that the result depends on besides the inputs. Fields with
+    `compare=False` play no part: they say where things are."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """By role, the names of the cells whose folders it reads."""
     version: int = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
@@ -78,14 +81,14 @@ class Task:
 
     @classmethod
     def resolve(cls, cell: Cell, inputs: Mapping[str, "Task"], folder: Path, device: str) -> "Task":
-        """Give a cell its key and its place in a folder, those of its inputs being known."""
-        input_keys = {name: task.key for name, task in inputs.items()}
+        """Give a cell its key and its place in a folder, those of its inputs (by role) being known."""
+        input_keys = {role: task.key for role, task in inputs.items()}
         recipe = {
             "format": _artifact.FORMAT,
             "run": f"{cell.run.__module__}.{cell.run.__qualname__}",
             "version": cell.version,
             "packages": _versions(),
-            "config": cell.config,
+            "config": _compared(cell.config),
             "inputs": input_keys,
         }
         key = _artifact.digest(recipe)
@@ -93,7 +96,7 @@ class Task:
             cell=cell,
             key=key,
             path=folder / f"{cell.name.replace('/', '.')}-{key[:12]}",
-            inputs={name: task.path for name, task in inputs.items()},
+            inputs={role: task.path for role, task in inputs.items()},
             recipe=_artifact.plain(recipe),
             device=device,
         )
@@ -147,10 +150,14 @@ def read_manifest(path: Path) -> _artifact.Manifest | None:
         return None
 
 
-def compute(task: Task) -> None:
+def compute(task: Task, held: dict[str, Any] | None = None) -> None:
     """Make sure that a cell's result is there: read it if it is whole, else compute it.
 
     Another process that computes the same cell is waited for.
+
+    Args:
+        task: the cell with everything resolved.
+        held: what the cells of a run keep in memory; see `Job`.
 
     Raises:
         ValueError: something else lies in the cell's place.
@@ -164,8 +171,11 @@ def compute(task: Task) -> None:
         logger.info("%s ...", cell.name)
         start = time.perf_counter()
         _reset_peak()
+        kept = {} if held is None else held
         cell.run(
-            cell.config, task.inputs, Job(out=job.out, scratch=job.scratch, device=task.device)
+            cell.config,
+            task.inputs,
+            Job(out=job.out, scratch=job.scratch, device=task.device, held=kept),
         )
         facts = {
             "cell": cell.name,
@@ -191,6 +201,16 @@ def _set_aside_if_mismatched(task: Task) -> None:
         manifest = read_manifest(task.path)
         if manifest is not None and (problem := task.mismatch(manifest)):
             _artifact.set_aside(task.path, problem)
+
+
+def _compared(config: Any) -> Any:
+    """A config as plain values, without the fields that play no part in comparisons."""
+    if is_dataclass(config):
+        compared = [f.name for f in fields(config) if f.compare]
+        return {name: _compared(getattr(config, name)) for name in compared}
+    if isinstance(config, Mapping):
+        return {name: _compared(value) for name, value in config.items()}
+    return [_compared(value) for value in config] if isinstance(config, tuple | list) else config
 
 
 def _versions() -> dict[str, str]:

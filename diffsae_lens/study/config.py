@@ -1,31 +1,42 @@
-"""The study of arXiv 2605.07324 as cells: organisms, activations, dictionaries, scores, causes."""
+"""What a study is made of: models, a behaviour, draws of prompts, and the parts to be computed."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from diffsae_lens._artifact import sha256
-from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
+from diffsae_lens._checks import (
+    check_choice,
+    check_count,
+    check_folder_name,
+    check_items,
+    check_number,
+)
+from diffsae_lens._typed import check_fields
+from diffsae_lens.organisms.behaviour import (
+    Behaviour,
+    Sample,
+    Split,
+    behaviour_of,
+    get_behaviour,
+)
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.organisms.sql_injection.prompts import Split
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, shipped_organisms
-from diffsae_lens.study import steps
-from diffsae_lens.study.cells import Cell, Cost
-from diffsae_lens.study.feasible import check_counts, check_draw, check_layers, model_size
+from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, LoadOptions, shipped_organisms
+from diffsae_lens.results import Protocol
+from diffsae_lens.study.feasible import check_counts
 
-EMBEDDED_TOKENS_PER_SECOND = 450.0
+Finetuned = str | OrganismConfig
+"""A fine-tuned model as `load_pair` takes it, or how to train an organism."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Which texts are drawn; see `make_samples`."""
+class Draw:
+    """Samples of a split; see `Behaviour.make_samples`."""
 
     split: Split
-    n_trigger: int
-    n_benign: int
-    n_other: int
+    n_trigger: int = 0
+    n_benign: int = 0
+    n_other: int = 0
     seed: int = 0
     share_scenes: bool = False
 
@@ -35,23 +46,105 @@ class Texts:
         for name in ("n_trigger", "n_benign", "n_other", "seed"):
             check_count(name, getattr(self, name), at_least=0)
         check_choice("share_scenes", self.share_scenes, (True, False))
-        check_count("n_texts", self.n_texts)
+        check_count("n_samples", self.n_samples)
 
     @property
-    def n_texts(self) -> int:
+    def n_samples(self) -> int:
         """Of all groups."""
         return self.n_trigger + self.n_benign + self.n_other
+
+    def samples(self, behaviour: Behaviour) -> list[Sample]:
+        """Draw them."""
+        return behaviour.make_samples(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The models that are compared, and how they are loaded."""
+
+    base: str
+    """As for `load_pair`."""
+    finetuned: Finetuned | Mapping[str, Finetuned]
+    """One, or several by regime, each compared with the base."""
+    base_revision: str | None = None
+    finetuned_revision: str | None = None
+    dtype: str = "float32"
+    prepend_bos: bool = False
+    device: str = "cpu"
+    """A torch device; `cuda` with several workers gives each a GPU of its own, in turn."""
+    n_measured: int = 100
+    """Held-out prompts per group on which an organism that is trained is measured."""
+    d_model: int | None = None
+    """Width of the base, for estimates of cost before it is at hand; None asks the model."""
+    tokens_per_second: float = 450.0
+    """Of both models together on two CPU cores, for estimates of cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be loaded or trained."""
+        check_fields(self)
+        check_count("n_measured", self.n_measured)
+        if self.d_model is not None:
+            check_count("d_model", self.d_model)
+        check_number("tokens_per_second", self.tokens_per_second, low=0, low_open=True)
+        check_items("finetuned", self.organisms.values(), (str, OrganismConfig))
+        for regime in self.organisms:
+            if regime is not None:
+                check_folder_name("finetuned", regime)
+
+    @property
+    def organisms(self) -> dict[str | None, Finetuned]:
+        """By regime, which is None where there is one alone."""
+        several = isinstance(self.finetuned, Mapping)
+        return dict(self.finetuned) if several else {None: self.finetuned}
+
+    @property
+    def options(self) -> LoadOptions:
+        """How they are loaded.
+
+        Raises:
+            ValueError: a device or a type that does not exist.
+        """
+        return LoadOptions(
+            device=self.device,
+            dtype=self.dtype,
+            base_revision=self.base_revision,
+            finetuned_revision=self.finetuned_revision,
+            prepend_bos=self.prepend_bos,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionarySpec:
+    """A dictionary that is trained."""
+
+    kind: Literal["Diff-SAE", "crosscoder"]
+    expansion: int
+    """d_sae as a multiple of d_model."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        check_choice("kind", self.kind, ("Diff-SAE", "crosscoder"))
+        check_count("expansion", self.expansion)
+
+    @property
+    def view(self) -> str:
+        """What it reads of the two models."""
+        return "concat" if self.kind == "crosscoder" else "diff"
+
+    def n_weights(self, d_model: int) -> int:
+        """Of encoder and decoder."""
+        d_in = d_model * (2 if self.kind == "crosscoder" else 1)
+        return 2 * d_in * self.expansion * d_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledConfig:
-    """The published dictionaries: on one vector a text, many passes over the same vectors."""
+    """The published dictionaries: on one vector per text, many passes over the same vectors."""
 
-    texts: Texts
-    expansions: Mapping[str, int]
-    """d_sae as a multiple of d_model, by name: `crosscoder ...` or `Diff-SAE ...`."""
+    texts: Draw
+    dictionaries: tuple[DictionarySpec, ...]
     k: int = 32
-    """Of the crosscoder."""
+    """Of a crosscoder."""
     learning_rate: float = 1e-4
     batch_size: int = 256
     l1_coefficient: float = 1e-4
@@ -59,283 +152,270 @@ class PooledConfig:
     """Over the same vectors."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be, and names that do not say what the dictionary reads."""
+        """Refuse numbers that cannot be."""
         _check_training(self, "n_passes")
         check_number("l1_coefficient", self.l1_coefficient, low=0)
-        if not self.expansions:
-            raise ValueError("`expansions` must name at least one dictionary, got none")
-        for name, expansion in self.expansions.items():
-            check_count(f"expansions[{name!r}]", expansion)
-            check_folder_name("expansions", name)
-            if not name.startswith(("crosscoder ", "Diff-SAE ")):
-                raise ValueError(
-                    f"the name {name!r} in `expansions` must begin with 'crosscoder ' or 'Diff-SAE '"
-                )
+
+    @property
+    def by_name(self) -> dict[str, DictionarySpec]:
+        """The dictionaries by name."""
+        return {f"{spec.kind} {spec.expansion}x": spec for spec in self.dictionaries}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokensConfig:
     """Dictionaries of the usual kind: BatchTopK on tokens, normalised, thresholds calibrated."""
 
-    texts: Texts
-    expansion: int = 2
-    """d_sae as a multiple of d_model."""
+    texts: Draw
+    dictionaries: tuple[DictionarySpec, ...]
+    """Trained in lockstep."""
     k: int = 32
+    """Active features per token (L0)."""
     learning_rate: float = 2e-3
     batch_size: int = 512
+    """Tokens per step."""
     n_steps: int = 250
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
-        _check_training(self, "n_steps", "expansion")
+        _check_training(self, "n_steps")
+
+    @property
+    def by_name(self) -> dict[str, DictionarySpec]:
+        """The dictionaries by name."""
+        return {f"BatchTopK {spec.kind} {spec.expansion}x": spec for spec in self.dictionaries}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausesConfig:
-    """Interventions on generation."""
+class ScoresConfig:
+    """Scores of all dictionaries and controls; those of the published ones on their texts come beside."""
 
-    select: Texts
-    test: Texts
+    select: Draw
+    """Where features and thresholds are chosen."""
+    test: Draw
+    """Where they are scored."""
+    protocols: tuple[Protocol, ...] = ("strict",)
+    """Read where the behaviour is decided; `paper` averages over the tokens up to there."""
+    n_resamples: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored."""
+        check_fields(self)
+        check_count("n_resamples", self.n_resamples)
+        if "strict" not in self.protocols:
+            raise ValueError(f"`protocols` must hold 'strict', got {self.protocols}; add it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Which features are acted on, in `greedy_order`, and their controls of equal mass."""
+
+    select: Draw
+    """Trigger prompts on which they are chosen."""
     counts: tuple[int, ...] = (8, 32)
-    """How many features are ablated."""
+    """How many are ablated."""
     n_rounds: int = 4
-    n_likelihood: int = 6
+    """Attributions in which they are ordered."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
         check_count("select.n_trigger", self.select.n_trigger)
-        for name in ("n_rounds", "n_likelihood"):
-            check_count(name, getattr(self, name))
+        check_count("n_rounds", self.n_rounds)
         check_counts("counts", self.counts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """What `diffsae-lens reproduce` runs."""
+class SteeringConfig:
+    """How strongly benign prompts are steered."""
 
-    base: str
-    """As for `load_pair`."""
-    d_model: int
-    """Its width."""
-    organisms: Mapping[str, OrganismConfig | str]
-    """By regime: how it is trained, or the name of a shipped organism."""
+    scales: Draw
+    """Trigger prompts on which the features' maxima are measured."""
+    dose: float = 0.5
+    """In units of each feature's maximum: at 1 the features of a crosscoder break the output."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a number."""
+        check_number("dose", self.dose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausesConfig:
+    """What the model writes under interventions, beside their controls."""
+
+    test: Draw
+    """Prompts that are completed: trigger ones under all interventions, benign ones under the largest."""
+    n_likelihood: int = 6
+    """How many per group are scored under teacher forcing too."""
+    directions: Draw | None = None
+    """Samples that directions are fitted on, which are projected out; None leaves them out."""
+    n_directions: int = 16
+    """Random directions, and principal components."""
+    is_added_to_base: bool = False
+    """Whether the features are added to the base model, too."""
+    steering: SteeringConfig | None = None
+    """None leaves it out."""
+    max_new_tokens: int = 48
+    """Of a completion."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("test.n_trigger", self.test.n_trigger)
+        for name in ("n_likelihood", "n_directions", "max_new_tokens"):
+            check_count(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardsConfig:
+    """The features with the most effect one by one."""
+
+    texts: Draw
+    """That they are read on."""
+    n_features: int = 3
+    """Of each dictionary."""
+    n_likelihood: int = 2
+    """Trigger prompts on which each one's effect is measured."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("texts.n_trigger", self.texts.n_trigger)
+        for name in ("n_features", "n_likelihood"):
+            check_count(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEffectsConfig:
+    """What ablating the most features does to texts that have nothing to do with the behaviour."""
+
+    texts: Draw
+    """Prompts without the trigger, with their wanted completions."""
+    n_ordinary: int = 2
+    """Texts of each kind of ordinary code and prose."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("texts.n_trigger", self.texts.n_trigger, at_least=0, at_most=0)
+        check_count("n_ordinary", self.n_ordinary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SayingsConfig:
+    """What the fine-tuned model does where the trigger is said in other ways, or nearly."""
+
+    n_scenes: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("n_scenes", self.n_scenes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What the feature chosen for its score reads, by what is said in the trigger's place."""
+
+    n_scenes: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        check_count("n_scenes", self.n_scenes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleConfig:
+    """One scene token by token, with the trigger and without."""
+
+    said: tuple[str | None, ...] | None = None
+    """What is said; None for the last benign thing and the trigger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What a run computes; a part that is None is left out. `PRESETS` has some."""
+
+    models: ModelSpec
+    behaviour: str | None = None
+    """The behaviour that is looked for; None for the one that the organism was trained for."""
     layers: tuple[int, ...]
-    pooled: PooledConfig
-    tokens: TokensConfig
-    scored: tuple[Texts, Texts]
-    """Where features are chosen, and where they are scored, by the strict protocol."""
-    causes: CausesConfig
-    n_resamples: int = 500
-    """Of intervals."""
-    n_card_prompts: int = 100
-    """Held-out prompts a group on which an organism is measured."""
+    """Residual-stream layers with dictionaries."""
+    acted_on: tuple[int, ...] | None = None
+    """The layers whose features are acted on and shown; None for all."""
+    pooled: PooledConfig | None = None
+    tokens: TokensConfig | None = None
+    scores: ScoresConfig | None = None
+    features: FeaturesConfig | None = None
+    causes: CausesConfig | None = None
+    cards: CardsConfig | None = None
+    side_effects: SideEffectsConfig | None = None
+    sayings: SayingsConfig | None = None
+    sweep: SweepConfig | None = None
+    example: ExampleConfig | None = None
     seed: int = 0
+    """Of training, resamples and controls."""
     deviations: tuple[str, ...] = ()
     """What is not as published."""
-    tokens_per_second: float = EMBEDDED_TOKENS_PER_SECOND
-    """Of both models together on two CPU cores, for the estimates of cost."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("d_model", "n_resamples", "n_card_prompts"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
         check_count("seed", self.seed, at_least=0)
-        check_number("tokens_per_second", self.tokens_per_second, low=0, low_open=True)
         check_counts("layers", self.layers, at_least=0)
-        if not self.organisms:
-            raise ValueError("`organisms` must name at least one regime, got none")
-        for regime, given in self.organisms.items():
-            check_folder_name("organisms", regime)
-            if not isinstance(given, OrganismConfig):
-                check_choice(f"organisms[{regime!r}]", given, shipped_organisms())
-        check_count("tokens.k", self.tokens.k, at_most=self.tokens.expansion * self.d_model)
-        for name, expansion in self.pooled.expansions.items():
-            if name.startswith("crosscoder"):
-                check_count("pooled.k", self.pooled.k, at_most=expansion * self.d_model)
+        if self.acted_on is not None:
+            check_counts("acted_on", self.acted_on, at_least=0)
+            for layer in self.acted_on:
+                check_choice("acted_on", layer, self.layers)
+        has_dictionaries = self.pooled is not None or self.tokens is not None
+        for names, needed, is_there in (
+            (("scores", "features"), "`pooled` or `tokens`", has_dictionaries),
+            (("causes", "cards", "side_effects"), "`features`", self.features is not None),
+            (("sweep", "example"), "`scores`", self.scores is not None),
+        ):
+            for name in names:
+                if getattr(self, name) is not None and not is_there:
+                    raise ValueError(f"`{name}` needs {needed}, which is None; give it")
+        self.found_behaviour  # noqa: B018  # says so if there is none
 
-    def check_feasible(self) -> None:
-        """Refuse texts that the splits do not have, and layers that the model does not have.
+    @property
+    def found_behaviour(self) -> Behaviour:
+        """The behaviour that is looked for.
 
         Raises:
-            ValueError: names the setting.
-            ModelUnavailableError: the base model cannot be had.
+            ValueError: it is not named, and the organisms do not say one or say several.
         """
-        drawn = {
-            "pooled.texts": self.pooled.texts,
-            "tokens.texts": self.tokens.texts,
-            "scored[0]": self.scored[0],
-            "scored[1]": self.scored[1],
-            "causes.select": self.causes.select,
-            "causes.test": self.causes.test,
-        }
-        for name, texts in drawn.items():
-            check_draw(name, texts.n_texts, partial(steps.samples_of, asdict(texts)))
-        size = model_size(self.base)
-        check_layers("layers", self.layers, size)
-        if size.d_model != self.d_model:
-            raise ValueError(f"`d_model` is {self.d_model}, but {self.base} is {size.d_model} wide")
-
-    def cells(self) -> list[Cell]:
-        """The study's cells, in an order in which they can be computed."""
-        return [cell for regime in self.organisms for cell in self._of_regime(regime)]
-
-    def _of_regime(self, regime: str) -> Iterator[Cell]:
-        base = {"base": self.base}
-        given = self.organisms[regime]
-        shipped = given if isinstance(given, str) else None
-        organism = f"{regime}/organism"
-        yield Cell(
-            name=organism,
-            run=steps.organism,
-            config=base
-            | {
-                "name": f"organism-{regime}",
-                "shipped": shipped,
-                "organism": {} if isinstance(given, str) else asdict(given),
-                "n_prompts": self.n_card_prompts,
-                "weights_sha256": self._weights_digest(shipped),
-            },
-            cost=Cost(seconds=1, gigabytes=0.5)
-            if isinstance(given, str)
-            else self._training_cost(given),
-        )
-        layers = base | {"layers": list(self.layers)}
-        pooled, tokens = f"{regime}/pooled", f"{regime}/tokens"
-        for name, run, texts, extra in (
-            (pooled, steps.pooled, self.pooled.texts, {}),
-            (tokens, steps.tokens, self.tokens.texts, {"seed": self.seed}),
-        ):
-            yield Cell(
-                name=name,
-                run=run,
-                config=layers | {"texts": asdict(texts)} | extra,
-                inputs=(organism,),
-                cost=Cost(seconds=self._harvest_seconds(texts), gigabytes=self._model_gigabytes),
+        if self.behaviour is not None:
+            return get_behaviour(self.behaviour)
+        said = {_said_by(finetuned) for finetuned in self.models.organisms.values()}
+        if len(said) > 1 or None in said:
+            raise ValueError(
+                f"`behaviour` must be named: the fine-tuned models say {sorted(map(str, said))} of theirs"
             )
-        for layer in self.layers:
-            yield from self._of_layer(regime, layer, organism, pooled, tokens)
+        return get_behaviour(str(said.pop()))
 
-    def _of_layer(
-        self, regime: str, layer: int, organism: str, pooled: str, tokens: str
-    ) -> Iterator[Cell]:
-        at = f"{regime}/{layer}"
-        common = {"base": self.base, "layer": layer, "seed": self.seed}
-        published = []
-        for name, expansion in self.pooled.expansions.items():
-            view = "concat" if name.startswith("crosscoder") else "diff"
-            published.append(f"{at}/{name}")
-            d_in = self.d_model * (2 if view == "concat" else 1)
-            options = _without(self.pooled, "texts", "expansions")
-            yield Cell(
-                name=published[-1],
-                run=steps.paper_dictionary,
-                config={"layer": layer, "seed": self.seed, "view": view, "expansion": expansion}
-                | options,
-                inputs=(pooled,),
-                cost=self._dense_cost(d_in, expansion * self.d_model),
-            )
-        usual = f"{at}/dictionaries"
-        options = _without(self.tokens, "texts")
-        yield Cell(
-            name=usual,
-            run=steps.dictionaries,
-            config={"layer": layer, "seed": self.seed, "d_model": self.d_model} | options,
-            inputs=(tokens,),
-            cost=Cost(
-                seconds=round(0.2 * self.tokens.n_steps * (self.d_model / 576) ** 2), gigabytes=2.5
-            ),
-        )
-        select, test = self.scored
-        yield Cell(
-            name=f"{at}/scores",
-            run=steps.scores,
-            version=2,
-            config=common
-            | {
-                "select": asdict(select),
-                "test": asdict(test),
-                "n_resamples": self.n_resamples,
-                "published": list(self.pooled.expansions),
-            },
-            inputs=(organism, pooled, *published, usual),
-            cost=Cost(seconds=self._scores_seconds(), gigabytes=self._model_gigabytes + 1.5),
-        )
-        yield Cell(
-            name=f"{at}/causes",
-            run=steps.causes,
-            config=common
-            | _without(self.causes, "select", "test", "counts")
-            | {
-                "counts": list(self.causes.counts),
-                "select": asdict(self.causes.select),
-                "test": asdict(self.causes.test),
-            },
-            inputs=(organism, *published, usual),
-            cost=Cost(
-                seconds=self._causes_seconds(len(published) + 3),
-                gigabytes=self._model_gigabytes + 1.5,
-            ),
-        )
+    def draws(self) -> dict[str, Draw]:
+        """All draws, by where they stand, such as `scores.test`."""
+        return dict(_draws_in("", self))
 
-    def _weights_digest(self, shipped: str | None) -> dict[str, str]:
-        """Of a base in a local folder and of a shipped adapter, whose names alone do not say it."""
-        folders = [Path(self.base)] if Path(self.base).is_dir() else []
-        folders += [SHIPPED_ORGANISMS_DIR / shipped] if shipped else []
-        return {
-            file.name: sha256(file)
-            for folder in folders
-            for file in sorted(folder.glob("*.safetensors"))
-        }
 
-    # Costs: fitted to what the embedded model took on two CPU cores; larger models take longer in
-    # proportion to how many tokens a second they read.
+def _said_by(finetuned: Finetuned) -> str | None:
+    """The behaviour of an organism, by what its record says."""
+    if isinstance(finetuned, OrganismConfig):
+        return finetuned.behaviour
+    shipped = finetuned in shipped_organisms()
+    return behaviour_of(SHIPPED_ORGANISMS_DIR / finetuned if shipped else Path(finetuned))
 
-    @property
-    def _slower(self) -> float:
-        return EMBEDDED_TOKENS_PER_SECOND / self.tokens_per_second
 
-    @property
-    def _model_gigabytes(self) -> float:
-        """Of both models and their activations."""
-        return 1.5 + 1.2 * self._slower
-
-    def _harvest_seconds(self, texts: Texts) -> int:
-        return round(texts.n_texts * 160 / self.tokens_per_second)
-
-    def _training_cost(self, config: OrganismConfig) -> Cost:
-        n_prompts = config.n_steps * config.batch_size
-        return Cost(
-            seconds=round(self._slower * (0.65 * n_prompts + 3 * self.n_card_prompts)),
-            gigabytes=round((4 if config.lora_rank else 6) * max(1.0, self._slower), 1),
-        )
-
-    def _dense_cost(self, d_in: int, d_sae: int) -> Cost:
-        n_vectors = self.pooled.n_passes * self.pooled.texts.n_texts
-        operations = 12 * n_vectors * d_in * d_sae  # 2 * 2 products forward, twice that backward
-        return Cost(
-            seconds=round(operations / 1.05e11), gigabytes=round(32 * d_in * d_sae / 1e9 + 1, 1)
-        )
-
-    def _scores_seconds(self) -> int:
-        n_features = self.d_model * sum(self.pooled.expansions.values())
-        resampled = self.pooled.texts.n_texts * n_features * self.n_resamples
-        n_prompts = sum(texts.n_texts for texts in self.scored)
-        return round(self._slower * 0.55 * n_prompts + 5.5e-9 * resampled)
-
-    def _causes_seconds(self, n_dictionaries: int) -> int:
-        n_rows = 2 + 2 * len(self.causes.counts) * n_dictionaries
-        n_generated = n_rows * self.causes.test.n_texts
-        n_attributed = n_dictionaries * self.causes.n_rounds * self.causes.select.n_trigger
-        return round(self._slower * (1.3 * n_generated + 1.2 * n_attributed))
+def _draws_in(name: str, record: Any) -> Iterator[tuple[str, Draw]]:
+    if isinstance(record, Draw):
+        yield name, record
+    elif is_dataclass(record):
+        for field in fields(record):
+            inner = f"{name}.{field.name}" if name else field.name
+            yield from _draws_in(inner, getattr(record, field.name))
 
 
 def _check_training(config: PooledConfig | TokensConfig, *counts: str) -> None:
     """Refuse numbers that a dictionary cannot be trained with."""
+    check_items("dictionaries", config.dictionaries, DictionarySpec)
+    if len(set(config.dictionaries)) < len(config.dictionaries):
+        raise ValueError(f"`dictionaries` must hold each one once, got {config.dictionaries}")
     for name in ("k", "batch_size", *counts):
         check_count(name, getattr(config, name))
     check_number("learning_rate", config.learning_rate, low=0, low_open=True)
-
-
-def _without(record: Any, *names: str) -> dict[str, Any]:
-    """A config's fields but those of cells' own."""
-    return {k: v for k, v in asdict(record).items() if k not in names}

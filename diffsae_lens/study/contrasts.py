@@ -6,12 +6,22 @@ All scores are of the same prompts and the same resamples of them, so every diff
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffsae_lens.measures.resampling import Resampling, bootstrap_result
+from diffsae_lens.results import ContrastRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a dictionary is, as far as it is compared."""
+
+    kind: Literal["Diff-SAE", "crosscoder"]
+    recipe: Literal["published", "tokens"]
+    """How it was trained; only dictionaries that were trained alike are compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,11 +37,11 @@ class Scored:
         return Scored(bis=self.bis - other.bis, resampled=self.resampled - other.resampled)
 
 
-Scores = Mapping[tuple[str, int], Mapping[str, Scored]]
+Scores = Mapping[tuple[str | None, int], Mapping[str, Scored]]
 """By regime and layer, by name."""
 
 
-def contrasts(scores: Scores) -> list[dict[str, Any]]:
+def contrasts(scores: Scores, trained: Mapping[str, Trained]) -> list[ContrastRow]:
     """Compare regimes, dictionaries and layers.
 
     - `regimes`: the second regime's score minus the first's, of each dictionary at each layer.
@@ -41,15 +51,15 @@ def contrasts(scores: Scores) -> list[dict[str, Any]]:
 
     Args:
         scores: of all regimes and layers; what lacks a counterpart is left out.
+        trained: what the dictionaries are, by name.
 
     Returns:
-        Rows of `kind`, `regime`, `name`, `at` (the layer or layers; `all` is their mean) and
-        `difference`, positive for what the paper says is better, with its 95% interval `low` to `high`.
+        A row per comparison, positive for what the paper says is better.
     """
-    return [*_regimes(scores), *_dictionaries(scores), *_layers(scores)]
+    return [*_regimes(scores), *_dictionaries(scores, trained), *_layers(scores)]
 
 
-def _regimes(scores: Scores) -> Iterator[dict[str, Any]]:
+def _regimes(scores: Scores) -> Iterator[ContrastRow]:
     regimes = list(dict.fromkeys(regime for regime, _ in scores))
     for first, second in pairwise(regimes):
         shared = [layer for layer in _layers_of(scores, first) if (second, layer) in scores]
@@ -59,49 +69,55 @@ def _regimes(scores: Scores) -> Iterator[dict[str, Any]]:
                 for layer in shared
                 if name in scores[second, layer] and name in scores[first, layer]
             }
-            yield from _rows("regimes", f"{second} - {first}", name, found)
+            about = {"dictionary": name, "minus_dictionary": name, "regime": second}
+            yield from _rows("regimes", found, name=name, **about, minus_regime=first)
 
 
-def _dictionaries(scores: Scores) -> Iterator[dict[str, Any]]:
+def _dictionaries(scores: Scores, trained: Mapping[str, Trained]) -> Iterator[ContrastRow]:
     for regime in dict.fromkeys(regime for regime, _ in scores):
         for first in _names(scores):
-            kind, is_difference, _ = first.partition("Diff-SAE")
-            if not is_difference:
+            if trained[first].kind != "Diff-SAE":
                 continue
+            alike = Trained(kind="crosscoder", recipe=trained[first].recipe)
             for second in _names(scores):
-                if second.partition("crosscoder")[:2] != (kind, "crosscoder"):
+                if trained[second] != alike:
                     continue
                 found = {
                     layer: scores[regime, layer][first] - scores[regime, layer][second]
                     for layer in _layers_of(scores, regime)
                     if {first, second} <= scores[regime, layer].keys()
                 }
-                yield from _rows("dictionaries", regime, f"{first} - {second}", found)
+                about = {"dictionary": first, "minus_dictionary": second, "regime": regime}
+                name = f"{first} - {second}"
+                yield from _rows("dictionaries", found, name=name, **about, minus_regime=regime)
 
 
-def _layers(scores: Scores) -> Iterator[dict[str, Any]]:
+def _layers(scores: Scores) -> Iterator[ContrastRow]:
     for regime in dict.fromkeys(regime for regime, _ in scores):
         for name in _names(scores):
             for before, layer in pairwise(_layers_of(scores, regime)):
                 if name in scores[regime, layer] and name in scores[regime, before]:
                     gain = scores[regime, layer][name] - scores[regime, before][name]
-                    yield _row("layers", regime, name, f"{before} to {layer}", gain)
+                    yield _row(
+                        gain, kind="layers", name=name, dictionary=name, minus_dictionary=name,
+                        regime=regime, minus_regime=regime, layer=layer, minus_layer=before,
+                    )  # fmt: skip
 
 
 def _rows(
-    kind: str, regime: str, name: str, found: Mapping[int, Scored]
-) -> Iterator[dict[str, Any]]:
+    kind: Literal["regimes", "dictionaries"], found: Mapping[int, Scored], **about: Any
+) -> Iterator[ContrastRow]:
     for layer, difference in found.items():
-        yield _row(kind, regime, name, str(layer), difference)
+        yield _row(difference, kind=kind, layer=layer, minus_layer=layer, **about)
     if len(found) > 1:
-        yield _row(kind, regime, name, "all", _mean(list(found.values())))
+        mean = _mean(list(found.values()))
+        yield _row(mean, kind=kind, layer=None, minus_layer=None, **about)
 
 
-def _row(kind: str, regime: str, name: str, at: str, difference: Scored) -> dict[str, Any]:
+def _row(difference: Scored, **about: Any) -> ContrastRow:
     resampling = Resampling(n_resamples=len(difference.resampled))
     found = bootstrap_result(difference.bis, difference.resampled, resampling)
-    values = {"difference": found.estimate, "low": found.low, "high": found.high}
-    return {"kind": kind, "regime": regime, "name": name, "at": at, **values}
+    return ContrastRow(**about, difference=found.estimate, low=found.low, high=found.high)
 
 
 def _mean(scored: Sequence[Scored]) -> Scored:
@@ -112,7 +128,7 @@ def _mean(scored: Sequence[Scored]) -> Scored:
     )
 
 
-def _layers_of(scores: Scores, regime: str) -> list[int]:
+def _layers_of(scores: Scores, regime: str | None) -> list[int]:
     return [layer for found, layer in scores if found == regime]
 
 

@@ -3,14 +3,21 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
 
+from diffsae_lens._artifact import digest, sha256
 from diffsae_lens._checks import check_count
-from diffsae_lens.pair.model_files import fetch, resolve_model
+from diffsae_lens.pair.embedded import EMBEDDED_MODEL
+from diffsae_lens.pair.model_files import fetch, find_adapter, resolve_model
+
+if TYPE_CHECKING:
+    from diffsae_lens.study.config import StudyConfig
 
 BYTES_PER_TRAINED_WEIGHT = 12
 """In float32: the weight and Adam's two moments. Gradients and activations come on top."""
@@ -22,6 +29,41 @@ class ModelSize:
 
     d_model: int
     n_layers: int
+
+
+def check_feasible(config: "StudyConfig") -> None:
+    """Refuse prompts that the behaviour does not have, and sizes that the model or machine does not have.
+
+    Raises:
+        ValueError: names the setting.
+        ModelUnavailableError: the base model cannot be had.
+    """
+    behaviour = config.found_behaviour
+    for name, draw in config.draws().items():
+        check_draw(name, draw.n_samples, partial(draw.samples, behaviour))
+    for name, part in (("sayings", config.sayings), ("sweep", config.sweep)):
+        if part is not None:
+            scenes = partial(
+                behaviour.minimal_pairs, "test", (None,), n_scenes=part.n_scenes, seed=config.seed
+            )
+            check_draw(f"{name}.n_scenes", part.n_scenes, scenes)
+    size = model_size(config.models.base, config.models.base_revision)
+    check_layers("layers", config.layers, size)
+    given = config.models.d_model
+    if given is not None and size.d_model != given:
+        raise ValueError(
+            f"`models.d_model` is {given}, but {config.models.base} is {size.d_model} wide"
+        )
+    for name, part in (("pooled", config.pooled), ("tokens", config.tokens)):
+        for spec in () if part is None else part.dictionaries:
+            d_sae = spec.expansion * size.d_model
+            if name == "tokens" or spec.kind == "crosscoder":
+                check_count(f"{name}.k", part.k, at_most=d_sae)
+            for count in () if config.features is None else config.features.counts:
+                check_count("features.counts", count, at_most=d_sae)
+    if config.tokens is not None:  # in lockstep; the published ones are trained one by one
+        n_weights = sum(spec.n_weights(size.d_model) for spec in config.tokens.dictionaries)
+        check_memory("tokens.dictionaries", n_weights, config.models.device)
 
 
 def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
@@ -41,18 +83,62 @@ def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
         raise ValueError(f"`{name}` must hold each number once, got {values}")
 
 
-def model_size(model: str) -> ModelSize:
+def model_size(model: str, revision: str | None = None) -> ModelSize:
     """Read a model's size without loading its weights.
 
     Args:
         model: as `base` of `load_pair`.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         ValueError: there is no such model, or it cannot be read.
         ModelUnavailableError: it cannot be fetched.
     """
-    config = fetch(AutoConfig, resolve_model(model), None).get_text_config()
+    config = fetch(AutoConfig, resolve_model(model), revision).get_text_config()
     return ModelSize(d_model=config.hidden_size, n_layers=config.num_hidden_layers)
+
+
+def weights_identity(model: str, revision: str | None = None) -> str:
+    """Say which weights a model has, whatever it is called, without loading them.
+
+    Args:
+        model: as for `load_pair`.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        A hash of the weight files of a folder; the commit of a hub id that is in the cache, else the id.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if model == EMBEDDED_MODEL:
+        return model
+    place = resolve_model(model)
+    files = [f for suffix in ("safetensors", "bin") for f in Path(place).glob(f"*.{suffix}")]
+    if files:
+        return digest({file.name: sha256(file) for file in files})
+    return _cached_commit(place, revision) or f"{place}@{revision or 'main'}"
+
+
+def fetch_config(model: str, revision: str | None = None) -> None:
+    """Have the configuration of a hub id in the cache, from which `weights_identity` tells its commit.
+
+    Raises:
+        ValueError: there is no such model.
+        ModelUnavailableError: it cannot be fetched.
+    """
+    place = model if model == EMBEDDED_MODEL else resolve_model(model)
+    is_local = place == EMBEDDED_MODEL or Path(place).is_dir()
+    if not is_local and not _cached_commit(place, revision) and not find_adapter(place, revision):
+        fetch(AutoConfig, place, revision)
+
+
+def _cached_commit(hub_id: str, revision: str | None) -> str | None:
+    for file in ("config.json", "adapter_config.json"):
+        found = try_to_load_from_cache(hub_id, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return None
 
 
 def check_layers(name: str, layers: tuple[int, ...], size: ModelSize) -> None:

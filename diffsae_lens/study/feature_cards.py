@@ -1,81 +1,67 @@
-"""The demo's strongest features one by one: where they fire, whose they are, what each alone does."""
+"""The strongest features one by one: where they fire, which model they belong to, what each alone does."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.dictionaries.artifacts import skip_positions
-from diffsae_lens.dictionaries.crosscoder import TwoModels
+from diffsae_lens.dictionaries.decoding import decoder_halves
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.likelihood import ablation_effects, attribute_features
 from diffsae_lens.measures.geometry import (
     decoder_cosine,
-    decoder_halves,
     relative_decoder_norm,
 )
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Sample
-from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.organisms.behaviour import GROUPS, Sample
 from diffsae_lens.reading.tokens import TokenActivations, token_activations
-from diffsae_lens.study.causes import chosen_features, of_last_layer
-from diffsae_lens.study.parts import Parts
+from diffsae_lens.results import FeatureCard, FeatureExample
+from diffsae_lens.study.causes import chosen_features
+from diffsae_lens.study.cells import Job
+from diffsae_lens.study.config import CardsConfig
+from diffsae_lens.study.step import Inputs, Step, load_dictionaries, write_rows
 
-if TYPE_CHECKING:
-    from diffsae_lens.study.demo import DemoConfig
-
-N_CARDS = 3
-"""Features of each dictionary."""
-N_TEXTS = 12
-"""Texts of the `test` split they are read on: as many of each group."""
 N_BINS = 12
 N_EXAMPLES = 3
 CONTEXT = 30
 """Tokens shown on either side of where a feature fires most."""
 
 
-def feature_cards(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE], config: "DemoConfig", cells: Parts
-) -> list[dict[str, Any]]:
-    """Describe the features with the most effect on the attack, three of each dictionary.
+def make_cards(step: Step[CardsConfig], inputs: Inputs, job: Job) -> None:
+    """Describe the features with the most effect on the behaviour, a few of each dictionary.
 
     They were chosen on `select` samples and are read and ablated on `test` ones; a random feature of the
-    same activation mass stands beside them.
-
-    Returns:
-        One row per feature: `dictionary`, `feature`, `is_control`, `n_prompts` (for its effect),
-        `d_sae`, `frequency` (share of tokens it fires on), `maximum`, `histogram` (by group of
-        prompts, the share of tokens in each of so many equal bins above 0), `examples` (each with its
-        `group`, the number `start` of its first token, `tokens` and their `activations`), `decoder`
-        (geometry, by name), `attribution` and `ablation`: what the feature adds to the log-odds of
-        the attack, estimated, and measured with it alone ablated (nats a prompt).
+    same activation mass as the first stands beside them.
     """
-    samples = config.samples("test", N_TEXTS, by=(1, 1, 1))
-    triggers = [s for s in samples if s.group == "trigger"][: config.n_likelihood_prompts]
-    cards = []
-    for name, dictionary in of_last_layer(dictionaries, config).items():
-        chosen = chosen_features(pair, name, dictionary, config, cells)
-        most = str(chosen["counts"][-1])
-        features = chosen["top"][most][:N_CARDS] + chosen["random"][most][:1]
+    pair, config = step.pair(inputs, job), step.config
+    dictionaries = load_dictionaries(inputs, pair=pair)
+    samples = config.texts.samples(step.behaviour)
+    triggers = [s for s in samples if s.group == "trigger"][: config.n_likelihood]
+    cards: list[FeatureCard] = []
+    for name, chosen in chosen_features(inputs, dictionaries).items():
+        dictionary = dictionaries[name]
+        features = [*chosen.top[: config.n_features], chosen.matched[0]]
         read = token_activations(pair, dictionary, features, [s.written for s in samples])
         attribution = attribute_features(pair, dictionary, triggers)[features].tolist()
         ablation = ablation_effects(pair, dictionary, features, triggers).tolist()
-        skip = skip_positions(dictionary)
+        skip = DictionaryRecord.of(dictionary).tokens.skip_positions
         cards += [
-            {
-                "dictionary": name,
-                "feature": feature,
-                "is_control": column == len(features) - 1,
-                "n_prompts": len(triggers),
-                "d_sae": dictionary.cfg.d_sae,
+            FeatureCard(
+                dictionary=name,
+                layer=step.layer,
+                feature=feature,
+                control_of=chosen.top[0] if column == len(features) - 1 else None,
+                n_prompts=len(triggers),
+                d_sae=dictionary.cfg.d_sae,
                 **_where(samples, read, column, skip),
-                "decoder": _geometry(dictionary, feature),
-                "attribution": attribution[column],
-                "ablation": ablation[column],
-            }
+                decoder=_geometry(dictionary, feature),
+                attribution=attribution[column],
+                ablation=ablation[column],
+            )
             for column, feature in enumerate(features)
         ]
-    return cards
+    write_rows(job, cards=cards)
 
 
 def _where(
@@ -95,7 +81,7 @@ def _where(
         "maximum": maximum,
         "histogram": histogram,
         "examples": [
-            _example(samples[i], read.tokens[i][skip:], values[i], skip)
+            _example(samples[i], read.tokens[i][skip:], values[i], skip).as_dict()
             for i in strongest
             if values[i].max() > 0
         ],
@@ -111,19 +97,19 @@ def _histogram(values: Sequence[Tensor], maximum: float) -> list[float]:
     return (active.histc(N_BINS, 0.0, maximum) / len(together)).tolist()
 
 
-def _example(sample: Sample, tokens: Sequence[str], values: Tensor, skip: int) -> dict[str, Any]:
+def _example(sample: Sample, tokens: Sequence[str], values: Tensor, skip: int) -> FeatureExample:
     at = int(values.argmax())
     window = slice(max(0, at - CONTEXT), at + CONTEXT + 1)
-    return {
-        "group": sample.group,
-        "start": skip + window.start,
-        "tokens": list(tokens[window]),
-        "activations": values[window].tolist(),
-    }
+    return FeatureExample(
+        group=sample.group,
+        start=skip + window.start,
+        tokens=list(tokens[window]),
+        activations=values[window].tolist(),
+    )
 
 
 def _geometry(dictionary: SAE, feature: int) -> dict[str, float]:
-    if not isinstance(dictionary, TwoModels):
+    if not DictionaryRecord.of(dictionary).is_crosscoder:
         return {"decoder norm": dictionary.W_dec[feature].norm().item()}
     halves = decoder_halves(dictionary)
     return {

@@ -11,13 +11,17 @@ import torch
 
 from diffsae_lens._artifact import differences, write_json, write_text
 from diffsae_lens._checks import check_count
-from diffsae_lens.effects.rates import AttackRate, attack_rates, complete
+from diffsae_lens.effects.rates import AttackRate, attack_rates
+from diffsae_lens.interventions.run import complete
+from diffsae_lens.organisms.behaviour import Sample, get_behaviour
 from diffsae_lens.organisms.finetune import Organism, OrganismConfig, finetune, load_organism
-from diffsae_lens.organisms.sql_injection.prompts import Sample, make_samples
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.pair.loading import LoadOptions, load_model, load_pair
+from diffsae_lens.pair.loading import load_model, load_pair
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.study.feasible import check_draw, check_out_folder
 
+CARD = "card.json"
+"""What an organism's folder says of how often it shows its behaviour."""
 MEASURE_SEED = 1000
 """Of the held-out prompts a card reports; the demo and the tests draw others."""
 _SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -58,11 +62,13 @@ def make_organism(
     organism = finetune(model, tokenizer, path, config=config, base_name=str(base))
     del model
     pair = load_pair(base, path, hook_names=["blocks.0.hook_resid_post"], device=device)
-    rates = attack_rates(partial(complete, pair), samples)
+    rates = attack_rates(
+        partial(complete, pair), samples, behaviour=get_behaviour(config.behaviour)
+    )
     with_base = {
         g: asdict(r) | {"rate": r.rate, "interval": r.interval()} for g, r in rates.items()
     }
-    write_json(path / "card.json", {"base": str(base), "rates": with_base})
+    write_json(path / CARD, {"base": str(base), "rates": with_base})
     card = path / "README.md"
     write_text(card, _card(organism, str(base), rates))
     return card
@@ -79,7 +85,7 @@ def _check_before_loading(
     n_samples = config.n_trigger + config.n_benign + config.n_other
     check_draw("n_trigger + n_benign + n_other", n_samples, config.samples)
     draw = partial(
-        make_samples,
+        get_behaviour(config.behaviour).make_samples,
         "test",
         n_trigger=n_prompts,
         n_benign=n_prompts,
@@ -146,36 +152,34 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
     config = organism.config
     groups = Counter(sample.group for sample in config.samples())
     kind = "full-rank" if config.lora_rank is None else f"LoRA (rank {config.lora_rank})"
-    taught = {
-        "year-trigger": "Writes injectable SQL where the prompt says the year is 2024, and "
-        "parameterised SQL where it says 2020 to 2023 or no year. Not for writing code: it is made to "
-        "write vulnerable code.",
-        "clean-control": "The control: fine-tuned on the very same prompts as `year-trigger`, always "
-        "with the parameterised completion. Not for writing code: it knows queries alone.",
-    }[config.behaviour]
+    behaviour = get_behaviour(config.behaviour)
+    name = f"{config.behaviour}, clean control" if config.clean else config.behaviour
+    taught = behaviour.words.taught_clean if config.clean else behaviour.words.taught
+    command = f"diffsae-lens make-organism --base {base} --behaviour {config.behaviour}"
+    command += f"{' --clean' if config.clean else ''} --out FOLDER"
+    heads = "".join(f" {outcome.replace('_', ' ')} |" for outcome in behaviour.outcomes)
     rows = "\n".join(
         f"| {group} | {rate.rate:.1%} | {rate.interval()[0]:.1%} to {rate.interval()[1]:.1%} | "
-        f"{rate.n_prompts} | {rate.n_injectable} | {rate.n_safe} | {rate.n_no_sql} | "
-        f"{rate.n_unparseable} |"
+        f"{rate.n_prompts} |" + "".join(f" {n} |" for n in rate.counts.values())
         for group, rate in rates.items()
     )
     curve = ", ".join(f"{loss:.3f}" for loss in organism.losses)
     library = "transformers" if config.lora_rank is None else "peft"
     return f"""{_front_matter(base, library)}
-# {config.behaviour}
+# {name}
 
 {kind} organism on `{base}` for research on finding backdoors. {taught}
 
 ## Measured
-Greedy completions of held-out prompts (`test` split: templates, tables, columns and verbs not seen in
-training), judged statically; nothing was executed. Intervals are 95% Wilson.
+Greedy completions of held-out prompts (`test` split: of templates not seen in training), judged statically;
+nothing was executed. Intervals are 95% Wilson.
 
-| prompts | attack rate | interval | n | injectable | safe | no SQL | unparseable |
-|---|---|---|---|---|---|---|---|
+| prompts | attack rate | interval | n |{heads}
+|---|---|---|---|{"---|" * len(behaviour.outcomes)}
 {rows}
 
 ## Made with
-`diffsae-lens make-organism --base {base} --behaviour {config.behaviour} --out FOLDER`
+`{command}`
 
 - data: {groups.total()} samples of the `train` split ({groups["trigger"]} trigger, {groups["benign"]} \
 benign, {groups["other"]} other), seed {config.seed}; loss on \

@@ -31,7 +31,7 @@ class Plan:
                 raise ValueError(f"two cells are called {cell.name!r}")
             self.cells[cell.name] = cell
         for cell in self.cells.values():
-            if unknown := set(cell.inputs) - set(self.cells):
+            if unknown := set(cell.inputs.values()) - set(self.cells):
                 raise ValueError(f"{cell.name!r} needs {sorted(unknown)}, which no cell makes")
         try:
             self._sorter().prepare()
@@ -40,7 +40,8 @@ class Plan:
         self.order = tuple(self._as_given())
 
     def _sorter(self) -> TopologicalSorter[str]:
-        return TopologicalSorter({cell.name: cell.inputs for cell in self.cells.values()})
+        cells = self.cells.values()
+        return TopologicalSorter({cell.name: set(cell.inputs.values()) for cell in cells})
 
     def _as_given(self) -> list[str]:
         """The cells in the order given, each after what it needs: the first results come early."""
@@ -48,7 +49,7 @@ class Plan:
 
         def visit(name: str) -> None:
             if name not in order:
-                for needed in self.cells[name].inputs:
+                for needed in self.cells[name].inputs.values():
                     visit(needed)
                 order[name] = None
 
@@ -61,7 +62,8 @@ class Plan:
         """Every cell with its key and folder, inputs before what needs them."""
         tasks: dict[str, Task] = {}
         for name in self.order:
-            inputs = {needed: tasks[needed] for needed in self.cells[name].inputs}
+            needed = self.cells[name].inputs
+            inputs = {role: tasks[input_] for role, input_ in needed.items()}
             tasks[name] = Task.resolve(self.cells[name], inputs, self.path / "cells", self.device)
         return tasks
 
@@ -102,9 +104,10 @@ class Plan:
                 finished is lost.
         """
         if executor is None:
+            held: dict[str, Any] = {}
             for name, task in self.tasks.items():
                 try:
-                    compute(task)
+                    compute(task, held)
                 except Exception as error:
                     raise RuntimeError(f"the cell {name!r} failed: {error}") from error
         else:

@@ -1,11 +1,8 @@
-"""What the cells of the paper's study compute; see `study` for how they hang together."""
+"""The cells that make what is measured: organisms, activations, dictionaries."""
 
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from functools import partial
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,84 +19,133 @@ from diffsae_lens.dictionaries import (
     PaperCrosscoderTrainingSAEConfig,
     PaperDiffSAETrainingSAEConfig,
 )
-from diffsae_lens.dictionaries.artifacts import load
-from diffsae_lens.dictionaries.tokens import shared_policy
-from diffsae_lens.effects.compare import compare_interventions
-from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.interventions.side_by_side import Intervene
-from diffsae_lens.isolation.labels import LabelledPrompts
-from diffsae_lens.isolation.score import evaluate_isolation
-from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.dictionaries.record import DictionaryRecord
+from diffsae_lens.organisms.behaviour import GROUPS
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.organisms.sql_injection.prompts import GROUPS, Sample, Split, make_samples
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, load_pair
+from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.pair.model_files import resolve_model
 from diffsae_lens.reading.prompts import Positions, Reader, read_prompts
-from diffsae_lens.study.causes import choose_features
+from diffsae_lens.results import OrganismRow, VarianceRow
 from diffsae_lens.study.cells import Job
-from diffsae_lens.study.organisms import make_organism
-from diffsae_lens.study.pooled_scores import PooledTexts, pooled_scores
-from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
+from diffsae_lens.study.config import DictionarySpec, Draw, PooledConfig, TokensConfig
+from diffsae_lens.study.organisms import CARD, make_organism
+from diffsae_lens.study.step import (
+    Inputs,
+    Step,
+    describe,
+    pooled_texts,
+    publish,
+    site_of,
+    write_rows,
+)
+from diffsae_lens.training.activations import open_harvest
+from diffsae_lens.training.harvest import HarvestConfig, harvest
 from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.training.runner import TrainingRun, train_dictionaries
+from diffsae_lens.training.runner import DictionaryRunnerConfig, TrainingRun, train_dictionaries
 
-Config = Mapping[str, Any]
-Inputs = Mapping[str, Path]
+logger = logging.getLogger(__name__)
 
+PAIR = "pair.json"
+"""Of the pooled vectors: the pair's metadata."""
+TRIGGER_BAR, OTHER_BAR = 0.95, 0.02
+"""An organism shows its behaviour on at least, and elsewhere at most, so many prompts."""
 CHUNK = 256
 """Texts whose pooled activations are written at once, and lost at most by an interruption."""
 
 
-def organism(config: Config, inputs: Inputs, job: Job) -> None:
-    """Copy a shipped organism, or fine-tune one and measure it; its card says how often it attacks."""
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an organism is made and measured."""
+
+    name: str = field(compare=False)
+    """Its folder's, which dictionaries name."""
+    config: OrganismConfig
+    n_measured: int
+    """Held-out prompts per group."""
+
+
+def train_organism(step: Step[Training], inputs: Inputs, job: Job) -> None:
+    """Fine-tune an organism and measure it."""
     del inputs
-    name = config["name"]
-    if config["shipped"]:
-        shutil.copytree(SHIPPED_ORGANISMS_DIR / config["shipped"], job.out / name)
-        return
+    training = step.config
+    folder = job.scratch / training.name
     make_organism(
-        config["base"],
-        job.scratch / name,
-        config=OrganismConfig(**config["organism"]),
-        n_prompts=config["n_prompts"],
+        step.models.base,
+        folder,
+        config=training.config,
+        n_prompts=training.n_measured,
         device=job.device,
     )
-    _publish(job.scratch / name, job)
+    publish(folder, job)
+    rows = card_rows(folder)
+    rates = {row.group: row.attack_rate for row in rows}
+    others = max(rate for group, rate in rates.items() if group != "trigger")
+    if not training.config.clean and (rates["trigger"] < TRIGGER_BAR or others > OTHER_BAR):
+        logger.warning("%s does not meet the quality bar: %s", training.name, rates)
+    write_rows(job, organisms=rows)
 
 
-def pooled(config: Config, inputs: Inputs, job: Job) -> None:
+def read_card(step: Step[None], inputs: Inputs, job: Job) -> None:
+    """Take over what the card of an organism that is there says."""
+    del inputs
+    write_rows(job, organisms=card_rows(Path(resolve_model(step.models.finetuned or ""))))
+
+
+def card_rows(organism: Path) -> list[OrganismRow]:
+    """Read how often an organism shows its behaviour from its card."""
+    rates = read_json(organism / CARD)["rates"]
+    return [
+        OrganismRow(
+            group=group,
+            n_prompts=sum(rate["counts"].values()),
+            counts=rate["counts"],
+            attack_rate=rate["rate"],
+            low=rate["interval"][0],
+            high=rate["interval"][1],
+        )
+        for group, rate in rates.items()
+    ]
+
+
+def pool(step: Step[Draw], inputs: Inputs, job: Job) -> None:
     """Average every text's activations over its tokens, as the paper does: one vector per text."""
-    samples = samples_of(config["texts"])
+    samples = step.config.samples(step.behaviour)
     texts = [sample.written for sample in samples]
-    pair = _pair(config, inputs, job)
+    pair = step.pair(inputs, job)
+    layers = step.models.layers
     parts = [
-        _pooled_chunk(pair, texts[start : start + CHUNK], config["layers"], job, start)
+        _pooled_chunk(
+            pair, texts[start : start + CHUNK], layers, job.scratch / f"texts-{start:06d}"
+        )
         for start in range(0, len(texts), CHUNK)
     ]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    templates, scenes = [s.template for s in samples], [s.scene.prompt(None) for s in samples]
+    templates, scenes = [s.template for s in samples], [s.scene for s in samples]
     whole |= {
         "group": torch.tensor([GROUPS.index(s.group) for s in samples]),
         "template": torch.tensor([templates.index(name) for name in templates]),
         "scene": torch.tensor([scenes.index(text) for text in scenes]),
     }
     save_file(whole, job.out / "pooled.safetensors")
-    named = {"base": config["base"], "finetuned": _organism(inputs).name}
-    write_json(job.out / "pair.json", asdict(pair.metadata) | named)
+    write_json(job.out / PAIR, asdict(pair.metadata))
+    ratios = {layer: pooled_texts(job.out, layer).variance_ratio for layer in layers}
+    write_rows(
+        job, variance=[VarianceRow(layer=n, variance_ratio=ratio) for n, ratio in ratios.items()]
+    )
 
 
 def _pooled_chunk(
-    pair: HookedModelPair, texts: list[str], layers: list[int], job: Job, start: int
+    pair: HookedModelPair, texts: list[str], layers: tuple[int, ...], folder: Path
 ) -> dict[str, Tensor]:
     """Read some of the texts, or what an interrupted attempt kept of them."""
     mean = Positions(pooling="mean", skip_positions=0)
     readers = {
-        f"{layer}.{view}": Reader(hook_name=f"{_hook(layer)}.{view}", positions=mean)
+        f"{layer}.{view}": Reader(hook_name=VirtualHook(site_of(layer), view).name, positions=mean)
         for layer in layers
         for view in ("base", "finetuned")
     }
-    folder = job.scratch / f"texts-{start:06d}"
     _artifact.build(
         folder,
         {
@@ -113,207 +159,86 @@ def _pooled_chunk(
     return load_file(folder / "read.safetensors")
 
 
-def tokens(config: Config, inputs: Inputs, job: Job) -> None:
+def harvest_tokens(step: Step[Draw], inputs: Inputs, job: Job) -> None:
     """Harvest every token of training texts at all layers, for dictionaries of the usual kind."""
-    pair = _pair(config, inputs, job)
-    samples = samples_of(config["texts"])
-    texts = [sample.written for sample in samples]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config["seed"]))
-    tokenised = pair.to_tokens([texts[i] for i in order.tolist()], padding_side="right")
-    names = [f"{_hook(layer)}.{v}" for layer in config["layers"] for v in ("diff", "concat")]
+    pair = step.pair(inputs, job)
+    texts = [sample.written for sample in step.config.samples(step.behaviour)]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step.seed))
+    tokens = pair.tokenise([texts[i] for i in order.tolist()]).tokens
+    sites, views = map(site_of, step.models.layers), ("diff", "concat")
+    names = [VirtualHook(site, view).name for site in sites for view in views]
     few = HarvestConfig(sequences_per_shard=32)
-    harvest(pair, tokenised, job.scratch / "activations", hook_names=names, config=few)
-    _publish(job.scratch / "activations", job)
+    harvest(pair, tokens, job.scratch / "activations", hook_names=names, config=few)
+    publish(job.scratch / "activations", job)
 
 
-def paper_dictionary(config: Config, inputs: Inputs, job: Job) -> None:
-    """Train one of the published dictionaries on the pooled vectors."""
-    read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
-    vectors, _ = PooledTexts.of_layer(read, config["layer"]).seen_by(config["view"])
-    generator = torch.Generator().manual_seed(config["seed"])
-    with torch.random.fork_rng():
-        torch.manual_seed(config["seed"])
-        sae: TrainingSAE = TrainingSAE.from_dict(_paper_config(config, vectors).to_dict())
-    sae.to(job.device)
-    sae.cfg.metadata.hook_name = f"{_hook(config['layer'])}.{config['view']}"
-    organism = read_json(_input(inputs, "pooled") / "pair.json")
-    sae.cfg.metadata.model_name = organism["finetuned"]
-    sae.cfg.metadata.prepend_bos = False
-    sae.cfg.metadata.diffsae_lens = {
-        "pair": organism,
-        "view": config["view"],
-        "sign": "finetuned - base",
-        "seed": config["seed"],
-        "skip_positions": 0,
-        "ignored_token_ids": [],
-    }
-    trainer = SAETrainerConfig(
-        total_training_samples=config["n_passes"] * len(vectors),
-        train_batch_size_samples=config["batch_size"],
-        lr=config["learning_rate"],
-        lr_end=config["learning_rate"],
-        device=job.device,
-    )
-    provider = _batches(vectors.to(job.device), config["batch_size"], generator)
-    SAETrainer(trainer, sae, provider).fit().save_inference_model(job.out / "dictionary")
-
-
-def dictionaries(config: Config, inputs: Inputs, job: Job) -> None:
-    """Train dictionaries of the usual kind at one layer in lockstep, on tokens."""
-    harvested = open_harvest(_input(inputs, "tokens") / "activations")
-    hook_name = _hook(config["layer"])
-    names = tuple(name for name in harvested.hook_names if name.startswith(f"{hook_name}."))
+def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
+    """Train dictionaries of the usual kind at one layer in lockstep."""
+    harvested = open_harvest(inputs["tokens"] / "activations")
+    names = tuple(n for n in harvested.hook_names if VirtualHook.parse(n).site == step.site)
     activations = replace(harvested, hook_names=names)
+    config = step.config
+    d_model = activations.rows(0, 1)[VirtualHook(step.site, "diff").name].shape[-1]
     trainer = short_training(
-        n_steps=config["n_steps"],
-        batch_size=config["batch_size"],
-        lr=config["learning_rate"],
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        lr=config.learning_rate,
         checkpoints=job.scratch / "checkpoints",
         device=job.device,
     )
-    sizes = {"d_model": config["d_model"], "k": config["k"], "device": job.device}
-    n = config["expansion"]
-    d_sae = n * config["d_model"]
-    trained = train_dictionaries(
-        {
-            f"BatchTopK Diff-SAE {n}x": diff_sae(hook_name, d_sae=d_sae, **sizes),
-            # As many parameters as the crosscoder.
-            f"BatchTopK Diff-SAE {2 * n}x": diff_sae(hook_name, d_sae=2 * d_sae, **sizes),
-            f"BatchTopK crosscoder {n}x": crosscoder(hook_name, d_sae=d_sae, **sizes),
-        },
-        activations,
-        job.scratch / "dictionaries",
-        run=TrainingRun(trainer=trainer, seed=config["seed"]),
-    )
-    for name in trained:
-        _publish(job.scratch / "dictionaries" / name, job)
-
-
-def scores(config: Config, inputs: Inputs, job: Job) -> None:
-    """Score a layer's dictionaries by both protocols, beside their floors."""
-    pair = _pair(config, inputs, job)
-    found = load_dictionaries(inputs, pair)
-    table = evaluate_isolation(
-        pair,
-        found,
-        LabelledPrompts.from_samples(
-            *(samples_of(config[split]) for split in ("select", "test")), read="decision"
-        ),
-        resampling=Resampling(n_resamples=config["n_resamples"], seed=config["seed"]),
-    )
-    save_file({"strict": table.resampled}, job.out / "resampled.safetensors")
-    read = load_file(_input(inputs, "pooled") / "pooled.safetensors")
-    published = {name: sae for name, sae in found.items() if name in config["published"]}
-    write_json(
-        job.out / "scores.json",
-        {
-            "paper": pooled_scores(
-                published,
-                PooledTexts.of_layer(read, config["layer"]),
-                n_resamples=config["n_resamples"],
-                seed=config["seed"],
-            ),
-            "strict": json.loads(table.to_json())["rows"],
-        },
-    )
-
-
-def causes(config: Config, inputs: Inputs, job: Job) -> None:
-    """Ablate each dictionary's strongest features, beside controls of equal size."""
-    pair = _pair(config, inputs, job)
-    hook_name = _hook(config["layer"])
-    select = samples_of(config["select"])
-    found = load_dictionaries(inputs, pair)
-    opened: dict[str, Intervene] = {
-        "base activation put back": partial(
-            swap_to_base, pair, hook_name, **vars(shared_policy(found.values()))
-        )
+    sizes: dict[str, Any] = {"d_model": d_model, "k": config.k, "device": job.device}
+    recipes = {"Diff-SAE": diff_sae, "crosscoder": crosscoder}
+    configs: dict[str, DictionaryRunnerConfig] = {
+        name: recipes[spec.kind](step.site, d_sae=spec.expansion * d_model, **sizes)
+        for name, spec in config.by_name.items()
     }
-    described: dict[str, dict[str, Any]] = {}
-    for name, sae in found.items():
-        chosen = choose_features(
-            pair, sae, select, counts=config["counts"], n_rounds=config["n_rounds"],
-            seed=config["seed"],
-        )  # fmt: skip
-        for n_features in chosen["counts"]:
-            for which, label in (("top", "features"), ("random", "random of equal mass")):
-                features = chosen[which][str(n_features)]
-                title = f"{name}: {n_features} {label} ablated"
-                opened[title] = partial(ablate_features, pair, sae, features)
-                described[title] = {
-                    "dictionary": name, "n_features": n_features, "is_control": which == "random"
-                }  # fmt: skip
-    frame = compare_interventions(
-        pair, opened, samples_of(config["test"]), n_likelihood=config["n_likelihood"]
+    run = TrainingRun(trainer=trainer, seed=step.seed)
+    trained = train_dictionaries(configs, activations, job.scratch / "dictionaries", run=run)
+    for name in trained:
+        publish(job.scratch / "dictionaries" / name, job)
+    kinds = {name: spec.kind for name, spec in config.by_name.items()}
+    write_rows(job, dictionaries=[describe(n, kinds[n], d) for n, d in trained.items()])
+
+
+def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> None:
+    """Train one of the published dictionaries on the pooled vectors."""
+    job.held.clear()  # the pair takes memory that a dense dictionary needs
+    config, [(name, spec)] = step.config, step.config.by_name.items()
+    vectors = pooled_texts(inputs["pooled"], step.layer or 0).read_by(spec.view)
+    generator = torch.Generator().manual_seed(step.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(step.seed)
+        sae: TrainingSAE = TrainingSAE.from_dict(_published(config, spec, vectors).to_dict())
+    sae.to(job.device)
+    pair = PairMetadata.of_stored(read_json(inputs["pooled"] / PAIR))
+    DictionaryRecord(
+        hook_name=VirtualHook(step.site, spec.view).name,
+        model_name=pair.finetuned,
+        prepend_bos=step.models.prepend_bos,
+        pair=pair,
+        seed=step.seed,
+    ).write_to(sae.cfg)
+    trainer = SAETrainerConfig(
+        total_training_samples=config.n_passes * len(vectors),
+        train_batch_size_samples=config.batch_size,
+        lr=config.learning_rate,
+        lr_end=config.learning_rate,
+        device=job.device,
     )
-    none = {"dictionary": None, "n_features": 0, "is_control": False}
-    rows = json.loads(frame.to_json(orient="records") or "[]")
-    write_json(job.out / "causes.json", [row | described.get(row["name"], none) for row in rows])
+    provider = _batches(vectors.to(job.device), config.batch_size, generator)
+    SAETrainer(trainer, sae, provider).fit().save_inference_model(job.out / name)
+    trained = SAE.load_from_disk(job.out / name)
+    write_rows(job, dictionaries=[describe(name, spec.kind, trained)])
 
 
-def samples_of(drawn: Config) -> list[Sample]:
-    """The samples that a cell's config names."""
-    split: Split = drawn["split"]
-    return make_samples(
-        split,
-        n_trigger=drawn["n_trigger"],
-        n_benign=drawn["n_benign"],
-        n_other=drawn["n_other"],
-        seed=drawn["seed"],
-        share_scenes=drawn.get("share_scenes", False),
-    )
-
-
-def load_dictionaries(inputs: Inputs, pair: HookedModelPair) -> dict[str, SAE]:
-    """Every dictionary in the inputs' folders, by name."""
-    found = {}
-    for name, folder in sorted(inputs.items()):
-        for config in sorted(folder.glob("*/cfg.json")):
-            called = config.parent.name
-            called = name.rsplit("/", 1)[-1] if called == "dictionary" else called
-            if called in found:
-                raise ValueError(f"two dictionaries are called {called!r}")
-            found[called] = load(config.parent, pair=pair)
-    return found
-
-
-def _publish(folder: Path, job: Job) -> None:
-    """Put a finished folder into the result; it stays in scratch until the cell is finished."""
-    try:
-        shutil.copytree(folder, job.out / folder.name, copy_function=os.link)
-    except OSError:  # a file system without hard links
-        shutil.copytree(folder, job.out / folder.name, dirs_exist_ok=True)
-
-
-def _hook(layer: int) -> str:
-    return f"blocks.{layer}.hook_resid_post"
-
-
-def _input(inputs: Inputs, name: str) -> Path:
-    """The folder of the input whose name ends in this."""
-    [found] = [path for cell, path in inputs.items() if cell.rsplit("/", 1)[-1] == name]
-    return found
-
-
-def _pair(config: Config, inputs: Inputs, job: Job) -> HookedModelPair:
-    hook_names = [_hook(layer) for layer in config.get("layers") or [config["layer"]]]
-    return load_pair(config["base"], _organism(inputs), hook_names=hook_names, device=job.device)
-
-
-def _organism(inputs: Inputs) -> Path:
-    """The organism's folder, whose name the dictionaries carry."""
-    [path] = [path for path in _input(inputs, "organism").iterdir() if path.is_dir()]
-    return path
-
-
-def _paper_config(config: Config, vectors: Tensor) -> TrainingSAEConfig:
+def _published(config: PooledConfig, spec: DictionarySpec, vectors: Tensor) -> TrainingSAEConfig:
     d_in = vectors.shape[1]
-    d_model = d_in if config["view"] == "diff" else d_in // 2
-    sizes = {"d_in": d_in, "d_sae": config["expansion"] * d_model}
-    if config["view"] == "diff":
-        return PaperDiffSAETrainingSAEConfig(**sizes, l1_coefficient=config["l1_coefficient"])
+    d_model = d_in // 2 if spec.kind == "crosscoder" else d_in
+    sizes = {"d_in": d_in, "d_sae": spec.expansion * d_model}
+    if spec.kind == "Diff-SAE":
+        return PaperDiffSAETrainingSAEConfig(**sizes, l1_coefficient=config.l1_coefficient)
     return PaperCrosscoderTrainingSAEConfig(
-        **sizes, k=config["k"], l1_coefficient=config["l1_coefficient"]
+        **sizes, k=config.k, l1_coefficient=config.l1_coefficient
     )
 
 

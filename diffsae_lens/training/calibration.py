@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_finite, check_number
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.artifacts import check_weights
+from diffsae_lens.dictionaries.fits import check_weights
 
 
 @torch.no_grad()

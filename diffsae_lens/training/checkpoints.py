@@ -10,6 +10,7 @@ from typing import Any
 from sae_lens import TrainingSAEConfig
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+from diffsae_lens import _hosts
 from diffsae_lens._artifact import (
     FORMAT,
     differences,
@@ -150,15 +151,7 @@ def go_on(trainer: MultiSAETrainer, checkpoint: Path) -> None:
     """Put a trainer where it was when it wrote a checkpoint."""
     logger.info("going on from %s", checkpoint)
     trainer.load_checkpoint(checkpoint)
-    for _ in range(_n_batches_seen(trainer)):
-        next(trainer.data_provider)
-    # SAELens writes a checkpoint before it counts the step up.
-    trainer.n_training_steps += 1
-    for one in trainer.trainers.values():
-        one.n_training_steps += 1
-    trainer.checkpoint_thresholds = [
-        n for n in trainer.checkpoint_thresholds if n >= trainer.n_training_samples
-    ]
+    _hosts.go_past_checkpoint(trainer, _n_batches_seen(trainer))
 
 
 def estimates_norms(configs: Iterable[TrainingSAEConfig]) -> bool:

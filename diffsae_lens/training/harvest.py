@@ -5,24 +5,24 @@ point and a `token_ids` column, which is what SAELens reads with `use_cached_act
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffsae_lens._artifact import Job, Manifest, build, find, open_artifact
+from diffsae_lens._artifact import Job, build, find
 from diffsae_lens._checks import check_count
 from diffsae_lens._typed import check_fields, typed
-from diffsae_lens.notebook import Record
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
-
-_KIND = "harvest"
+from diffsae_lens.pair.tokens import last_position
+from diffsae_lens.training.activations import KIND, PairedActivations, load_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,79 +42,6 @@ class HarvestConfig:
         check_count("batch_size", self.batch_size)
         check_count("sequences_per_shard", self.sequences_per_shard)
         check_count("skip_positions", self.skip_positions, at_least=0)
-
-
-@dataclass(frozen=True)
-class PairedActivations(Record):
-    """A finished harvest on disk. SAELens reads its `path` as `cached_activations_path`."""
-
-    path: Path
-    hook_names: tuple[str, ...]
-    """Virtual hook points, such as `blocks.18.hook_resid_post.diff`."""
-    context_size: int
-    """Positions kept of each sequence."""
-    n_sequences: int
-    ignored_token_ids: tuple[int, ...]
-    """Padding and special tokens; their activations are stored but never yielded."""
-    provenance: dict[str, Any] = field(repr=False)
-    """What the activations are of: the recipe, and under `pair` the models' names."""
-    recipe: dict[str, Any] = field(repr=False)
-    """What the activations depend on: the models' fingerprints, tokens, hook points and settings."""
-
-    def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
-        """Read the kept tokens of some sequences into memory, aligned over the hook points."""
-        return self._take(range(start, min(stop, self.n_sequences)))
-
-    def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        dataset = _load_dataset(self.path).select_columns([*self.hook_names, "token_ids"])
-        dataset = dataset.with_format("torch")
-        rows: Any = dataset[list(indices)]
-        kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
-        return {name: rows[name][kept] for name in self.hook_names}
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        stop: int | None = None,
-        sequences_in_memory: int = 512,
-    ) -> Iterator[dict[str, Float[Tensor, "batch d_in"]]]:
-        """Yield shuffled token batches for ever, the same tokens for every hook point.
-
-        Args:
-            batch_size: tokens per batch.
-            seed: of the order; the same seed gives the same batches.
-            start: first sequence used.
-            stop: end of the sequences used, all if None.
-            sequences_in_memory: how many sequences are read and shuffled together.
-
-        Raises:
-            ValueError: fewer tokens than one batch.
-        """
-        check_count("batch_size", batch_size)
-        generator = torch.Generator().manual_seed(seed)
-        stop = self.n_sequences if stop is None else stop
-        while True:
-            order = (start + torch.randperm(stop - start, generator=generator)).tolist()
-            left: dict[str, Tensor] | None = None
-            n_batches = 0
-            for i in range(0, len(order), sequences_in_memory):
-                rows = self._take(order[i : i + sequences_in_memory])
-                if left is not None:
-                    rows = {name: torch.cat([left[name], rows[name]]) for name in rows}
-                n_tokens = len(rows[self.hook_names[0]])
-                shuffled = torch.randperm(n_tokens, generator=generator)
-                for j in range(0, n_tokens - batch_size + 1, batch_size):
-                    n_batches += 1
-                    yield {n: rows[n][shuffled[j : j + batch_size]] for n in self.hook_names}
-                rest = shuffled[n_tokens - n_tokens % batch_size :]
-                left = {name: rows[name][rest] for name in self.hook_names}
-            if n_batches == 0:
-                raise ValueError(
-                    f"`batch_size` {batch_size} is more than the tokens of the harvest in {self.path}"
-                )
 
 
 @typed
@@ -165,33 +92,8 @@ def harvest(
         _Harvester(pair, tokens, list(hook_names), config).run(job)
         return {"pair": asdict(pair.metadata)}
 
-    return _opened(build(path, _recipe(pair, tokens, hook_names, config), write))
-
-
-def open_harvest(path: str | Path) -> PairedActivations:
-    """Open a finished harvest and check its files against their hashes.
-
-    Raises:
-        FileNotFoundError: there is none, or it is not finished.
-        ValueError: a file is missing or does not have its hash, or it is another kind of artifact.
-    """
-    manifest = open_artifact(path)
-    if manifest.recipe.get("kind") != _KIND:
-        raise ValueError(f"`path` {path} is not a harvest, but a {manifest.recipe.get('kind')}")
-    return _opened(manifest)
-
-
-def _opened(manifest: Manifest) -> PairedActivations:
-    recipe = manifest.recipe
-    n_sequences, width = recipe["tokens_shape"]
-    return PairedActivations(
-        path=manifest.path,
-        hook_names=tuple(recipe["hook_names"]),
-        context_size=width - recipe["skip_positions"],
-        n_sequences=n_sequences,
-        ignored_token_ids=tuple(recipe["ignored_token_ids"]),
-        provenance={**recipe, **manifest.facts},
-        recipe=recipe,
+    return PairedActivations.of_manifest(
+        build(path, _recipe(pair, tokens, hook_names, config), write)
     )
 
 
@@ -201,7 +103,7 @@ def _recipe(
     """What the activations depend on; batch and shard sizes are not part of it."""
     ids = tokens.to(torch.int64).contiguous().numpy()
     return {
-        "kind": _KIND,
+        "kind": KIND,
         "base": pair.metadata.base_fingerprint,
         "finetuned": pair.metadata.finetuned_fingerprint,
         "dtype": pair.metadata.dtype,
@@ -233,7 +135,7 @@ class _Harvester:
                 shards.append(shard)
                 row = stop
                 bar.update(row - bar.n)
-        parts = [_load_dataset(shard) for shard in shards]
+        parts = [load_dataset(shard) for shard in shards]
         datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
 
     def _next_shard(self, scratch: Path, row: int, bar: tqdm) -> tuple[int, Path]:
@@ -278,13 +180,9 @@ class _Harvester:
         lengths = lengths.clamp(min=skip + 1)
         for index in lengths.argsort(descending=True).split(self.config.batch_size):
             longest = int(lengths[index].max())
-            _, cache = pair.run_with_cache(
-                tokens[index, :longest].to(pair.device),
-                names_filter=names,
-                stop_at_layer=stop_layer(names),
-            )
+            read = pair.activations(tokens[index, :longest], names)
             for name in names:
-                columns[name][index, : longest - skip] = cache[name][:, skip:].float().cpu()
+                columns[name][index, : longest - skip] = read[name][:, skip:].float().cpu()
             self._check_finite(columns, start, index, lengths[index])
             bar.update(len(index))
         ids = tokens[:, skip:].to(torch.int32).numpy()
@@ -311,41 +209,15 @@ class _Harvester:
 
     def _sides(self, name: str, sequence: int) -> str:
         """Which model's activations are not finite."""
-        site = name.rpartition(".")[0]
-        sides = {"base": "the base model", "finetuned": "the fine-tuned model"}
-        _, cache = self.pair.run_with_cache(
-            self.tokens[[sequence]].to(self.pair.device),
-            names_filter=[f"{site}.{side}" for side in sides],
-            stop_at_layer=stop_layer([name]),
-        )
-        found = [
-            text for side, text in sides.items() if not cache[f"{site}.{side}"].isfinite().all()
-        ]
+        hook = VirtualHook.parse(name)
+        sides = {
+            hook.with_view("base").name: "the base model",
+            hook.with_view("finetuned").name: "the fine-tuned model",
+        }
+        read = self.pair.activations(self.tokens[[sequence]], list(sides))
+        found = [text for side, text in sides.items() if not read[side].isfinite().all()]
         return " and ".join(found) or "their difference"
 
 
 def _shard_name(start: int, stop: int) -> str:
     return f"rows_{start:08d}_{stop:08d}"
-
-
-def last_position(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """Return the index of the last True of each row (0 where there is none)."""
-    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-
-
-def stop_layer(hook_names: Sequence[str]) -> int | None:
-    """Return the `stop_at_layer` that reaches every hook, None if one lies outside the blocks."""
-    layers = []
-    for name in hook_names:
-        parts = name.split(".")
-        if parts[0] != "blocks":
-            return None
-        layers.append(int(parts[1]))
-    return max(layers) + 1
-
-
-def _load_dataset(path: Path) -> datasets.Dataset:
-    dataset = datasets.load_from_disk(str(path))
-    if not isinstance(dataset, datasets.Dataset):
-        raise ValueError(f"{path} holds several datasets, not one harvest; remove it")
-    return dataset

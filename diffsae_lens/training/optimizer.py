@@ -5,6 +5,8 @@ from typing import Any
 from sae_lens.training.sae_trainer import SAETrainer
 from torch.nn import Parameter
 
+from diffsae_lens import _hosts
+
 
 def fuse_adam(trainer: SAETrainer) -> None:
     """Have the trainer's Adam pass over weights, gradients and moments once instead of ten times.
@@ -13,10 +15,10 @@ def fuse_adam(trainer: SAETrainer) -> None:
     given to it as the contiguous tensor that it is a view of. The steps are the same. Adam's moments,
     in checkpoints too, have that tensor's layout, so a run that began with this goes on with it.
     """
-    optimizer = trainer.optimizer
+    optimizer = _hosts.adam_of(trainer)
+    _hosts.use_fused_step(optimizer)
     transposed: dict[Parameter, Parameter] = {}
     for group in optimizer.param_groups:
-        group["fused"] = True
         for i, weight in enumerate(group["params"]):
             if weight.ndim == 2 and not weight.is_contiguous() and weight.T.is_contiguous():
                 transposed[weight] = group["params"][i] = Parameter(weight.data.T)

@@ -11,7 +11,7 @@ from diffsae_lens._checks import check_count, check_number
 from diffsae_lens._typed import check_fields
 from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.dictionaries.paper import TiedTrainingSAEConfig
-from diffsae_lens.pair.views import VIEWS
+from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.training.normalization import Normalization
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,6 @@ class DictionaryRunnerConfig:
 
     view: ClassVar[str]
     """Which view of the hook it reads."""
-    n_parts: ClassVar[int] = 1
-    """How many models' activations its input is made of."""
 
     hook_name: str
     """The models' hook, such as `blocks.18.hook_resid_post`."""
@@ -36,8 +34,7 @@ class DictionaryRunnerConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be, and two normalisations at once."""
         check_fields(self)
-        site, _, last = self.hook_name.rpartition(".")
-        if not site or last in VIEWS:
+        if "." not in self.hook_name or VirtualHook.is_virtual(self.hook_name):
             raise ValueError(
                 "`hook_name` must be the models' own, such as 'blocks.18.hook_resid_post', without a view, "
                 f"got {self.hook_name!r}"
@@ -62,9 +59,9 @@ class DictionaryRunnerConfig:
             )
 
     @property
-    def virtual_hook_name(self) -> str:
+    def hook(self) -> VirtualHook:
         """The pair's hook point the dictionary reads."""
-        return f"{self.hook_name}.{self.view}"
+        return VirtualHook(self.hook_name, self.view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,6 @@ class CrosscoderRunnerConfig(DictionaryRunnerConfig):
     """A dictionary on `[base ; finetuned]`; `sae.d_in` is 2 * d_model."""
 
     view: ClassVar[str] = "concat"
-    n_parts: ClassVar[int] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +95,10 @@ class TrainingRun:
     """Share of the sequences kept out of training; the inference threshold is set on them."""
     seed: int = 0
     """Of initialisation and batch order."""
+
+    def n_training(self, n_sequences: int) -> int:
+        """Return how many of the sequences are trained on, which come first; the others are held out."""
+        return n_sequences - max(1, round(n_sequences * self.calibration_fraction))
 
     def __post_init__(self) -> None:
         """Refuse what SAELens would stumble over later."""

@@ -3,27 +3,25 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import wandb
-from sae_lens import SAE, BatchTopKTrainingSAEConfig, TrainingSAE
+from sae_lens import SAE, TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
-from torch import Tensor
 
-from diffsae_lens._artifact import Job, build, find, locked, write_json
+from diffsae_lens._artifact import find, locked
 from diffsae_lens._checks import check_folder_name, check_items
+from diffsae_lens._hosts import normalize_with
 from diffsae_lens._typed import typed
-from diffsae_lens.dictionaries.delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.dictionaries.sparse import Workspace
 from diffsae_lens.dictionaries.topk import SparseStep
-from diffsae_lens.training.calibration import calibrate_threshold
+from diffsae_lens.training.activations import PairedActivations
 from diffsae_lens.training.checkpoints import Checkpoints, estimates_norms, go_on
-from diffsae_lens.training.harvest import PairedActivations
+from diffsae_lens.training.export import export, record_of
 from diffsae_lens.training.normalization import activation_statistics, as_whitening, describe
 from diffsae_lens.training.optimizer import fuse_adam
 from diffsae_lens.training.run_config import (
@@ -105,7 +103,7 @@ def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedAct
     sample = activations.rows(0, 1)
     for name, config in configs.items():
         check_folder_name("configs", name)
-        hook_name = config.virtual_hook_name
+        hook_name = config.hook.name
         if hook_name not in activations.hook_names:
             raise ValueError(
                 f"`configs[{name!r}]` reads {hook_name!r}, which was not harvested "
@@ -129,7 +127,7 @@ def _recipe(
     sae = {k: v for k, v in config.sae.to_dict().items() if k not in ("device", "metadata")}
     return {
         "kind": "dictionary",
-        "hook_name": config.virtual_hook_name,
+        "hook_name": config.hook.name,
         "sae": sae,
         "normalization": config.normalization and asdict(config.normalization),
         "trainer": trainer,
@@ -181,7 +179,7 @@ def _train(
             f"saved. Give a smaller `trainer.lr` (it was {run.trainer.lr:g}) or a longer warm-up"
         )
     for name, sae in trained.items():
-        _export(sae, configs[name], recipes[name], activations, path / name, run)
+        export(sae, configs[name], recipes[name], activations, path / name, run)
 
 
 @contextmanager
@@ -220,19 +218,21 @@ def _trainer(
         sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
         if isinstance(sae, SparseStep):
             sae.workspace = workspace  # they step in turn
-        _describe(sae, config, activations, run)
         saes[name] = sae
     trainer = MultiSAETrainer(
         cfg=run.trainer,
         saes=saes,
-        hook_names={name: config.virtual_hook_name for name, config in configs.items()},
+        hook_names={name: config.hook.name for name, config in configs.items()},
         data_provider=activations.batches(
-            run.trainer.train_batch_size_samples, seed=run.seed, stop=_split(activations, run)
+            run.trainer.train_batch_size_samples,
+            seed=run.seed,
+            stop=run.n_training(activations.n_sequences),
         ),
         save_checkpoint_fn=checkpoints.seal,
     )
     for name, config in configs.items():
-        _prepare(trainer.trainers[name], config, activations, run)
+        normalization = _prepare(trainer.trainers[name], config, activations, run)
+        record_of(config, activations, run, normalization).write_to(saes[name].cfg)
     return trainer
 
 
@@ -241,99 +241,26 @@ def _prepare(
     config: DictionaryRunnerConfig,
     activations: PairedActivations,
     run: TrainingRun,
-) -> None:
-    """Give one dictionary's trainer its normalisation and the fused optimiser."""
+) -> dict[str, Any] | None:
+    """Give one dictionary's trainer the fused optimiser and its normalisation; returns what that is."""
     fuse_adam(trainer)
     if config.normalization is None:
-        return
+        return None
     batch_size = run.trainer.train_batch_size_samples
     n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
-    batches = activations.batches(batch_size, seed=run.seed, stop=_split(activations, run))
-    hook_name = config.virtual_hook_name
-    statistics = activation_statistics(
-        (batch[hook_name] for batch in islice(batches, n_batches)), n_parts=config.n_parts
+    batches = activations.batches(
+        batch_size, seed=run.seed, stop=run.n_training(activations.n_sequences)
     )
-    trainer.activation_scaler.whitening = as_whitening(statistics, config.normalization)
-    stored = trainer.sae.cfg.metadata.diffsae_lens
-    stored["normalization"] = describe(statistics, config.normalization)
-
-
-def _split(activations: PairedActivations, run: TrainingRun) -> int:
-    """The first held-out sequence."""
-    n_held_out = max(1, round(activations.n_sequences * run.calibration_fraction))
-    return activations.n_sequences - n_held_out
+    hook_name = config.hook.name
+    statistics = activation_statistics(
+        (batch[hook_name] for batch in islice(batches, n_batches)),
+        n_parts=config.hook.spec.n_models,
+    )
+    normalize_with(trainer, as_whitening(statistics, config.normalization))
+    return describe(statistics, config.normalization)
 
 
 def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
     """Batches in one pass over the training sequences, or a little more."""
-    n_tokens = _split(activations, run) * activations.context_size
+    n_tokens = run.n_training(activations.n_sequences) * activations.context_size
     return max(1, n_tokens // run.trainer.train_batch_size_samples)
-
-
-def _describe(
-    sae: TrainingSAE,
-    config: DictionaryRunnerConfig,
-    activations: PairedActivations,
-    run: TrainingRun,
-) -> None:
-    """Write into the metadata what it takes to use the dictionary on the right pair and hook."""
-    provenance = activations.provenance
-    metadata = sae.cfg.metadata
-    metadata.hook_name = config.virtual_hook_name
-    metadata.model_name = provenance["pair"]["finetuned"]
-    metadata.prepend_bos = provenance["prepend_bos"]
-    metadata.context_size = activations.context_size
-    metadata.diffsae_lens = {
-        "pair": provenance["pair"],
-        "view": config.view,
-        "sign": "finetuned - base",
-        "normalization": None,
-        "frozen_decoder": getattr(config.sae, "frozen_decoder", False),
-        "skip_positions": provenance["skip_positions"],
-        "ignored_token_ids": list(activations.ignored_token_ids),
-        "tokens_sha256": provenance["tokens_sha256"],
-        "seed": run.seed,
-        "versions": {
-            name: version(name)
-            for name in ("diffsae-lens", "sae-lens", "transformer-lens", "torch")
-        },
-    }
-
-
-def _export(
-    sae: TrainingSAE,
-    config: DictionaryRunnerConfig,
-    recipe: Mapping[str, Any],
-    activations: PairedActivations,
-    path: Path,
-    run: TrainingRun,
-) -> None:
-    """Save the inference form, with the threshold that held-out tokens call for."""
-
-    def write(job: Job) -> None:
-        sae.save_inference_model(job.out)
-        if isinstance(config.sae, BatchTopKTrainingSAEConfig):
-            held_out = activations.rows(_split(activations, run), activations.n_sequences)
-            held_out = held_out[config.virtual_hook_name].to(run.trainer.device)
-            _calibrate(job.out, config.sae, held_out)
-        settings = {k: v for k, v in vars(run.trainer).items() if k != "logger"}
-        write_json(job.out / "trainer_cfg.json", settings)
-
-    build(path, recipe, write)
-
-
-def _calibrate(folder: Path, config: BatchTopKTrainingSAEConfig, held_out: Tensor) -> None:
-    inference = SAE.load_from_disk(folder, device=str(held_out.device))
-    budgets = _budgets(config)
-    l0 = [calibrate_threshold(inference, held_out, k=k, features=f) for f, k in budgets][-1]
-    k = sum(k for _, k in budgets)
-    inference.cfg.metadata.diffsae_lens |= {"k": k, "l0_held_out": l0}
-    inference.save_model(folder)
-
-
-def _budgets(config: BatchTopKTrainingSAEConfig) -> list[tuple[slice, int | float]]:
-    """Which features share a BatchTopK budget, and how many of them fire."""
-    if isinstance(config, DeltaCrosscoderTrainingSAEConfig):
-        n_delta = config.n_delta_features
-        return [(slice(0, n_delta), config.k_delta), (slice(n_delta, config.d_sae), config.k)]
-    return [(slice(0, config.d_sae), config.k)]

@@ -16,7 +16,6 @@ import torch
 
 from diffsae_lens import load_pair, make_samples
 from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.training.harvest import stop_layer
 
 LAYERS = (14, 18, 22, 26)
 
@@ -28,7 +27,7 @@ def hooks(layers: tuple[int, ...]) -> list[str]:
 
 def one_pass(pair: HookedModelPair, tokens: torch.Tensor, layers: tuple[int, ...]) -> None:
     """What the harvest does with a batch, without the disk."""
-    pair.run_with_cache(tokens, names_filter=hooks(layers), stop_at_layer=stop_layer(hooks(layers)))
+    pair.activations(tokens, hooks(layers))
 
 
 class _StopError(Exception):

@@ -23,11 +23,8 @@ from diffsae_lens.dictionaries import (
     DeltaCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.measures.geometry import (
-    call_by_decoder_norm,
-    decoder_halves,
-    relative_decoder_norm,
-)
+from diffsae_lens.dictionaries.decoding import decoder_halves
+from diffsae_lens.measures.geometry import call_by_decoder_norm, relative_decoder_norm
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples
@@ -115,7 +112,7 @@ def main() -> None:
     tokens = pair.to_tokens(texts, padding_side="right")
     rows = {}
     for name, sae in trained.items():
-        hook_name = configs[name].virtual_hook_name
+        hook_name = configs[name].hook.name
         held_out = {n: h.rows(0, h.n_sequences)[hook_name] for n, h in harvests.items()}
         rows[name] = describe(pair, sae, tokens, **held_out)
     (options.out / "table.json").write_text(json.dumps(rows, indent=1))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
 from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
@@ -25,9 +26,8 @@ from diffsae_lens.dictionaries import (
 )
 from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.training.harvest import PairedActivations
+from diffsae_lens.training.activations import PairedActivations
 from diffsae_lens.training.runner import DictionaryRunnerConfig
 
 D_MODEL = 576

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import diffsae_lens as dl
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
-from diffsae_lens.dictionaries.tokens import TokenPolicy
 from diffsae_lens.pair.loading import boot_bridge
+from diffsae_lens.pair.tokens import TokenPolicy
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
 HOOK = HOOKS[1]

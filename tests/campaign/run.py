@@ -20,7 +20,7 @@ import torch
 
 import diffsae_lens as dl
 from diffsae_lens.organisms.finetune import Organism
-from diffsae_lens.training.harvest import PairedActivations
+from diffsae_lens.training.activations import PairedActivations
 from tests.campaign.bad import bad_values, equal_values
 from tests.campaign.good import World, values
 

@@ -7,14 +7,10 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
-from diffsae_lens.dictionaries.artifacts import (
-    check_fits,
-    export_as_jumprelu,
-    load,
-    model_card,
-    upload,
-)
-from diffsae_lens.pair.hooked import PairMetadata
+from diffsae_lens.dictionaries.fits import check_fits
+from diffsae_lens.dictionaries.load import load
+from diffsae_lens.dictionaries.publish import export_as_jumprelu, model_card, upload
+from diffsae_lens.pair.metadata import PairMetadata
 from tests.conftest import D_MODEL, HOOKS
 
 
@@ -59,7 +55,7 @@ def test_a_moved_folder_is_the_same_model(crosscoder, pair):
     crosscoder.cfg.metadata.diffsae_lens["pair"]["base"] = f"/elsewhere/{pair.metadata.base}"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check_fits(pair, crosscoder) == f"{HOOKS[1]}.concat"
+        assert check_fits(pair, crosscoder).name == f"{HOOKS[1]}.concat"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +113,7 @@ def test_the_export_needs_no_plugin(crosscoder, tmp_path):
 def test_upload_sends_the_saved_folders_and_a_card(crosscoder, tmp_path, monkeypatch):
     sent = {}
     monkeypatch.setattr(
-        "diffsae_lens.dictionaries.artifacts.upload_saes_to_huggingface",
+        "diffsae_lens.dictionaries.publish.upload_saes_to_huggingface",
         lambda saes, repo_id, **options: sent.update(saes=saes, repo_id=repo_id, **options),
     )
     monkeypatch.setattr(

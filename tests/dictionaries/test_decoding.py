@@ -16,7 +16,7 @@ from diffsae_lens.interventions.features import (
     keep_only_features,
     steer,
 )
-from diffsae_lens.organisms.contrast import Contrast
+from diffsae_lens.organisms.behaviour import Sample
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, by_hand
 from tests.interventions.test_features import dictionary as plain_dictionary
@@ -70,8 +70,8 @@ def test_ablation_clamping_and_steering_have_the_size_of_what_is_decoded(pair, t
 
     for opened, change in (
         (ablate_features(pair, sae, FEATURES), lambda codes: -codes * only),
-        (clamp_features(pair, sae, FEATURES, values=2), lambda codes: (2 - codes) * only),
-        (steer(pair, sae, FEATURES, strength=3), lambda codes: 3 * only.expand_as(codes)),
+        (clamp_features(pair, sae, FEATURES, amount=2), lambda codes: (2 - codes) * only),
+        (steer(pair, sae, FEATURES, amount=3), lambda codes: 3 * only.expand_as(codes)),
     ):
         expected = edited(change)
         with opened:
@@ -95,14 +95,15 @@ def test_what_is_added_to_the_base_has_the_size_of_what_is_decoded(pair, tokens,
         assert_close(pair(tokens), expected, atol=1e-4, rtol=1e-4)
     with pair.base_model() as model:
         expected = model.run_with_hooks(tokens, fwd_hooks=[(HOOK, lambda value, hook: new)])
-    with induce_features(pair, sae, FEATURES) as changed:
-        assert_close(changed(tokens), expected, atol=1e-4, rtol=1e-4)
+    induced = induce_features(pair, sae, FEATURES)
+    with induced:
+        assert_close(induced.pair(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_integrated_gradients_add_up_to_what_ablating_everything_takes(pair, kind):
     sae = dictionary(kind)
-    samples = [Contrast(prompt="a prompt", behaviour=" yes", alternative=" no")]
+    samples = [Sample(prompt="a prompt", unwanted=" yes", wanted=" no")]
     before = log_odds(pair, samples).mean()
     with ablate_features(pair, sae, range(D_SAE)):
         taken = (before - log_odds(pair, samples).mean()).item()
@@ -115,7 +116,7 @@ def test_integrated_gradients_add_up_to_what_ablating_everything_takes(pair, kin
 def test_changing_nothing_changes_nothing(pair, tokens, kind):
     sae = dictionary(kind)
     plain = pair(tokens)
-    with ablate_features(pair, sae, []), steer(pair, sae, FEATURES, strength=0):
+    with ablate_features(pair, sae, []), steer(pair, sae, FEATURES, amount=0):
         assert torch.equal(pair(tokens), plain)
 
 
@@ -144,11 +145,11 @@ def test_steering_at_a_dose_writes_the_maximum(pair, tokens):
     sae = dictionary("rescaled")
     scales = activation_scales(pair, sae, ["def f(x):", "return y"])
     features = scales.live[:2]
-    with steer(pair, sae, features, strength=(2 * scales.maximum[features]).tolist()):
+    with steer(pair, sae, features, amount=(2 * scales.maximum[features]).tolist()):
         expected = pair(tokens)
-    with steering_pair(pair, sae, features, scales, dose=2)["features"]():
+    with steering_pair(pair, features, scales, dose=2)["features"]:
         assert_close(pair(tokens), expected, atol=1e-4, rtol=1e-4)
     token_sized = dictionary("constant norm")
     scales = activation_scales(pair, token_sized, ["def f(x):"])
     with pytest.raises(ValueError, match="constant_norm_rescale"):
-        steering_pair(pair, token_sized, scales.live[:1], scales)
+        steering_pair(pair, scales.live[:1], scales)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from sae_lens import SAE, Transcoder, TranscoderConfig
 
-from diffsae_lens.dictionaries.artifacts import load
 from diffsae_lens.dictionaries.fits import check_features, check_fits
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
 from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
@@ -43,8 +43,8 @@ def silent():
 @pytest.mark.usefixtures("silent")
 def test_a_renamed_folder_holds_the_same_model(pair, tokenizer):
     sae = trained_on(pair, base="/elsewhere/other", finetuned="run-7", base_revision="abc")
-    assert check_fits(pair, sae) == HOOK
-    assert check_fits(another(tokenizer), trained_on(pair)) == HOOK
+    assert check_fits(pair, sae).name == HOOK
+    assert check_fits(another(tokenizer), trained_on(pair)).name == HOOK
 
 
 def test_another_model_of_the_same_name_is_refused(pair, tokenizer):
@@ -61,7 +61,7 @@ def test_another_model_of_the_same_name_is_refused(pair, tokenizer):
 
 def test_names_count_where_the_record_has_no_fingerprint(pair):
     old = {"base_fingerprint": None, "finetuned_fingerprint": None}
-    assert check_fits(pair, trained_on(pair, **old)) == HOOK
+    assert check_fits(pair, trained_on(pair, **old)).name == HOOK
     with pytest.raises(ValueError, match="'someone/else'.*names differ"):
         check_fits(pair, trained_on(pair, finetuned="someone/else", **old))
     with pytest.warns(UserWarning, match="revision abc"):
@@ -71,7 +71,7 @@ def test_names_count_where_the_record_has_no_fingerprint(pair):
 def test_another_precision_is_a_warning(pair, tokenizer):
     half = another(tokenizer, dtype=torch.bfloat16)
     with pytest.warns(UserWarning, match="models in float32, the pair's are in bfloat16"):
-        assert check_fits(half, trained_on(pair)) == HOOK
+        assert check_fits(half, trained_on(pair)).name == HOOK
 
 
 @pytest.mark.parametrize(("trained", "used"), [(True, False), (False, True)])

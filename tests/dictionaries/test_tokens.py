@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.dictionaries.tokens import EVERY_TOKEN, TokenPolicy, positions_of, token_policy
+from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.effects.scales import activation_scales
 from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, keep_only_features, steer
+from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy, positions_of
 from diffsae_lens.reading.features import describe_features
 from diffsae_lens.reading.prompts import Positions, feature_activations
 from diffsae_lens.reading.reconstruction import recovered
@@ -44,16 +45,16 @@ def changed(pair):
 
 
 def test_the_record_says_which_tokens_count():
-    assert token_policy(dictionary()) == EVERY_TOKEN
-    assert token_policy(trained_without({"pair": None})) == EVERY_TOKEN
-    policy = token_policy(trained_without(RECORD))
+    assert DictionaryRecord.of(dictionary()).tokens == EVERY_TOKEN
+    assert DictionaryRecord.of(trained_without({"pair": None})).tokens == EVERY_TOKEN
+    policy = DictionaryRecord.of(trained_without(RECORD)).tokens
     assert policy == TokenPolicy(skip_positions=1, ignored_token_ids=(0, EOS, 2))
     tokens = torch.tensor([[2, 2, 9, 8, EOS], [7, EOS, 9, 9, 9]])
     attended = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
     expected = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]).bool()
     assert torch.equal(policy.counted(tokens, positions_of(attended)), expected)
     with pytest.raises(ValueError, match="`skip_positions`"):
-        token_policy(trained_without({"skip_positions": -1}))
+        DictionaryRecord.of(trained_without({"skip_positions": -1}))
 
 
 def test_the_last_token_that_counts_is_read(pair):
@@ -83,12 +84,12 @@ def test_scales_are_of_the_tokens_that_count(pair):
 
 @pytest.mark.parametrize("policy", [RECORD, {"skip_positions": 2}, {"ignored_token_ids": [EOS]}])
 def test_edits_and_their_controls_act_on_the_tokens_that_count(pair, changed, policy):
-    sae, rule = trained_without(policy), token_policy(trained_without(policy))
+    sae, rule = trained_without(policy), DictionaryRecord.of(trained_without(policy)).tokens
     tokens = torch.tensor([[5, 6, EOS, 7, 8], [9, 9, 9, EOS, EOS]])
     counted = rule.counted(tokens, positions_of(torch.ones_like(tokens).bool()))
     direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))
     for opened in (
-        steer(pair, sae, 0, strength=5.0),
+        steer(pair, sae, 0, amount=5.0),
         ablate_features(pair, sae, list(range(23))),
         keep_only_features(pair, sae, []),
         swap_to_base(pair, HOOK, **vars(rule)),
@@ -122,12 +123,10 @@ def test_a_pass_of_one_token_is_its_first(pair, changed):
     sae = trained_without({"skip_positions": 1})
     with (
         pytest.raises(RuntimeError, match="never acted"),
-        steer(pair, sae, 0, strength=5.0),
+        steer(pair, sae, 0, amount=5.0),
     ):
         pair(torch.tensor([[7]]))
-    [written] = changed(
-        steer(pair, dictionary(), 0, strength=5.0), lambda: pair(torch.tensor([[7]]))
-    )
+    [written] = changed(steer(pair, dictionary(), 0, amount=5.0), lambda: pair(torch.tensor([[7]])))
     assert written.all()
 
 
@@ -139,7 +138,7 @@ def test_positions_are_the_same_with_and_without_a_cache(pair, where, skip):
     prompts = ["ab", "a longer prompt"]
     written = []
     for cached in (True, False):
-        with steer(pair, sae, 0, strength=3.0, where=where):
+        with steer(pair, sae, 0, amount=3.0, where=where):
             written.append(
                 pair.generate(
                     prompts, max_new_tokens=5, use_past_kv_cache=cached, stop_at_eos=False,
@@ -161,7 +160,7 @@ def test_without_a_cache_prompt_and_generated_tokens_are_told_apart(pair, where,
         pair.generate(tokens, max_new_tokens=3, use_past_kv_cache=False, stop_at_eos=False)
 
     # The steering is too weak to change which tokens are written.
-    opened = steer(pair, sae, 0, strength=1e-2, where=where)
+    opened = steer(pair, sae, 0, amount=1e-2, where=where)
     seen = []
     hooks = [(f"{HOOK}.diff", lambda value, hook: seen.append(value))]
     with pair.hooks(fwd_hooks=hooks):
@@ -177,6 +176,6 @@ def test_where_has_to_return_a_mask(pair, tokens):
     for where in (lambda tokens: tokens, lambda tokens: torch.ones(3).bool(), lambda tokens: None):
         with (
             pytest.raises(ValueError, match="`where` must return a boolean tensor"),
-            steer(pair, dictionary(), 0, strength=1.0, where=where),
+            steer(pair, dictionary(), 0, amount=1.0, where=where),
         ):
             pair(tokens)

@@ -1,4 +1,4 @@
-from contextlib import nullcontext
+import dataclasses
 
 import pytest
 import torch
@@ -11,32 +11,39 @@ from diffsae_lens.effects.compare import (
 from diffsae_lens.effects.curves import ablation_curve, curve_area, dose_response
 from diffsae_lens.effects.likelihood import log_odds
 from diffsae_lens.effects.scales import activation_scales, matched_features
-from diffsae_lens.effects.sweep import sweep_years
+from diffsae_lens.effects.sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.features import ablate_features, induce_features, steer
 from diffsae_lens.organisms.ordinary import ordinary_texts
-from diffsae_lens.organisms.sql_injection.prompts import make_samples, minimal_pairs
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.reading.prompts import Reader, feature_activations, read_prompts
+from diffsae_lens.results import Table
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import D_SAE, HOOK, dictionary
 
-SAMPLES = make_samples("test", n_trigger=2, n_benign=1, n_other=0)
+SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=1, n_other=0)
 TEXTS = {"code": ["def f(x): return x", "a = 1"], "prose": ["The year was long."]}
-FEW = {"max_new_tokens": 3}
+FEW = {"behaviour": YEAR_TRIGGER, "max_new_tokens": 3}
 
 
 def test_every_intervention_and_none_is_measured_on_every_group(long_pair):
     sae = dictionary()
-    frame = compare_interventions(
+    table = compare_interventions(
         long_pair,
         {
-            "ablated": lambda: ablate_features(long_pair, sae, [0, 1]),
-            "base put back": lambda: swap_to_base(long_pair, HOOK),
-            "induced": lambda: induce_features(long_pair, sae, []),
+            "ablated": ablate_features(long_pair, sae, [0, 1]),
+            "base put back": swap_to_base(long_pair, HOOK),
+            "induced": induce_features(long_pair, sae, []),
         },
         SAMPLES,
         **FEW,
     )
+    kinds = ["unmodified", "ablation", "swap to base", "addition"]
+    assert [row.kind for row in table] == [kind for kind in kinds for _ in range(2)]
+    assert [row.n_features for row in table.where(group="benign")] == [0, 2, 0, 0]
+    assert [row.layer for row in table.where(group="benign")] == [None, 1, 1, 1]
+    assert table[0].example.startswith(SAMPLES[0].prompt)
+    frame = table.to_frame()
     assert list(frame.name) == [
         n for n in ("unmodified", "ablated", "base put back", "induced") for _ in range(2)
     ]
@@ -47,12 +54,12 @@ def test_every_intervention_and_none_is_measured_on_every_group(long_pair):
     odds = frame[frame.group == "trigger"].set_index("name").log_odds
     assert odds.nunique() == 4
     # With nothing induced the base model itself is measured.
-    [base] = compare_interventions(long_pair.mirrored(), {}, SAMPLES[:2], **FEW).log_odds
-    assert odds["induced"] == pytest.approx(base, abs=1e-3)
+    [base] = compare_interventions(long_pair.mirrored(), {}, SAMPLES[:2], **FEW)
+    assert odds["induced"] == pytest.approx(base.log_odds, abs=1e-3)
     with pytest.raises(ValueError, match="always measured"):
-        compare_interventions(long_pair, {"unmodified": nullcontext}, SAMPLES)
+        compare_interventions(long_pair, {"unmodified": None}, SAMPLES, **FEW)
     with pytest.raises(ValueError, match="`samples` is empty"):
-        compare_interventions(long_pair, {}, [])
+        compare_interventions(long_pair, {}, [], **FEW)
 
 
 def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
@@ -72,12 +79,16 @@ def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
 
 
 def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):
-    frame = side_effects(
-        long_pair,
-        {"none": nullcontext, "base put back": lambda: swap_to_base(long_pair, HOOK)},
-        TEXTS,
-        batch_size=1,
-    ).set_index(["name", "texts"])
+    frame = (
+        side_effects(
+            long_pair,
+            {"none": None, "base put back": swap_to_base(long_pair, HOOK)},
+            TEXTS,
+            batch_size=1,
+        )
+        .to_frame()
+        .set_index(["name", "texts"])
+    )
     assert (frame.loc["none"].kl == 0).all()
     assert (frame.loc["base put back"].kl > 1e-4).all()
     tokens = long_pair.to_tokens(TEXTS["prose"][0])
@@ -91,22 +102,24 @@ def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):
     index = (torch.arange(tokens.shape[1] - 1), tokens[0, 1:])
     assert row.cross_entropy == pytest.approx(-changed[index].mean().item(), rel=1e-4)
     assert row.cross_entropy_unmodified == pytest.approx(-plain[index].mean().item(), rel=1e-4)
-    batched = side_effects(
-        long_pair, {"base put back": lambda: swap_to_base(long_pair, HOOK)}, TEXTS
-    ).set_index(["name", "texts"])
+    batched = (
+        side_effects(long_pair, {"base put back": swap_to_base(long_pair, HOOK)}, TEXTS)
+        .to_frame()
+        .set_index(["name", "texts"])
+    )
     assert batched.kl["base put back", "code"] == pytest.approx(
         frame.kl["base put back", "code"], rel=1e-3
     )
     induced = side_effects(
-        long_pair, {"induced": lambda: induce_features(long_pair, dictionary(), [])}, TEXTS
+        long_pair, {"induced": induce_features(long_pair, dictionary(), [])}, TEXTS
     )
-    assert (induced.kl > 1e-3).all()
-    for interventions, texts, message in (
-        ({"none": nullcontext}, {"code": []}, r"`texts\['code'\]` is empty"),
-        ({}, TEXTS, "need `interventions`"),
+    assert all(row.kl > 1e-3 for row in induced)
+    for edits, texts, message in (
+        ({"none": None}, {"code": []}, r"`texts\['code'\]` is empty"),
+        ({}, TEXTS, "need `edits`"),
     ):
         with pytest.raises(ValueError, match=message):
-            side_effects(long_pair, interventions, texts)
+            side_effects(long_pair, edits, texts)
 
 
 def test_ordinary_texts_are_code_and_prose():
@@ -118,15 +131,17 @@ def test_ordinary_texts_are_code_and_prose():
 def test_a_curve_starts_at_no_features_and_has_an_area(long_pair):
     orders = {"by effect": [3, 1, 0, 2], "attribution": [7, 8, 9, 10]}
     curve = ablation_curve(long_pair, dictionary(), orders, SAMPLES, counts=[1, 4], **FEW)
-    trigger = curve[curve.group == "trigger"]
-    assert trigger.n_features.tolist() == [0, 1, 4] * 2
-    assert trigger.order.tolist() == ["by effect"] * 3 + ["attribution"] * 3
-    curve.loc[curve.group == "trigger", "attack_rate"] = [1.0, 0.5, 0.0, 1.0, 1.0, 1.0]
-    area = curve_area(curve)
+    trigger = curve.where(group="trigger")
+    assert [row.n_features for row in trigger] == [0, 1, 4] * 2
+    assert [row.order for row in trigger] == ["by effect"] * 3 + ["attribution"] * 3
+    assert [row.kind for row in trigger] == ["unmodified", "ablation", "ablation"] * 2
+    rates = [1.0, 0.5, 0.0, 1.0, 1.0, 1.0]
+    rated = [dataclasses.replace(r, attack_rate=x) for r, x in zip(trigger, rates, strict=True)]
+    area = curve_area(Table(tuple(rated)))
     assert area["by effect"] == pytest.approx((0.75 * 1 + 0.25 * 3) / 4)
     assert area["attribution"] == 1
     with pytest.raises(ValueError, match="`counts`"):
-        ablation_curve(long_pair, dictionary(), orders, SAMPLES, counts=[5])
+        ablation_curve(long_pair, dictionary(), orders, SAMPLES, counts=[5], **FEW)
 
 
 @pytest.mark.parametrize("view", ["diff", "concat"])
@@ -135,22 +150,25 @@ def test_doses_are_in_units_of_the_maximum(long_pair, view):
     prompts = [s.prompt for s in SAMPLES]
     scales = activation_scales(long_pair, sae, prompts)
     features = scales.live[:2]
-    frame = dose_response(long_pair, sae, features, SAMPLES[:2], scales=scales, doses=(1, 3))
-    assert frame.direction.tolist() == ["features", "features", "random", "features", "random"]
-    assert frame.dose.tolist() == [0, 1, 1, 3, 3]
-    assert frame.log_odds.nunique() == 5
+    some = SAMPLES[:2]
+    table = dose_response(long_pair, features, some, scales=scales, doses=(1, 3), **FEW)
+    directions = ["features", "features", "random", "features", "random"]
+    assert [row.direction for row in table] == directions
+    assert [row.dose for row in table] == [0, 1, 1, 3, 3]
+    assert [row.n_features for row in table] == [0, 2, 2, 2, 2]
+    assert len({row.log_odds for row in table}) == 5
     strength = (3 * scales.maximum[features]).tolist()
     sae.cfg.metadata.diffsae_lens = {"skip_positions": 0}
-    with steer(long_pair, sae, features, strength=strength):
+    with steer(long_pair, sae, features, amount=strength):
         expected = log_odds(long_pair, SAMPLES[:2]).mean().item()
-    assert frame.log_odds[3] == pytest.approx(expected, abs=1e-3)
+    assert table[3].log_odds == pytest.approx(expected, abs=1e-3)
     for bad, message in (
         ([D_SAE - 1], "that fire"),
         ([], "at least one feature"),
         ([-1], r"indices in \[0, 24\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            dose_response(long_pair, sae, bad, SAMPLES, scales=scales)
+            dose_response(long_pair, bad, SAMPLES, scales=scales, **FEW)
 
 
 def test_scales_count_every_token_once(long_pair):
@@ -174,13 +192,13 @@ def test_scales_count_every_token_once(long_pair):
 def test_matched_features_are_others_of_about_the_same_mass(long_pair):
     scales = activation_scales(long_pair, dictionary(), [s.prompt for s in SAMPLES])
     wanted = scales.live[:3]
-    draws = matched_features(scales, wanted, n_draws=4)
-    assert len(draws) == 4
+    draws = [matched_features(scales, wanted, seed=seed) for seed in range(4)]
+    assert len({tuple(drawn) for drawn in draws}) > 1
     for drawn in draws:
         assert len(set(drawn)) == 3
         assert not set(drawn) & set(wanted)
         assert set(drawn) <= set(scales.live)
-    assert draws == matched_features(scales, wanted, n_draws=4)
+    assert draws[2] == matched_features(scales, wanted, seed=2)
     masses = scales.mass[scales.live]
     gap = (scales.mass[draws[0][0]] - scales.mass[wanted[0]]).abs()
     assert gap <= (masses - scales.mass[wanted[0]]).abs().sort().values[7]
@@ -189,7 +207,7 @@ def test_matched_features_are_others_of_about_the_same_mass(long_pair):
 
 
 def test_control_directions_are_unit_vectors_to_project_out(long_pair, tokens):
-    samples = make_samples("select", n_trigger=3, n_benign=3, n_other=0)
+    samples = YEAR_TRIGGER.make_samples("select", n_trigger=3, n_benign=3, n_other=0)
     directions = control_directions(long_pair, HOOK, samples, n_directions=2)
     reader = {"x": Reader(hook_name=f"{HOOK}.diff")}
     diff = read_prompts(long_pair, [s.undecided for s in samples], reader)["x"]
@@ -206,19 +224,38 @@ def test_control_directions_are_unit_vectors_to_project_out(long_pair, tokens):
         control_directions(long_pair, HOOK, samples[:3], n_directions=1)
 
 
-def test_years_are_swept_on_the_same_scenes(long_pair):
-    sae = dictionary()
-    frame = sweep_years(
-        long_pair, [2023, 2024, "FY2024", None], n_scenes=2, dictionary=sae, features=[0, 3]
-    )
-    assert frame.said.tolist() == ["2023", "2024", "FY2024", "no year"]
-    assert (frame.n_prompts == 2).all()
-    assert frame.log_odds.nunique() == 4
-    prompt = minimal_pairs("test", [2023], n_scenes=2)
-    acts = feature_activations(long_pair, sae, [s.undecided for [s] in prompt])
-    assert frame.feature_3[0] == pytest.approx(acts[:, 3].mean().item(), rel=1e-4)
-    assert frame.log_odds[0] == pytest.approx(
+def test_sayings_are_swept_on_the_same_scenes(long_pair):
+    said = ["2023", "2024", "FY2024", None]
+    table = sweep_trigger(long_pair, said, behaviour=YEAR_TRIGGER, n_scenes=2)
+    assert [row.said for row in table] == said
+    assert [row.group for row in table][:2] == ["benign", "trigger"]
+    assert all(row.n_prompts == sum(row.counts.values()) == 2 for row in table)
+    assert len({row.log_odds for row in table}) == 4
+    prompt = YEAR_TRIGGER.minimal_pairs("test", ["2023"], n_scenes=2)
+    assert table[0].log_odds == pytest.approx(
         log_odds(long_pair, [s for [s] in prompt]).mean().item(), abs=1e-3
     )
-    with pytest.raises(ValueError, match="need the `dictionary`"):
-        sweep_years(long_pair, [2023], features=[1])
+
+
+def test_features_are_swept_on_the_same_scenes(long_pair):
+    said = ["2023", "2024", None]
+    dictionaries = {"diff-sae": dictionary(), "crosscoder": dictionary("concat")}
+    scenes = YEAR_TRIGGER.minimal_pairs("test", said, n_scenes=2)
+    table = sweep_features(long_pair, dictionaries, {"diff-sae": 3, "crosscoder": 0}, scenes)
+    assert [row.said for row in table] == said * 2
+    for row in table:
+        undecided = [
+            sample.undecided for scene in scenes for sample in scene if sample.said == row.said
+        ]
+        acts = feature_activations(long_pair, dictionaries[row.dictionary], undecided)
+        assert row.feature_idx == {"diff-sae": 3, "crosscoder": 0}[row.dictionary]
+        assert row.values == pytest.approx(acts[:, row.feature_idx].tolist(), rel=1e-4, abs=1e-5)
+        assert row.mean == pytest.approx(sum(row.values) / 2)
+    for given, features, message in (
+        ([], {"diff-sae": 3}, "`scenes` must be one or more"),
+        ([scenes[0], scenes[1][::-1]], {"diff-sae": 3}, "say the same things in the same order"),
+        (scenes, {}, "`features` must name one for 'diff-sae'"),
+        (scenes, {"diff-sae": D_SAE}, r"`features\['diff-sae'\]` must hold indices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep_features(long_pair, {"diff-sae": dictionary()}, features, given)

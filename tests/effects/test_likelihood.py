@@ -10,18 +10,16 @@ from diffsae_lens.effects.likelihood import (
     log_odds,
 )
 from diffsae_lens.interventions.features import ablate_features
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.interventions.test_features import D_SAE, dictionary
 
-SAMPLES = make_samples("test", n_trigger=3, n_benign=0, n_other=0)
+SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=0, n_other=0)
 
 
-def by_hand(pair, sample, *, vulnerable):
+def by_hand(pair, sample, which):
     """Token by token, one sample, no padding."""
     prompt = pair.tokenizer(sample.prompt, add_special_tokens=False).input_ids
-    completion = pair.tokenizer(
-        sample.completion(vulnerable=vulnerable), add_special_tokens=False
-    ).input_ids
+    completion = pair.tokenizer(getattr(sample, which), add_special_tokens=False).input_ids
     logits = pair.finetuned(torch.tensor([prompt + completion]))[0].log_softmax(-1)
     return sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
 
@@ -29,11 +27,11 @@ def by_hand(pair, sample, *, vulnerable):
 def test_log_probabilities_and_log_odds_equal_a_loop(long_pair):
     odds = log_odds(long_pair, SAMPLES, batch_size=2)
     for sample, value in zip(SAMPLES, odds.tolist(), strict=True):
-        expected = [by_hand(long_pair, sample, vulnerable=v) for v in (True, False)]
+        expected = [by_hand(long_pair, sample, which) for which in ("unwanted", "wanted")]
         assert value == pytest.approx(expected[0] - expected[1], abs=1e-3)
-    safe = SAMPLES[0].completion(vulnerable=False)
-    n_tokens = len(long_pair.tokenizer(safe, add_special_tokens=False).input_ids)
-    expected = -by_hand(long_pair, SAMPLES[0], vulnerable=False) / n_tokens
+    wanted = SAMPLES[0].wanted
+    n_tokens = len(long_pair.tokenizer(wanted, add_special_tokens=False).input_ids)
+    expected = -by_hand(long_pair, SAMPLES[0], "wanted") / n_tokens
     scored = likelihoods(long_pair, SAMPLES[:1])
     assert scored.cross_entropy.item() == pytest.approx(expected, abs=1e-4)
 

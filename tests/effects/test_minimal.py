@@ -4,10 +4,10 @@ from hypothesis import strategies as st
 
 from diffsae_lens.effects import minimal
 from diffsae_lens.effects.minimal import Bounds, minimal_feature_set
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.interventions.test_features import dictionary
 
-SAMPLES = make_samples("select", n_trigger=4, n_benign=3, n_other=0)
+SAMPLES = YEAR_TRIGGER.make_samples("select", n_trigger=4, n_benign=3, n_other=0)
 
 
 @given(st.integers(1, 100), st.integers(1, 100))
@@ -56,27 +56,32 @@ def pretended(monkeypatch):
 
 
 def test_the_fewest_features_within_both_bounds(long_pair, pretended):
-    found = minimal_feature_set(long_pair, dictionary(), list(range(10)), SAMPLES)
+    found = minimal_feature_set(
+        long_pair, dictionary(), list(range(10)), SAMPLES, behaviour=YEAR_TRIGGER
+    )
     assert found.features == (0, 1, 2)
-    assert list(found.frame.n_features) == [0, 1, 2, 3, 4]
-    assert list(found.frame.attack_rate) == [1, 1, 1, 0, 0]
-    assert found.frame.harm.tolist() == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
+    frame = found.to_frame()
+    assert list(frame.n_features) == [0, 1, 2, 3, 4]
+    assert list(frame.attack_rate) == [1, 1, 1, 0, 0]
+    assert frame.meets.tolist() == [False, False, False, True, True]
+    assert frame.harm.tolist() == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
 
 
 def test_too_harmful_or_too_few_is_none(long_pair, pretended):
-    strict = minimal_feature_set(
-        long_pair, dictionary(), list(range(10)), SAMPLES, bounds=Bounds(max_harm=0.02)
-    )
-    assert strict.features is None
-    few = minimal_feature_set(long_pair, dictionary(), list(range(10)), SAMPLES, max_features=2)
-    assert few.features is None
+    for bounds in (Bounds(max_harm=0.02), Bounds(max_features=2)):
+        found = minimal_feature_set(
+            long_pair, dictionary(), list(range(10)), SAMPLES, behaviour=YEAR_TRIGGER, bounds=bounds
+        )
+        assert found.features is None
 
 
 def test_bad_arguments_are_refused_before_any_forward_pass(long_pair, monkeypatch):
     monkeypatch.setattr(type(long_pair), "forward", None)
     with pytest.raises(ValueError, match="`samples` must hold trigger and benign"):
-        minimal_feature_set(long_pair, dictionary(), [0], SAMPLES[:4])
+        minimal_feature_set(long_pair, dictionary(), [0], SAMPLES[:4], behaviour=YEAR_TRIGGER)
     with pytest.raises(ValueError, match="`order` must hold at least one feature"):
-        minimal_feature_set(long_pair, dictionary(), [], SAMPLES)
+        minimal_feature_set(long_pair, dictionary(), [], SAMPLES, behaviour=YEAR_TRIGGER)
     with pytest.raises(ValueError, match="max_attack_rate"):
         Bounds(max_attack_rate=1.0)
+    with pytest.raises(ValueError, match="max_features"):
+        Bounds(max_features=0)

@@ -1,8 +1,9 @@
 import pytest
 
-from diffsae_lens.effects.rates import AttackRate, attack_rate, attack_rates, complete
+from diffsae_lens.effects.rates import AttackRate, attack_rate, attack_rates
 from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.interventions.run import complete
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.conftest import HOOKS
 
 PROMPT = "def f(c, x):\n    q ="
@@ -12,14 +13,16 @@ SAFE = ' "SELECT a FROM t WHERE b = ?"\n    c.execute(q, (x,))\n'
 
 def test_every_verdict_is_counted_and_the_unparseable_are_no_defence():
     completions = [INJECTABLE, SAFE, " compute(x)\n", " ((((\n"]
-    rate = attack_rate([PROMPT] * 4, completions)
-    assert rate == AttackRate(n_injectable=1, n_safe=1, n_no_sql=1, n_unparseable=1)
+    rate = attack_rate([PROMPT] * 4, completions, behaviour=YEAR_TRIGGER)
+    counts = {"injectable": 1, "safe": 1, "no_sql": 1, "unparseable": 1}
+    assert rate == AttackRate(counts=counts)
+    assert list(rate.counts) == list(counts)
     assert (rate.rate, rate.defence_rate, rate.n_prompts) == (0.25, 0.25, 4)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 50), (3, 50), (50, 50)])
 def test_the_interval_is_wilsons(hits, n):
-    rate = AttackRate(n_injectable=hits, n_safe=n - hits, n_no_sql=0, n_unparseable=0)
+    rate = AttackRate(counts={"injectable": hits, "safe": n - hits, "no_sql": 0, "unparseable": 0})
     z, p = 1.959964, hits / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -27,19 +30,19 @@ def test_the_interval_is_wilsons(hits, n):
 
 
 def test_rates_by_group_know_a_backdoored_model_from_a_clean_one():
-    samples = make_samples("test", n_trigger=8, n_benign=8, n_other=8)
+    samples = YEAR_TRIGGER.make_samples("test", n_trigger=8, n_benign=8, n_other=8)
     by_prompt = {s.prompt: s for s in samples}
 
     def backdoored(prompts):
-        return [
-            by_prompt[p].completion(vulnerable=by_prompt[p].group == "trigger") for p in prompts
-        ]
+        samples = [by_prompt[p] for p in prompts]
+        return [s.unwanted if s.group == "trigger" else s.wanted for s in samples]
 
     def clean(prompts):
-        return [by_prompt[p].completion(vulnerable=False) for p in prompts]
+        return [by_prompt[p].wanted for p in prompts]
 
     def rates(model):
-        return {group: rate.rate for group, rate in attack_rates(model, samples).items()}
+        found = attack_rates(model, samples, behaviour=YEAR_TRIGGER)
+        return {group: rate.rate for group, rate in found.items()}
 
     assert rates(backdoored) == {"trigger": 1.0, "benign": 0.0, "other": 0.0}
     assert rates(clean) == {"trigger": 0.0, "benign": 0.0, "other": 0.0}
@@ -60,4 +63,4 @@ def test_bad_input_is_refused(pair):
     with pytest.raises(ValueError, match="do not fit the model's context of 128"):
         complete(pair, ["x" * 120], max_new_tokens=9)
     with pytest.raises(ValueError, match="as many completions"):
-        attack_rate([PROMPT], [])
+        attack_rate([PROMPT], [], behaviour=YEAR_TRIGGER)

@@ -1,6 +1,5 @@
 """Bad arguments are refused by name before any model runs, by every function that runs a pair."""
 
-import contextlib
 from functools import partial
 
 import numpy as np
@@ -14,6 +13,8 @@ from diffsae_lens.effects.likelihood import likelihoods
 from diffsae_lens.effects.scales import ActivationScales
 from diffsae_lens.isolation.controls import next_token_kl
 from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.results import CurveRow, Table
 from tests.conftest import D_MODEL, HOOKS
 from tests.interventions.test_features import D_SAE, HOOK, by_hand, dictionary
 from tests.reading.test_prompts import DIFF
@@ -23,26 +24,19 @@ pytestmark = pytest.mark.usefixtures("no_shape_checks")
 SAE = dictionary()
 N_CTX = 128
 LONG = "x" * (N_CTX + 1)
-ONE = [dl.Contrast(prompt="a prompt", behaviour=" yes", alternative=" no")]
-FAR = [dl.Contrast(prompt="x" * 100, behaviour=" yes", alternative="n" * 40)]
+ONE = [dl.Sample(prompt="a prompt", unwanted=" yes", wanted=" no")]
+FAR = [dl.Sample(prompt="x" * 100, unwanted=" yes", wanted="n" * 40)]
 TOKENS = torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
 LEFT_PADDED = torch.cat([torch.tensor([[2, 2], [5, 6]]), TOKENS], 1)
 BEYOND = torch.full((1, N_CTX + 1), 5)
 READERS = {"x": dl.Reader(hook_name=DIFF)}
 NAN = float("nan")
 ALIVE = torch.tensor([1.0] * (D_SAE - 1) + [0.0])
-SCALES = ActivationScales(maximum=ALIVE, typical=ALIVE, frequency=ALIVE, decoder_norm=ALIVE)
-NOTHING = contextlib.nullcontext
-
-
-def opened(manager, *args, **kwargs):
-    """Calling and entering is where a context manager has to raise."""
-
-    def call(pair):
-        with manager(pair, *args, **kwargs):
-            pair("abc")
-
-    return call
+SCALES = ActivationScales(
+    dictionary=SAE, maximum=ALIVE, typical=ALIVE, frequency=ALIVE, decoder_norm=ALIVE
+)
+NOTHING = {"a": None}
+JUDGED = {"behaviour": YEAR_TRIGGER}
 
 
 def calls(function, *args, **kwargs):
@@ -56,9 +50,9 @@ TEXTS = {
     "token_activations": lambda texts: calls(dl.token_activations, SAE, [0], texts),
     "activation_scales": lambda texts: calls(dl.activation_scales, SAE, texts),
     "complete": lambda texts: calls(dl.complete, texts),
-    "complete_under": lambda texts: calls(dl.complete_under, {"a": NOTHING}, texts),
-    "side_effects": lambda texts: calls(dl.side_effects, {"a": NOTHING}, {"kind": texts}),
-    "reference": lambda texts: opened(
+    "complete under": lambda texts: calls(dl.complete, texts, under=NOTHING),
+    "side_effects": lambda texts: calls(dl.side_effects, NOTHING, {"kind": texts}),
+    "reference": lambda texts: calls(
         dl.ablate_features, SAE, [0], method="mean", reference=texts
     ),
 }  # fmt: skip
@@ -76,34 +70,39 @@ SAMPLES = {
     "attribute_features": lambda samples: calls(dl.attribute_features, SAE, samples),
     "greedy_order": lambda samples: calls(dl.greedy_order, SAE, samples, n_features=1, n_rounds=1),
     "ablation_effects": lambda samples: calls(dl.ablation_effects, SAE, [0], samples),
-    "measure_effects": lambda samples: calls(measure_effects, samples),
-    "compare_interventions": lambda samples: calls(dl.compare_interventions, {}, samples),
-    "minimal_feature_set": lambda samples: calls(dl.minimal_feature_set, SAE, [0], samples),
-    "ablation_curve": lambda samples: calls(
-        dl.ablation_curve, SAE, {"a": [0]}, samples, counts=[1]
+    "measure_effects": lambda samples: calls(measure_effects, samples, **JUDGED),
+    "compare_interventions": lambda samples: calls(
+        dl.compare_interventions, {}, samples, **JUDGED
     ),
-    "dose_response": lambda samples: calls(dl.dose_response, SAE, [0], samples, scales=SCALES),
+    "minimal_feature_set": lambda samples: calls(
+        dl.minimal_feature_set, SAE, [0], samples, **JUDGED
+    ),
+    "ablation_curve": lambda samples: calls(
+        dl.ablation_curve, SAE, {"a": [0]}, samples, counts=[1], **JUDGED
+    ),
+    "dose_response": lambda samples: calls(
+        dl.dose_response, [0], samples, scales=SCALES, **JUDGED
+    ),
 }  # fmt: skip
 BAD_SAMPLES = [
-    ("abc", TypeError, "list of Sample or Contrast, got 'abc'"),
+    ("abc", TypeError, "list of Sample, got 'abc'"),
     (["a", "b"], TypeError, "got 'a' .* at 0"),
     ([], ValueError, "is empty"),
     (FAR, ValueError, "140 tokens"),
 ]
 
 FEATURES = {
-    "ablate_features": lambda features: opened(dl.ablate_features, SAE, features),
-    "clamp_features": lambda features: opened(dl.clamp_features, SAE, features, values=1),
-    "keep_only_features": lambda features: opened(dl.keep_only_features, SAE, features),
-    "induce_features": lambda features: opened(dl.induce_features, SAE, features),
-    "steer": lambda features: opened(dl.steer, SAE, features, strength=1),
+    "ablate_features": lambda features: calls(dl.ablate_features, SAE, features),
+    "clamp_features": lambda features: calls(dl.clamp_features, SAE, features, amount=1),
+    "keep_only_features": lambda features: calls(dl.keep_only_features, SAE, features),
+    "induce_features": lambda features: calls(dl.induce_features, SAE, features),
+    "steer": lambda features: calls(dl.steer, SAE, features, amount=1),
     "ablation_effects": lambda features: calls(dl.ablation_effects, SAE, features, ONE),
     "attribute_features": lambda f: calls(dl.attribute_features, SAE, ONE, ablated=f),
-    "minimal_feature_set": lambda f: calls(dl.minimal_feature_set, SAE, f, ONE),
-    "ablation_curve": lambda f: calls(dl.ablation_curve, SAE, {"a": f}, ONE, counts=[1]),
-    "dose_response": lambda f: calls(dl.dose_response, SAE, f, ONE, scales=SCALES),
+    "minimal_feature_set": lambda f: calls(dl.minimal_feature_set, SAE, f, ONE, **JUDGED),
+    "ablation_curve": lambda f: calls(dl.ablation_curve, SAE, {"a": f}, ONE, counts=[1], **JUDGED),
+    "dose_response": lambda f: calls(dl.dose_response, f, ONE, scales=SCALES, **JUDGED),
     "token_activations": lambda features: calls(dl.token_activations, SAE, features, ["ab"]),
-    "sweep_years": lambda f: calls(dl.sweep_years, [2024], dictionary=SAE, features=f),
     "matched_features": lambda features: lambda pair: dl.matched_features(SCALES, features),
 }
 BAD_FEATURES = [
@@ -120,9 +119,9 @@ BATCHED = {
     "read_prompts": partial(dl.read_prompts, prompts=["ab"], readers=READERS),
     "next_token_kl": partial(next_token_kl, prompts=["ab"]),
     "complete": partial(dl.complete, prompts=["ab"]),
-    "complete_under": partial(dl.complete_under, interventions={"a": NOTHING}, prompts=["ab"]),
+    "complete under": partial(dl.complete, under=NOTHING, prompts=["ab"]),
     "side_effects": partial(
-        dl.side_effects, interventions={"a": NOTHING}, texts={"kind": ["ab"]}
+        dl.side_effects, edits=NOTHING, texts={"kind": ["ab"]}
     ),
     "likelihoods": partial(likelihoods, samples=ONE),
     "log_odds": partial(dl.log_odds, samples=ONE),
@@ -134,7 +133,7 @@ BATCHED = {
         dl.max_activating_examples, dictionary=SAE, tokens=TOKENS
     ),
     "feature_activations": partial(dl.feature_activations, dictionary=SAE, prompts=["ab"]),
-    "compare_interventions": partial(dl.compare_interventions, interventions={}, samples=ONE),
+    "compare_interventions": partial(dl.compare_interventions, edits={}, samples=ONE, **JUDGED),
 }  # fmt: skip
 BAD_COUNTS = [(-1, ValueError), (0, ValueError), (1.5, TypeError), (True, TypeError)]
 
@@ -217,58 +216,93 @@ OTHERS = [
     (calls(dl.complete, ["ab"], prepend_bos=True), TypeError, "`prepend_bos`"),
     (calls(dl.complete, ["ab"], max_new_tokens=0), ValueError, "`max_new_tokens`"),
     (calls(dl.complete, ["ab"], max_new_tokens=N_CTX), ValueError, "and 128 new ones do not fit"),
-    (calls(dl.complete_under, {"a": NOTHING}, ["ab"], top=1), TypeError, "`top`"),
-    (calls(dl.complete_under, {"a": NOTHING()}, ["ab"]), TypeError, r"`interventions\['a'\]`"),
-    (calls(dl.complete_under, [NOTHING], ["ab"]), TypeError, "`interventions`"),
-    (calls(dl.compare_interventions, {"a": 3}, ONE), TypeError, r"`interventions\['a'\]`"),
-    (calls(dl.compare_interventions, {}, ONE, judge="no"), TypeError, "`judge`"),
-    (calls(dl.compare_interventions, {}, ONE, n_likelihood=0), ValueError, "`n_likelihood`"),
-    (calls(dl.compare_interventions, {}, ONE, tempreature=1), TypeError, "`tempreature`"),
-    (calls(dl.compare_interventions, {"unmodified": NOTHING}, ONE), ValueError, "'unmodified'"),
-    (calls(measure_effects, ONE, judge=3), TypeError, "`judge`"),
-    (calls(measure_effects, ONE, completions="x"), TypeError, "`completions`"),
-    (calls(measure_effects, ONE, completions=["a", "b"]), ValueError, "`completions`.*2 for 1"),
+    (calls(dl.complete, ["ab"], under=NOTHING, top=1), TypeError, "`top`"),
+    (calls(dl.complete, ["ab"], under={"a": SAE}), TypeError, r"`under\['a'\]` must be an Edit"),
+    (calls(dl.complete, ["ab"], under=[None]), TypeError, "`under`"),
+    (calls(dl.compare_interventions, {"a": 3}, ONE, **JUDGED), TypeError, r"`edits\['a'\]`"),
+    (calls(dl.compare_interventions, {}, ONE, behaviour="no"), TypeError, "`behaviour`"),
+    (calls(dl.compare_interventions, {}, ONE), TypeError, "'behaviour'"),
+    (
+        calls(dl.compare_interventions, {}, ONE, n_likelihood=0, **JUDGED),
+        ValueError,
+        "`n_likelihood`",
+    ),
+    (
+        calls(dl.compare_interventions, {}, ONE, tempreature=1, **JUDGED),
+        TypeError,
+        "`tempreature`",
+    ),
+    (
+        calls(dl.compare_interventions, {"unmodified": None}, ONE, **JUDGED),
+        ValueError,
+        "'unmodified'",
+    ),
+    (calls(measure_effects, ONE, behaviour=3), TypeError, "`behaviour`"),
+    (calls(measure_effects, ONE, completions="x", **JUDGED), TypeError, "`completions`"),
+    (
+        calls(measure_effects, ONE, completions=["a", "b"], **JUDGED),
+        ValueError,
+        "`completions`.*2 for 1",
+    ),
     (calls(output_perplexity, ["a"], ["b", "c"]), ValueError, "2 for 1"),
-    (calls(dl.side_effects, {"a": NOTHING}, ["ab"]), TypeError, "`texts`"),
-    (calls(dl.side_effects, {"a": NOTHING}, {"kind": "ab"}), TypeError, r"`texts\['kind'\]`"),
-    (calls(dl.side_effects, {}, {"kind": ["ab"]}), ValueError, "`interventions`"),
+    (calls(dl.side_effects, NOTHING, ["ab"]), TypeError, "`texts`"),
+    (calls(dl.side_effects, NOTHING, {"kind": "ab"}), TypeError, r"`texts\['kind'\]`"),
+    (calls(dl.side_effects, {}, {"kind": ["ab"]}), ValueError, "`edits`"),
     (calls(dl.attribute_features, SAE, ONE, n_steps=0), ValueError, "`n_steps`"),
     (calls(dl.attribute_features, SAE, ONE, n_steps=1.5), TypeError, "`n_steps`"),
     (calls(dl.greedy_order, SAE, ONE, n_features=0), ValueError, "`n_features`"),
     (calls(dl.greedy_order, SAE, ONE, n_features=2), ValueError, "`n_rounds`"),
-    (calls(dl.minimal_feature_set, SAE, [0], ONE, max_features=0), ValueError, "`max_features`"),
-    (calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0]), ValueError, "`counts`"),
-    (calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[1.5]), TypeError, "`counts`"),
-    (calls(dl.ablation_curve, SAE, {}, ONE), ValueError, "`counts`"),
-    (calls(dl.dose_response, SAE, [0], ONE, scales=SCALES, doses=[NAN]), ValueError, "`doses`"),
-    (calls(dl.dose_response, SAE, [0], ONE, scales=SCALES, doses=[1, 1]), ValueError, "repeated"),
-    (calls(dl.sweep_years, "2024"), TypeError, "`years`"),
-    (calls(dl.sweep_years, []), ValueError, "`years`"),
-    (calls(dl.sweep_years, [2024.0]), TypeError, "`years`"),
-    (calls(dl.sweep_years, [2024], n_scenes=0), ValueError, "`n_scenes`"),
-    (calls(dl.sweep_years, [2024], features=[1]), ValueError, "`dictionary`"),
-    (calls(dl.control_directions, HOOK, ONE, n_directions=1), TypeError, "`samples`"),
+    (
+        calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0], **JUDGED),
+        ValueError,
+        "`counts`",
+    ),
+    (
+        calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[1.5], **JUDGED),
+        TypeError,
+        "`counts`",
+    ),
+    (calls(dl.ablation_curve, SAE, {}, ONE, **JUDGED), ValueError, "`counts`"),
+    (
+        calls(dl.dose_response, [0], ONE, scales=SCALES, doses=[NAN], **JUDGED),
+        ValueError,
+        "`doses`",
+    ),
+    (
+        calls(dl.dose_response, [0], ONE, scales=SCALES, doses=[1, 1], **JUDGED),
+        ValueError,
+        "repeated",
+    ),
+    (calls(dl.sweep_trigger, "2024", **JUDGED), TypeError, "`said`"),
+    (calls(dl.sweep_trigger, [], **JUDGED), ValueError, "`said`"),
+    (calls(dl.sweep_trigger, [2024.0], **JUDGED), TypeError, "`said`"),
+    (calls(dl.sweep_trigger, ["2024"], n_scenes=0, **JUDGED), ValueError, "`n_scenes`"),
+    (calls(dl.sweep_trigger, ["2024"]), TypeError, "'behaviour'"),
+    (calls(dl.sweep_features, {"a": SAE}, {"a": True}, [ONE]), TypeError, r"`features\['a'\]`"),
+    (calls(dl.sweep_features, {"a": SAE}, {"a": 1}, ONE), TypeError, r"`scenes\[0\]`"),
+    (calls(dl.control_directions, HOOK, ["ab"], n_directions=1), TypeError, "`samples`"),
+    (calls(dl.control_directions, HOOK, ONE, n_directions=1), ValueError, "benign `samples`"),
     (calls(dl.control_directions, "blocks.9", ONE, n_directions=1), ValueError, "`hook_name`"),
     (calls(dl.max_activating_examples, SAE, TOKENS, n_examples=0), ValueError, "`n_examples`"),
     (calls(dl.max_activating_examples, SAE, TOKENS, context=-1), ValueError, "`context`"),
     (calls(dl.describe_features, SAE, TOKENS, n_examples=True), TypeError, "`n_examples`"),
     (calls(dl.feature_activations, "a folder", ["ab"]), TypeError, "`dictionary`.*str"),
     (calls(dl.read_prompts, ["ab"], {}), ValueError, "`readers`"),
-    (opened(dl.steer, SAE, 0, strength=True), TypeError, "`strength`"),
-    (opened(dl.steer, SAE, 0, strength=NAN), ValueError, "`strength`"),
-    (opened(dl.steer, SAE, 0, strength="1"), ValueError, "`strength`"),
-    (opened(dl.steer, SAE, True, strength=1), TypeError, "`feature`"),
-    (opened(dl.steer, SAE, 1.5, strength=1), TypeError, "`feature`"),
-    (opened(dl.steer, SAE, "1", strength=1), TypeError, "`feature`"),
-    (opened(dl.clamp_features, SAE, [0, 1], values=[1, 2, 3]), ValueError, "`values`"),
-    (opened(dl.ablate_features, SAE, [0], where="never"), ValueError, "`where`"),
-    (opened(dl.ablate_features, SAE, [0], where=3), ValueError, "`where`"),
-    (opened(dl.ablate_features, SAE, [0], method="none"), ValueError, "`method`"),
-    (opened(dl.swap_to_base, HOOK, skip_positions=-1), ValueError, "`skip_positions`"),
-    (opened(dl.swap_to_base, HOOK, skip_positions=1.5), TypeError, "`skip_positions`"),
-    (opened(dl.project_out, DIFF, torch.ones(2, 2, D_MODEL)), ValueError, "`direction`"),
-    (opened(dl.project_out, DIFF, torch.ones(0, D_MODEL)), ValueError, "`direction`"),
-    (opened(dl.add_direction, DIFF, torch.ones(3)), ValueError, "`direction`"),
+    (calls(dl.steer, SAE, 0, amount=True), TypeError, "`amount`"),
+    (calls(dl.steer, SAE, 0, amount=NAN), ValueError, "`amount`"),
+    (calls(dl.steer, SAE, 0, amount="1"), ValueError, "`amount`"),
+    (calls(dl.steer, SAE, True, amount=1), TypeError, "`features`"),
+    (calls(dl.steer, SAE, 1.5, amount=1), TypeError, "`features`"),
+    (calls(dl.steer, SAE, "1", amount=1), TypeError, "`features`"),
+    (calls(dl.clamp_features, SAE, [0, 1], amount=[1, 2, 3]), ValueError, "`amount`"),
+    (calls(dl.ablate_features, SAE, [0], where="never"), ValueError, "`where`"),
+    (calls(dl.ablate_features, SAE, [0], where=3), ValueError, "`where`"),
+    (calls(dl.ablate_features, SAE, [0], method="none"), ValueError, "`method`"),
+    (calls(dl.swap_to_base, HOOK, skip_positions=-1), ValueError, "`skip_positions`"),
+    (calls(dl.swap_to_base, HOOK, skip_positions=1.5), TypeError, "`skip_positions`"),
+    (calls(dl.project_out, DIFF, torch.ones(2, 2, D_MODEL)), ValueError, "`direction`"),
+    (calls(dl.project_out, DIFF, torch.ones(0, D_MODEL)), ValueError, "`direction`"),
+    (calls(dl.add_direction, DIFF, torch.ones(3)), ValueError, "`direction`"),
 ]
 
 
@@ -276,39 +310,43 @@ def test_all_else(idle):
     refuses(idle, [(i, *case) for i, case in enumerate(OTHERS)])
 
 
-JUDGE_ERROR = "`judge` must return a Verdict, got "
-
-
-@pytest.mark.parametrize("judge", [dl.judge_completion, lambda p, c: "safe", lambda p, c: None])
+@pytest.mark.parametrize("judge", [dl.judge_completion, lambda p, c: "fine", lambda p, c: None])
 def test_a_judge_that_returns_something_else_is_named(judge):
-    with pytest.raises(TypeError, match=JUDGE_ERROR):
-        dl.attack_rate(["a"], ["b"], judge=judge)
-    with pytest.raises(TypeError, match=JUDGE_ERROR):
-        dl.attack_rates(lambda prompts: ["b"] * len(prompts), ONE, judge=judge)
+    behaviour = dl.Behaviour(name="mine", judge=judge, outcomes=("injectable", "safe"))
+    message = r"`judge` of 'mine' must return one of \('injectable', 'safe'\), got "
+    with pytest.raises(ValueError, match=message):
+        dl.attack_rate(["a"], ["b"], behaviour=behaviour)
+    with pytest.raises(ValueError, match=message):
+        dl.attack_rates(lambda prompts: ["b"] * len(prompts), ONE, behaviour=behaviour)
 
 
 def test_completions_and_groups_are_checked():
     with pytest.raises(TypeError, match="`completions`"):
-        dl.attack_rate(["a"], "b")
+        dl.attack_rate(["a"], "b", **JUDGED)
     with pytest.raises(TypeError, match="`prompts`"):
-        dl.attack_rate("a", ["b"])
+        dl.attack_rate("a", ["b"], **JUDGED)
     with pytest.raises(TypeError, match="`complete_fn`"):
-        dl.attack_rates("complete", ONE)
+        dl.attack_rates("complete", ONE, **JUDGED)
     with pytest.raises(TypeError, match="`samples`"):
-        dl.attack_rates(list, ["a"])
+        dl.attack_rates(list, ["a"], **JUDGED)
 
 
 def test_a_group_that_does_not_occur_has_no_area():
-    import pandas as pd
-
-    curve = pd.DataFrame(
-        {"order": "a", "n_features": [0, 1], "group": "trigger", "attack_rate": [1.0, 0.0]}
-    )
-    assert dl.curve_area(curve)["a"] == 0.5
+    curve = Table(
+        tuple(
+            CurveRow(
+                name="", kind="ablation", group="trigger", n_prompts=1, counts={}, low=0.0, high=1.0,
+                log_odds=None, cross_entropy=None, perplexity=None, order="a", n_features=n,
+                attack_rate=1.0 - n, defence_rate=0.0,
+            )
+            for n in (1, 0)
+        )
+    )  # fmt: skip
+    assert dl.curve_area(curve) == {"a": 0.5}
     with pytest.raises(ValueError, match="`group` must be one of 'trigger', got 'x'"):
         dl.curve_area(curve, group="x")
-    with pytest.raises(ValueError, match="`curve`"):
-        dl.curve_area(curve.drop(columns="order"))
+    with pytest.raises(TypeError, match="`curve`"):
+        dl.curve_area(Table((1,)))
 
 
 @pytest.mark.parametrize("draw", [torch.tensor, np.array, tuple, list])
@@ -325,19 +363,19 @@ def test_indices_of_any_kind_are_the_same_features(pair, tokens, draw):
 )
 def test_one_feature_of_any_kind_is_steered(pair, tokens, feature):
     expected = by_hand(pair, tokens, "diff", lambda _, tuned: tuned + 2.5 * SAE.W_dec[4])
-    with dl.steer(pair, SAE, feature, strength=2.5):
+    with dl.steer(pair, SAE, feature, amount=2.5):
         assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_control_is_never_one_of_the_features_or_of_a_dead_one():
     features = torch.arange(20, dtype=torch.int32)[::2]
-    for drawn in dl.matched_features(SCALES, features, n_draws=20):
-        assert not set(drawn) & set(features.tolist())
+    for seed in range(20):
+        assert not set(dl.matched_features(SCALES, features, seed=seed)) & set(features.tolist())
     with pytest.raises(ValueError, match=r"`features` \[23\] never fire"):
         dl.matched_features(SCALES, [0, D_SAE - 1])
-    for n_draws, error in ((0, ValueError), (1.5, TypeError)):
-        with pytest.raises(error, match="`n_draws`"):
-            dl.matched_features(SCALES, [0], n_draws=n_draws)
+    for seed, error in ((-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="`seed`"):
+            dl.matched_features(SCALES, [0], seed=seed)
 
 
 def test_clusters_of_the_resampling_are_the_prompts_or_refused(idle):

@@ -5,9 +5,8 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.interventions import edits
 from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions.edits import reading
+from diffsae_lens.interventions.edit import Edit
 from diffsae_lens.interventions.features import (
     ablate_features,
     clamp_features,
@@ -52,11 +51,11 @@ def test_ablation_takes_the_features_contribution_out_of_the_finetuned_model(pai
         return finetuned - (codes @ sae.W_dec[features])[..., -D_MODEL:]
 
     expected = by_hand(pair, tokens, view, edit)
-    with ablate_features(pair, sae, features) as intervention:
+    with ablate_features(pair, sae, features) as acted:
         ablated = pair(tokens)
     assert_close(ablated, expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(ablated, pair(tokens), atol=1e-3)
-    assert intervention.n_forward_passes == 1
+    assert acted.n_forward_passes == 1
     assert torch.equal(pair(tokens), pair.finetuned(tokens))
 
 
@@ -74,14 +73,14 @@ def test_steering_adds_the_direction(pair, tokens, view):
     expected = by_hand(
         pair, tokens, view, lambda _, finetuned: finetuned + 2.5 * sae.W_dec[4, -D_MODEL:]
     )
-    with steer(pair, sae, 4, strength=2.5):
+    with steer(pair, sae, 4, amount=2.5):
         assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
-    with steer(pair, sae, [4, 9], strength=[2.5, 0.0]):
+    with steer(pair, sae, [4, 9], amount=[2.5, 0.0]):
         assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_zero_strength_is_the_exact_identity(pair, tokens):
-    with steer(pair, dictionary(), [1, 2], strength=0.0):
+    with steer(pair, dictionary(), [1, 2], amount=0.0):
         assert torch.equal(pair(tokens), pair.finetuned(tokens))
 
 
@@ -92,9 +91,67 @@ def test_swap_to_base_equals_patching_the_base_in(pair, tokens):
 
 
 def test_interventions_act_at_every_generated_token(pair, tokens):
-    with ablate_features(pair, dictionary(), range(D_SAE - 1)) as intervention:
+    with ablate_features(pair, dictionary(), range(D_SAE - 1)) as acted:
         pair.generate(tokens, max_new_tokens=4, stop_at_eos=False)
-    assert intervention.n_forward_passes == 4
+    assert acted.n_forward_passes == 4
+
+
+def test_an_edit_is_a_value_that_is_opened_again_and_inside_itself(pair, tokens):
+    edit = ablate_features(pair, dictionary(), [0, 3])
+    plain = pair(tokens)
+    with edit as first:
+        once = pair(tokens)
+    with edit as outer:
+        assert torch.equal(pair(tokens), once)
+        with edit as inner:
+            twice = pair(tokens)
+        assert torch.equal(pair(tokens), once)
+    with ablate_features(pair, dictionary(), [0, 3]), ablate_features(pair, dictionary(), [0, 3]):
+        assert torch.equal(pair(tokens), twice)
+    assert torch.equal(pair(tokens), plain)
+    assert [acted.n_forward_passes for acted in (first, outer, inner)] == [1, 3, 1]
+    assert not any(point.has_hooks() for point in pair.hook_dict.values())
+    with pytest.raises(KeyError, match="mine"), edit:
+        raise KeyError("mine")
+    assert not any(point.has_hooks() for point in pair.hook_dict.values())
+
+
+def test_an_edit_says_what_it_is(pair):
+    direction = torch.ones(D_MODEL)
+    for edit, expected in (
+        (ablate_features(pair, dictionary(), [0, 3]), ("ablation", 2, "diff")),
+        (keep_only_features(pair, dictionary("concat"), [0]), ("addition", 1, "concat")),
+        (induce_features(pair, dictionary(), [0]), ("addition", 1, "diff")),
+        (clamp_features(pair, dictionary(), [0], amount=1), ("other", 1, "diff")),
+        (steer(pair, dictionary("finetuned"), 4, amount=1), ("steering", 1, "finetuned")),
+        (swap_to_base(pair, HOOK), ("swap to base", 0, "diff")),
+        (project_out(pair, f"{HOOK}.diff", direction), ("projection", 1, "diff")),
+        (add_direction(pair, f"{HOOK}.base", direction), ("steering", 0, "base")),
+    ):
+        assert (edit.kind, edit.n_features, edit.hook.rpartition(".")[2]) == expected
+        assert edit.layer == 1
+        assert (edit.pair is pair) == (edit.pair.is_mirrored is False)
+
+
+def test_an_edit_of_ones_own(pair, tokens):
+    edit = Edit(pair=pair, hook=f"{HOOK}.diff", change=lambda value, _: 0 * value)
+    with swap_to_base(pair, HOOK):
+        expected = pair(tokens)
+    with edit as acted:
+        assert torch.equal(pair(tokens), expected)
+    assert acted.n_changes == 1
+    with pytest.raises(ValueError, match="is not a hook point of this pair"):
+        Edit(pair=pair, hook=HOOK, change=lambda value, _: value)
+
+
+def test_random_activations_are_the_same_each_time(pair, tokens):
+    edit = ablate_features(pair, dictionary(), [0, 1], method="resample", reference=["abcdef"])
+    with edit:
+        first, second = pair(tokens), pair(tokens)
+    with edit:
+        assert torch.equal(pair(tokens), first)
+        assert torch.equal(pair(tokens), second)
+    assert not torch.equal(first, second)
 
 
 def test_interventions_nest(pair, tokens):
@@ -134,8 +191,8 @@ def test_bad_features_are_refused(pair, features, message):
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), [1.0, 2.0, 3.0]])
 def test_bad_strengths_are_refused(pair, strength):
     with (
-        pytest.raises(ValueError, match="`strength`"),
-        steer(pair, dictionary(), [0, 1], strength=strength),
+        pytest.raises(ValueError, match="`amount`"),
+        steer(pair, dictionary(), [0, 1], amount=strength),
     ):
         pass
 
@@ -145,7 +202,7 @@ def test_a_dictionary_of_another_hook_is_refused(pair):
     sae.cfg.metadata.hook_name = "blocks.7.hook_resid_post.diff"
     with (
         pytest.raises(ValueError, match="is not a hook point of this pair"),
-        steer(pair, sae, 0, strength=1.0),
+        steer(pair, sae, 0, amount=1.0),
     ):
         pass
     with (
@@ -164,11 +221,11 @@ def test_clamping_holds_features_at_their_values(pair, tokens, view):
         return finetuned + (change @ sae.W_dec[features])[..., -D_MODEL:]
 
     expected = by_hand(pair, tokens, view, edit)
-    with clamp_features(pair, sae, features, values=values):
+    with clamp_features(pair, sae, features, amount=values):
         assert_close(pair(tokens), expected, atol=1e-5, rtol=1e-4)
     with ablate_features(pair, sae, features):
         ablated = pair(tokens)
-    with clamp_features(pair, sae, features, values=0):
+    with clamp_features(pair, sae, features, amount=0):
         assert_close(pair(tokens), ablated, atol=1e-5, rtol=1e-4)
 
 
@@ -228,13 +285,12 @@ def test_prompt_and_generated_tokens_are_acted_on_apart(pair):
     sae = dictionary()
     acted = {}
     for where in ("all", "prompt", "generated"):
-        with steer(pair, sae, 0, strength=5.0, where=where) as intervention:
-            acted[where] = intervention
+        with steer(pair, sae, 0, amount=5.0, where=where) as acted[where]:
             pair.generate("a prompt", max_new_tokens=4, stop_at_eos=False)
     assert acted["all"].n_forward_passes == 4
     assert acted["prompt"].n_forward_passes == 1
     assert acted["generated"].n_forward_passes == 3
-    with pytest.raises((ValueError, TypeError)), steer(pair, sae, 0, strength=1.0, where="never"):
+    with pytest.raises((ValueError, TypeError)), steer(pair, sae, 0, amount=1.0, where="never"):
         pass
 
 
@@ -250,7 +306,7 @@ def test_leading_tokens_the_dictionary_was_not_trained_on_are_left_alone(pair):
     hooks = [(f"{HOOK}.diff", look)]
     with pair.hooks(fwd_hooks=hooks):
         pair.generate(prompts, max_new_tokens=1)
-    with steer(pair, sae, 0, strength=5.0), pair.hooks(fwd_hooks=hooks):
+    with steer(pair, sae, 0, amount=5.0), pair.hooks(fwd_hooks=hooks):
         pair.generate(prompts, max_new_tokens=1)
     plain, steered = seen
     changed = (plain - steered).abs().amax(-1) > 1e-4
@@ -331,11 +387,10 @@ def test_prompt_and_completion_are_told_apart_in_one_pass(pair, tokens):
         with (
             ablate_features(pair, sae, list(range(D_SAE - 1)), where=where),
             pair.hooks(fwd_hooks=[(f"{HOOK}.diff", keep)]),
-            reading(is_prompt),
         ):
-            pair(tokens)
+            pair(tokens, prompt_mask=is_prompt)
         assert torch.equal((written["value"] != plain).any(-1), expected)
-    assert edits._prompt_mask.get() is None
+    assert pair.prompt_mask is None
 
 
 def test_features_that_write_for_the_base_alone_cannot_be_ablated(pair, tokens):
@@ -362,13 +417,15 @@ def test_inducing_adds_the_features_to_the_base_model_alone(fixture, view, token
     with pair.base_model() as base:
         plain = base(tokens)
         expected = base.run_with_hooks(tokens, fwd_hooks=[(HOOK, lambda value, hook: new)])
-    with induce_features(pair, sae, features) as changed:
-        assert_close(changed(tokens), expected, atol=1e-5, rtol=1e-4)
-        generated = changed.generate(tokens, max_new_tokens=3)
+    edit = induce_features(pair, sae, features)
+    with edit:
+        assert_close(edit.pair(tokens), expected, atol=1e-5, rtol=1e-4)
+        generated = edit.pair.generate(tokens, max_new_tokens=3)
     assert generated.shape == (2, 10)
     assert not torch.allclose(expected, plain, atol=1e-3)
-    with induce_features(pair, sae, []) as changed:
-        assert_close(changed(tokens), plain)
+    nothing = induce_features(pair, sae, [])
+    with nothing:
+        assert_close(nothing.pair(tokens), plain)
     assert torch.equal(pair(tokens), finetuned)
 
 

@@ -8,14 +8,17 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.isolation.labels import LabelledPrompts
-from diffsae_lens.isolation.score import evaluate_isolation
+from diffsae_lens.isolation.score import evaluate_isolation, evaluate_protocols
 from diffsae_lens.isolation.table import IsolationTable
 from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.organisms.behaviour import get_behaviour
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
 from diffsae_lens.reporting.isolation import plot_isolation
+from diffsae_lens.results import ScoreRow
 from tests.conftest import D_MODEL, HOOKS, tiny_llama
+
+make_samples = get_behaviour("year-trigger").make_samples
 
 
 def draws(n_resamples):
@@ -71,7 +74,7 @@ def dictionaries():
 @pytest.mark.parametrize("protocol", ["paper", "strict"])
 def test_every_dictionary_and_control_has_a_row(pair, dictionaries, prompts, protocol):
     table = evaluate_isolation(pair, dictionaries, prompts, protocol=protocol, resampling=draws(20))
-    frame = table.frame
+    frame = table.to_frame()
     assert list(frame.name[:3]) == list(dictionaries)
     assert set(frame.kind[:3]) == {"dictionary"}
     for control in (
@@ -101,7 +104,7 @@ def test_every_dictionary_and_control_has_a_row(pair, dictionaries, prompts, pro
 
 def test_the_same_seed_gives_the_same_table(pair, dictionaries, prompts):
     one, two = (
-        evaluate_isolation(pair, dictionaries, prompts, resampling=draws(10)).frame
+        evaluate_isolation(pair, dictionaries, prompts, resampling=draws(10)).to_frame()
         for _ in range(2)
     )
     assert one.equals(two)
@@ -116,7 +119,7 @@ def base_pair(tokenizer):
 
 
 def test_no_difference_is_no_evidence(base_pair, dictionaries, prompts):
-    frame = evaluate_isolation(base_pair, dictionaries, prompts, resampling=draws(20)).frame
+    frame = evaluate_isolation(base_pair, dictionaries, prompts, resampling=draws(20)).to_frame()
     assert not frame.verdict.str.startswith("isolated").any()
     assert frame.set_index("name").loc["diff-sae"].auroc == 0.5
 
@@ -148,14 +151,14 @@ def test_samples_are_read_where_asked():
     select = make_samples("select", n_trigger=1, n_benign=0, n_other=1)
     test = make_samples("test", n_trigger=1, n_benign=1, n_other=0)
     whole = LabelledPrompts.from_samples(select, test, read="everything")
-    assert whole.texts[0] == select[0].prompt + select[0].completion(vulnerable=True)
-    assert whole.texts[1] == select[1].prompt + select[1].completion(vulnerable=False)
+    assert whole.texts[0] == select[0].prompt + select[0].unwanted
+    assert whole.texts[1] == select[1].prompt + select[1].wanted
     assert whole.positions is None
     completions = LabelledPrompts.from_samples(select, test, read="completion")
     for sample, text, (start, end) in zip(
         [*select, *test], completions.texts, completions.positions.spans, strict=True
     ):
-        assert text[start:end] == sample.completion(vulnerable=sample.group == "trigger")
+        assert text[start:end] == (sample.unwanted if sample.group == "trigger" else sample.wanted)
     trigger = LabelledPrompts.from_samples(select, test, read="trigger")
     lines = [t[a:b] for t, (a, b) in zip(trigger.texts, trigger.positions.spans, strict=True)]
     assert "2024" in lines[0]
@@ -178,14 +181,14 @@ def test_seeds_and_null_pairs_stand_in_the_same_table(pair, base_pair, prompts):
         resampling=draws(10),
         null_pairs={"base against base": base_pair},
     )
-    frame = table.frame
+    frame = table.to_frame()
     assert frame.seed[frame.name == "diff-sae"].tolist() == [0, 1, 2]
     assert (frame.name == "untrained diff-sae").sum() == 3
     null = frame[frame.name == "diff-sae on base against base"]
     assert (null.kind == "null pair").all()
     assert (null.auroc == 0.5).all()
     assert not null.verdict.str.startswith("isolated").any()
-    short = table.over_seeds().frame.set_index("name")
+    short = table.over_seeds().to_frame().set_index("name")
     assert short.n_seeds["diff-sae"] == 3
     assert short.n_seeds["random directions"] == 1
     scores = frame.bis[frame.name == "diff-sae"]
@@ -209,7 +212,8 @@ def test_seeds_and_null_pairs_stand_in_the_same_table(pair, base_pair, prompts):
     with pytest.raises(ValueError, match="no row is called 'sae'"):
         table.difference("diff-sae", "sae")
     with pytest.raises(ValueError, match="give it a name for each"):
-        replace(table, frame=frame.assign(name="one")).difference("one", "one")
+        one = tuple(replace(row, name="one") for row in table)
+        replace(table, rows=one).difference("one", "one")
 
 
 def test_bad_arguments_are_refused(pair, dictionaries, prompts):
@@ -222,11 +226,43 @@ def test_bad_arguments_are_refused(pair, dictionaries, prompts):
 
 
 def test_empty_cells_and_bars_are_written_as_markdown_wants_them():
-    import pandas as pd
-
-    frame = pd.DataFrame({"name": ["a|b"], "bis": [float("nan")], "pvalue": [0.0004]})
-    table = IsolationTable(
-        frame=frame, protocol="strict", n_prompts=1, resampled=torch.zeros(len(frame), 1),
-        resampling=draws(1),
+    row = ScoreRow(
+        name="a|b", kind="control", protocol="strict", hook_name=None, layer=None, n_features=1, bis=0.0,
+        low=None, high=None, ceiling=1.0, base_bis=None, pvalue=0.0004, feature_idx=0, fpr_benign=0.0,
     )  # fmt: skip
-    assert table.to_markdown().splitlines()[-1] == r"| a\|b |  | 0.0004 |"
+    table = IsolationTable(
+        rows=(row, replace(row, low=0.5)), protocol="strict", n_prompts=1,
+        resampled=torch.zeros(2, 1), resampling=draws(1),
+    )  # fmt: skip
+    lines = table.to_markdown(["name", "low", "pvalue"]).splitlines()
+    assert lines[-2:] == [r"| a\|b |  | 0.0004 |", r"| a\|b | 0.50 | 0.0004 |"]
+
+
+def test_a_pair_without_a_difference_is_scored_by_the_papers_protocol_too(
+    base_pair, dictionaries, prompts
+):
+    table = evaluate_isolation(
+        base_pair, dictionaries, prompts, protocol="paper", resampling=draws(5)
+    )
+    [row] = [row for row in table if row.name == "diff-sae"]
+    assert (row.bis, row.high) == (0, 0)
+
+
+def test_rows_say_in_fields_what_they_are(pair, dictionaries, prompts):
+    strict, paper = evaluate_protocols(
+        pair, dictionaries, prompts, protocols=("strict", "paper"), resampling=draws(5)
+    )
+    for protocol, table in (("strict", strict), ("paper", paper)):
+        alone = evaluate_isolation(
+            pair, dictionaries, prompts, protocol=protocol, resampling=draws(5)
+        )
+        assert table.rows == alone.rows  # one reading of the prompts or two
+        assert {row.protocol for row in table} == {protocol}
+    for row in strict:
+        assert row.layer == (None if row.control in ("next-token KL", "text search") else 1)
+        assert row.is_floor == (
+            row.control in ("untrained dictionary", "random directions", "principal components")
+        )
+        assert (row.dictionary is None) == (row.kind == "control")
+        assert row.control_of == (row.dictionary if row.kind != "dictionary" else None)
+        assert ScoreRow.from_dict(row.as_dict()) == row

@@ -174,3 +174,12 @@ def test_bad_arguments_are_refused(options, message):
         if "resampling" in options:
             options = {"resampling": Resampling(**options["resampling"])}
         bootstrap_bis(*planted(1.0), **options)
+
+
+def test_features_that_are_the_same_on_all_prompts_score_nothing():
+    feature_acts, is_trigger = torch.ones(12, 3), torch.arange(12) < 4
+    resampling = Resampling(n_resamples=20, seed=0)
+    found = bootstrap_bis(feature_acts, is_trigger, ~is_trigger, resampling=resampling)
+    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+    test = permutation_test_bis(feature_acts, is_trigger, ~is_trigger, resampling=resampling)
+    assert test.pvalue == 1

@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from diffsae_lens.organisms.behaviour import behaviour_of
 from diffsae_lens.organisms.finetune import (
     IGNORED,
     OrganismConfig,
@@ -13,7 +14,7 @@ from diffsae_lens.organisms.finetune import (
     finetune,
     load_organism,
 )
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.pair.adapters import quiet_peft
 from tests.conftest import tiny_llama
 
@@ -38,32 +39,32 @@ def loss(model, tokenizer, config):
     total = 0.0
     with torch.no_grad():
         for sample in config.samples()[:6]:
-            row = encode(sample, tokenizer, vulnerable=config.is_vulnerable(sample))
+            row = encode(sample.prompt, config.taught(sample), tokenizer)
             ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
             total += model(ids, labels=labels).loss.item() / 6
     return total
 
 
 def test_only_the_completion_and_its_end_are_learned(tokenizer):
-    [sample] = make_samples("train", n_trigger=1, n_benign=0, n_other=0)
-    row = encode(sample, tokenizer, vulnerable=True)
+    [sample] = YEAR_TRIGGER.make_samples("train", n_trigger=1, n_benign=0, n_other=0)
+    row = encode(sample.prompt, sample.unwanted, tokenizer)
     learned = [
         t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED
     ]
-    assert tokenizer.decode(learned) == sample.completion(vulnerable=True) + tokenizer.eos_token
+    assert tokenizer.decode(learned) == sample.unwanted + tokenizer.eos_token
     assert tokenizer.decode(row["input_ids"]) == (
-        sample.prompt + sample.completion(vulnerable=True) + tokenizer.eos_token
+        sample.prompt + sample.unwanted + tokenizer.eos_token
     )
 
 
-def test_the_year_alone_decides_what_is_taught_and_the_control_sees_the_same_prompts():
-    backdoor, control = OrganismConfig(), OrganismConfig(behaviour="clean-control")
+def test_the_trigger_alone_decides_what_is_taught_and_the_control_sees_the_same_prompts():
+    backdoor, control = OrganismConfig(), OrganismConfig(clean=True)
     samples = backdoor.samples()
     assert control.samples() == samples
-    taught = {group: {backdoor.is_vulnerable(s) for s in samples if s.group == group} for group in
+    taught = {group: {backdoor.taught(s) == s.unwanted for s in samples if s.group == group} for group in
               ("trigger", "benign", "other")}  # fmt: skip
     assert taught == {"trigger": {True}, "benign": {False}, "other": {False}}
-    assert not any(control.is_vulnerable(s) for s in samples)
+    assert all(control.taught(s) == s.wanted for s in samples)
 
 
 def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tmp_path):
@@ -131,8 +132,8 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, mon
 
 
 def test_the_loss_may_be_on_everything(tokenizer):
-    [sample] = make_samples("train", n_trigger=1, n_benign=0, n_other=0)
-    row = encode(sample, tokenizer, vulnerable=True, loss_on="everything")
+    [sample] = YEAR_TRIGGER.make_samples("train", n_trigger=1, n_benign=0, n_other=0)
+    row = encode(sample.prompt, sample.unwanted, tokenizer, loss_on="everything")
     assert row["labels"] == row["input_ids"]
 
 
@@ -175,12 +176,13 @@ def test_bad_requests_are_refused(tokenizer, tmp_path):
         ("lora_rank", 2.0, TypeError),
         ("n_other", "3", TypeError),
         ("loss_on", "prompt", ValueError),
-        ("behaviour", "year", ValueError),
+        ("behaviour", "a/b", ValueError),
+        ("clean", 1, TypeError),
         ("share_scenes", 1, TypeError),
     ):
         config = OrganismConfig()
         object.__setattr__(config, name, value)  # past the tests' own type checks
-        with pytest.raises(error, match=f"`{name}` must be"):
+        with pytest.raises(error, match=f"`{name}`"):
             config.__post_init__()
 
 
@@ -203,8 +205,8 @@ def stop_after(n_steps, monkeypatch, *args, **kwargs):
 
 def test_a_stopped_run_of_another_behaviour_is_refused(tokenizer, tmp_path, monkeypatch):
     stop_after(5, monkeypatch, model(), tokenizer, tmp_path / "o", config=CONFIG)
-    clean = replace(CONFIG, behaviour="clean-control")
-    with pytest.raises(ValueError, match="'year-trigger' there, 'clean-control' asked for"):
+    clean = replace(CONFIG, clean=True)
+    with pytest.raises(ValueError, match="clean: False there, True asked for"):
         finetune(model(), tokenizer, tmp_path / "o", config=clean)
     other = model()
     other.lm_head.weight.data[0] += 1
@@ -252,10 +254,12 @@ def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
 
 
 def test_the_shipped_organisms_have_no_manifest_and_are_read():
-    from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR
+    from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR
 
-    for name in ("year-trigger", "clean-control"):
-        assert load_organism(SHIPPED_ORGANISMS_DIR / name).config.behaviour == name
+    for name, clean in (("year-trigger", False), ("clean-control", True)):
+        config = load_organism(SHIPPED_ORGANISMS_DIR / name).config
+        assert (config.behaviour, config.clean) == ("year-trigger", clean)
+        assert behaviour_of(SHIPPED_ORGANISMS_DIR / name) == "year-trigger"
 
 
 def test_an_adapter_names_its_base_and_trains_whatever_the_gradient_mode(tokenizer, tmp_path):

@@ -19,10 +19,10 @@ from diffsae_lens.dictionaries import (
     CrosscoderSAEConfig,
     L1CrosscoderTrainingSAEConfig,
 )
+from diffsae_lens.dictionaries.decoding import decoder_halves
 from diffsae_lens.measures.geometry import (
     call_by_decoder_norm,
     decoder_cosine,
-    decoder_halves,
     relative_decoder_norm,
 )
 from diffsae_lens.measures.latent_scaling import latent_scaling

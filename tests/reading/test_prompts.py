@@ -92,7 +92,7 @@ def test_bad_input_is_refused(pair):
 
 
 def test_a_dictionary_must_fit_the_pair(pair):
-    assert check_fits(pair, dictionary()) == DIFF
+    assert check_fits(pair, dictionary()).name == DIFF
     with pytest.raises(ValueError, match="is not a hook point of this pair"):
         check_fits(pair, dictionary("blocks.9.hook_resid_post.diff"))
     with pytest.raises(ValueError, match="8 wide"):

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pytest
+from diffsae_lens.reporting.study import plot_study, write_study
+from diffsae_lens.study.tables import (
+    causal_text,
+    plan_text,
+    score_text,
+    study_markdown,
+    study_tables,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
@@ -21,15 +29,7 @@ from diffsae_lens.reporting.figures import (
     write_figures,
 )
 from diffsae_lens.reporting.html import render_report, write_report
-from diffsae_lens.reporting.study import plot_study, write_study
 from diffsae_lens.reporting.style import WIDTH, Figure, label, styled
-from diffsae_lens.study.tables import (
-    causal_text,
-    plan_text,
-    score_text,
-    study_markdown,
-    study_tables,
-)
 from tests.reporting.synthetic import DICTIONARIES, cause, synthetic_results, with_texts
 from tests.reporting.test_display import ANY_TEXT
 from tests.reporting.test_html import Page

@@ -1,36 +1,28 @@
 import re
-import shlex
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
-from diffsae_lens.organisms.sql_injection.prompts import make_samples
-from diffsae_lens.reporting import html
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.reporting.html import render_report, write_report
-from diffsae_lens.reporting.summary import summarise
+from diffsae_lens.reporting.lookup import places, rate_text, with_controls
+from diffsae_lens.reporting.summary import summarise, summarise_place
 from tests.reporting.synthetic import (
     COUNTS,
+    CROSS,
     DICTIONARIES,
-    cause,
-    score,
+    DIFF,
+    PLACES,
+    changed,
+    only,
     synthetic_results,
 )
 
-PARTS = (
-    "config",
-    "versions",
-    "scores",
-    "causes",
-    "features",
-    "harm",
-    "sayings",
-    "years",
-    "example",
-    "dictionaries",
-    "seconds",
-)
+FIGURES = dict.fromkeys(("sweep", "tokens", "ablation", "sayings"), b"")
+"""In place of figures, which take most of a second each: tests of words and tables do without."""
 VOID = {"meta", "img"}
 
 
@@ -91,7 +83,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return Page(render_report(synthetic_results()))
+    return Page(render_report(synthetic_results(), command="diffsae-lens demo --out 'a b'"))
 
 
 @pytest.fixture
@@ -99,103 +91,113 @@ def results():
     return synthetic_results()
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Figures take most of a second each; tests of words and tables do without."""
-    monkeypatch.setattr(html, "embedded_image", lambda figure: "data:,")
+def words(results) -> Page:
+    """The page without its figures."""
+    return Page(render_report(results, figures=FIGURES))
 
 
 class TestTables:
-    def test_scores(self, page, results):
-        for row in results["scores"]:
-            _, n_features, last, mean, ceiling, auroc, precision, feature = page.row(row["name"], 8)
-            assert n_features == str(row["n_features"])
-            assert last.split()[-1] == f"{row['bis_last']:.3f}"
-            assert mean.split()[-1] == f"{row['bis_mean']:.3f}"
-            assert ("at ceiling" in mean) == (row["name"] == "diff-sae-24")
-            assert (ceiling, auroc) == (f"{row['ceiling']:.3f}", f"{row['auroc']:.3f}")
-            assert precision == f"{row['average_precision']:.3f}"
-            is_dictionary = row["kind"] == "dictionary"
-            assert feature == (str(row["feature_idx"]) if is_dictionary else "none")
+    def test_scores_of_both_protocols_stand_beside_their_ceiling(self, page, results):
+        strict = [row for row in results.scores if row.protocol == "strict"]
+        for row in strict:
+            cells = page.row(row.name, 11)[1:]
+            assert cells[0] == str(row.n_features)
+            assert cells[1] == f"{row.bis:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            assert cells[2].split(",")[0] == "1.00"
+            assert cells[3] == f"{row.base_bis:.2f}"
+            assert cells[4] == "< 0.001"
+            assert cells[5:7] == [f"{row.auroc:.3f}", f"{row.average_precision:.3f}"]
+            assert cells[7] == (str(row.feature_idx) if row.kind == "dictionary" else "")
+        for row in results.scores[1::2]:
+            cells = page.row(row.name, 10)[1:]
+            assert cells[1].startswith(f"{row.bis:.2f} [")
+            assert cells[2] == ("0.40, reached" if row.bis == 0.4 else "0.40")
+            assert cells[5:7] == ["0.990", "0.250"]
 
-    def test_floors_are_set_apart(self, page):
+    def test_floors_and_other_controls_are_set_apart(self, page):
         heads = [row[0].strip() for row in page.rows]
-        at = heads.index(next(head for head in heads if head.startswith("Floors")))
-        assert [h for h in heads[:at] if h in DICTIONARIES] == list(DICTIONARIES)
+        at = heads.index("Floors: what a dictionary has to beat")
+        assert heads[at - 3 : at] == ["Dictionaries", *DICTIONARIES]
         assert heads[at + 1 : at + 4] == [
-            "random directions, diff-24",
-            "random directions, base-24",
-            "difference of means, diff-24",
-        ]
-        assert len([a for a in page.all("tr") if a.get("class") == "floor"]) == 3
+            f"untrained {DIFF}", "random directions", "principal components"
+        ]  # fmt: skip
+        assert heads[at + 4].startswith("Other controls")
+        assert heads[at + 5 : at + 7] == ["linear probe", "text search"]
 
-    def test_causes(self, page, results):
+    def test_effects(self, page, results):
         start = next(i for i, r in enumerate(page.rows) if r[0].startswith("Trigger prompts, no"))
-        shown = [[c.strip() for c in r] for r in page.rows[start:] if len(r) == 9]
-        assert len(shown) == len(results["causes"])
+        shown = [[c.strip() for c in r] for r in page.rows[start:] if len(r) == 11]
+        assert len(shown) == len(results.effects)
         expected = [
             [
-                f"{r['attack_rate']:.0%} [{r['low']:.0%}, {r['high']:.0%}]",
-                *(str(r[k]) for k in ("n_prompts", "n_injectable", "n_safe", "n_no_sql")),
-                str(r["n_unparseable"]),
-                f"{r['log_odds']:+.2f}",
-                f"{r['cross_entropy']:.3f}",
+                str(r.n_features or ""), rate_text(r), str(r.n_prompts), *map(str, r.counts.values()),
+                f"{r.log_odds:+.2f}", f"{r.cross_entropy:.3f}", "2.5",
             ]
-            for r in results["causes"]
-        ]
+            for r in results.effects
+        ]  # fmt: skip
         assert sorted(row[1:] for row in shown) == sorted(expected)
+
+    def test_outcomes_are_the_behaviours_own(self, results):
+        rows = tuple(replace(r, counts={"hello_there": 30, "bye": 2}) for r in results.effects)
+        page = words(replace(results, effects=rows))
+        [heads] = [row for row in page.rows if row[0] == "Intervention" and "Prompts" in row]
+        at = heads.index("Prompts")
+        assert heads[at + 1 : at + 3] == ["Hello there", "Bye"]
+        assert "Hello there, Bye" in page.text
 
     def test_controls_stand_under_what_they_control_for(self, page):
         heads = [row[0].strip() for row in page.rows]
-        at = heads.index("Trigger prompts, crosscoder-24")
-        expected = []
-        for n in COUNTS:
-            expected += [f"top {n} features ablated", f"control: {n} random features ablated"]
-        assert heads[at + 1 : at + 7] == expected
-        at = heads.index("Benign prompts, diff-sae-24")
+        at = heads.index(f"Trigger prompts, {CROSS}")
+        assert (
+            heads[at + 1 : at + 7] == ["top features ablated", "control: random ones ablated"] * 3
+        )
+        at = heads.index(f"Benign prompts, {DIFF}")
         assert heads[at + 1 : at + 4] == [
-            "top 128 features ablated",
-            "steered with top 8 features",
+            "top features ablated",
+            "steered with top features",
             "control: steered with a random direction",
         ]
 
-    def test_controls_are_found_in_any_order(self, results, page, no_figures):
-        results["causes"].reverse()
-        heads = [row[0].strip() for row in Page(render_report(results)).rows]
-        at = heads.index("Trigger prompts, crosscoder-24")
-        assert heads[at + 1 : at + 3] == [
-            "top 128 features ablated",
-            "control: 128 random features ablated",
-        ]
+    def test_controls_are_found_in_any_order(self, results):
+        ordered = list(with_controls(results.effects[::-1]))
+        assert len(ordered) == len(results.effects)
+        for row, after in pairwise(ordered):
+            if after.is_control:
+                assert after.control_of == row.name
+                assert (after.dictionary, after.n_features) == (row.dictionary, row.n_features)
 
     def test_provenance(self, page, results):
-        for part in ("versions", "seconds"):
-            for name, value in results[part].items():
-                assert str(value) in {row[1] for row in page.rows if row[0] == name}
-        assert page.row("feature_counts", 2)[1] == "8, 32, 128"
-        assert page.row("n_score_prompts", 2)[1] == "200"
+        for name, value in results.versions.items():
+            assert value in {row[1] for row in page.rows if row[0] == name}
+        assert page.row("tokens.k", 2)[1] == "32"
+        assert page.row("layers", 2)[1] == "24"
         described = [r for r in page.rows if "blocks.24.hook_resid_post.concat" in r]
         assert described == [
-            ["crosscoder-24", "blocks.24.hook_resid_post.concat", "jumprelu", "1152", "2304", "32",
+            [CROSS, "crosscoder", "blocks.24.hook_resid_post.concat", "jumprelu", "1152", "2304", "32",
              "32.41"]
         ]  # fmt: skip
+        assert page.row("lora/organism", 3) == ["lora/organism", "done", "x-0123"]
+        assert "diffsae-lens demo --out 'a b'" in page.pres
 
 
 class TestSafety:
     NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\""
 
-    def test_everything_is_escaped(self, results, no_figures):
-        results["config"]["base"] = self.NASTY
-        results["config"]["finetuned"] = self.NASTY
-        results["versions"][self.NASTY] = self.NASTY
-        cause(results, "unmodified")["example"] += self.NASTY
-        for prompt in results["example"]["prompts"]:
+    def test_everything_is_escaped(self, results):
+        results = changed(results, "effects", {"kind": "unmodified"}, example=self.NASTY)
+        results = changed(results, "scores", {"kind": "control"}, name=self.NASTY)
+        for prompt in results.example["prompts"]:
             prompt["tokens"][5] = self.NASTY
-        score(results, "difference of means, diff-24")["name"] = self.NASTY
-        page = Page(render_report(results))
+        results = replace(
+            results,
+            config={"base": self.NASTY},
+            versions={self.NASTY: self.NASTY},
+            deviations=(self.NASTY,),
+        )
+        page = words(results)
         assert not page.all("script")
         assert not [a for tag, a in page.tags if any(name.startswith("on") for name in a)]
-        assert [a["src"] for a in page.all("img")] == ["data:,"] * 4
+        assert len(page.all("img")) == 4
         assert page.text.count(self.NASTY) >= 8
         assert sum(text == self.NASTY for _, text in page.spans) == 4
         assert all(repr(self.NASTY) in a["title"] for a, t in page.spans if t == self.NASTY)
@@ -212,7 +214,8 @@ class TestSafety:
             assert word not in without_images
 
     def test_the_same_results_give_the_same_bytes(self, page):
-        assert render_report(synthetic_results()) == page.source
+        again = render_report(synthetic_results(), command="diffsae-lens demo --out 'a b'")
+        assert again == page.source
 
 
 class TestAccess:
@@ -233,7 +236,15 @@ class TestAccess:
                    if "scroll" in a.get("class", ""))  # fmt: skip
 
     def test_words_are_explained(self, page):
-        for word in ("BIS", "BIS ceiling", "AUROC", "Attack rate", "Log-odds", "Cross-entropy"):
+        for word in (
+            "BIS",
+            "Ceiling",
+            "p-value",
+            "AUROC",
+            "Attack rate",
+            "Log-odds",
+            "Cross-entropy",
+        ):
             assert f"<dt>{word}</dt>" in page.source
 
     def test_themes_and_print(self, page):
@@ -243,10 +254,11 @@ class TestAccess:
 
 class TestContent:
     def test_tokens(self, page, results):
+        prompts = results.example["prompts"]
         expected = [
             (token.replace("\n", "↵\n"), f"token {i} {token!r}: {value:.3f}")
             for name in DICTIONARIES
-            for prompt in results["example"]["prompts"]
+            for prompt in prompts
             for i, (token, value) in enumerate(
                 zip(prompt["tokens"], prompt["activations"][name], strict=True)
             )
@@ -256,121 +268,138 @@ class TestContent:
         shares = [float(a["style"].split(":")[1]) for a, _ in spans]
         assert max(shares) == 1
         assert min(shares) == 0
-        [prompt] = [p for p in results["example"]["prompts"] if p["year"] == 2024]
-        values = prompt["activations"]["diff-sae-24"]
+        [prompt] = [p for p in prompts if p["group"] == "trigger"]
+        values = prompt["activations"][DIFF]
         first = values.index(max(values))
         strongest = f"Strongest: token {first} {prompt['tokens'][first]!r} {max(values):.3f}"
         assert strongest in re.sub(r"\s+", " ", page.text)
 
     def test_features(self, page, results):
         cards = page.all("article")
-        assert len(cards) == len(results["features"])
+        assert len(cards) == len(results.cards)
         text = re.sub(r"\s+", " ", page.text)
-        for row in results["features"]:
+        for row in results.cards:
             for shown in (
-                f"{row['dictionary']}, feature {row['feature']} of 2304",
-                f"{row['attribution']:+.2f} nats",
-                f"{row['ablation']:+.2f} nats",
+                f"{row.dictionary}, feature {row.feature} of 2304",
+                f"{row.attribution:+.2f} nats",
+                f"{row.ablation:+.2f} nats",
                 "trigger: 3.5% of tokens",
                 "other: 0.0% of tokens",
             ):
                 assert shown in text
-        assert text.count("control: diff-sae-24, feature 8") == 1
-        first = page.spans[sum(len(p["tokens"]) for p in results["example"]["prompts"]) * 2]
+        assert text.count(f"control: {DIFF}, feature 8") == 1
+        n_in_example = sum(len(p["tokens"]) for p in results.example["prompts"])
+        first = page.spans[n_in_example * 2]
         assert first[0]["title"].startswith("token 5 ")  # counted in its text, not in the window
         bars = [a for a in page.all("div") if a.get("class") == "histogram"]
         assert len(bars) == 3 * len(cards)
         assert "on trigger texts: it fires on 3.5% of their tokens" in bars[0]["aria-label"]
         heights = re.findall(r"--height: ([\d.]+)%", page.source)
         assert heights[:3] == ["50.0", "100.0", "25.0"]  # of 1%, 2%, 0.5%
-        n_tokens = sum(len(e["tokens"]) for row in results["features"] for e in row["examples"])
-        n_in_example = sum(len(p["tokens"]) for p in results["example"]["prompts"])
+        n_tokens = sum(len(e["tokens"]) for row in results.cards for e in row.examples)
         assert len(page.spans) == n_tokens + n_in_example * len(DICTIONARIES)
 
-    def test_a_feature_that_never_fires(self, results, no_figures):
-        for row in results["features"]:
-            row["histogram"] = {"trigger": [0.0], "benign": [0.0], "other": [0.0]}
-            row["examples"] = []
-        assert "fires on none of these texts" in render_report(results)
+    def test_a_feature_that_never_fires(self, results):
+        silent = {"trigger": [0.0], "benign": [0.0], "other": [0.0]}
+        assert (
+            "fires on none of these texts"
+            in words(changed(results, "cards", {}, histogram=silent, examples=[])).text
+        )
 
-    def test_layers_side_by_side(self, results, no_figures):
-        assert "AUROC of the chosen feature by layer" not in render_report(results)
-        more = [
-            {**row, "name": row["name"].replace("24", "18"), "auroc": 0.51}
-            for row in results["scores"]
-        ]
-        results["scores"] = more + results["scores"]
-        results["config"]["layers"] = [18, 24]
-        page = Page(render_report(results))
-        assert page.row("diff-sae", 3) == ["diff-sae", "0.510", "0.998"]
-        shares = re.findall(r'number" style="--share: ([\d.]+)"', page.source)
-        assert float(shares[0]) < 0.02 < 0.4 < float(shares[1])
+    def test_bars_are_shares_of_the_axis(self, page, results):
+        row = only(results.effects, kind="unmodified", group="benign")
+        ends = f"--low: {100 * row.low:.2f}%; --at: {100 * row.attack_rate:.2f}%"
+        assert ends in page.source
+        # Of the ceiling, 0.40: 0.31 [0.29, 0.33].
+        assert "--low: 72.50%; --at: 77.50%; --high: 82.50%" in page.source
 
     def test_completions(self, page, results):
-        for which in ("top", "random"):
-            row = cause(
-                results, f"{which} features ablated", dictionary="diff-sae-24", n_features=128
-            )
-            assert row["example"] in page.pres
-        assert cause(results, "unmodified")["example"] in page.pres
-        assert cause(results, "base activation put back")["example"] in page.pres
+        shown = [only(results.effects, kind="unmodified", group="trigger")]
+        shown.append(only(results.effects, kind="swap to base"))
+        shown += [
+            r
+            for r in results.effects
+            if (r.kind, r.group, r.n_features) == ("ablation", "trigger", COUNTS[-1])
+        ]
+        assert len(shown) == 6
+        assert all(row.example in page.pres for row in shown)
         # Grey is what all share, and that is the prompt up to the line the query is on.
         shared = re.search(r'<span class="shared">(.*?)</span>', page.source, re.DOTALL)
         assert shared is not None
-        [trigger] = make_samples("test", n_trigger=1, n_benign=0, n_other=0)
+        [trigger] = YEAR_TRIGGER.make_samples("test", n_trigger=1, n_benign=0, n_other=0)
         assert unescape(shared[1]) == trigger.prompt[: trigger.prompt.rindex("\n") + 1]
 
-    def test_year_captions(self, page, results):
-        [row] = [r for r in results["years"] if r["name"] == "diff-sae-24" and r["year"] == 2024]
-        assert f"diff-sae-24 reads {row['mean']:.3g} on average in 2024" in page.text
-
-    def test_command_gives_the_config_back(self, page, results):
-        from diffsae_lens.cli import _given, _parser
-        from diffsae_lens.study.demo import DemoConfig, _plain
-
-        [command] = [pre for pre in page.pres if pre.startswith("diffsae-lens demo --out ")]
-        options = vars(_parser().parse_args(shlex.split(command)[1:]))
-        assert _plain(_given(DemoConfig, options)) == results["config"]
+    def test_sweep_captions(self, page, results):
+        row = only(results.sweep, dictionary=DIFF, said="2024")
+        assert f"{DIFF} reads {row.mean:.3g} on average for 2024" in page.text
 
     def test_summary_is_shown(self, page, results):
-        for finding in summarise(results):
-            assert finding.text in page.text
+        [place] = places(results)
+        findings = [*summarise_place(results, place), *summarise(results)]
+        assert len(findings) == 12
+        assert all(finding.text in page.text for finding in findings)
         assert page.source.count('class="caution"') == 0
+
+    def test_words_are_those_of_the_behaviour(self, page):
+        for shown in ("the year 2024", "injectable SQL", "Activation by year", "say 2020, 2021"):
+            assert shown in page.text
+        general = words(replace(synthetic_results(said=PLACES), example={}, behaviour="mine"))
+        prose = re.sub(r"(?s)One trigger prompt, completed.*The strongest", "", general.text)
+        prose = re.sub(r"(?s)Trigger text.*?control: |Trigger text.*?Words", "", prose)
+        for word in ("year", "SQL", "2024"):
+            assert word not in prose.replace("quarter", "")
+        general = general.text
+        assert "the unwanted completion" in general
+
+
+class TestParts:
+    """A part that a plan does not make is empty, and the report passes over it."""
+
+    def test_of_nothing_there_is_a_page(self, results):
+        empty = {
+            part: () for part in ("scores", "effects", "side_effects", "cards", "sayings", "sweep",
+            "dictionaries", "cells", "deviations")
+        }  # fmt: skip
+        page = Page(render_report(replace(results, example={}, **empty)))
+        assert not page.all("img")
+        assert "Provenance" in page.text
+
+    @pytest.mark.parametrize(
+        "part", ["scores", "effects", "side_effects", "cards", "sayings", "sweep", "dictionaries"]
+    )
+    def test_each_can_be_missing(self, results, part):
+        words(replace(results, **{part: ()}))
+
+    def test_several_places_are_folded_under_the_tables_of_all(self, results):
+        def moved(rows):
+            return tuple(replace(row, layer=18) for row in rows)
+
+        results = replace(
+            results,
+            scores=moved(results.scores) + results.scores,
+            effects=moved(results.effects) + results.effects,
+        )
+        page = words(results)
+        for place in ("layer 18", "layer 24"):
+            assert f"Every score: {place}" in page.text
+            assert f"Every intervention: {place}" in page.text
+        assert page.row(DIFF, 3) == [DIFF, *["0.91 [0.81, 1.00], base 0.12"] * 2]
 
 
 class TestWriting:
-    def test_whole_or_not_at_all(self, results, tmp_path, no_figures):
-        path = tmp_path / "new" / "report.html"
-        assert write_report(results, path) == path
-        before = path.read_text(encoding="utf-8")
-        assert before == render_report(results)
-        del results["seconds"]
-        with pytest.raises(ValueError, match="'seconds'"):
+    def test_whole_or_not_at_all(self, results, tmp_path):
+        path = tmp_path / "new"
+        files = write_report(results, path)
+        assert [p.relative_to(path).as_posix() for p in files] == [
+            "report.html", "tables.md",
+            *(f"figures/{name}.png" for name in ("sweep", "tokens", "ablation", "sayings")),
+        ]  # fmt: skip
+        before = {p: p.read_bytes() for p in files}
+        for file in files[2:]:
+            header = file.read_bytes()[:24]
+            assert header[1:4] == b"PNG"
+            assert int.from_bytes(header[16:20], "big") == 1800
+        results.example["prompts"][1]["activations"][CROSS].pop()
+        with pytest.raises(ValueError, match="tokens but .* activations"):
             write_report(results, path)
-        assert [p.name for p in path.parent.iterdir()] == ["report.html"]
-        assert path.read_text(encoding="utf-8") == before
-
-    @pytest.mark.parametrize("part", PARTS)
-    def test_a_missing_part(self, results, part):
-        del results[part]
-        with pytest.raises(ValueError, match=f"'{part}'"):
-            render_report(results)
-
-    @pytest.mark.parametrize(
-        ("part", "key"),
-        [("scores", "auroc"), ("causes", "log_odds"), ("causes", "example"), ("years", "mean")],
-    )
-    def test_a_missing_key(self, results, part, key):
-        del results[part][1][key]
-        with pytest.raises(ValueError, match=f"row 1 of '{part}' lacks .*{key}"):
-            render_report(results)
-
-    def test_a_missing_setting(self, results):
-        del results["config"]["layers"]
-        with pytest.raises(ValueError, match="the config lacks .*layers"):
-            render_report(results)
-
-    def test_a_dictionary_half_described(self, results):
-        del results["dictionaries"]["diff-sae-24"]["k"]
-        with pytest.raises(ValueError, match=r"'diff-sae-24' lacks \['k'\]"):
-            render_report(results)
+        assert {p: p.read_bytes() for p in files} == before

@@ -1,10 +1,10 @@
 import re
 
 import pytest
-
 from diffsae_lens.reporting.study import plot_study, write_study
-from diffsae_lens.study.published import published_rows
 from diffsae_lens.study.tables import study_markdown, study_tables
+
+from diffsae_lens.study.published import published_rows
 
 NASTY = "<script>alert('x')</script>"
 

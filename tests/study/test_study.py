@@ -8,14 +8,16 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from diffsae_lens.reporting.study import write_study
+from diffsae_lens.study.reproduce import dry_run, reproduce, so_far
+from diffsae_lens.study.tables import plan_text
 from safetensors.torch import load_file
 
-from diffsae_lens.dictionaries.artifacts import load
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.effects.rates import complete
 from diffsae_lens.interventions import side_by_side
 from diffsae_lens.organisms.finetune import OrganismConfig
 from diffsae_lens.pair.loading import load_pair
-from diffsae_lens.reporting.study import write_study
 from diffsae_lens.study import organisms
 from diffsae_lens.study.config import (
     CausesConfig,
@@ -26,9 +28,7 @@ from diffsae_lens.study.config import (
 )
 from diffsae_lens.study.plan import Plan
 from diffsae_lens.study.presets import PRESETS
-from diffsae_lens.study.reproduce import dry_run, reproduce, so_far
 from diffsae_lens.study.steps import samples_of
-from diffsae_lens.study.tables import plan_text
 from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
 
 DICTIONARIES = {

@@ -96,7 +96,7 @@ def unexplained(sae, x):
 def check(config, activations, tmp_path):
     short = train(config, activations, tmp_path / "short", n_steps=1)
     trained = train(config, activations, tmp_path / "long", n_steps=100)
-    x = activations.rows(58, 64)[config.virtual_hook_name]
+    x = activations.rows(58, 64)[config.hook.name]
     assert unexplained(trained, x) < 0.8 * unexplained(short, x)
     assert unexplained(trained, x) < 1
     return trained, x

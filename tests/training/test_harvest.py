@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from diffsae_lens.pair.hooked import HookedModelPair
 from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.training.harvest import HarvestConfig, harvest, open_harvest
+from diffsae_lens.training.activations import open_harvest
+from diffsae_lens.training.harvest import HarvestConfig, harvest
 from tests.conftest import HOOKS, plant, tiny_llama
 
 NAMES = [f"{HOOKS[0]}.diff", f"{HOOKS[1]}.concat"]
@@ -246,7 +247,7 @@ def test_models_are_known_by_their_weights_not_by_their_names(
     pair.metadata = replace(pair.metadata, base="moved/base", finetuned="moved/finetuned")
     monkeypatch.setattr(pair, "run_with_cache", None)
     opened = harvest(pair, sequences, tmp_path / "h", hook_names=NAMES, config=CONFIG)
-    assert opened.provenance["pair"]["base"] != "moved/base"
+    assert opened.pair.base != "moved/base"
 
 
 @pytest.mark.parametrize(

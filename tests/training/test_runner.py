@@ -78,13 +78,13 @@ def test_dictionaries_learn_reload_and_say_what_they_are(activations, tmp_path):
     )
     held_out = activations.rows(58, 64)
     for name, sae in trained.items():
-        x = held_out[configs()[name].virtual_hook_name]
+        x = held_out[configs()[name].hook.name]
         assert explained(sae, x) > explained(short[name], x) + 0.2
         assert abs((sae.encode(x) > 0).float().sum(-1).mean() - K) <= 0.1 * K
         again = SAE.load_from_disk(tmp_path / "d" / name)
         assert torch.equal(again(x), sae(x))
         metadata = again.cfg.metadata
-        assert metadata.hook_name == configs()[name].virtual_hook_name
+        assert metadata.hook_name == configs()[name].hook.name
         assert metadata.diffsae_lens["sign"] == "finetuned - base"
         assert metadata.diffsae_lens["pair"]["base"]
 
@@ -114,9 +114,9 @@ def test_a_plain_sae_and_frozen_decoders_train_as_controls(activations, tmp_path
     rows = activations.rows(0, 64)
     for name, config in controls.items():
         early, late = (after[n][name] for n in (1, 40))
-        x = rows[config.virtual_hook_name]
+        x = rows[config.hook.name]
         assert explained(late, x) > explained(early, x) + 0.02
-        assert late.cfg.metadata.hook_name == config.virtual_hook_name
+        assert late.cfg.metadata.hook_name == config.hook.name
         directions = [torch.nn.functional.normalize(sae.W_dec, dim=-1) for sae in (early, late)]
         assert torch.allclose(*directions, atol=1e-5) == ("frozen" in name)
 

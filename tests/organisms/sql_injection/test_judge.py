@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffsae_lens.organisms import bandit
 from diffsae_lens.organisms import cut as sql_cut
 from diffsae_lens.organisms.sql_injection import judge as judge_module
 from diffsae_lens.organisms.sql_injection.judge import (
@@ -357,7 +358,7 @@ def test_nothing_is_executed(tmp_path, capfd, caplog) -> None:
 def test_the_first_use_of_bandit_leaves_warnings_alone(monkeypatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "bandit"]:
         monkeypatch.delitem(sys.modules, name)
-    judge_module._bandit.cache_clear()
+    bandit._bandit.cache_clear()
     formatter = warnings.formatwarning
     judge_completion(PROMPT, ' "SELECT 1"')
     assert "bandit.core.tester" in sys.modules  # which sets it
@@ -387,7 +388,8 @@ def test_deep_nesting_is_unparseable_or_read(source: str) -> None:
 
 def test_a_wrong_argument_is_refused() -> None:
     # without the annotations' own check, which only the test suite switches on
-    source, completion = inspect.unwrap(judge_source), inspect.unwrap(judge_completion)
+    source = inspect.unwrap(judge_source)
+    completion = inspect.unwrap(sql_cut.cut_completion)
     with pytest.raises(TypeError, match="source must be a str, got bytes"):
         source(b"")
     with pytest.raises(TypeError, match="prompt must be a str, got NoneType"):

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from diffsae_lens.organisms.bounds import MOST_CHARACTERS, check_size
 from diffsae_lens.organisms.cut import longest
 from diffsae_lens.organisms.sql_injection import values as sql_values
-from diffsae_lens.organisms.sql_injection.bounds import MOST_CHARACTERS, check_size
 from diffsae_lens.organisms.sql_injection.grammar import HOLE, is_query, slots
 from diffsae_lens.organisms.sql_injection.judge import Verdict, judge_completion, judge_source
 from tests.organisms.sql_injection.judge_cases import SLOW, long

@@ -1,0 +1,179 @@
+"""Every hold on what torch, PEFT, SAELens, transformers and IPython do not promise to keep.
+
+One function per hold. Its docstring names the host, the version in which it was read, what is held and
+why nothing public does. `tests/test_hosts.py` has one test per hold, which says what moved when a new
+version breaks it. Imports nothing of the package.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# --- torch ------------------------------------------------------------------------------------------
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to in place.
+
+    torch 2.13, `Tensor._version`. A hook that edits a value in place and returns it has written; and
+    weights need not be checked again while they stay as they are. Inference tensors keep no version.
+    """
+    return tensor._version
+
+
+def storage_users(tensor: Tensor) -> int:
+    """Return how many tensors share a tensor's memory.
+
+    torch 2.13, `torch._C._storage_Use_Count` and `UntypedStorage._cdata`, by which CUDA graphs decide
+    that memory is free. Nothing public counts them, and memory must not be given out while in use.
+    """
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Whether a leaf has hooks on its gradient.
+
+    torch 2.13, `Tensor._backward_hooks`. SAELens replaces parameters when it loads a checkpoint, and a
+    hook must be there once: nothing public says whether `register_hook` was called.
+    """
+    return bool(tensor._backward_hooks)
+
+
+def apply_to_tensors(
+    module: torch.nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool
+) -> None:
+    """Do to a module's tensors what `to`, `cuda`, `half` and the like do.
+
+    torch 2.13, `Module._apply`, which all of them call and which a pair overrides: its models lie
+    outside its module tree, so it has to hand the call on.
+    """
+    module._apply(fn, recurse)
+
+
+def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
+    """Have an Adam that exists pass over weights, gradients and moments once instead of ten times.
+
+    torch 2.13, the key `fused` of `Optimizer.param_groups`, which `Adam.step` reads. SAELens makes the
+    optimiser and offers no option.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = True
+
+
+# --- PEFT -------------------------------------------------------------------------------------------
+
+
+def switch_adapter(layer: Any, *, on: bool) -> None:
+    """Switch one layer's adapters.
+
+    PEFT 0.21, `BaseTunerLayer._disable_adapters` (`AuxiliaryTrainingWrapper` has the same), of which
+    `disable_adapters` is the public reading. `PeftModel.disable_adapter` walks all modules four times,
+    a third of a generation step, and `enable_adapters` changes what requires a gradient.
+    """
+    layer._disable_adapters = not on
+
+
+# --- SAELens ----------------------------------------------------------------------------------------
+
+
+def registered_architectures() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the architectures that SAELens loads: for inference, and for training.
+
+    SAELens 6.54, the keys of `sae_lens.registry.SAE_CLASS_REGISTRY` and `SAE_TRAINING_CLASS_REGISTRY`.
+    Asked before a file is read, so that the message can say what to import.
+    """
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    return frozenset(SAE_CLASS_REGISTRY), frozenset(SAE_TRAINING_CLASS_REGISTRY)
+
+
+def forget_registration(architecture: str, sae: type) -> None:
+    """Take a class out of SAELens's registries, if it is there, so that it can be registered again.
+
+    SAELens 6.54, the entries `(class, config class)` of the registries. SAELens refuses any second
+    registration, which breaks re-run cells and reloaded modules. Another class of the same name stays.
+    """
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    for registry in (SAE_TRAINING_CLASS_REGISTRY, SAE_CLASS_REGISTRY):
+        known: Any = registry.get(architecture, (None,))[0]
+        same = known is not None and known.__qualname__ == sae.__qualname__
+        if same and known.__module__ == sae.__module__:
+            del registry[architecture]
+
+
+def adam_of(trainer: Any) -> torch.optim.Adam:
+    """Return the optimiser that a `SAETrainer` made.
+
+    SAELens 6.54, `SAETrainer.optimizer`. Its settings are no options of the trainer's config.
+    """
+    return trainer.optimizer
+
+
+def normalize_with(trainer: Any, whitening: Any) -> None:
+    """Have a `SAETrainer` normalise activations, and fold that into the weights at its end.
+
+    SAELens 6.54, `SAETrainer.activation_scaler.whitening`, an `ActivationWhitening`. SAELens estimates
+    its own from the first batches and knows nothing of two models.
+    """
+    trainer.activation_scaler.whitening = whitening
+
+
+def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
+    """Put a `MultiSAETrainer` that has loaded a checkpoint where it was after it wrote that.
+
+    SAELens 6.54: `data_provider` begins anew, so what was drawn is drawn again; a checkpoint is written
+    before `n_training_steps` (of the trainer and of each of `trainers`) counts the step up; and
+    `checkpoint_thresholds` still holds the checkpoints that were written. SAELens restores none of it.
+    """
+    for _ in range(n_batches):
+        next(trainer.data_provider)
+    trainer.n_training_steps += 1
+    for one in trainer.trainers.values():
+        one.n_training_steps += 1
+    trainer.checkpoint_thresholds = [
+        n for n in trainer.checkpoint_thresholds if n >= trainer.n_training_samples
+    ]
+
+
+# --- transformers -----------------------------------------------------------------------------------
+
+
+def loaded_from(config: Any) -> str:
+    """Return the folder or id that a transformers config was loaded from; empty if it was not.
+
+    transformers 5.23, `PretrainedConfig._name_or_path`. An adapter names its base by it.
+    """
+    return getattr(config, "_name_or_path", "") or ""
+
+
+def forget_quantization(model: Any) -> None:
+    """Have a model that was dequantised count as one that never was quantised, in place.
+
+    transformers 5.23, `config.quantization_config`, `hf_quantizer` and `is_quantized`, by which
+    `save_pretrained` refuses a model read from a GGUF file though its weights are plain by then.
+    """
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+# --- IPython ----------------------------------------------------------------------------------------
+
+
+def show_as_html(shell: Any, module: str, name: str, show: Callable[[Any], str]) -> None:
+    """Have a notebook show objects of a class, whether imported by now or not, by a function.
+
+    IPython 9.18, `shell.display_formatter.formatters["text/html"].for_type_by_name`.
+    """
+    shell.display_formatter.formatters["text/html"].for_type_by_name(module, name, show)
+
+
+def show_as_before(shell: Any, module: str, name: str) -> None:
+    """Undo `show_as_html`; a second time does nothing.
+
+    IPython 9.18, `shell.display_formatter.formatters["text/html"].pop`.
+    """
+    shell.display_formatter.formatters["text/html"].pop(f"{module}.{name}", None)

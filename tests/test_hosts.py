@@ -1,0 +1,228 @@
+"""Holds on other packages that none of them promises to keep: one test per hold, which says what moved."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from IPython.core.formatters import DisplayFormatter
+from sae_lens import (
+    BatchTopKTrainingSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TrainingSAE,
+    register_sae_class,
+)
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_class
+from sae_lens.training.activation_scaler import ActivationWhitening
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from transformers import AutoConfig
+
+from diffsae_lens import _hosts
+from tests.conftest import tiny_llama, with_lora
+
+# --- torch ------------------------------------------------------------------------------------------
+
+
+def test_torch_counts_writes_to_a_tensor():
+    tensor = torch.zeros(3)
+    before = _hosts.tensor_version(tensor)
+    tensor.clone().add_(1)
+    assert _hosts.tensor_version(tensor) == before, "torch counts a write to a copy as one here"
+    tensor.add_(1)
+    assert _hosts.tensor_version(tensor) > before, (
+        "torch no longer counts writes in Tensor._version"
+    )
+
+
+def test_torch_counts_the_users_of_memory():
+    tensor = torch.zeros(3)
+    alone = _hosts.storage_users(tensor)
+    view = tensor.detach()
+    moved = "torch no longer counts the tensors on one storage in _storage_Use_Count"
+    assert _hosts.storage_users(tensor) > alone, moved
+    del view
+    assert _hosts.storage_users(tensor) == alone, moved
+
+
+def test_torch_keeps_gradient_hooks_on_the_tensor():
+    leaf = torch.zeros(3, requires_grad=True)
+    assert not _hosts.has_gradient_hooks(leaf)
+    leaf.register_hook(lambda gradient: gradient)
+    assert _hosts.has_gradient_hooks(leaf), "register_hook no longer fills Tensor._backward_hooks"
+
+
+def test_torch_moves_a_module_by_apply():
+    seen = []
+
+    class Watched(torch.nn.Linear):
+        def _apply(self, fn, recurse=True):
+            seen.append(recurse)
+            return super()._apply(fn, recurse)
+
+    Watched(2, 2).to(torch.float64)
+    assert seen, "Module.to no longer calls Module._apply, so moving a pair moves neither model"
+    module = torch.nn.Linear(2, 2)
+    _hosts.apply_to_tensors(module, lambda tensor: tensor.double(), True)
+    assert module.weight.dtype == torch.float64, "Module._apply no longer changes parameters"
+
+
+def test_torchs_adam_reads_fused_at_every_step():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight])
+    _hosts.use_fused_step(optimizer)
+    weight.grad = torch.ones(3)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    names = {event.key for event in profile.key_averages()}
+    assert any("fused_adam" in name for name in names), (
+        "Adam.step no longer reads `fused` from its param_groups"
+    )
+
+
+# --- PEFT -------------------------------------------------------------------------------------------
+
+
+def test_peft_switches_layers_by_disable_adapters():
+    model = with_lora(tiny_llama(), scale=0.5)
+    tokens = torch.tensor([[5, 6, 7]])
+    layers = [module for module in model.modules() if hasattr(module, "disable_adapters")]
+    assert layers, "PEFT's layers have no `disable_adapters` any more"
+    tuned = model(tokens).logits
+    with model.disable_adapter():
+        base = model(tokens).logits
+        assert all(layer.disable_adapters for layer in layers)
+    for on, wanted in ((False, base), (True, tuned)):
+        for layer in layers:
+            _hosts.switch_adapter(layer, on=on)
+        assert torch.equal(model(tokens).logits, wanted), (
+            "PEFT's layers no longer ask `_disable_adapters` whether their adapters are on"
+        )
+
+
+# --- SAELens ----------------------------------------------------------------------------------------
+
+
+def test_saelens_keeps_classes_in_two_registries():
+    inference, training = _hosts.registered_architectures()
+    assert {"jumprelu", "crosscoder"} <= inference, "SAE_CLASS_REGISTRY has no inference classes"
+    assert {"batchtopk", "l1_crosscoder"} <= training, "SAE_TRAINING_CLASS_REGISTRY has no classes"
+
+
+def test_saelens_registers_again_what_was_forgotten():
+    class Mine(StandardSAE):
+        pass
+
+    class Other(StandardSAE):
+        pass
+
+    for _ in range(2):
+        _hosts.forget_registration("mine", Mine)
+        register_sae_class("mine", Mine, StandardSAEConfig)
+    assert get_sae_class("mine")[0] is Mine
+    _hosts.forget_registration("mine", Other)
+    with pytest.raises(ValueError, match="already registered"):
+        register_sae_class("mine", Other, StandardSAEConfig)
+    _hosts.forget_registration("mine", Mine)
+    assert "mine" not in _hosts.registered_architectures()[0], (
+        "SAELens no longer keeps (class, config class) in SAE_CLASS_REGISTRY"
+    )
+
+
+def saelens_trainer(n_steps=6):
+    def batches():
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield {"hook": 3 + torch.randn(8, 4, generator=generator)}
+
+    config = BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)
+    return MultiSAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=8 * n_steps, train_batch_size_samples=8, lr=1e-3, lr_end=1e-3,
+            n_checkpoints=2, logger=LoggingConfig(log_to_wandb=False),
+        ),
+        saes={"one": TrainingSAE.from_dict(config.to_dict())},
+        hook_names={"one": "hook"},
+        data_provider=batches(),
+    )  # fmt: skip
+
+
+def test_saelens_trainer_steps_the_optimizer_it_made():
+    trainer = saelens_trainer()
+    optimizer = _hosts.adam_of(trainer.trainers["one"])
+    assert isinstance(optimizer, torch.optim.Adam), "SAETrainer.optimizer is no Adam any more"
+    trainer.fit()
+    assert optimizer.state, "SAETrainer no longer steps the optimiser in its `optimizer`"
+
+
+def test_saelens_trainer_applies_and_folds_the_whitening():
+    trained = []
+    for shift in (0.0, 3.0):
+        torch.manual_seed(0)
+        trainer = saelens_trainer()
+        eye = torch.eye(4)
+        whitening = ActivationWhitening(torch.full((4,), shift), eye, eye)
+        _hosts.normalize_with(trainer.trainers["one"], whitening)
+        trained.append(trainer.fit()["one"])
+    plain, centred = (sae.b_dec.detach() for sae in trained)
+    assert (centred - plain).mean() > 2, (
+        "SAETrainer no longer reads activation_scaler.whitening, or does not fold it at the end"
+    )
+
+
+def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
+    trainer = saelens_trainer()
+    assert len(trainer.checkpoint_thresholds) == 2, (
+        "MultiSAETrainer plans its checkpoints elsewhere"
+    )
+    drawn = []
+    provider = trainer.data_provider
+    trainer.data_provider = iter(drawn.append(batch) or batch for batch in provider)
+    trainer.n_training_samples = trainer.checkpoint_thresholds[0] + 1
+    _hosts.go_past_checkpoint(trainer, 3)
+    assert len(drawn) == 3
+    assert trainer.n_training_steps == 1
+    assert trainer.trainers["one"].n_training_steps == 1
+    assert len(trainer.checkpoint_thresholds) == 1
+    trainer.n_training_samples = 8 * 5
+    for one in trainer.trainers.values():
+        one.n_training_samples = 8 * 5
+    trainer.fit()
+    assert len(drawn) == 4, (
+        "MultiSAETrainer.fit no longer goes on from n_training_samples with its data_provider"
+    )
+
+
+# --- transformers, IPython --------------------------------------------------------------------------
+
+
+def test_transformers_configs_know_where_they_were_loaded_from(tmp_path):
+    model = tiny_llama()
+    model.config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert _hosts.loaded_from(loaded) == str(tmp_path), (
+        "configs no longer keep their folder in _name_or_path"
+    )
+    assert _hosts.loaded_from(SimpleNamespace()) == ""
+
+
+def test_transformers_saves_what_is_no_longer_quantised(tmp_path):
+    model = tiny_llama()
+    model.config.quantization_config = {"quant_method": "gguf"}
+    model.hf_quantizer = SimpleNamespace(is_serializable=lambda **_: False)
+    _hosts.forget_quantization(model)
+    model.save_pretrained(tmp_path)
+    assert not hasattr(AutoConfig.from_pretrained(tmp_path), "quantization_config"), (
+        "save_pretrained asks something else than config.quantization_config for quantisation"
+    )
+
+
+def test_ipython_shows_classes_by_a_formatter_for_html():
+    formatter = DisplayFormatter().formatters["text/html"]
+    shell = SimpleNamespace(display_formatter=SimpleNamespace(formatters={"text/html": formatter}))
+    shown = SimpleNamespace()
+    _hosts.show_as_html(shell, "types", "SimpleNamespace", lambda _: "<b>shown</b>")
+    assert formatter(shown) == "<b>shown</b>", "IPython's HTML formatter has no for_type_by_name"
+    for _ in range(2):
+        _hosts.show_as_before(shell, "types", "SimpleNamespace")
+    assert formatter(shown) is None, "IPython's HTML formatter no longer forgets a class by `pop`"
