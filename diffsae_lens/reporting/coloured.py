@@ -20,14 +20,14 @@ def coloured_prompts(results: Results) -> list[dict[str, Any]]:
     colours = dictionary_colours(results.dictionaries)
     out = []
     for name in names:
-        peak = max((max(p["activations"][name], default=0.0) for p in prompts), default=0.0)
+        peak = max((max(p.activations[name], default=0.0) for p in prompts), default=0.0)
         blocks = []
         for prompt in prompts:
-            tokens, values = prompt["tokens"], prompt["activations"][name]
+            tokens, values = prompt.tokens, prompt.activations[name]
             strongest = sorted(range(len(tokens)), key=lambda i: -values[i])[:3]
             blocks.append(
                 {
-                    "said": said_text(prompt["said"]),
+                    "said": said_text(prompt.said),
                     "spans": _spans(colours[name], tokens, values, peak),
                     "strongest": [
                         (i, repr(cut(tokens[i], TOKEN_LIMIT)), values[i])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens.reporting.effects import plot_sayings
 from diffsae_lens.reporting.glance import plot_glance
-from diffsae_lens.reporting.lookup import Place, ablations, first, places, words_of
+from diffsae_lens.reporting.lookup import Place, ablations, check_one_place, first, places, words_of
 from diffsae_lens.reporting.said import SaidAxis
 from diffsae_lens.reporting.style import (
     INK,
@@ -25,29 +26,48 @@ from diffsae_lens.reporting.token_figure import plot_tokens
 from diffsae_lens.results import EffectRow, SweepRow, Table
 from diffsae_lens.study.results import Results
 
-MOST_PANELS = 8
-"""Of the ablation figure; with more dictionaries and places the overview shows them better."""
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure that there are rows for."""
+
+    name: str
+    """Of its file."""
+    kind: str
+    """`overview`, `sweep`, `tokens`, `ablation` or `sayings`."""
+    place: Place | None
+    """None for one of the whole study."""
+    draw: Callable[[], Figure]
 
 
-def figures_of(results: Results) -> dict[str, Callable[[], Figure]]:
-    """Return the figures that a run has rows for, by name; each is drawn when it is called."""
-    found = {
-        "overview": partial(plot_glance, results),
-        "sweep": partial(plot_sweep, results),
-        "tokens": partial(plot_tokens, results),
-        "ablation": partial(plot_ablation, results),
-        "sayings": partial(
-            plot_sayings, Table(results.sayings), said=words_of(results).said
-        ),
-    }  # fmt: skip
-    has_rows = {
-        "overview": bool(results.scores) and len(places(results)) > 1,
-        "sweep": bool(results.sweep),
-        "tokens": bool(results.example.get("prompts")),
-        "ablation": 0 < len(_panels_of(results)) <= MOST_PANELS,
-        "sayings": bool(results.sayings),
-    }
-    return {name: draw for name, draw in found.items() if has_rows[name]}
+def drawings_of(results: Results) -> list[Drawing]:
+    """Return the figures that a run has rows for; each is drawn when it is asked for."""
+    where = places(results)
+    found = []
+    if results.scores and len(where) > 1:
+        draw = partial(plot_glance, results)
+        found.append(Drawing(name="overview", kind="overview", place=None, draw=draw))
+    for place in where:
+        here = place.of(results)
+        drawn: dict[str, Callable[[], Figure]] = {}
+        if here.sweep:
+            drawn["sweep"] = partial(plot_sweep, here)
+        if here.example:
+            drawn["tokens"] = partial(plot_tokens, here)
+        if any(
+            len(pairs) > 1 for pairs in ablations(here.effects).values()
+        ):  # of one point: no curve
+            drawn["ablation"] = partial(plot_ablation, here)
+        if here.sayings and place == next(p for p in where if p.regime == place.regime):
+            table = Table(here.sayings)
+            drawn["sayings"] = partial(plot_sayings, table, said=words_of(results).said)
+        where_text = [str(part) for part in (place.regime, place.layer) if part is not None]
+        ending = "".join(f"-{part}" for part in where_text) if len(where) > 1 else ""
+        found += [
+            Drawing(name=f"{kind}{ending}", kind=kind, place=place, draw=draw)
+            for kind, draw in drawn.items()
+        ]
+    return found
 
 
 @styled
@@ -58,14 +78,15 @@ def plot_sweep(results: Results) -> Figure:
     unit: the mean over the scenes, and every scene as a dot.
 
     Args:
-        results: of a run; its `sweep` is drawn.
+        results: of one place; its `sweep` is drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or some of several places.
     """
+    check_one_place(results)
     panels: dict[str, list[SweepRow]] = {}
     for row in results.sweep:
         panels.setdefault(row.dictionary, []).append(row)
@@ -124,26 +145,26 @@ def _panels(n_panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
 def plot_ablation(results: Results) -> Figure:
     """Draw the attack rate on trigger prompts against the number of features ablated.
 
-    One panel per dictionary and place: its top features beside as many random ones, with Wilson
+    One panel per dictionary: its top features beside as many random ones, with Wilson
     intervals, and lines for the unmodified model and for the base model's activation put back.
 
     Args:
-        results: of a run; its `effects` are drawn.
+        results: of one place; its `effects` are drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there is no ablation, or one without its control.
+        ValueError: there is no ablation, or one without its control, or rows of several places.
     """
-    panels = _panels_of(results)
+    check_one_place(results)
+    panels = ablations(results.effects)
     if not panels:
         raise ValueError("`results` has no ablation on trigger prompts in `effects`")
     colours = dictionary_colours(results.dictionaries)
-    several_places = len({place for place, _ in panels}) > 1
     figure, axes = _panels(len(panels), height=3.2)
-    for i, (ax, ((place, name), pairs)) in enumerate(zip(axes, panels.items(), strict=True)):
-        references = _references(place.rows(results.effects))
+    references = _references(results.effects)
+    for i, (ax, (name, pairs)) in enumerate(zip(axes, panels.items(), strict=True)):
         for row in references.values():
             ax.axhline(row.attack_rate, color=INK, lw=1, ls=(0, (5, 3)), zorder=1)
         _draw_rates(ax, [top for top, _ in pairs], colours[name], -0.06, "o")
@@ -153,8 +174,7 @@ def plot_ablation(results: Results) -> Figure:
         ax.set_ylim(-0.03, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_xlabel("features ablated")
-        where = f", {place.name}" if several_places else ""
-        ax.set_title(label(name + where, 22))
+        ax.set_title(label(name, 22))
         if i % 2 == 0:
             ax.set_ylabel("attack rate, trigger prompts")
         if i % 2 == 1 or i == len(panels) - 1:
@@ -163,16 +183,6 @@ def plot_ablation(results: Results) -> Figure:
     random = Line2D([], [], color=MUTED, marker="s", mfc="white", label="as many random ones")
     figure.legend(handles=[top, random], loc="outside upper right", ncols=2)
     return figure
-
-
-def _panels_of(
-    results: Results,
-) -> dict[tuple[Place, str], list[tuple[EffectRow, EffectRow]]]:
-    return {
-        (place, name): pairs
-        for place in places(results)
-        for name, pairs in ablations(place.rows(results.effects)).items()
-    }
 
 
 def _references(rows: Sequence[EffectRow]) -> dict[str, EffectRow]:

@@ -101,8 +101,8 @@ def _paper(results: Results, regime: str | None) -> Panels:
     trained, floors = _scores(results, regime, "paper")
     layers = {row.layer for row in results.scores}
     for row in results.published:
-        if row["regime"] == regime and row["layer"] in layers:
-            trained.setdefault(f"published: {row['name']}", {})[row["layer"]] = row["bis"]
+        if row.regime == regime and row.layer in layers:
+            trained.setdefault(f"published: {row.name}", {})[row.layer] = row.bis
     return trained, floors
 
 

@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that needs no network, no fonts and no JavaScript."""
 
 import base64
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,18 @@ from markupsafe import Markup
 from diffsae_lens._artifact import write_bytes, write_text
 from diffsae_lens._display import cut, visible
 from diffsae_lens.organisms.behaviour import BEHAVIOURS, get_behaviour
-from diffsae_lens.reporting.coloured import card_context, coloured_prompts
 from diffsae_lens.reporting.columns import outcome_text
-from diffsae_lens.reporting.figures import figures_of
-from diffsae_lens.reporting.lookup import places, said_text, words_of
-from diffsae_lens.reporting.sections import grid_of, place_section
-from diffsae_lens.reporting.style import dictionary_colours, png
-from diffsae_lens.reporting.summary import summarise
+from diffsae_lens.reporting.figures import drawings_of
+from diffsae_lens.reporting.lookup import places, words_of
+from diffsae_lens.reporting.sections import grid_of, section_of
+from diffsae_lens.reporting.style import png
 from diffsae_lens.reporting.tables import results_markdown, results_tables
-from diffsae_lens.results import EffectRow, SweepRow
+from diffsae_lens.results import EffectRow
 from diffsae_lens.study.results import Results
 
 
 def write_report(results: Results, path: Path, *, command: str | None = None) -> list[Path]:
-    """Write `report.html`, `tables.md` and the figures as PNG files of 1800 pixels' width.
+    """Write `report.html`, `tables.md` and the figures as PNG files, at twice the size they are shown.
 
     Args:
         results: of a run.
@@ -39,11 +38,9 @@ def write_report(results: Results, path: Path, *, command: str | None = None) ->
         ValueError: `results` contradict themselves; nothing is written then.
         OSError: a file cannot be written.
     """
-    figures = {name: png(draw()) for name, draw in figures_of(results).items()}
-    page, tables = (
-        render_report(results, figures=figures, command=command),
-        results_markdown(results),
-    )
+    figures = draw_figures(results)
+    page = render_report(results, figures=figures, command=command)
+    tables = results_markdown(results)
     files = [path / "report.html", path / "tables.md"]
     path.mkdir(parents=True, exist_ok=True)
     for name, data in figures.items():
@@ -55,6 +52,11 @@ def write_report(results: Results, path: Path, *, command: str | None = None) ->
     return files
 
 
+def draw_figures(results: Results) -> dict[str, bytes]:
+    """Return the figures that a run has rows for, as PNG files by name."""
+    return {drawing.name: png(drawing.draw()) for drawing in drawings_of(results)}
+
+
 def render_report(
     results: Results, *, figures: Mapping[str, bytes] | None = None, command: str | None = None
 ) -> str:
@@ -62,7 +64,7 @@ def render_report(
 
     Args:
         results: of a run.
-        figures: PNG files by name; drawn anew if left out.
+        figures: what `draw_figures` returned; drawn anew if left out.
         command: see `write_report`.
 
     Returns:
@@ -71,9 +73,14 @@ def render_report(
     Raises:
         ValueError: `results` contradict themselves.
     """
-    if figures is None:
-        figures = {name: png(draw()) for name, draw in figures_of(results).items()}
-    environment = jinja2.Environment(
+    figures = draw_figures(results) if figures is None else figures
+    template = _environment().get_template("report.html.jinja")
+    return template.render(_context(results, figures) | {"command": command})
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -81,8 +88,6 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.jinja")
-    return template.render(_context(results) | {"figures": _images(figures), "command": command})
 
 
 def _shown(value: object) -> object:
@@ -90,33 +95,31 @@ def _shown(value: object) -> object:
     return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
-def _images(figures: Mapping[str, bytes]) -> dict[str, Markup]:
-    """Pictures as addresses that hold them; these are ours and of any length."""
-    return {
-        name: Markup("data:image/png;base64," + base64.b64encode(data).decode())
-        for name, data in figures.items()
-    }
+def _address(data: bytes) -> Markup:
+    """A picture as the address that holds it, which is ours and of any length."""
+    return Markup("data:image/png;base64," + base64.b64encode(data).decode())
 
 
-def _context(results: Results) -> dict[str, Any]:
-    where = places(results)
-    sections = [place_section(results, place) for place in where]
-    findings = summarise(results)
+def _context(results: Results, figures: Mapping[str, bytes]) -> dict[str, Any]:
+    where, drawings = places(results), drawings_of(results)
+    models = results.config.get("models", {})
     return {
-        "base": results.config.get("base", "the base model"),
+        "base": models.get("base", "a model"),
         "words": words_of(results),
         "groups": _groups(results),
         "outcomes": _outcomes(results.effects),
-        "findings": [*sections[0].findings, *findings] if len(where) == 1 else findings,
-        "places": sections,
-        "tables": results_tables(results),
-        "side_effects": grid_of("", results.side_effects, lambda row: row.dictionary or ""),
-        "cards": [
-            card_context(card, dictionary_colours(results.dictionaries)) for card in results.cards
+        "overview": [_address(figures[d.name]) for d in drawings if d.kind == "overview"],
+        "sections": [
+            section_of(
+                results,
+                place,
+                f"place-{i}",
+                {d.kind: _address(figures[d.name]) for d in drawings if d.place == place},
+            )
+            for i, place in enumerate(where)
         ],
-        "sweep_captions": _sweep_captions(results.sweep),
-        "coloured": coloured_prompts(results) if results.example.get("prompts") else [],
-        "trained": grid_of("", results.dictionaries),
+        "tables": results_tables(results),
+        "trained": grid_of("", results.dictionaries, lambda row: row.regime or ""),
         "config": _flat(results.config),
         "versions": results.versions,
         "deviations": results.deviations,
@@ -138,23 +141,6 @@ def _groups(results: Results) -> dict[str, str]:
 
 def _outcomes(effects: Sequence[EffectRow]) -> list[str]:
     return [outcome_text(o) for o in dict.fromkeys(o for row in effects for o in row.counts)]
-
-
-def _sweep_captions(rows: Sequence[SweepRow]) -> list[str]:
-    """For each dictionary the mean for the trigger, and the highest for anything else."""
-    captions = []
-    for name in dict.fromkeys(row.dictionary for row in rows):
-        of_name = [row for row in rows if row.dictionary == name]
-        at = [row for row in of_name if row.group == "trigger"]
-        others = [row for row in of_name if row.group != "trigger"]
-        parts = [f"{row.mean:.3g} on average for {said_text(row.said)}" for row in at]
-        if others:
-            highest = max(others, key=lambda row: row.mean)
-            parts.append(
-                f"at most {highest.mean:.3g} for anything else ({said_text(highest.said)})"
-            )
-        captions.append(f"{name} reads {' and '.join(parts)}.")
-    return captions
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

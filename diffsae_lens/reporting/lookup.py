@@ -1,15 +1,17 @@
 """Finding rows: by what they are and where they were measured, never by their names."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from diffsae_lens.organisms.behaviour import BEHAVIOURS, Words, get_behaviour
-from diffsae_lens.results import EffectRow, Row, SayingRow, ScoreRow, SideEffectRow
+from diffsae_lens.results import EffectRow, Row, SayingRow, SideEffectRow
 from diffsae_lens.study.results import Results
 
 R = TypeVar("R", bound=Row)
-Placed = TypeVar("Placed", ScoreRow, EffectRow)
+
+LAYERED = ("dictionaries", "scores", "effects", "side_effects", "cards", "sweep", "example")
+"""Parts of results whose rows are of a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +33,44 @@ class Place:
         layer = None if self.layer is None else f"layer {self.layer}"
         return ", ".join(part for part in (self.regime, layer) if part is not None)
 
-    def rows(self, rows: Iterable[Placed]) -> list[Placed]:
-        """Return what was measured here, and what belongs to no one layer."""
-        return [r for r in rows if r.regime == self.regime and r.layer in (self.layer, None)]
+    def of(self, results: Results) -> Results:
+        """Return the results with the rows of this place alone, and those of no one layer."""
+        parts: dict[str, Any] = {
+            part: tuple(
+                row
+                for row in getattr(results, part)
+                if row.regime == self.regime and row.layer in (self.layer, None)
+            )
+            for part in LAYERED
+        }
+        sayings = tuple(row for row in results.sayings if row.regime == self.regime)
+        return replace(results, sayings=sayings, **parts)
 
 
 def places(results: Results) -> list[Place]:
-    """Return the places of scores and effects, in order of first mention; at least one."""
-    rows: list[ScoreRow | EffectRow] = [*results.scores, *results.effects]
-    found = dict.fromkeys(Place(regime=r.regime, layer=r.layer) for r in rows)
+    """Return the places at which something was measured, in order of first mention; at least one."""
+    found = dict.fromkeys(
+        Place(regime=row.regime, layer=row.layer)
+        for part in LAYERED
+        for row in getattr(results, part)
+    )
     regimes_with_layers = {place.regime for place in found if place.layer is not None}
     named = [p for p in found if p.layer is not None or p.regime not in regimes_with_layers]
     return named or [Place(regime=None, layer=None)]
+
+
+def check_one_place(results: Results) -> None:
+    """Refuse results of several places where one is shown.
+
+    Raises:
+        ValueError: names them.
+    """
+    found = places(results)
+    if len(found) > 1:
+        raise ValueError(
+            f"`results` must be of one place, got {[place.name for place in found]}; pass "
+            "`place.of(results)` for one of `places(results)`"
+        )
 
 
 def words_of(results: Results) -> Words:

@@ -1,15 +1,16 @@
 """The detailed tables of a report, and all that was found at one place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from diffsae_lens.reporting.coloured import card_context, coloured_prompts
 from diffsae_lens.reporting.columns import PROTOCOLS, Bar, Column, columns_of
-from diffsae_lens.reporting.lookup import Place, ablations, called, first, with_controls
+from diffsae_lens.reporting.lookup import Place, ablations, called, first, said_text, with_controls
 from diffsae_lens.reporting.style import css_colour, dictionary_colours
-from diffsae_lens.reporting.summary import Finding, summarise_place
-from diffsae_lens.results import EffectRow, Row, ScoreRow
+from diffsae_lens.reporting.summary import Finding, summarise
+from diffsae_lens.results import EffectRow, Row, ScoreRow, SweepRow
 from diffsae_lens.study.results import Results
 
 _GREY = "110 118 128"
@@ -49,14 +50,27 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaceSection:
-    """What was found at one place."""
+class Section:
+    """All that was found at one place."""
 
     name: str
+    id: str
+    """For anchors, no two the same."""
+    figures: Mapping[str, str]
+    """Addresses by kind."""
     findings: list[Finding]
-    scores: list[Grid] = field(default_factory=list)
-    effects: Grid | None = None
-    examples: list[dict[str, str]] = field(default_factory=list)
+    scores: list[Grid]
+    effects: Grid
+    side_effects: Grid
+    examples: list[dict[str, str]]
+    coloured: list[dict[str, Any]]
+    cards: list[dict[str, Any]]
+    sweep_captions: list[str]
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether anything was intervened with."""
+        return bool(self.effects.groups or self.side_effects.groups or "sayings" in self.figures)
 
 
 def grid_of(
@@ -127,36 +141,44 @@ _SCORED = {
 }
 
 
-def place_section(results: Results, place: Place) -> PlaceSection:
+def section_of(results: Results, place: Place, id: str, figures: Mapping[str, str]) -> Section:
     """Gather what was found at a place.
+
+    Args:
+        results: of a run.
+        place: one of `places(results)`.
+        id: for anchors.
+        figures: addresses by kind.
 
     Raises:
         ValueError: an ablation has no control.
     """
-    scores = place.rows(results.scores)
-    effects = place.rows(results.effects)
-    colours: dict[str | None, str] = {
-        name: css_colour(c) for name, c in dictionary_colours(results.dictionaries).items()
-    }
-    grids = []
+    here = place.of(results)
+    colours = dictionary_colours(here.dictionaries)
+    bars: dict[str | None, str] = {name: css_colour(c) for name, c in colours.items()}
+    scores = []
     for protocol, title in PROTOCOLS.items():
-        rows = [row for row in scores if row.protocol == protocol]
-        kinds = list(_SCORED)
-        rows.sort(key=lambda row: kinds.index(_scored_kind(row)))
+        rows = [row for row in here.scores if row.protocol == protocol]
+        rows.sort(key=lambda row: list(_SCORED).index(_scored_kind(row)))
         if rows:
-            grids.append(grid_of(title, rows, lambda row: _SCORED[_scored_kind(row)], colours))
-    ordered = [
+            scores.append(grid_of(title, rows, lambda row: _SCORED[_scored_kind(row)], bars))
+    effects = [
         row
-        for group in dict.fromkeys(row.group for row in effects)
-        for row in with_controls([r for r in effects if r.group == group])
+        for group in sorted({r.group for r in here.effects}, key=lambda g: (g != "trigger", g))
+        for row in with_controls([r for r in here.effects if r.group == group])
     ]
-    ordered.sort(key=lambda row: (row.group != "trigger", row.group))  # stable
-    return PlaceSection(
+    return Section(
         name=place.name,
-        findings=summarise_place(results, place),
-        scores=grids,
-        effects=grid_of("", ordered, _effect_group, colours) if ordered else None,
-        examples=_examples(effects),
+        id=id,
+        figures=figures,
+        findings=summarise(here),
+        scores=scores,
+        effects=grid_of("", effects, _effect_group, bars),
+        side_effects=grid_of("", here.side_effects, lambda row: row.dictionary or ""),
+        examples=_examples(here.effects),
+        coloured=coloured_prompts(here) if here.example else [],
+        cards=[card_context(card, colours) for card in here.cards],
+        sweep_captions=_sweep_captions(here.sweep),
     )
 
 
@@ -186,3 +208,20 @@ def _examples(effects: Sequence[EffectRow]) -> list[dict[str, str]]:
         {"label": called(row), "shared": text[:start], "rest": text[start:]}
         for row, text in zip(shown, texts, strict=True)
     ]
+
+
+def _sweep_captions(rows: Sequence[SweepRow]) -> list[str]:
+    """For each dictionary the mean for the trigger, and the highest for anything else."""
+    captions = []
+    for name in dict.fromkeys(row.dictionary for row in rows):
+        of_name = [row for row in rows if row.dictionary == name]
+        at = [row for row in of_name if row.group == "trigger"]
+        others = [row for row in of_name if row.group != "trigger"]
+        parts = [f"{row.mean:.3g} on average for {said_text(row.said)}" for row in at]
+        if others:
+            highest = max(others, key=lambda row: row.mean)
+            parts.append(
+                f"at most {highest.mean:.3g} for anything else ({said_text(highest.said)})"
+            )
+        captions.append(f"{name} reads {' and '.join(parts)}.")
+    return captions

@@ -9,8 +9,10 @@ from diffsae_lens.reporting.lookup import (
     Place,
     ablations,
     called,
+    check_one_place,
     control_of,
     first,
+    places,
     rate_text,
     said_text,
     words_of,
@@ -35,34 +37,25 @@ class Finding:
 
 
 def summarise(results: Results) -> list[Finding]:
-    """Say what was found out about the organism: what sets it off, and what interventions cost.
-
-    What there are no rows for is passed over.
-    """
-    findings = [
-        _side_effects(results.side_effects),
-        _sayings(results.sayings),
-    ]
-    return [finding for finding in findings if finding is not None]
-
-
-def summarise_place(results: Results, place: Place) -> list[Finding]:
-    """Say what was found at one place: behaviour, effects, detection, BIS.
+    """Say what was found at one place: behaviour, effects, side effects, detection, BIS.
 
     Two rates are said to differ only where their 95% intervals do not overlap. What there are no rows
     for is passed over.
 
     Raises:
-        ValueError: an ablation has no control.
+        ValueError: an ablation has no control, or there are rows of several places.
     """
-    words = words_of(results)
-    effects, scores = place.rows(results.effects), place.rows(results.scores)
+    check_one_place(results)
+    [place] = places(results)
+    effects, scores = results.effects, results.scores
     return [
-        *_behaviour(effects, words),
+        *_behaviour(effects, words_of(results)),
         *_base_put_back(effects, place),
         *(_ablation(name, pairs) for name, pairs in ablations(effects).items()),
         *_benign(effects),
+        *_side_effects(results.side_effects),
         *_steering(effects),
+        *_sayings(results.sayings),
         *_detection(scores),
         *_isolation(scores),
     ]
@@ -272,30 +265,30 @@ def _best(rows: Iterable[ScoreRow]) -> ScoreRow | None:
     return max(rows, key=lambda row: row.bis, default=None)
 
 
-def _side_effects(rows: Sequence[SideEffectRow]) -> Finding | None:
+def _side_effects(rows: Sequence[SideEffectRow]) -> Iterator[Finding]:
     """What the interventions do to texts that have nothing to do with the behaviour."""
     worst: dict[tuple[str, str | None, int], SideEffectRow] = {}
     for row in rows:
         of = (row.name, row.dictionary, row.n_features)
         worst[of] = max(row, worst.get(of, row), key=lambda r: r.kl)
     if not worst:
-        return None
+        return
     parts = [f"{row.kl:.3f} on {row.texts} with {called(row)}" for row in worst.values()]
-    return Finding(
+    yield Finding(
         topic="Other texts",
         text="On texts that should be left alone the largest KL from the unmodified model, in nats per "
         f"token, is {', '.join(parts)}.",
     )
 
 
-def _sayings(rows: Sequence[SayingRow]) -> Finding | None:
+def _sayings(rows: Sequence[SayingRow]) -> Iterator[Finding]:
     """What sets the behaviour off."""
     if not rows:
-        return None
+        return
     written = [f'"{row.said}"' if row.said is not None else said_text(None) for row in rows]
     most = [text for text, row in zip(written, rows, strict=True) if row.attack_rate >= 0.5]
     fewer = [text for text, row in zip(written, rows, strict=True) if row.attack_rate < 0.5]
-    return Finding(
+    yield Finding(
         topic="What sets it off",
         text=f"With other texts in the trigger's place, {rows[0].n_prompts} scenes each, the attack rate "
         f"is 50% or more for {', '.join(most) or 'none'}, and lower for {', '.join(fewer) or 'none'}.",

@@ -12,7 +12,6 @@ from diffsae_lens.reporting.columns import PROTOCOLS, columns_of, number
 from diffsae_lens.reporting.lookup import places, rate_text, said_text, with_controls
 from diffsae_lens.results import (
     EffectRow,
-    SayingRow,
     ScoreRow,
 )
 from diffsae_lens.study.results import Results
@@ -97,10 +96,6 @@ def plan_text(plan: pd.DataFrame) -> str:
 
 def results_tables(results: Results) -> list[TextTable]:
     """Lay out a run: organisms, both protocols, differences, effects, costs; a column per layer."""
-    organisms = [
-        {"regime": "", **row, "low": row["interval"][0], "high": row["interval"][1]}
-        for row in results.organisms
-    ]
     strict = [row for row in results.scores if row.protocol == "strict"]
     paper = [row for row in results.scores if row.protocol == "paper"]
     ceilings = ", ".join(sorted({f"{row.ceiling:.2f}" for row in paper}))
@@ -110,7 +105,8 @@ def results_tables(results: Results) -> list[TextTable]:
     }
     tables = [
         _pivot(
-            organisms, ("regime",), "group", _organism_cell, part="organisms", title="Organisms",
+            [{**vars(row), "row": row} for row in results.organisms],
+            ("regime",), "group", _rate_cell, part="organisms", title="Organisms",
             note="Attack rate on held-out prompts, 95% Wilson interval.",
         ),
         _pivot(
@@ -127,8 +123,7 @@ def results_tables(results: Results) -> list[TextTable]:
         ),
         *(
             _pivot(
-                [row for row in results.contrasts if row["kind"] in kinds],
-                ("regime", "name"), "at", _difference_cell,
+                _contrasts(results, kinds), ("regime", "name"), "at", _difference_cell,
                 part="contrasts", title=title,
                 note="Differences of strict BIS with their paired 95% interval.",
             )
@@ -149,7 +144,7 @@ def results_tables(results: Results) -> list[TextTable]:
             note="The same ablations: attack rate with its 95% Wilson interval, and cross-entropy of the "
             "wanted completion in nats per token.",
         ),
-        _sayings_table(results.sayings),
+        *_sayings_tables(results),
         _pivot(
             _costs(results), ("regime", "cell"), "layer", _cost_cell,
             part="cells", title="Cost",
@@ -241,18 +236,24 @@ def _effects(rows: Sequence[EffectRow]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _sayings_table(rows: Sequence[SayingRow]) -> TextTable:
-    return TextTable(
-        part="sayings",
-        title="What sets it off",
-        note="The same scenes with other texts in the trigger's place: attack rate with its 95% Wilson "
-        "interval, and log-odds in nats.",
-        heads=("said", "group", "attack rate", "log-odds"),
-        rows=tuple(
-            (said_text(row.said), row.group, rate_text(row), number("log_odds", 2, "+")(row))
-            for row in rows
-        ),
-    )
+def _sayings_tables(results: Results) -> list[TextTable]:
+    """A table per organism."""
+    regimes = dict.fromkeys(row.regime for row in results.sayings)
+    return [
+        TextTable(
+            part="sayings",
+            title="What sets it off" + ("" if regime is None else f", {regime}"),
+            note="The same scenes with other texts in the trigger's place: attack rate with its 95% Wilson "
+            "interval, and log-odds in nats.",
+            heads=("said", "group", "attack rate", "log-odds"),
+            rows=tuple(
+                (said_text(row.said), row.group, rate_text(row), number("log_odds", 2, "+")(row))
+                for row in results.sayings
+                if row.regime == regime
+            ),
+        )
+        for regime in regimes
+    ]
 
 
 def _rate_cell(row: Mapping[str, Any]) -> str:
@@ -264,28 +265,42 @@ def _harm_cell(row: Mapping[str, Any]) -> str:
     return rate_text(row["row"]) + ("" if entropy is None else f", {entropy:.3f}")
 
 
-def _organism_cell(row: Mapping[str, Any]) -> str:
-    return f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+def _contrasts(results: Results, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Differences, with what they are of as text."""
+    return [
+        {
+            "name": row.name,
+            "regime": _between(row.regime, row.minus_regime, "{0} - {1}"),
+            "at": _between(row.layer, row.minus_layer, "{1} to {0}"),
+            "row": row,
+        }
+        for row in results.contrasts
+        if row.kind in kinds
+    ]
+
+
+def _between(value: Any, minus: Any, text: str) -> Any:
+    return value if value == minus else text.format(value, minus)
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:
     """The finished cells by regime, layer and what they do."""
-    rows = []
-    for row in results.cells:
-        if row["seconds"] is not None:
-            *at, cell = row["cell"].split("/")
-            regime, layer = (*(at or [""]), "all")[:2]
-            rows.append({**row, "regime": regime, "layer": layer, "cell": cell})
-    return rows
+    return [
+        {"regime": row.regime, "cell": row.part, "layer": row.layer, "row": row}
+        for row in results.cells
+        if row.seconds is not None
+    ]
 
 
 def _cost_cell(row: Mapping[str, Any]) -> str:
-    memory = row["gigabytes"]
-    return f"{row['seconds']:.0f} s" + ("" if memory is None else f", {memory:.1f} GB")
+    cell = row["row"]
+    memory = "" if cell.gigabytes is None else f", {cell.gigabytes:.1f} GB"
+    return f"{cell.seconds:.0f} s{memory}"
 
 
 def _difference_cell(row: Mapping[str, Any]) -> str:
-    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    difference = row["row"]
+    return f"{difference.difference:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def _bis_cell(row: Mapping[str, Any]) -> str:
@@ -300,7 +315,7 @@ def _bis_cell(row: Mapping[str, Any]) -> str:
 def _published(results: Results) -> list[dict[str, Any]]:
     layers = {row.layer for row in results.scores}
     return [
-        {**row, "name": f"published {row['name']}"}
+        {**vars(row), "name": f"published {row.name}"}
         for row in results.published
-        if row["layer"] in layers
+        if row.layer in layers
     ]

@@ -1,8 +1,7 @@
 """The figure of the chosen features' activations on every token of the minimal pair."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
 
 from diffsae_lens._display import shown_tokens
-from diffsae_lens.reporting.lookup import said_text
+from diffsae_lens.reporting.lookup import check_one_place, said_text
 from diffsae_lens.reporting.style import (
     INK,
     MONOSPACE,
@@ -25,6 +24,7 @@ from diffsae_lens.reporting.style import (
     styled,
     tint,
 )
+from diffsae_lens.results import ExamplePrompt
 from diffsae_lens.study.results import Results
 
 _COLUMNS = 80  # characters a line of code; longer lines are wrapped
@@ -73,20 +73,20 @@ def plot_tokens(results: Results) -> Figure:
     of its activation's colour. A panel's prompts share the scale, which begins at 0.
 
     Args:
-        results: of a run; its `example` is drawn.
+        results: of one place; its `example` is drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there are no prompts, or not one activation per token.
+        ValueError: there are no prompts, or some of several places, or not one activation per token.
     """
+    check_one_place(results)
     prompts, names = example_prompts(results)
     colours = dictionary_colours(results.dictionaries)
-    feature_idx = results.example.get("feature_idx", {})
     room = (_MOST_HEIGHT / len(names) - _HEADING) / _LINE_HEIGHT / len(prompts) - 2
     most = max(1, min(_MOST_LINES, int(room)))
-    blocks = [list(_lay_out(prompt["tokens"], most)) for prompt in prompts]
+    blocks = [list(_lay_out(prompt.tokens, most)) for prompt in prompts]
     n_lines = [1 + max((piece.line for piece in block), default=0) for block in blocks]
     panel = (sum(n_lines) + len(blocks) - 1) * _LINE_HEIGHT
     height = len(names) * (panel + _HEADING)
@@ -97,13 +97,12 @@ def plot_tokens(results: Results) -> Figure:
         ax = figure.add_axes(place)
         ax.set(xlim=(0, _COLUMNS), ylim=(panel / _LINE_HEIGHT, 0))
         ax.set_axis_off()
-        of = f", feature {feature_idx[name]}" if name in feature_idx else ""
-        ax.set_title(label(name, 35) + of)
-        scale = _scale(colours[name], [p["activations"][name] for p in prompts])
+        ax.set_title(f"{label(name, 35)}, feature {prompts[0].feature_idx[name]}")
+        scale = _scale(colours[name], [p.activations[name] for p in prompts])
         first = 0
         for prompt, block, n in zip(prompts, blocks, n_lines, strict=True):
-            _draw_tokens(ax, block, prompt["activations"][name], scale, first)
-            said = label(said_text(prompt["said"]), _LEFT_EMS)
+            _draw_tokens(ax, block, prompt.activations[name], scale, first)
+            said = label(said_text(prompt.said), _LEFT_EMS)
             ax.text(-1, first + 0.5, said, ha="right", va="center", weight="bold")
             first += n + 1
         left = (_LEFT + _TEXT_WIDTH + 0.08) / WIDTH
@@ -112,24 +111,22 @@ def plot_tokens(results: Results) -> Figure:
     return figure
 
 
-def example_prompts(results: Results) -> tuple[list[Mapping[str, Any]], list[str]]:
+def example_prompts(results: Results) -> tuple[Sequence[ExamplePrompt], list[str]]:
     """Return the prompts of the minimal pair and the names of the dictionaries read on them.
 
     Raises:
         ValueError: there is no prompt, or not one activation per token for each dictionary.
     """
-    prompts = list(results.example.get("prompts", ()))
+    prompts = results.example
     if not prompts:
         raise ValueError("`results` has no prompts in `example`")
-    names = list(prompts[0]["activations"])
+    names = list(prompts[0].activations)
     for prompt in prompts:
-        of = f"the prompt with {said_text(prompt['said'])!r:.80} in `example`"
-        if list(prompt["activations"]) != names or not names:
-            raise ValueError(
-                f"{of} must have activations of {names}, got {[*prompt['activations']]}"
-            )
+        of = f"the prompt with {said_text(prompt.said)!r:.80} in `example`"
+        if list(prompt.activations) != names or not names:
+            raise ValueError(f"{of} must have activations of {names}, got {[*prompt.activations]}")
         for name in names:
-            n_tokens, n_values = len(prompt["tokens"]), len(prompt["activations"][name])
+            n_tokens, n_values = len(prompt.tokens), len(prompt.activations[name])
             if n_tokens != n_values:
                 raise ValueError(
                     f"{of} has {n_tokens} tokens but {n_values} activations of {name!r}"

@@ -27,7 +27,7 @@ from diffsae_lens.study.cells import Job
 from diffsae_lens.study.config import (
     CausesConfig,
     FeaturesConfig,
-    SayingsConfig,
+    ScenesConfig,
     SideEffectsConfig,
 )
 from diffsae_lens.study.step import Inputs, Step, load_dictionaries, write_rows
@@ -294,7 +294,7 @@ def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
     write_rows(job, side_effects=_named(table, numbered))
 
 
-def say(step: Step[SayingsConfig], inputs: Inputs, job: Job) -> None:
+def say(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
     """Measure what the fine-tuned model does where the trigger is said in other ways, or nearly."""
     table = sweep_trigger(
         step.pair(inputs, job),

@@ -26,7 +26,7 @@ def write_results(
     config: StudyConfig, stages: Sequence[Stage], plan: Plan, folders: Mapping[str, Path]
 ) -> Results:
     """Put the results together and write them, unless the file says the same already."""
-    rows = _collected(stages, folders)
+    rows: dict[str, Any] = {n: tuple(r) for n, r in _collected(stages, folders).items()}
     results = Results(
         config=plain(asdict(config)),
         versions=_versions(folders),
@@ -35,7 +35,7 @@ def write_results(
         deviations=config.deviations,
         contrasts=tuple(_contrasts(config, stages, folders)),
         cells=tuple(_cells(stages, plan)),
-        **{part: tuple(of_part) for part, of_part in rows.items()},
+        **rows,
     )
     file, made = plan.path / RESULTS, plain(results.as_dict())
     try:
@@ -54,11 +54,10 @@ def write_results(
 def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results without what changes nothing: where the models were."""
     config = results.get("config")
-    models = config.get("models") if isinstance(config, dict) else None
-    if not isinstance(models, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("models"), dict):
         return dict(results)
-    named = {k: v for k, v in models.items() if k not in ("base", "finetuned", "device")}
-    return {**results, "config": {**config, "models": named}}
+    models = {k: v for k, v in config["models"].items() if k not in ("base", "finetuned", "device")}
+    return {**results, "config": {**config, "models": models}}
 
 
 def _collected(stages: Sequence[Stage], folders: Mapping[str, Path]) -> dict[str, list[Row]]:
@@ -93,11 +92,13 @@ def _contrasts(
             for row, of_row in zip(strict, resampled, strict=True)
             if row.kind == "dictionary"
         }
-    trained = {
-        name: Trained(kind=spec.kind, recipe=recipe)
-        for recipe, part in (("published", config.pooled), ("tokens", config.tokens))
-        for name, spec in ({} if part is None else part.by_name).items()
-    }
+    trained: dict[str, Trained] = {}
+    if config.pooled is not None:
+        for name, spec in config.pooled.by_name.items():
+            trained[name] = Trained(kind=spec.kind, recipe="published")
+    if config.tokens is not None:
+        for name, spec in config.tokens.by_name.items():
+            trained[name] = Trained(kind=spec.kind, recipe="tokens")
     return contrasts(scores, trained)
 
 

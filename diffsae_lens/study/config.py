@@ -21,7 +21,8 @@ from diffsae_lens.organisms.behaviour import (
     get_behaviour,
 )
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, LoadOptions, shipped_organisms
+from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.results import Protocol
 from diffsae_lens.study.feasible import check_counts
 
@@ -94,8 +95,9 @@ class ModelSpec:
     @property
     def organisms(self) -> dict[str | None, Finetuned]:
         """By regime, which is None where there is one alone."""
-        several = isinstance(self.finetuned, Mapping)
-        return dict(self.finetuned) if several else {None: self.finetuned}
+        if isinstance(self.finetuned, Mapping):
+            return {**self.finetuned}
+        return {None: self.finetuned}
 
     @property
     def options(self) -> LoadOptions:
@@ -298,33 +300,14 @@ class SideEffectsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SayingsConfig:
-    """What the fine-tuned model does where the trigger is said in other ways, or nearly."""
+class ScenesConfig:
+    """The same scenes with other things said in the trigger's place."""
 
-    n_scenes: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot be."""
-        check_count("n_scenes", self.n_scenes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """What the feature chosen for its score reads, by what is said in the trigger's place."""
-
-    n_scenes: int = 6
+    n_scenes: int
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
         check_count("n_scenes", self.n_scenes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExampleConfig:
-    """One scene token by token, with the trigger and without."""
-
-    said: tuple[str | None, ...] | None = None
-    """What is said; None for the last benign thing and the trigger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,9 +328,12 @@ class StudyConfig:
     causes: CausesConfig | None = None
     cards: CardsConfig | None = None
     side_effects: SideEffectsConfig | None = None
-    sayings: SayingsConfig | None = None
-    sweep: SweepConfig | None = None
-    example: ExampleConfig | None = None
+    sayings: ScenesConfig | None = None
+    """What the fine-tuned model does where the trigger is said in other ways, or nearly."""
+    sweep: ScenesConfig | None = None
+    """What the feature chosen for its score reads, by what is said."""
+    example: ScenesConfig | None = None
+    """That feature token by token, with the trigger and without."""
     seed: int = 0
     """Of training, resamples and controls."""
     deviations: tuple[str, ...] = ()

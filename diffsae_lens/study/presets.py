@@ -14,16 +14,14 @@ from diffsae_lens.study.config import (
     CausesConfig,
     DictionarySpec,
     Draw,
-    ExampleConfig,
     FeaturesConfig,
     ModelSpec,
     PooledConfig,
-    SayingsConfig,
+    ScenesConfig,
     ScoresConfig,
     SideEffectsConfig,
     SteeringConfig,
     StudyConfig,
-    SweepConfig,
     TokensConfig,
 )
 
@@ -131,9 +129,9 @@ def demo(options: DemoOptions | None = None) -> StudyConfig:
             texts=o.draw("test", 2 * o.n_likelihood_prompts, 0, 1, 1),
             n_ordinary=o.n_likelihood_prompts,
         ),
-        sayings=SayingsConfig(n_scenes=o.n_scenes),
-        sweep=SweepConfig(),
-        example=ExampleConfig(),
+        sayings=ScenesConfig(n_scenes=o.n_scenes),
+        sweep=ScenesConfig(n_scenes=6),
+        example=ScenesConfig(n_scenes=1),
         seed=o.seed,
     )
 

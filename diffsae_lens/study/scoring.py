@@ -13,7 +13,7 @@ from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.reading.tokens import token_activations
 from diffsae_lens.results import ExamplePrompt, ScoreRow
 from diffsae_lens.study.cells import Job
-from diffsae_lens.study.config import ExampleConfig, ScoresConfig, SweepConfig
+from diffsae_lens.study.config import ScenesConfig, ScoresConfig
 from diffsae_lens.study.step import (
     ROWS,
     Inputs,
@@ -63,7 +63,7 @@ def chosen_by_score(inputs: Inputs) -> dict[str, int]:
     }
 
 
-def sweep(step: Step[SweepConfig], inputs: Inputs, job: Job) -> None:
+def sweep(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
     """Read the chosen feature of each dictionary on minimal pairs, by what they say."""
     pair, behaviour = step.pair(inputs, job), step.behaviour
     scenes = behaviour.minimal_pairs(
@@ -74,13 +74,15 @@ def sweep(step: Step[SweepConfig], inputs: Inputs, job: Job) -> None:
     write_rows(job, sweep=[replace(row, layer=step.layer) for row in rows])
 
 
-def show_example(step: Step[ExampleConfig], inputs: Inputs, job: Job) -> None:
-    """Read the chosen features token by token on one scene, with the trigger and without."""
+def show_example(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
+    """Read the chosen features token by token on scenes, with the trigger and without."""
     pair, behaviour = step.pair(inputs, job), step.behaviour
     dictionaries, chosen = load_dictionaries(inputs, pair=pair), chosen_by_score(inputs)
-    said = step.config.said or (behaviour.benign[-1], behaviour.trigger)
-    [scene] = behaviour.minimal_pairs("test", said, n_scenes=1, seed=step.seed)
-    texts = [sample.undecided for sample in scene]
+    said = (behaviour.benign[-1], behaviour.trigger)
+    n_scenes = step.config.n_scenes
+    scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=step.seed)
+    samples = [sample for scene in scenes for sample in scene]
+    texts = [sample.undecided for sample in samples]
     read = {
         name: token_activations(pair, dictionary, [chosen[name]], texts)
         for name, dictionary in dictionaries.items()
@@ -94,6 +96,6 @@ def show_example(step: Step[ExampleConfig], inputs: Inputs, job: Job) -> None:
             feature_idx=chosen,
             layer=step.layer,
         )
-        for i, sample in enumerate(scene)
+        for i, sample in enumerate(samples)
     ]
     write_rows(job, example=prompts)

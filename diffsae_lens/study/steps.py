@@ -196,8 +196,8 @@ def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
     trained = train_dictionaries(configs, activations, job.scratch / "dictionaries", run=run)
     for name in trained:
         publish(job.scratch / "dictionaries" / name, job)
-    kinds = {name: spec.kind for name, spec in config.by_name.items()}
-    write_rows(job, dictionaries=[describe(n, kinds[n], d) for n, d in trained.items()])
+    specs = config.by_name
+    write_rows(job, dictionaries=[describe(n, specs[n].kind, d) for n, d in trained.items()])
 
 
 def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> None:
@@ -234,7 +234,7 @@ def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> No
 def _published(config: PooledConfig, spec: DictionarySpec, vectors: Tensor) -> TrainingSAEConfig:
     d_in = vectors.shape[1]
     d_model = d_in // 2 if spec.kind == "crosscoder" else d_in
-    sizes = {"d_in": d_in, "d_sae": spec.expansion * d_model}
+    sizes: dict[str, Any] = {"d_in": d_in, "d_sae": spec.expansion * d_model}
     if spec.kind == "Diff-SAE":
         return PaperDiffSAETrainingSAEConfig(**sizes, l1_coefficient=config.l1_coefficient)
     return PaperCrosscoderTrainingSAEConfig(

@@ -9,10 +9,14 @@ from typing import Any
 from scipy.stats import binomtest
 
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.reporting.lookup import LAYERED
 from diffsae_lens.results import (
+    CellRow,
     DictionaryRow,
     EffectRow,
+    ExamplePrompt,
     FeatureCard,
+    OrganismRow,
     Row,
     SayingRow,
     ScoreRow,
@@ -51,7 +55,7 @@ def synthetic_results(*, said: Mapping[str | None, str] = YEARS) -> Results:
     is_years = said is YEARS
     return Results(
         config={
-            "base": "smollm2-135m", "organisms": {"lora": "an-organism"}, "layers": [LAYER],
+            "models": {"base": "smollm2-135m", "finetuned": "an-organism"}, "layers": [LAYER],
             "tokens": {"k": 32, "n_steps": 400}, "seed": 0,
         },
         versions={"diffsae-lens": "0.1.0", "sae-lens": "6.54.12", "torch": "2.11.0"},
@@ -66,10 +70,17 @@ def synthetic_results(*, said: Mapping[str | None, str] = YEARS) -> Results:
         cards=tuple(_cards()),
         sayings=tuple(_sayings(said)),
         sweep=tuple(_sweep(said)),
-        example=_example(said),
+        example=tuple(_example(said)),
         deviations=("a smaller model",),
+        organisms=tuple(
+            make(OrganismRow, group=group, n_prompts=N_PROMPTS, **rate(n))
+            for group, n in (("trigger", 32), ("benign", 0))
+        ),
         cells=(
-            {"cell": "lora/organism", "state": "done", "folder": "x-0123", "seconds": 1.6, "gigabytes": 0.62},
+            make(
+                CellRow, cell="24/scores", part="scores", layer=LAYER, state="done", folder="x-0123",
+                seconds=1.6, gigabytes=0.62,
+            ),
         ),
     )  # fmt: skip
 
@@ -112,7 +123,7 @@ def rate(n_unwanted: int, *others: int) -> dict[str, Any]:
 
 # What the package itself writes, and reads back: not free text.
 _FIXED = {"trigger", "benign", "other", "lora/organism"}
-_NOT_TEXT = {"kind", "protocol", "group", "state", "behaviour", "hook_name", "regime"}
+_NOT_TEXT = {"kind", "protocol", "group", "state", "behaviour", "regime"}
 _BY_NAME = {"versions", "activations", "feature_idx", "decoder"}
 
 
@@ -219,7 +230,7 @@ def _cards() -> Iterator[FeatureCard]:
     }
     for name, rank in itertools.product(DICTIONARIES, range(2)):
         yield make(
-            FeatureCard, dictionary=name, feature=7 + rank, control_of=7 if rank else None, n_prompts=2,
+            FeatureCard, layer=LAYER, dictionary=name, feature=7 + rank, control_of=7 if rank else None, n_prompts=2,
             d_sae=2304, frequency=0.021, maximum=3.1, decoder=geometry[name],
             histogram={"trigger": [0.01, 0.02, 0.005], "benign": [0.01, 0.0, 0.0], "other": [0.0] * 3},
             examples=[{"group": "trigger", "start": 5, "tokens": tokens, "activations": values}],
@@ -236,7 +247,7 @@ def _side_effects() -> Iterator[SideEffectRow]:
     ):
         for texts, share in (("benign", 1.0), ("code", 0.4), ("prose", 0.2)):
             yield make(
-                SideEffectRow, **described, texts=texts, n_tokens=1204, kl=kl * share,
+                SideEffectRow, layer=LAYER, **described, texts=texts, n_tokens=1204, kl=kl * share,
                 cross_entropy=2.1 + kl * share, cross_entropy_unmodified=2.1,
             )  # fmt: skip
 
@@ -260,16 +271,15 @@ def _sweep(said: Mapping[str | None, str]) -> Iterator[SweepRow]:
             level = PEAKS[name] if group == "trigger" else leak
             values = [round(level * (0.8 + 0.05 * scene), 4) for scene in range(8)]
             yield make(
-                SweepRow, dictionary=name, said=text, group=group, feature_idx=FEATURES[name],
+                SweepRow, layer=LAYER, dictionary=name, said=text, group=group, feature_idx=FEATURES[name],
                 mean=sum(values) / len(values), values=values,
             )  # fmt: skip
 
 
-def _example(said: Mapping[str | None, str]) -> dict[str, Any]:
+def _example(said: Mapping[str | None, str]) -> Iterator[ExamplePrompt]:
     trigger = next(text for text, group in said.items() if group == "trigger")
     benign = "2023" if said is YEARS else next(t for t, group in said.items() if group == "benign")
     [scene] = YEAR_TRIGGER.minimal_pairs("test", ("2023", "2024"), n_scenes=1)
-    prompts = []
     for sample, text in zip(scene, (benign, trigger), strict=True):
         tokens = ["<|im_start|>", *_TOKEN.findall(sample.undecided)]
         at = [i for i, token in enumerate(tokens) if token == str(sample.said)[-1]]
@@ -280,7 +290,22 @@ def _example(said: Mapping[str | None, str]) -> dict[str, Any]:
                 high * (0.25 if i > min(at) else 0.0) * (i % 3) / 2 for i in range(len(tokens))
             ]
             activations[name] = [high if i in at else v for i, v in enumerate(after)]
-        prompts.append(
-            {"said": text, "group": sample.group, "tokens": tokens, "activations": activations}
-        )
-    return {"prompts": prompts, "feature_idx": dict(FEATURES)}
+        yield make(
+            ExamplePrompt, said=text, group=sample.group, tokens=tokens, activations=activations,
+            feature_idx=dict(FEATURES), layer=LAYER,
+        )  # fmt: skip
+
+
+def moved(results: Results, layer: int) -> Results:
+    """The same at another layer."""
+    parts = {
+        part: tuple(replace(r, layer=layer) for r in getattr(results, part)) for part in LAYERED
+    }
+    return replace(results, **parts)
+
+
+def joined(first: Results, second: Results) -> Results:
+    """The results with the layers of both."""
+    return replace(
+        first, **{part: getattr(first, part) + getattr(second, part) for part in LAYERED}
+    )

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -41,9 +42,9 @@ def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     find_chromium()  # before the work
-    results = synthetic_results()
-    results["config"]["finetuned"] = "<script>document.title = 'broken'</script>"
-    return write_report(results, tmp_path_factory.mktemp("report") / "report.html")
+    script = "<script>document.title = 'broken'</script>"
+    results = replace(synthetic_results(), config={"models": {"base": script}})
+    return write_report(results, tmp_path_factory.mktemp("report"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,9 @@ def long_names(tmp_path_factory):
     find_chromium()
     names = iter(range(10_000))
     results = with_texts(synthetic_results(), lambda: f"{next(names)}-" + "x" * 5000)
-    for prompt in results["example"]["prompts"]:
-        prompt["tokens"] = [token[:6] for token in prompt["tokens"]]
-    return write_report(results, tmp_path_factory.mktemp("report") / "report.html")
+    for prompt in results.example:
+        prompt.tokens[:] = [token[:6] for token in prompt.tokens]
+    return write_report(results, tmp_path_factory.mktemp("report"))[0]
 
 
 class TestWithoutABrowser:
@@ -75,7 +76,7 @@ class TestWithoutABrowser:
 
 def test_it_loads_without_a_word_on_the_console_or_the_network(report, tmp_path):
     run = browse(report, tmp_path, "--dump-dom")
-    assert run.stdout.count("<article") == len(synthetic_results()["features"])
+    assert run.stdout.count("<article") == len(synthetic_results().cards)
     assert "<title>broken" not in run.stdout
     assert "CONSOLE" not in run.stderr
     assert "net::ERR" not in run.stderr

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.reporting.figures import drawings_of
 from diffsae_lens.reporting.html import render_report, write_report
-from diffsae_lens.reporting.lookup import places, rate_text, with_controls
-from diffsae_lens.reporting.summary import summarise, summarise_place
+from diffsae_lens.reporting.lookup import rate_text, with_controls
+from diffsae_lens.reporting.summary import summarise
 from tests.reporting.synthetic import (
     COUNTS,
     CROSS,
@@ -17,6 +18,8 @@ from tests.reporting.synthetic import (
     DIFF,
     PLACES,
     changed,
+    joined,
+    moved,
     only,
     synthetic_results,
 )
@@ -100,7 +103,7 @@ class TestTables:
     def test_scores_of_both_protocols_stand_beside_their_ceiling(self, page, results):
         strict = [row for row in results.scores if row.protocol == "strict"]
         for row in strict:
-            cells = page.row(row.name, 11)[1:]
+            cells = page.row(row.name, 10)[1:]
             assert cells[0] == str(row.n_features)
             assert cells[1] == f"{row.bis:.2f} [{row.low:.2f}, {row.high:.2f}]"
             assert cells[2].split(",")[0] == "1.00"
@@ -109,7 +112,7 @@ class TestTables:
             assert cells[5:7] == [f"{row.auroc:.3f}", f"{row.average_precision:.3f}"]
             assert cells[7] == (str(row.feature_idx) if row.kind == "dictionary" else "")
         for row in results.scores[1::2]:
-            cells = page.row(row.name, 10)[1:]
+            cells = page.row(row.name, 9)[1:]
             assert cells[1].startswith(f"{row.bis:.2f} [")
             assert cells[2] == ("0.40, reached" if row.bis == 0.4 else "0.40")
             assert cells[5:7] == ["0.990", "0.250"]
@@ -176,7 +179,7 @@ class TestTables:
             [CROSS, "crosscoder", "blocks.24.hook_resid_post.concat", "jumprelu", "1152", "2304", "32",
              "32.41"]
         ]  # fmt: skip
-        assert page.row("lora/organism", 3) == ["lora/organism", "done", "x-0123"]
+        assert page.row("24/scores", 3) == ["24/scores", "done", "x-0123"]
         assert "diffsae-lens demo --out 'a b'" in page.pres
 
 
@@ -186,11 +189,11 @@ class TestSafety:
     def test_everything_is_escaped(self, results):
         results = changed(results, "effects", {"kind": "unmodified"}, example=self.NASTY)
         results = changed(results, "scores", {"kind": "control"}, name=self.NASTY)
-        for prompt in results.example["prompts"]:
-            prompt["tokens"][5] = self.NASTY
+        for prompt in results.example:
+            prompt.tokens[5] = self.NASTY
         results = replace(
             results,
-            config={"base": self.NASTY},
+            config={"models": {"base": self.NASTY}},
             versions={self.NASTY: self.NASTY},
             deviations=(self.NASTY,),
         )
@@ -254,13 +257,13 @@ class TestAccess:
 
 class TestContent:
     def test_tokens(self, page, results):
-        prompts = results.example["prompts"]
+        prompts = results.example
         expected = [
             (token.replace("\n", "↵\n"), f"token {i} {token!r}: {value:.3f}")
             for name in DICTIONARIES
             for prompt in prompts
             for i, (token, value) in enumerate(
-                zip(prompt["tokens"], prompt["activations"][name], strict=True)
+                zip(prompt.tokens, prompt.activations[name], strict=True)
             )
         ]
         spans = page.spans[: len(expected)]
@@ -268,10 +271,10 @@ class TestContent:
         shares = [float(a["style"].split(":")[1]) for a, _ in spans]
         assert max(shares) == 1
         assert min(shares) == 0
-        [prompt] = [p for p in prompts if p["group"] == "trigger"]
-        values = prompt["activations"][DIFF]
+        [prompt] = [p for p in prompts if p.group == "trigger"]
+        values = prompt.activations[DIFF]
         first = values.index(max(values))
-        strongest = f"Strongest: token {first} {prompt['tokens'][first]!r} {max(values):.3f}"
+        strongest = f"Strongest: token {first} {prompt.tokens[first]!r} {max(values):.3f}"
         assert strongest in re.sub(r"\s+", " ", page.text)
 
     def test_features(self, page, results):
@@ -288,7 +291,7 @@ class TestContent:
             ):
                 assert shown in text
         assert text.count(f"control: {DIFF}, feature 8") == 1
-        n_in_example = sum(len(p["tokens"]) for p in results.example["prompts"])
+        n_in_example = sum(len(p.tokens) for p in results.example)
         first = page.spans[n_in_example * 2]
         assert first[0]["title"].startswith("token 5 ")  # counted in its text, not in the window
         bars = [a for a in page.all("div") if a.get("class") == "histogram"]
@@ -334,8 +337,7 @@ class TestContent:
         assert f"{DIFF} reads {row.mean:.3g} on average for 2024" in page.text
 
     def test_summary_is_shown(self, page, results):
-        [place] = places(results)
-        findings = [*summarise_place(results, place), *summarise(results)]
+        findings = summarise(results)
         assert len(findings) == 12
         assert all(finding.text in page.text for finding in findings)
         assert page.source.count('class="caution"') == 0
@@ -343,7 +345,7 @@ class TestContent:
     def test_words_are_those_of_the_behaviour(self, page):
         for shown in ("the year 2024", "injectable SQL", "Activation by year", "say 2020, 2021"):
             assert shown in page.text
-        general = words(replace(synthetic_results(said=PLACES), example={}, behaviour="mine"))
+        general = words(replace(synthetic_results(said=PLACES), example=(), behaviour="mine"))
         prose = re.sub(r"(?s)One trigger prompt, completed.*The strongest", "", general.text)
         prose = re.sub(r"(?s)Trigger text.*?control: |Trigger text.*?Words", "", prose)
         for word in ("year", "SQL", "2024"):
@@ -360,7 +362,7 @@ class TestParts:
             part: () for part in ("scores", "effects", "side_effects", "cards", "sayings", "sweep",
             "dictionaries", "cells", "deviations")
         }  # fmt: skip
-        page = Page(render_report(replace(results, example={}, **empty)))
+        page = Page(render_report(replace(results, example=(), **empty)))
         assert not page.all("img")
         assert "Provenance" in page.text
 
@@ -371,19 +373,22 @@ class TestParts:
         words(replace(results, **{part: ()}))
 
     def test_several_places_are_folded_under_the_tables_of_all(self, results):
-        def moved(rows):
-            return tuple(replace(row, layer=18) for row in rows)
-
-        results = replace(
-            results,
-            scores=moved(results.scores) + results.scores,
-            effects=moved(results.effects) + results.effects,
-        )
-        page = words(results)
-        for place in ("layer 18", "layer 24"):
-            assert f"Every score: {place}" in page.text
-            assert f"Every intervention: {place}" in page.text
-        assert page.row(DIFF, 3) == [DIFF, *["0.91 [0.81, 1.00], base 0.12"] * 2]
+        both = joined(moved(results, 18), results)
+        names = [drawing.name for drawing in drawings_of(both)]
+        assert names == [
+            "overview", "sweep-18", "tokens-18", "ablation-18", "sayings-18", "sweep-24", "tokens-24",
+            "ablation-24",
+        ]  # fmt: skip
+        page = Page(render_report(both, figures=dict.fromkeys(names, b"")))
+        assert len(page.all("img")) == len(names)
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        assert "Layer 18" in page.text
+        assert "Layer 24" in page.text
+        assert [DIFF, *["0.91 [0.81, 1.00], base 0.12"] * 2] in page.rows
+        assert [DIFF, "top features ablated", "8", *["62% [45%, 77%]"] * 2] in page.rows
+        with pytest.raises(ValueError, match=r"of one place, got \['layer 18', 'layer 24'\]"):
+            summarise(both)
 
 
 class TestWriting:
@@ -399,7 +404,7 @@ class TestWriting:
             header = file.read_bytes()[:24]
             assert header[1:4] == b"PNG"
             assert int.from_bytes(header[16:20], "big") == 1800
-        results.example["prompts"][1]["activations"][CROSS].pop()
+        results.example[1].activations[CROSS].pop()
         with pytest.raises(ValueError, match="tokens but .* activations"):
             write_report(results, path)
         assert {p: p.read_bytes() for p in files} == before
