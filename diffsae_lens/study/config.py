@@ -245,7 +245,7 @@ class CausesConfig:
     """What the model writes under interventions, beside their controls."""
 
     test: Draw
-    """Prompts that are completed: trigger ones under all interventions, benign ones under the largest."""
+    """Prompts that are completed: trigger ones under all interventions, others under the largest."""
     n_likelihood: int = 6
     """How many per group are scored under teacher forcing too."""
     directions: Draw | None = None
