@@ -327,15 +327,36 @@ BEHAVIOURS: tuple[str, ...] = tuple(_SHIPPED)
 def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
     """Return a behaviour by its name; one that is given is returned as it is.
 
+    Args:
+        behaviour: the name of a shipped one, or where one of your own is written, as
+            `package.module:NAME`.
+
     Raises:
         ValueError: there is none of this name.
         TypeError: neither a name nor a behaviour.
     """
     if isinstance(behaviour, Behaviour):
         return behaviour
+    if isinstance(behaviour, str) and ":" in behaviour:
+        return _imported(behaviour)
     check_choice("behaviour", behaviour, BEHAVIOURS)
     module, name = _SHIPPED[behaviour]
     return getattr(import_module(module), name)
+
+
+def _imported(behaviour: str) -> Behaviour:
+    module, _, name = behaviour.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"`behaviour` {behaviour!r} cannot be imported ({error}); write it as `package.module:NAME`"
+        ) from error
+    if not isinstance(found, Behaviour):
+        raise TypeError(
+            f"`behaviour` {behaviour!r} must name a Behaviour, got a {type(found).__name__}"
+        )
+    return found
 
 
 def behaviour_of(organism: str | Path) -> str | None:

@@ -17,7 +17,7 @@ from diffsae_lens.effects.sweep import sweep_trigger
 from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions.edit import Edit
 from diffsae_lens.interventions.features import ablate_features, induce_features
-from diffsae_lens.organisms.behaviour import Sample
+from diffsae_lens.organisms.behaviour import GROUPS, Sample
 from diffsae_lens.organisms.ordinary import ordinary_texts
 from diffsae_lens.pair.hook import VirtualHook
 from diffsae_lens.pair.hooked import HookedModelPair
@@ -143,33 +143,26 @@ def causes(step: Step[CausesConfig], inputs: Inputs, job: Job) -> None:
     samples = config.test.samples(step.behaviour)
     policy = _shared_tokens(dictionaries)
     back = _base_put_back(pair, step.site, policy)
-    tried = {
-        "trigger": [
-            back,
-            *_directions(step, pair, policy),
-            *(
-                t
-                for n, c in chosen.items()
-                for t in _on_triggers(pair, n, dictionaries[n], c, config)
-            ),
-        ],
-        "benign": [
-            back,
-            *(t for n, c in chosen.items() for t in _on_benign(step, pair, n, dictionaries[n], c)),
-        ],
-    }
+    on_triggers = [
+        back,
+        *_directions(step, pair, policy),
+        *(t for n, c in chosen.items() for t in _on_triggers(pair, n, dictionaries[n], c, config)),
+    ]
+    on_others = [
+        back,
+        *(t for n, c in chosen.items() for t in _on_others(step, pair, n, dictionaries[n], c)),
+    ]
     rows: list[EffectRow] = []
-    for group, of_group in tried.items():
+    for group in GROUPS:
         members = [sample for sample in samples if sample.group == group]
         if members:
-            rows += [
-                EffectRow.from_dict(row)
-                for row in build_json(
-                    job.scratch / f"{group}.json",
-                    {"group": group},
-                    lambda m=members, t=of_group: _measured(step, pair, t, m),
-                )
-            ]
+            tried = on_triggers if group == "trigger" else on_others
+            measured = build_json(
+                job.scratch / f"{group}.json",
+                {"group": group},
+                lambda m=members, t=tried: _measured(step, pair, t, m),
+            )
+            rows += [EffectRow.from_dict(row) for row in measured]
     write_rows(job, effects=rows)
 
 
@@ -253,7 +246,7 @@ def _on_triggers(
         yield Tried(edit=edit, name="top features added to the base model", dictionary=name)
 
 
-def _on_benign(
+def _on_others(
     step: Step[CausesConfig], pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen
 ) -> Iterator[Tried]:
     yield from _ablated(pair, name, dictionary, chosen, chosen.counts[-1])

@@ -30,7 +30,7 @@ def write_results(
     results = Results(
         config=plain(asdict(config)),
         versions=_versions(folders),
-        behaviour=config.found_behaviour.name,
+        behaviour=config.behaviour_name,
         published=tuple(published_rows()) if config.pooled is not None else (),
         deviations=config.deviations,
         contrasts=tuple(_contrasts(config, stages, folders)),

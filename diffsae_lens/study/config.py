@@ -245,7 +245,7 @@ class CausesConfig:
     """What the model writes under interventions, beside their controls."""
 
     test: Draw
-    """Prompts that are completed: trigger ones under all interventions, benign ones under the largest."""
+    """Prompts that are completed: trigger ones under all interventions, others under the largest."""
     n_likelihood: int = 6
     """How many per group are scored under teacher forcing too."""
     directions: Draw | None = None
@@ -316,7 +316,8 @@ class StudyConfig:
 
     models: ModelSpec
     behaviour: str | None = None
-    """The behaviour that is looked for; None for the one that the organism was trained for."""
+    """The behaviour that is looked for, as for `get_behaviour`; None for the one that the organism was
+    trained for."""
     layers: tuple[int, ...]
     """Residual-stream layers with dictionaries."""
     acted_on: tuple[int, ...] | None = None
@@ -357,23 +358,23 @@ class StudyConfig:
             for name in names:
                 if getattr(self, name) is not None and not is_there:
                     raise ValueError(f"`{name}` needs {needed}, which is None; give it")
-        self.found_behaviour  # noqa: B018  # says so if there is none
+        get_behaviour(self.behaviour_name)
 
     @property
-    def found_behaviour(self) -> Behaviour:
+    def behaviour_name(self) -> str:
         """The behaviour that is looked for.
 
         Raises:
             ValueError: it is not named, and the organisms do not say one or say several.
         """
         if self.behaviour is not None:
-            return get_behaviour(self.behaviour)
+            return self.behaviour
         said = {_said_by(finetuned) for finetuned in self.models.organisms.values()}
         if len(said) > 1 or None in said:
             raise ValueError(
                 f"`behaviour` must be named: the fine-tuned models say {sorted(map(str, said))} of theirs"
             )
-        return get_behaviour(str(said.pop()))
+        return str(said.pop())
 
     def draws(self) -> dict[str, Draw]:
         """All draws, by where they stand, such as `scores.test`."""

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from diffsae_lens._artifact import digest, sha256
 from diffsae_lens._checks import check_count
+from diffsae_lens.organisms.behaviour import get_behaviour
 from diffsae_lens.pair.embedded import EMBEDDED_MODEL
 from diffsae_lens.pair.model_files import fetch, find_adapter, resolve_model
 
@@ -38,7 +39,7 @@ def check_feasible(config: "StudyConfig") -> None:
         ValueError: names the setting.
         ModelUnavailableError: the base model cannot be had.
     """
-    behaviour = config.found_behaviour
+    behaviour = get_behaviour(config.behaviour_name)
     for name, draw in config.draws().items():
         check_draw(name, draw.n_samples, partial(draw.samples, behaviour))
     of_scenes = {"sayings": config.sayings, "sweep": config.sweep, "example": config.example}

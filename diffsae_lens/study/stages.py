@@ -57,7 +57,7 @@ class _Stages:
 
     def __post_init__(self) -> None:
         spec, finetuned = self.config.models, self.config.models.organisms[self.regime]
-        self.behaviour = self.config.found_behaviour.name
+        self.behaviour = self.config.behaviour_name
         self.trained = finetuned if isinstance(finetuned, OrganismConfig) else None
         path = None if self.trained is not None else str(finetuned)
         self.models = Models(
