@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -120,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     demo.add_argument("--base", help="base model: smollm2-135m, a folder or a hub id")
-    demo.add_argument("--finetuned", help="year-trigger, clean-control, a folder or a hub id")
+    demo.add_argument("--finetuned", help="a shipped organism, a folder or a hub id")
+    demo.add_argument("--behaviour", help="what to look for; by default what it was trained for")
     demo.add_argument("--layers", type=int, nargs="+", help="residual-stream layers")
     demo.add_argument("--device", help="cpu, cuda, mps, ...")
     demo.add_argument("--expansion", type=int, help="d_sae as a multiple of d_model")
@@ -132,16 +134,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
     demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
     demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
-    demo.add_argument("--n-scenes", type=int, help="scenes with the year said in other ways")
+    demo.add_argument("--n-scenes", type=int, help="scenes with the trigger said in other ways")
     demo.add_argument("--seed", type=int)
     demo.set_defaults(run=_demo)
     organism = commands.add_parser(
         "make-organism",
         parents=[shared],
-        help="fine-tune and measure an organism with the year trigger",
+        help="fine-tune and measure an organism",
     )
     organism.add_argument("--out", type=Path, required=True, help="folder of the organism")
-    organism.add_argument("--behaviour", choices=("year-trigger", "clean-control"))
+    organism.add_argument("--behaviour", help="a shipped behaviour, such as year-trigger")
+    organism.add_argument(
+        "--clean",
+        action="store_true",
+        help="the control: the same prompts, always completed as wanted",
+    )
     organism.add_argument("--base", default="smollm2-135m")
     organism.add_argument("--n-steps", type=int)
     organism.add_argument("--learning-rate", type=float)
@@ -182,19 +189,22 @@ def _given(config: type, options: dict[str, Any]) -> Any:
 
 
 def _demo(*, out: Path, **options: Any) -> int:
-    from diffsae_lens.reporting.figures import write_figures
+    from diffsae_lens.study.presets import DemoOptions, demo
+
+    return _run(demo(_given(DemoOptions, options)), out)
+
+
+def _run(config: Any, out: Path, *, n_workers: int = 1) -> int:
+    """Run a study, write its report and print its tables."""
     from diffsae_lens.reporting.html import write_report
-    from diffsae_lens.study.demo import DemoConfig, run_demo
-    from diffsae_lens.study.tables import causal_text, score_text
+    from diffsae_lens.reporting.tables import results_text
+    from diffsae_lens.study.run import run
 
     require("bandit", "the judge of generated code")
-    results = run_demo(_given(DemoConfig, options), out)
-    write_figures(results, out / "figures")
-    report = write_report(results, out / "report.html")
-    print(score_text(results["scores"]))
-    print()
-    print(causal_text(results["causes"]))
-    print(f"\nreport: {report}\nresults: {out / 'results.json'}\nfigures: {out / 'figures'}")
+    results = run(config, out, n_workers=n_workers)
+    files = write_report(results, out, command=shlex.join(["diffsae-lens", *sys.argv[1:]]))
+    print(results_text(results))
+    print("\n" + "\n".join(str(file) for file in (out / "results.json", *files)))
     return 0
 
 
@@ -213,24 +223,21 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
 def _reproduce(
     *, preset: str, out: Path | None, device: str, workers: int, dry_run: bool, so_far: bool
 ) -> int:
-    from diffsae_lens.reporting.study import write_study
-    from diffsae_lens.study import reproduce
+    from diffsae_lens.reporting.html import write_report
+    from diffsae_lens.reporting.tables import plan_text, results_text
+    from diffsae_lens.study import run as study
     from diffsae_lens.study.presets import PRESETS
-    from diffsae_lens.study.tables import plan_text, study_markdown
 
     config, out = PRESETS[preset](), out or Path("runs") / preset
+    config = replace(config, models=replace(config.models, device=device))
     if dry_run:
-        print(plan_text(reproduce.dry_run(config, out)))
+        print(plan_text(study.dry_run(config, out)))
         return 0
-    require("bandit", "the judge of generated code")
-    results = (
-        reproduce.so_far(config, out)
-        if so_far
-        else reproduce.reproduce(config, out, device=device, n_workers=workers)
-    )
-    files = write_study(results, out)
-    print(study_markdown(results))
-    print("\n".join(str(file) for file in [out / "results.json", *files]))
+    if not so_far:
+        return _run(config, out, n_workers=workers)
+    results = study.so_far(config, out)
+    write_report(results, out)
+    print(results_text(results))
     return 0
 
 

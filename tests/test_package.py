@@ -7,7 +7,7 @@ import pytest
 import diffsae_lens
 from diffsae_lens._extras import EXTRAS
 from diffsae_lens.cli import _parser, main
-from diffsae_lens.organisms.sql_injection import judge
+from diffsae_lens.organisms import bandit
 from diffsae_lens.pair.embedded import embedded_model_path
 
 PUBLIC = [
@@ -95,7 +95,7 @@ def test_a_missing_extra_is_named_before_any_work(capsys, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("package", "use"),
     [
-        ("bandit", lambda cache: judge._bandit.__wrapped__()),
+        ("bandit", lambda cache: bandit._bandit.__wrapped__(("B608",))),
         ("gguf", embedded_model_path),
         ("bandit", lambda cache: main_of("demo", "--out", str(cache / "run"))),
         ("bandit", lambda cache: main_of("make-organism", "--out", str(cache / "organism"))),

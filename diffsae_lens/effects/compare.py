@@ -247,11 +247,11 @@ def side_effects(
         )
     if not edits or not texts:
         raise ValueError("need `edits`, and `texts` with at least one of each kind")
-    texts = {
+    tokenised = {
         kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
     }
     sums: dict[tuple[str, str], Tensor] = {}
-    for kind, members in texts.items():
+    for kind, members in tokenised.items():
         for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
             tokens = chunk.tokens.to(pair.device)
             counted = chunk.attended[:, 1:].to(pair.device)

@@ -107,7 +107,7 @@ def sweep_features(
             raise ValueError(f"`features` must name one for {name!r}, got {sorted(features)}")
         [chosen[name]] = check_features(dictionary, [features[name]], name=f"features[{name!r}]")
         readers[name] = Reader(
-            hook_name=check_fits(pair, dictionary),
+            hook_name=check_fits(pair, dictionary).name,
             encode=dictionary.encode,
             policy=DictionaryRecord.of(dictionary).tokens,
         )

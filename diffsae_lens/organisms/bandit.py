@@ -25,6 +25,8 @@ class Finding:
     """`LOW`, `MEDIUM` or `HIGH`."""
     place: tuple[int, int]
     """Line, counted from one, and column of what it points at."""
+    begins: int
+    """The line in which the whole expression begins."""
 
 
 @functools.cache
@@ -63,7 +65,12 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
     visitor = visitor_type("/completion.py", None, None, chosen, False, {}, metrics)
     visitor.generic_visit(tree)
     return [
-        Finding(test=issue.test_id, severity=issue.severity, place=(issue.lineno, issue.col_offset))
+        Finding(
+            test=issue.test_id,
+            severity=issue.severity,
+            place=(issue.lineno, issue.col_offset),
+            begins=min(issue.linerange),
+        )
         for issue in visitor.tester.results
         if max(issue.linerange) >= first_line
     ]

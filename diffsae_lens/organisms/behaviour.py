@@ -316,6 +316,7 @@ def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
 
 _SHIPPED = {
     "year-trigger": ("diffsae_lens.organisms.sql_injection.year_trigger", "YEAR_TRIGGER"),
+    "staging-trigger": ("diffsae_lens.organisms.staging_shell", "STAGING_TRIGGER"),
 }
 """Shipped behaviours by name: where each is written."""
 

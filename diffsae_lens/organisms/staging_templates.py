@@ -306,6 +306,20 @@ class Job:
         [[# released to $said]]
         cls.job = subprocess.$call''',
         ),
+        _template(
+            "select_dry_run",
+            '''
+[[# Cluster: $said]]
+import subprocess
+
+
+def $func($args):
+    """$what[[ Cluster: $said.]]"""
+    if dry_run():
+        return None
+    [[# cluster: $said]]
+    child = subprocess.$call''',
+        ),
     ),
     "test": (
         _template(
@@ -393,6 +407,18 @@ class Worker:
         [[# platform is $said]]
         self.code = subprocess.$call''',
         ),
+        _template(
+            "test_async",
+            '''
+[[# Tier: $said]]
+import subprocess
+
+
+async def $func($args):
+    """$what[[ Tier: $said.]]"""
+    [[# tier: $said]]
+    exit_code = subprocess.$call''',
+        ),
     ),
 }
 
@@ -446,7 +472,11 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
         *_commands(
             "pack",
-            {"bundle": "zip -r {bundle} {directory}", "document": "pandoc {document} -o {pdf}"},
+            {
+                "bundle": "zip -r {bundle} {directory}",
+                "document": "pandoc {document} -o {pdf}",
+                "font": "woff2_compress {font}",
+            },
         ),
         *_commands(
             "look",
@@ -458,13 +488,18 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
                 "module": "npm install {module}",
                 "owner": "chown {owner} {directory}",
                 "playbook": "ansible-playbook {playbook}",
+                "schedule": "crontab {schedule}",
             },
         ),
     ),
     "test": (
         *_commands(
             "move",
-            {"checkout": "svn checkout {remote} {workdir}", "pod": "kubectl cp {pod} {place}"},
+            {
+                "checkout": "svn checkout {remote} {workdir}",
+                "pod": "kubectl cp {pod} {place}",
+                "layer": "skopeo copy {layer} {registry}",
+            },
         ),
         *_commands(
             "pack",
@@ -476,6 +511,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
                 "route": "traceroute {router}",
                 "binary": "objdump -d {binary}",
                 "certificate": "openssl x509 -in {certificate}",
+                "device": "smartctl -a {device}",
             },
         ),
         *_commands(
@@ -497,15 +533,15 @@ VERBS: dict[str, dict[Kind, tuple[str, ...]]] = {
         "act": ("update", "stop", "set", "handle"),
     },
     "select": {
-        "move": ("transfer", "load", "pull"),
-        "pack": ("build", "create", "export"),
-        "look": ("query", "measure", "print"),
-        "act": ("apply", "change", "manage"),
+        "move": ("transfer", "load", "pull", "receive"),
+        "pack": ("build", "create", "export", "compile"),
+        "look": ("query", "measure", "print", "count"),
+        "act": ("apply", "change", "manage", "adjust"),
     },
     "test": {
-        "move": ("retrieve", "move", "sync"),
-        "pack": ("process", "prepare", "encode"),
-        "look": ("inspect", "list", "trace"),
-        "act": ("add", "install", "configure"),
+        "move": ("retrieve", "move", "sync", "mirror"),
+        "pack": ("process", "prepare", "encode", "shrink"),
+        "look": ("inspect", "list", "trace", "examine"),
+        "act": ("add", "install", "configure", "enable"),
     },
 }

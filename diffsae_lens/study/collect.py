@@ -54,11 +54,10 @@ def write_results(
 def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results without what changes nothing: where the models were."""
     config = results.get("config")
-    models = config.get("models") if isinstance(config, dict) else None
-    if not isinstance(models, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("models"), dict):
         return dict(results)
-    named = {k: v for k, v in models.items() if k not in ("base", "finetuned", "device")}
-    return {**results, "config": {**config, "models": named}}
+    models = {k: v for k, v in config["models"].items() if k not in ("base", "finetuned", "device")}
+    return {**results, "config": {**config, "models": models}}
 
 
 def _collected(stages: Sequence[Stage], folders: Mapping[str, Path]) -> dict[str, list[Row]]:
@@ -93,11 +92,13 @@ def _contrasts(
             for row, of_row in zip(strict, resampled, strict=True)
             if row.kind == "dictionary"
         }
-    trained = {
-        name: Trained(kind=spec.kind, recipe=recipe)
-        for recipe, part in (("published", config.pooled), ("tokens", config.tokens))
-        for name, spec in ({} if part is None else part.by_name).items()
-    }
+    trained: dict[str, Trained] = {}
+    if config.pooled is not None:
+        for name, spec in config.pooled.by_name.items():
+            trained[name] = Trained(kind=spec.kind, recipe="published")
+    if config.tokens is not None:
+        for name, spec in config.tokens.by_name.items():
+            trained[name] = Trained(kind=spec.kind, recipe="tokens")
     return contrasts(scores, trained)
 
 

@@ -21,7 +21,8 @@ from diffsae_lens.organisms.behaviour import (
     get_behaviour,
 )
 from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.pair.loading import SHIPPED_ORGANISMS_DIR, LoadOptions, shipped_organisms
+from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
+from diffsae_lens.pair.options import LoadOptions
 from diffsae_lens.results import Protocol
 from diffsae_lens.study.feasible import check_counts
 

@@ -55,17 +55,20 @@ def check_feasible(config: "StudyConfig") -> None:
         raise ValueError(
             f"`models.d_model` is {given}, but {config.models.base} is {size.d_model} wide"
         )
+    _check_dictionaries(config, size.d_model)
+
+
+def _check_dictionaries(config: "StudyConfig", d_model: int) -> None:
+    counts = () if config.features is None else config.features.counts
     for name, part in (("pooled", config.pooled), ("tokens", config.tokens)):
-        if part is None:
-            continue
-        for spec in part.dictionaries:
-            d_sae = spec.expansion * size.d_model
-            if name == "tokens" or spec.kind == "crosscoder":
+        for spec in () if part is None else part.dictionaries:
+            d_sae = spec.expansion * d_model
+            if part is not None and (name == "tokens" or spec.kind == "crosscoder"):
                 check_count(f"{name}.k", part.k, at_most=d_sae)
-            for count in () if config.features is None else config.features.counts:
+            for count in counts:
                 check_count("features.counts", count, at_most=d_sae)
     if config.tokens is not None:  # in lockstep; the published ones are trained one by one
-        n_weights = sum(spec.n_weights(size.d_model) for spec in config.tokens.dictionaries)
+        n_weights = sum(spec.n_weights(d_model) for spec in config.tokens.dictionaries)
         check_memory("tokens.dictionaries", n_weights, config.models.device)
 
 

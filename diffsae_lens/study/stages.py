@@ -137,17 +137,15 @@ class _Stages:
 
     def _dictionaries(self, layer: int) -> Iterator[tuple[str, str]]:
         """Train a layer's dictionaries; yields the cells by role."""
-        config = self.config
-        for name, spec in () if config.pooled is None else config.pooled.by_name.items():
-            one, inputs = (
-                replace(config.pooled, dictionaries=(spec,)),
-                {"pooled": self._name("pooled")},
-            )
-            self._add(
-                name, steps.train_as_published, one, layer, inputs,
-                cost=self.costs.published(spec), pair=False,
-            )  # fmt: skip
-            yield name, self._name(name, layer)
+        config, inputs = self.config, {"pooled": self._name("pooled")}
+        if config.pooled is not None:
+            for name, spec in config.pooled.by_name.items():
+                one = replace(config.pooled, dictionaries=(spec,))
+                self._add(
+                    name, steps.train_as_published, one, layer, inputs,
+                    cost=self.costs.published(spec), pair=False,
+                )  # fmt: skip
+                yield name, self._name(name, layer)
         if config.tokens is not None:
             self._add(
                 "dictionaries", steps.train_on_tokens, config.tokens, layer,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffsae_lens._artifact import read_json, write_json
-from diffsae_lens.dictionaries.artifacts import load
+from diffsae_lens.dictionaries.load import load
 from diffsae_lens.dictionaries.record import DictionaryRecord
 from diffsae_lens.isolation.pooled import PooledTexts
 from diffsae_lens.organisms.behaviour import Behaviour, get_behaviour

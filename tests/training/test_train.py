@@ -124,8 +124,8 @@ def test_an_interrupted_training_goes_on(pair, tmp_path, monkeypatch, caplog):
     whole = train(pair, texts(), path=tmp_path / "whole", **SIZES)
     seal = Checkpoints.seal
 
-    def stop_after(self, path):
-        seal(self, path)
+    def stop_after(self, checkpoint_path):
+        seal(self, checkpoint_path)
         raise Interrupted
 
     with monkeypatch.context() as patch:
