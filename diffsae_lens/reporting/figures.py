@@ -97,7 +97,7 @@ def plot_sweep(results: Results) -> Figure:
     figure, axes = _panels(len(panels), height=2.9 if axis.is_numeric else 3.4)
     for ax, (name, rows) in zip(axes, panels.items(), strict=True):
         _draw_sweep(ax, axis, rows, colours[name])
-        ax.set_title(f"{label(name, 17)}, feature {rows[0].feature_idx}")
+        ax.set_title(f"{label(name, 15)}, feature {rows[0].feature_idx}")
     words = words_of(results)
     for ax in axes[-2:]:
         ax.set_xlabel(label(words.said))
@@ -112,7 +112,7 @@ def plot_sweep(results: Results) -> Figure:
 
 
 def _draw_sweep(ax: Axes, axis: SaidAxis, rows: Sequence[SweepRow], colour: str) -> None:
-    axis.draw(ax, n_labels=6)
+    axis.draw(ax, n_labels=6, width=12)
     dots = [(axis.at[row.said], value) for row in rows for value in row.values]
     ax.scatter(*zip(*dots, strict=True), s=16, color=colour, alpha=0.3, lw=0, zorder=2)
     means = {row.said: row.mean for row in rows}

@@ -39,14 +39,20 @@ class SaidAxis:
         """Return what is said from left to right."""
         return sorted(said, key=lambda text: self.at[text])
 
-    def draw(self, ax: Axes, *, n_labels: int = 12) -> None:
-        """Shade trigger and benign, and label the axis; numbers get at most `n_labels`."""
+    def draw(self, ax: Axes, *, n_labels: int = 12, width: int = 20) -> None:
+        """Shade trigger and benign, and label the axis.
+
+        Args:
+            ax: that is drawn on.
+            n_labels: at most so many numbers are labelled; categories all are.
+            width: room for a label, in ems.
+        """
         for text, group in self.groups.items():
             if group in _GROUNDS:
                 at = self.at[text]
                 ax.axvspan(at - 0.5, at + 0.5, color=_GROUNDS[group], lw=0, zorder=0)
         shown = self._labelled(n_labels)
-        labels = [label(said_text(text)) for text in shown]
+        labels = [label(said_text(text), width) for text in shown]
         slanted = max(map(len, labels), default=0) > _SHORT
         ax.set_xticks(
             [self.at[text] for text in shown],
