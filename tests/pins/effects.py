@@ -255,5 +255,5 @@ def curves(setup: Setup) -> dict[str, Any]:
     )
     return found | {
         "sayings": measured(sayings, "said"),
-        "sweep": rows([row.as_dict() for row in swept], "dictionary", "said"),
+        "sweep": measured(swept, "dictionary", "said"),
     }
