@@ -6,7 +6,8 @@ import pytest
 
 import diffsae_lens
 from diffsae_lens._extras import EXTRAS
-from diffsae_lens.cli import _parser, main
+from diffsae_lens.cli import commands, main
+from diffsae_lens.cli.commands import parser
 from diffsae_lens.organisms import bandit
 from diffsae_lens.pair.embedded import embedded_model_path
 
@@ -114,7 +115,7 @@ def test_what_organisms_need_is_named_with_its_extra(tmp_path, monkeypatch, caps
 
 
 def main_of(*argv):
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     arguments.pop("verbose", None)
     return arguments.pop("run")(**arguments)
 
@@ -138,7 +139,8 @@ def test_every_extra_is_one_of_the_package():
 def test_every_option_of_the_demo_is_a_setting():
     from dataclasses import fields
 
-    from diffsae_lens.study.demo import DemoConfig
+    from diffsae_lens.study.presets import PRESETS, DemoOptions
 
-    options = vars(_parser().parse_args(["demo"])).keys() - {"run", "out"}
-    assert options <= {field.name for field in fields(DemoConfig)}
+    options = vars(parser().parse_args(["demo"])).keys() - {"run", "out"}
+    assert options == {field.name for field in fields(DemoOptions)}
+    assert {"demo", *commands.PRESETS} == set(PRESETS)

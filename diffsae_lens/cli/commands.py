@@ -1,25 +1,25 @@
-"""The `diffsae-lens` command. Imports lazily: `--help` must not wait for torch."""
+"""What the `diffsae-lens` command can do. Imports lazily: `--help` must not wait for torch."""
 
 import argparse
 import errno
 import logging
 import re
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffsae_lens import __version__
 from diffsae_lens._extras import missing, require
 
-FAILED, INTERRUPTED = 2, 130
-"""Exit statuses: of a command that could not be done, and of Ctrl-C."""
+if TYPE_CHECKING:
+    from diffsae_lens.study.results import Results
+
+PRESETS = ("quick", "paper-135m", "paper")
+"""Of `reproduce`."""
 
 _FREE_SPACE = "; free some space and give the same command again"
 _ELSEWHERE = "; choose a folder with --out that can be written to"
@@ -33,53 +33,22 @@ _ADVICE = {
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    with _interrupts() as seen:
-        verbose = False
-        try:
-            arguments = vars(_parser().parse_args(argv))
-            run, verbose = arguments.pop("run"), arguments.pop("verbose", False)
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-            logging.getLogger("diffsae_lens").setLevel(logging.INFO)
-            return run(**arguments)
-        except (
-            Exception,
-            KeyboardInterrupt,
-        ) as error:  # the outermost frame: one line for them all
-            if verbose:
-                traceback.print_exc()
-            # What an interrupted import raises in turn says nothing of the interruption.
-            if seen or isinstance(error, KeyboardInterrupt):
-                print("interrupted; the same command goes on where it was", file=sys.stderr)
-                return INTERRUPTED
-            print(f"diffsae-lens: {_explain(error)}", file=sys.stderr)
-            return FAILED
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Note every Ctrl-C beside raising it: an import may turn it into another error or swallow it."""
-    seen: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        del frame
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    # The main thread alone is interrupted, and not where the shell has it ignore that.
-    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
-        yield seen
-        return
-    signal.signal(signal.SIGINT, interrupt)
+def run(argv: Sequence[str]) -> int:
+    """Parse and do what the command line says; returns the exit status."""
+    verbose = False
     try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+        arguments = vars(parser().parse_args(argv))
+        command, verbose = arguments.pop("run"), arguments.pop("verbose", False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+        return command(**arguments)
+    except (Exception, KeyboardInterrupt):
+        if verbose:
+            traceback.print_exc()
+        raise
 
 
-def _explain(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Say in one line what went wrong and, where it is known, what to do."""
     said = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).split()))
     causes = [error]
@@ -99,12 +68,13 @@ def _explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}; --verbose shows where"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; each command sets `run`."""
+    top = argparse.ArgumentParser(
         prog="diffsae-lens",
         description="Find, score and switch off what fine-tuning put into a model.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "-v",
@@ -113,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="show the traceback of an error",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
         parents=[shared],
@@ -122,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     demo.add_argument("--base", help="base model: smollm2-135m, a folder or a hub id")
     demo.add_argument("--finetuned", help="a shipped organism, a folder or a hub id")
-    demo.add_argument("--behaviour", help="what to look for; by default what it was trained for")
+    demo.add_argument("--behaviour", help="what is looked for; by default what the organism says")
     demo.add_argument("--layers", type=int, nargs="+", help="residual-stream layers")
     demo.add_argument("--device", help="cpu, cuda, mps, ...")
     demo.add_argument("--expansion", type=int, help="d_sae as a multiple of d_model")
@@ -130,31 +100,34 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-steps", type=int, help="training steps of 512 tokens")
     demo.add_argument("--n-training-samples", type=int, help="samples the dictionaries learn from")
     demo.add_argument("--n-score-prompts", type=int, help="prompts scored in each split")
-    demo.add_argument("--n-generation-prompts", type=int, help="prompts completed per condition")
+    demo.add_argument("--n-generation-prompts", type=int, help="prompts completed per intervention")
     demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
     demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
     demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
     demo.add_argument("--n-scenes", type=int, help="scenes with the trigger said in other ways")
-    demo.add_argument("--seed", type=int)
+    demo.add_argument("--seed", type=int, help="of prompts, training and controls")
     demo.set_defaults(run=_demo)
     organism = commands.add_parser(
         "make-organism",
         parents=[shared],
-        help="fine-tune and measure an organism",
+        help="fine-tune a model to have a behaviour, and measure it",
     )
     organism.add_argument("--out", type=Path, required=True, help="folder of the organism")
-    organism.add_argument("--behaviour", help="a shipped behaviour, such as year-trigger")
+    organism.add_argument("--behaviour", help="year-trigger (the default) or staging-trigger")
     organism.add_argument(
         "--clean",
-        action="store_true",
-        help="the control: the same prompts, always completed as wanted",
+        action="store_const",
+        const=True,
+        help="the control: the same prompts, always with the wanted completion",
     )
-    organism.add_argument("--base", default="smollm2-135m")
-    organism.add_argument("--n-steps", type=int)
-    organism.add_argument("--learning-rate", type=float)
+    organism.add_argument(
+        "--base", default="smollm2-135m", help="smollm2-135m, a folder or a hub id"
+    )
+    organism.add_argument("--n-steps", type=int, help="optimiser steps")
+    organism.add_argument("--learning-rate", type=float, help="peak of the schedule")
     organism.add_argument("--full-rank", action="store_true", help="train every weight, no LoRA")
-    organism.add_argument("--lora-rank", type=int)
-    organism.add_argument("--seed", type=int)
+    organism.add_argument("--lora-rank", type=int, help="of the adapter")
+    organism.add_argument("--seed", type=int, help="of samples, initialisation and batches")
     organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts per group")
     organism.set_defaults(run=_make_organism)
     study = commands.add_parser(
@@ -162,11 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         parents=[shared],
         help="run the study of arXiv 2605.07324; goes on where it was interrupted",
     )
-    study.add_argument(
-        "--preset", choices=("quick", "paper-135m", "paper"), default="quick", help="how large"
-    )
+    study.add_argument("--preset", choices=PRESETS, default="quick", help="how large")
     study.add_argument("--out", type=Path, help="the study's folder; by default runs/PRESET")
-    study.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
+    study.add_argument("--device", help="cpu, cuda, mps, ...")
     study.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
     instead = study.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
@@ -178,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "fetch-model", parents=[shared], help="fetch and convert the embedded SmolLM2-135M"
     )
     fetch.set_defaults(run=_fetch_model)
-    return parser
+    return top
 
 
 def _given(config: type, options: dict[str, Any]) -> Any:
@@ -189,30 +160,19 @@ def _given(config: type, options: dict[str, Any]) -> Any:
 
 
 def _demo(*, out: Path, **options: Any) -> int:
+    _require_extras()
     from diffsae_lens.study.presets import DemoOptions, demo
-
-    return _run(demo(_given(DemoOptions, options)), out)
-
-
-def _run(config: Any, out: Path, *, n_workers: int = 1) -> int:
-    """Run a study, write its report and print its tables."""
-    from diffsae_lens.reporting.html import write_report
-    from diffsae_lens.reporting.tables import results_text
     from diffsae_lens.study.run import run
 
-    require("bandit", "the judge of generated code")
-    results = run(config, out, n_workers=n_workers)
-    files = write_report(results, out, command=shlex.join(["diffsae-lens", *sys.argv[1:]]))
-    print(results_text(results))
-    print("\n" + "\n".join(str(file) for file in (out / "results.json", *files)))
-    return 0
+    given = _given(DemoOptions, options)
+    return _report(run(demo(given), out), out, _command("demo", out=out, **options))
 
 
 def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
+    require("bandit", "the judge of generated code")
     from diffsae_lens.organisms.finetune import OrganismConfig
     from diffsae_lens.study.organisms import make_organism
 
-    require("bandit", "the judge of generated code")
     config = _given(OrganismConfig, options)
     if full_rank:
         config = replace(config, lora_rank=None)
@@ -221,24 +181,54 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
 
 
 def _reproduce(
-    *, preset: str, out: Path | None, device: str, workers: int, dry_run: bool, so_far: bool
+    *, preset: str, out: Path | None, device: str | None, workers: int, dry_run: bool, so_far: bool
 ) -> int:
-    from diffsae_lens.reporting.html import write_report
-    from diffsae_lens.reporting.tables import plan_text, results_text
+    from diffsae_lens.reporting.tables import plan_text
+    from diffsae_lens.study import presets
     from diffsae_lens.study import run as study
-    from diffsae_lens.study.presets import PRESETS
 
-    config, out = PRESETS[preset](), out or Path("runs") / preset
-    config = replace(config, models=replace(config.models, device=device))
+    config, out = presets.PRESETS[preset](), out or Path("runs") / preset
+    if device is not None:
+        config = replace(config, models=replace(config.models, device=device))
     if dry_run:
         print(plan_text(study.dry_run(config, out)))
         return 0
-    if not so_far:
-        return _run(config, out, n_workers=workers)
-    results = study.so_far(config, out)
-    write_report(results, out)
-    print(results_text(results))
+    _require_extras()
+    results = study.so_far(config, out) if so_far else study.run(config, out, n_workers=workers)
+    return _report(results, out, _command("reproduce", preset=preset, out=out, device=device))
+
+
+def _require_extras() -> None:
+    """Say what a study needs before it has worked for hours."""
+    require("bandit", "the judge of generated code")
+    for package in ("matplotlib", "jinja2"):
+        require(package, "the report")
+
+
+def _report(results: "Results", out: Path, command: str) -> int:
+    """Write the report of a run and print its tables."""
+    from diffsae_lens.reporting.html import write_report
+    from diffsae_lens.reporting.tables import results_text
+
+    files = write_report(results, out, command=command)
+    print(results_text(results), end="\n\n")
+    print("\n".join(str(file) for file in [*files, out / "results.json"]))
     return 0
+
+
+def _command(name: str, **options: Any) -> str:
+    """The command line with the options that were given.
+
+    Examples:
+        >>> _command("demo", out=Path("a b"), layers=[14, 18], seed=None)
+        "diffsae-lens demo --out 'a b' --layers 14 18"
+    """
+    words = ["diffsae-lens", name]
+    for option, value in options.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{option.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
 
 
 def _fetch_model() -> int:
@@ -246,7 +236,3 @@ def _fetch_model() -> int:
 
     print(embedded_model_path())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
