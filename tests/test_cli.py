@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 
 from diffsae_lens import __version__, cli
 from diffsae_lens.cli import commands
-from diffsae_lens.pair.embedded import ModelUnavailableError
-from diffsae_lens.study import organisms
-from diffsae_lens.study import run as study
-from diffsae_lens.study.plan import Plan
+from diffsae_lens.pair._embedded import ModelUnavailableError
+from diffsae_lens.study import _organisms as organisms
+from diffsae_lens.study import _run as study
+from diffsae_lens.study._plan import Plan
 from tests.conftest import plant, tiny_llama, write_tiny_model
 from tests.reporting.synthetic import synthetic_results
 

@@ -16,7 +16,7 @@ from diffsae_lens import __version__
 from diffsae_lens._extras import missing, require
 
 if TYPE_CHECKING:
-    from diffsae_lens.study.results import Results
+    from diffsae_lens.study._results import Results
 
 PRESETS = ("quick", "paper-135m", "paper")
 """Of `reproduce`."""
@@ -161,8 +161,8 @@ def _given(config: type, options: dict[str, Any]) -> Any:
 
 def _demo(*, out: Path, **options: Any) -> int:
     _require_extras()
-    from diffsae_lens.study.presets import DemoOptions, demo
-    from diffsae_lens.study.run import run
+    from diffsae_lens.study._presets import DemoOptions, demo
+    from diffsae_lens.study._run import run
 
     given = _given(DemoOptions, options)
     return _report(run(demo(given), out), out, _command("demo", out=out, **options))
@@ -170,8 +170,8 @@ def _demo(*, out: Path, **options: Any) -> int:
 
 def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
     require("bandit", "the judge of generated code")
-    from diffsae_lens.organisms.finetune import OrganismConfig
-    from diffsae_lens.study.organisms import make_organism
+    from diffsae_lens.organisms._finetune import OrganismConfig
+    from diffsae_lens.study._organisms import make_organism
 
     config = _given(OrganismConfig, options)
     if full_rank:
@@ -183,9 +183,9 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
 def _reproduce(
     *, preset: str, out: Path | None, device: str | None, workers: int, dry_run: bool, so_far: bool
 ) -> int:
-    from diffsae_lens.reporting.tables import plan_text
-    from diffsae_lens.study import presets
-    from diffsae_lens.study import run as study
+    from diffsae_lens.reporting._tables import plan_text
+    from diffsae_lens.study import _presets as presets
+    from diffsae_lens.study import _run as study
 
     config, out = presets.PRESETS[preset](), out or Path("runs") / preset
     if device is not None:
@@ -207,8 +207,8 @@ def _require_extras() -> None:
 
 def _report(results: "Results", out: Path, command: str) -> int:
     """Write the report of a run and print its tables."""
-    from diffsae_lens.reporting.html import write_report
-    from diffsae_lens.reporting.tables import results_text
+    from diffsae_lens.reporting._html import write_report
+    from diffsae_lens.reporting._tables import results_text
 
     files = write_report(results, out, command=command)
     print(results_text(results), end="\n\n")
@@ -232,7 +232,7 @@ def _command(name: str, **options: Any) -> str:
 
 
 def _fetch_model() -> int:
-    from diffsae_lens.pair.embedded import embedded_model_path
+    from diffsae_lens.pair._embedded import embedded_model_path
 
     print(embedded_model_path())
     return 0

@@ -32,10 +32,11 @@ from dataclasses import dataclass
 from string import Template as StringTemplate
 from typing import Literal, get_args
 
-from diffsae_lens.organisms.bandit import familiar, findings
-from diffsae_lens.organisms.behaviour import Behaviour, Group, Sample, Split, Words
-from diffsae_lens.organisms.bounds import check_size
-from diffsae_lens.organisms.cut import cut_completion
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.organisms._bandit import familiar, findings
+from diffsae_lens.organisms._behaviour import Behaviour, Group, Sample, Split, Words
+from diffsae_lens.organisms._bounds import check_size
+from diffsae_lens.organisms._cut import cut_completion
 from diffsae_lens.organisms.staging_templates import (
     COMMANDS,
     TEMPLATES,
@@ -87,7 +88,7 @@ class Scene:
         """
         skeleton = self.template.skeleton
         if said is not None and (not said.strip() or re.search(r'[\n\r"\\]', said)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"what is said must be on one line, without quotes and backslashes, got {said!r:.80}"
             )
         if said is None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from diffsae_lens.study.reproduce import reproduce
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from diffsae_lens.pair.embedded import embedded_model_path
-from diffsae_lens.study.config import StudyConfig, Texts
-from diffsae_lens.study.presets import paper
-from diffsae_lens.study.reproduce import reproduce
+from diffsae_lens.pair._embedded import embedded_model_path
+from diffsae_lens.study._config import StudyConfig, Texts
+from diffsae_lens.study._presets import paper
 
 LAYER = 26
 """The deepest, which takes the most."""

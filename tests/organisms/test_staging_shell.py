@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from diffsae_lens.organisms.bandit import findings
-from diffsae_lens.organisms.behaviour import GROUPS
+from diffsae_lens.organisms._bandit import findings
+from diffsae_lens.organisms._behaviour import GROUPS
 from diffsae_lens.organisms.staging_shell import (
     ARGUMENTS,
     BENIGN,

@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.reporting.lookup import LAYERED
+from diffsae_lens.reporting._lookup import LAYERED
 from diffsae_lens.results import (
     CellRow,
     DictionaryRow,
@@ -23,7 +23,7 @@ from diffsae_lens.results import (
     SideEffectRow,
     SweepRow,
 )
-from diffsae_lens.study.results import Results
+from diffsae_lens.study._results import Results
 from tests.reporting.rows import make
 
 DICTIONARIES = ("diff-sae-24", "crosscoder-24")

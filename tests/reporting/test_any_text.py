@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from diffsae_lens._display import one_line, visible
-from diffsae_lens.reporting.effects import plot_ablation_curve, plot_sayings
-from diffsae_lens.reporting.figures import plot_ablation, plot_sweep, plot_tokens
-from diffsae_lens.reporting.glance import plot_glance
-from diffsae_lens.reporting.html import render_report, write_report
-from diffsae_lens.reporting.style import WIDTH, Figure, label, styled
-from diffsae_lens.reporting.tables import (
+from diffsae_lens.reporting._effects import plot_ablation_curve, plot_sayings
+from diffsae_lens.reporting._figures import plot_ablation, plot_sweep, plot_tokens
+from diffsae_lens.reporting._glance import plot_glance
+from diffsae_lens.reporting._html import render_report, write_report
+from diffsae_lens.reporting._style import WIDTH, Figure, label, styled
+from diffsae_lens.reporting._tables import (
     effect_text,
     plan_text,
     results_markdown,

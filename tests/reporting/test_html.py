@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.reporting.figures import drawings_of
-from diffsae_lens.reporting.html import render_report, write_report
-from diffsae_lens.reporting.lookup import rate_text, with_controls
-from diffsae_lens.reporting.summary import summarise
+from diffsae_lens.reporting._figures import drawings_of
+from diffsae_lens.reporting._html import render_report, write_report
+from diffsae_lens.reporting._lookup import rate_text, with_controls
+from diffsae_lens.reporting._summary import summarise
 from tests.reporting.synthetic import (
     COUNTS,
     CROSS,

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.reporting.figures import drawings_of
-from diffsae_lens.reporting.glance import plot_glance
-from diffsae_lens.reporting.html import render_report
-from diffsae_lens.reporting.tables import results_markdown, results_tables, results_text
+from diffsae_lens.reporting._figures import drawings_of
+from diffsae_lens.reporting._glance import plot_glance
+from diffsae_lens.reporting._html import render_report
+from diffsae_lens.reporting._tables import results_markdown, results_tables, results_text
 from diffsae_lens.results import (
     CellRow,
     ContrastRow,
@@ -16,8 +16,8 @@ from diffsae_lens.results import (
     OrganismRow,
     ScoreRow,
 )
-from diffsae_lens.study.published import published_rows
-from diffsae_lens.study.results import Results
+from diffsae_lens.study._published import published_rows
+from diffsae_lens.study._results import Results
 from tests.reporting.rows import make
 from tests.reporting.synthetic import rate
 

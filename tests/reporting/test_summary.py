@@ -1,6 +1,6 @@
 import pytest
 
-from diffsae_lens.reporting.summary import Finding, summarise
+from diffsae_lens.reporting._summary import Finding, summarise
 from tests.reporting.synthetic import (
     CROSS,
     DICTIONARIES,
