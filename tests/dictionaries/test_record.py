@@ -11,11 +11,11 @@ from diffsae_lens.dictionaries._decoding import decoder_halves
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.effects._scales import activation_scales
 from diffsae_lens.interventions._features import induce_features, keep_only_features
-from diffsae_lens.measures._latent_scaling import latent_scaling
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
 from diffsae_lens.reading._features import describe_features
+from diffsae_lens.reading._latent_scaling import latent_scaling
 from diffsae_lens.reading._reconstruction import reconstruction, recovered
 from tests.conftest import D_MODEL, HOOKS
 

@@ -22,7 +22,6 @@ from diffsae_lens.evaluation.evaluate import evaluate_isolation
 from diffsae_lens.evaluation.factorial import factorial_effects
 from diffsae_lens.evaluation.features import describe_features, max_activating_examples
 from diffsae_lens.evaluation.labelled import LabelledPrompts
-from diffsae_lens.evaluation.latent_scaling import latent_scaling
 from diffsae_lens.evaluation.reconstruction import reconstruction, recovered
 from diffsae_lens.evaluation.tokens import token_activations
 from diffsae_lens.evaluation.uncertainty import Resampling
@@ -32,6 +31,7 @@ from diffsae_lens.organisms.prompts import GROUPS, factorial, make_samples, mini
 from diffsae_lens.saes.artifacts import export_as_jumprelu
 from sae_lens import SAE
 
+from diffsae_lens.reading._latent_scaling import latent_scaling
 from tests.pins.effects import attributions, curves, effects, interventions
 from tests.pins.setup import HOOK, VIEWS, Setup, make_setup
 from tests.pins.snippets import PROMPT, SNIPPETS
