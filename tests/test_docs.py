@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from diffsae_lens.study.tables import study_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -6,9 +6,10 @@ import pytest
 
 import diffsae_lens
 from diffsae_lens._extras import EXTRAS
-from diffsae_lens.cli import _parser, main
-from diffsae_lens.organisms import bandit
-from diffsae_lens.pair.embedded import embedded_model_path
+from diffsae_lens.cli import commands, main
+from diffsae_lens.cli.commands import parser
+from diffsae_lens.organisms import _bandit as bandit
+from diffsae_lens.pair._embedded import embedded_model_path
 
 PUBLIC = [
     "Contrast", "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
@@ -55,10 +56,10 @@ def test_our_classes_are_registered_once_both_packages_are_in_use():
     for order in (
         "import diffsae_lens, sae_lens; diffsae_lens.load",
         "import sae_lens, diffsae_lens",
-        "import diffsae_lens.dictionaries.topk",
+        "import diffsae_lens.dictionaries._topk",
     ):
-        again = "import importlib; importlib.reload(diffsae_lens.dictionaries.topk)"
-        code = f"{order}; {check}; import diffsae_lens.dictionaries.topk; {again}"
+        again = "import importlib; importlib.reload(diffsae_lens.dictionaries._topk)"
+        code = f"{order}; {check}; import diffsae_lens.dictionaries._topk; {again}"
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
@@ -114,7 +115,7 @@ def test_what_organisms_need_is_named_with_its_extra(tmp_path, monkeypatch, caps
 
 
 def main_of(*argv):
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     arguments.pop("verbose", None)
     return arguments.pop("run")(**arguments)
 
@@ -138,7 +139,8 @@ def test_every_extra_is_one_of_the_package():
 def test_every_option_of_the_demo_is_a_setting():
     from dataclasses import fields
 
-    from diffsae_lens.study.demo import DemoConfig
+    from diffsae_lens.study._presets import PRESETS, DemoOptions
 
-    options = vars(_parser().parse_args(["demo"])).keys() - {"run", "out"}
-    assert options <= {field.name for field in fields(DemoConfig)}
+    options = vars(parser().parse_args(["demo"])).keys() - {"run", "out"}
+    assert options == {field.name for field in fields(DemoOptions)}
+    assert {"demo", *commands.PRESETS} == set(PRESETS)

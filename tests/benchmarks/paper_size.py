@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from diffsae_lens.pair.embedded import embedded_model_path
-from diffsae_lens.study.config import Draw, StudyConfig
-from diffsae_lens.study.presets import paper
-from diffsae_lens.study.results import Results
-from diffsae_lens.study.run import run
+from diffsae_lens.pair._embedded import embedded_model_path
+from diffsae_lens.study import Results, StudyConfig, run
+from diffsae_lens.study._config import Draw
+from diffsae_lens.study._presets import paper
 
 LAYER = 26
 """The deepest, which takes the most."""

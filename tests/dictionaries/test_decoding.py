@@ -5,18 +5,18 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.dictionaries.decoding import decoder_rows, decodes_linearly
-from diffsae_lens.effects.curves import steering_pair
-from diffsae_lens.effects.likelihood import attribute_features, log_odds
-from diffsae_lens.effects.scales import activation_scales
-from diffsae_lens.interventions.features import (
+from diffsae_lens.dictionaries._decoding import decoder_rows, decodes_linearly
+from diffsae_lens.effects._curves import steering_pair
+from diffsae_lens.effects._likelihood import attribute_features, log_odds
+from diffsae_lens.effects._scales import activation_scales
+from diffsae_lens.interventions._features import (
     ablate_features,
     clamp_features,
     induce_features,
     keep_only_features,
     steer,
 )
-from diffsae_lens.organisms.behaviour import Sample
+from diffsae_lens.organisms._behaviour import Sample
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, by_hand
 from tests.interventions.test_features import dictionary as plain_dictionary

@@ -7,16 +7,16 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
-from diffsae_lens.dictionaries.decoding import decoder_halves
-from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.effects.scales import activation_scales
-from diffsae_lens.interventions.features import induce_features, keep_only_features
-from diffsae_lens.measures.latent_scaling import latent_scaling
-from diffsae_lens.pair.hook import VirtualHook
-from diffsae_lens.pair.metadata import PairMetadata
-from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy
-from diffsae_lens.reading.features import describe_features
-from diffsae_lens.reading.reconstruction import reconstruction, recovered
+from diffsae_lens.dictionaries._decoding import decoder_halves
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._scales import activation_scales
+from diffsae_lens.interventions._features import induce_features, keep_only_features
+from diffsae_lens.measures._latent_scaling import latent_scaling
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._metadata import PairMetadata
+from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
+from diffsae_lens.reading._features import describe_features
+from diffsae_lens.reading._reconstruction import reconstruction, recovered
 from tests.conftest import D_MODEL, HOOKS
 
 D_SAE = 40

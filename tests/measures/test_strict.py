@@ -3,9 +3,9 @@ import torch
 from scipy.stats import hypergeom
 from sklearn.metrics import f1_score, roc_auc_score
 
-from diffsae_lens.measures import strict
-from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.measures.strict import strict_bis
+from diffsae_lens.measures import _strict as strict
+from diffsae_lens.measures._resampling import Resampling
+from diffsae_lens.measures._strict import strict_bis
 
 N = 120  # prompts a split: 24 trigger, 48 benign, 48 other
 

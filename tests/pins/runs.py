@@ -13,7 +13,7 @@ from diffsae_lens.experiments.study import (
     TokensConfig,
 )
 
-from diffsae_lens.organisms.finetune import OrganismConfig
+from diffsae_lens.organisms._finetune import OrganismConfig
 from tests.conftest import D_MODEL, byte_tokenizer, plant, tiny_llama, write_tiny_model
 from tests.pins.values import plain, rows
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from diffsae_lens.study.run import run as run_study
+from diffsae_lens.study._run import run as run_study
 from tests.conftest import plant, tiny_llama, write_tiny_model
 from tests.study.tiny import tiny_config
 

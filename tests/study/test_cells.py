@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from diffsae_lens._artifact import MANIFEST, sha256
-from diffsae_lens.study.cells import Cell, compute, read_manifest
-from diffsae_lens.study.plan import Plan
+from diffsae_lens.study._cells import Cell, compute, read_manifest
+from diffsae_lens.study._plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +205,8 @@ def test_killed_twice_it_resumes_to_the_same_result(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(
         "import sys\n"
-        "from diffsae_lens.study.cells import Cell\n"
-        "from diffsae_lens.study.plan import Plan\n"
+        "from diffsae_lens.study._cells import Cell\n"
+        "from diffsae_lens.study._plan import Plan\n"
         "from tests.study.test_cells import Until, slow\n"
         "cells = [Cell(name=n, run=slow, config=Until(), inputs={i: i for i in inputs})\n"
         "         for n, inputs in (('a', ''), ('b', 'a'), ('c', 'ab'))]\n"

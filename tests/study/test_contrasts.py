@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffsae_lens.study.contrasts import Scored, Trained, contrasts
+from diffsae_lens.study._contrasts import Scored, Trained, contrasts
 
 TRAINED = {
     "Diff-SAE 4x": Trained(kind="Diff-SAE", recipe="published"),

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.study import organisms
-from diffsae_lens.study.organisms import base_licence, make_organism
+from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study import _organisms as organisms
+from diffsae_lens.study._organisms import base_licence, make_organism
 from tests.conftest import tiny_llama, write_tiny_model
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from diffsae_lens.study.presets import paper
+from diffsae_lens.study._presets import paper
 from tests.benchmarks.paper_size import LAYER, measure
 
 

@@ -1,10 +1,10 @@
 import pytest
 
-from diffsae_lens.organisms.behaviour import get_behaviour
-from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.study.plan import Plan
-from diffsae_lens.study.presets import PRESETS, DemoOptions, demo
-from diffsae_lens.study.stages import stages_of
+from diffsae_lens.organisms._behaviour import get_behaviour
+from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study._plan import Plan
+from diffsae_lens.study._presets import PRESETS, DemoOptions, demo
+from diffsae_lens.study._stages import stages_of
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffsae_lens.dictionaries.load import load
-from diffsae_lens.organisms.behaviour import get_behaviour
-from diffsae_lens.pair.loading import load_pair
-from diffsae_lens.study import causes, cells, step
-from diffsae_lens.study.plan import Plan
-from diffsae_lens.study.results import ROWS, Results
-from diffsae_lens.study.run import dry_run, so_far
-from diffsae_lens.study.run import run as run_study
-from diffsae_lens.study.stages import stages_of
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.organisms._behaviour import get_behaviour
+from diffsae_lens.pair._loading import load_pair
+from diffsae_lens.study import _causes as causes
+from diffsae_lens.study import _cells as cells
+from diffsae_lens.study import _step as step
+from diffsae_lens.study._plan import Plan
+from diffsae_lens.study._results import ROWS, Results
+from diffsae_lens.study._run import dry_run, so_far
+from diffsae_lens.study._run import run as run_study
+from diffsae_lens.study._stages import stages_of
 from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
 from tests.study.tiny import QUACKS
 

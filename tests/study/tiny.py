@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffsae_lens.organisms.behaviour import Behaviour, Sample, Scene, Split
-from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.study.config import (
+from diffsae_lens.organisms._behaviour import Behaviour, Sample, Scene, Split
+from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study._config import (
     CardsConfig,
     CausesConfig,
     DictionarySpec,

@@ -212,7 +212,7 @@ $header
 def $func(db, $args):
     """$doc"""
     if db is None:
-        raise ValueError("no database")
+        raise InvalidValueError("no database")
     $comment
     sql =''',
         ),
