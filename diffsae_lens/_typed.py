@@ -65,6 +65,8 @@ def _classes(hint: Any) -> tuple[type, ...]:
         members = [_classes(member) for member in get_args(hint)]
         return tuple(c for member in members for c in member) if all(members) else ()
     origin = get_origin(hint) or hint
+    if hint is Any:
+        return ()
     if hint is None or origin is NoneType:
         return (NoneType,)
     if isinstance(origin, type) and issubclass(origin, AbstractArray):
