@@ -26,7 +26,7 @@ class Costs:
         """How much longer than with the embedded model."""
         return EMBEDDED_TOKENS_PER_SECOND / self.config.models.tokens_per_second
 
-    def with_pair(self, seconds: float, *, more_gigabytes: float = 0.0) -> Cost:
+    def with_pair(self, seconds: int | float, *, more_gigabytes: int | float = 0) -> Cost:
         """Of a cell that runs both models."""
         gigabytes = 1.5 + 1.2 * self.slower + more_gigabytes
         return Cost(seconds=round(self.slower * seconds), gigabytes=gigabytes)
