@@ -10,7 +10,7 @@ from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.study._cells import Cost
 from diffsae_lens.study._config import DictionarySpec, Draw, StudyConfig
 
-EMBEDDED_TOKENS_PER_SECOND = 450.0
+EMBEDDED_TOKENS_PER_SECOND = 450
 NOTHING = Cost(seconds=1, gigabytes=0.5)
 
 
