@@ -310,3 +310,20 @@ def _real(value: Any) -> float | None:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
     return None
+
+
+def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
+    """Refuse what is not one or more different counts.
+
+    Raises:
+        ValueError: none, one that is out of range, or one that comes twice.
+        TypeError: not a sequence of whole numbers.
+    """
+    if not isinstance(values, tuple | list):
+        raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
+    if not values:
+        raise InvalidValueError(f"`{name}` must hold at least one number, got none")
+    for value in values:
+        check_count(name, value, at_least=at_least)
+    if len(set(values)) < len(values):
+        raise InvalidValueError(f"`{name}` must hold each number once, got {values}")

@@ -19,7 +19,7 @@ from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.results import Protocol, ScoreRow, Table
 
 if TYPE_CHECKING:
-    from diffsae_lens.reporting._style import Figure
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,6 @@ class IsolationTable(Table[ScoreRow]):
         """Return protocol, number of prompts and rows as JSON."""
         rows = [row.as_dict() for row in self.rows]
         return json.dumps({"protocol": self.protocol, "n_prompts": self.n_prompts, "rows": rows})
-
-    def plot(self) -> "Figure":
-        """Draw the table; see `plot_isolation` (needs matplotlib)."""
-        from diffsae_lens.reporting._isolation import plot_isolation
-
-        return plot_isolation(self)
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()

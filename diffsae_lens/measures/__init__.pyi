@@ -8,8 +8,6 @@ from ._floors import random_direction_acts as random_direction_acts
 from ._floors import random_topk_acts as random_topk_acts
 from ._geometry import decoder_cosine as decoder_cosine
 from ._geometry import relative_decoder_norm as relative_decoder_norm
-from ._latent_scaling import LatentScaling as LatentScaling
-from ._latent_scaling import latent_scaling as latent_scaling
 from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
 from ._ranking import recall_at_fpr as recall_at_fpr

@@ -1,6 +1,8 @@
 from ._features import Example as Example
 from ._features import describe_features as describe_features
 from ._features import max_activating_examples as max_activating_examples
+from ._latent_scaling import LatentScaling as LatentScaling
+from ._latent_scaling import latent_scaling as latent_scaling
 from ._prompts import Positions as Positions
 from ._prompts import Reader as Reader
 from ._prompts import feature_activations as feature_activations

@@ -21,9 +21,9 @@ from diffsae_lens.measures._geometry import (
     decoder_cosine,
     relative_decoder_norm,
 )
-from diffsae_lens.measures._latent_scaling import latent_scaling
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import positions_of
+from diffsae_lens.reading._latent_scaling import latent_scaling
 from diffsae_lens.reading._reconstruction import DENSE_ABOVE
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from diffsae_lens._checks import (
     check_choice,
     check_count,
+    check_counts,
     check_folder_name,
     check_items,
     check_number,
@@ -25,7 +26,6 @@ from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
 from diffsae_lens.pair._options import LoadOptions
 from diffsae_lens.results import Protocol
-from diffsae_lens.study._feasible import check_counts
 
 Finetuned = str | OrganismConfig
 """A fine-tuned model as `load_pair` takes it, or how to train an organism."""

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from diffsae_lens._artifact import digest, sha256
 from diffsae_lens._checks import check_count
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.pair._model_files import fetch, find_adapter, resolve_model
@@ -72,23 +72,6 @@ def _check_dictionaries(config: "StudyConfig", d_model: int) -> None:
     if config.tokens is not None:  # in lockstep; the published ones are trained one by one
         n_weights = sum(spec.n_weights(d_model) for spec in config.tokens.dictionaries)
         check_memory("tokens.dictionaries", n_weights, config.models.device)
-
-
-def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
-    """Refuse what is not one or more different counts.
-
-    Raises:
-        ValueError: none, one that is out of range, or one that comes twice.
-        TypeError: not a sequence of whole numbers.
-    """
-    if not isinstance(values, tuple | list):
-        raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
-    if not values:
-        raise InvalidValueError(f"`{name}` must hold at least one number, got none")
-    for value in values:
-        check_count(name, value, at_least=at_least)
-    if len(set(values)) < len(values):
-        raise InvalidValueError(f"`{name}` must hold each number once, got {values}")
 
 
 def model_size(model: str, revision: str | None = None) -> ModelSize:

@@ -77,7 +77,7 @@ def describe(pair: dl.HookedModelPair, sae: SAE, tokens: Any, **held_out: Any) -
         "cross_entropy": recovered.cross_entropy,
     }
     if sae.cfg.d_in == 2 * D_MODEL:
-        scaling = dl.measures.latent_scaling(sae, held_out["same_templates"].split(BATCH_SIZE))
+        scaling = dl.reading.latent_scaling(sae, held_out["same_templates"].split(BATCH_SIZE))
         called = call_by_decoder_norm(relative_decoder_norm(*decoder_halves(sae)))
         row |= {"specific": int(scaling.is_specific.sum()), "called": dict(Counter(called))}
     return row

@@ -25,10 +25,10 @@ from diffsae_lens.measures._geometry import (
     decoder_cosine,
     relative_decoder_norm,
 )
-from diffsae_lens.measures._latent_scaling import latent_scaling
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
 from diffsae_lens.reading._features import describe_features, max_activating_examples
+from diffsae_lens.reading._latent_scaling import latent_scaling
 from diffsae_lens.reading._reconstruction import reconstruction, recovered
 from diffsae_lens.training._calibration import calibrate_threshold
 from diffsae_lens.training._normalization import ActivationStatistics
