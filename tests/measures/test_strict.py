@@ -7,7 +7,7 @@ from diffsae_lens.measures import strict
 from diffsae_lens.measures.resampling import Resampling
 from diffsae_lens.measures.strict import strict_bis
 
-N = 120  # prompts a split: 24 trigger, 48 benign, 48 other
+N = 120  # prompts per split: 24 trigger, 48 benign, 48 other
 
 
 def prompts(seed=0, d_sae=30, strength=0.0):

@@ -59,7 +59,7 @@ def run(config, tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    """A finished run of one's own, and what it held."""
+    """A copy of a finished run, and what it held."""
     path, results = run
     shutil.copytree(path, tmp_path / "demo")
     return tmp_path / "demo", results
