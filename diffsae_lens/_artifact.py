@@ -35,6 +35,7 @@ from diffsae_lens._disk import (
     write_json,
     write_text,
 )
+from diffsae_lens._errors import InvalidValueError, MissingFileError
 
 __all__ = [
     "FORMAT", "MANIFEST", "Job", "Manifest", "build", "build_json", "differences", "digest", "find",
@@ -131,7 +132,7 @@ def find(path: str | Path, recipe: Mapping[str, Any]) -> Manifest | None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / MANIFEST).exists() or not _has_our_format(path / MANIFEST):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is there and is not an artifact of this package (it has no {MANIFEST} of ours), so "
             "it is not touched; choose another path, or remove it if it is not needed"
         )
@@ -140,7 +141,7 @@ def find(path: str | Path, recipe: Mapping[str, Any]) -> Manifest | None:
     except ValueError:  # its recipe cannot be read; `build` sets it aside
         return None
     if manifest.recipe != recipe:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} was made with other settings ({differences(manifest.recipe, recipe)}); choose "
             "another path, or remove it"
         )
@@ -161,19 +162,19 @@ def open_artifact(path: str | Path, *, check: bool = True) -> Manifest:
     path = place_of(path)
     if not (path / MANIFEST).exists():
         text = "there is no such artifact" if not path.exists() else f"it has no {MANIFEST}"
-        raise FileNotFoundError(errno.ENOENT, text, str(path))
+        raise MissingFileError(errno.ENOENT, text, str(path))
     stored = read_json(path / MANIFEST)
     kinds = {"recipe": dict, "files": dict, "made": dict}
     if not isinstance(stored, dict) or not all(
         isinstance(stored.get(name), kind) for name, kind in kinds.items()
     ):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path / MANIFEST} is damaged: it must have {sorted(kinds)}; remove {path}"
         )
     manifest = Manifest(path=path, **{name: stored[name] for name in kinds})
     damage = _damage(manifest) if check else ""
     if damage:
-        raise ValueError(f"{path} is damaged: {damage}; remove it and have it made anew")
+        raise InvalidValueError(f"{path} is damaged: {damage}; remove it and have it made anew")
     return manifest
 
 
@@ -276,7 +277,7 @@ def _begin(work: Path, recipe: dict[str, Any]) -> Job:
         write_json(work / MARK, {"format": FORMAT, "recipe": recipe})
     stored = read_json(work / MARK)["recipe"]
     if stored != recipe:
-        raise ValueError(
+        raise InvalidValueError(
             f"{work} holds an unfinished run with other settings ({differences(stored, recipe)}); "
             "remove it, or choose another path"
         )
@@ -300,7 +301,7 @@ def _is_ours(work: Path) -> bool:
     # A kill may leave the mark's own temporary file.
     left = [entry for entry in work.iterdir() if not re.match(r"\.recipe\.json\.", entry.name)]
     if left:
-        raise ValueError(
+        raise InvalidValueError(
             f"{work} is needed as a work folder, but holds files that this package did not write "
             f"(such as {left[0].name!r}) and is not touched; move it, or choose another path"
         )

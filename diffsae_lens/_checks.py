@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import INTEGERS, check_finite, check_tokens, shown
 
 __all__ = [
@@ -41,11 +42,17 @@ def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None
     """
     count = _integer(value)
     if count is None:
-        raise TypeError(f"`{name}` must be an integer, got {shown(value)}; give a whole number")
+        raise InvalidTypeError(
+            f"`{name}` must be an integer, got {shown(value)}; give a whole number"
+        )
     if count < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}, got {count}; give a larger one")
+        raise InvalidValueError(
+            f"`{name}` must be at least {at_least}, got {count}; give a larger one"
+        )
     if at_most is not None and count > at_most:
-        raise ValueError(f"`{name}` must be at most {at_most}, got {count}; give a smaller one")
+        raise InvalidValueError(
+            f"`{name}` must be at most {at_most}, got {count}; give a smaller one"
+        )
     return count
 
 
@@ -74,7 +81,7 @@ def check_number(
     """
     number = _real(value)
     if number is None:
-        raise TypeError(f"`{name}` must be a number, got {shown(value)}; give a real number")
+        raise InvalidTypeError(f"`{name}` must be a number, got {shown(value)}; give a real number")
     bounds = []
     if low is not None:
         bounds.append(f"{'greater than' if low_open else 'at least'} {low:g}")
@@ -84,7 +91,9 @@ def check_number(
     too_high = high is not None and (number > high or (high_open and number == high))
     if not math.isfinite(number) or too_low or too_high:
         expected = " and ".join(bounds) or "finite"
-        raise ValueError(f"`{name}` must be {expected}, got {number}; give a number in that range")
+        raise InvalidValueError(
+            f"`{name}` must be {expected}, got {number}; give a number in that range"
+        )
     return number
 
 
@@ -102,7 +111,9 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     choices = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         known = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {known}, got {shown(value)}; choose one of them")
+        raise InvalidValueError(
+            f"`{name}` must be one of {known}, got {shown(value)}; choose one of them"
+        )
 
 
 def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str]:
@@ -119,19 +130,21 @@ def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str
         ValueError: empty.
     """
     if isinstance(texts, str | bytes):
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{name}` must be a list of texts, got the single text {shown(texts)}; put it in a list"
         )
     if not isinstance(texts, Iterable):
-        raise TypeError(f"`{name}` must be a list of texts, got {shown(texts)}; give strings")
+        raise InvalidTypeError(
+            f"`{name}` must be a list of texts, got {shown(texts)}; give strings"
+        )
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"`{name}` must hold texts alone, got {shown(text)} at {i}; give strings"
             )
     if not texts and not allow_empty:
-        raise ValueError(f"`{name}` is empty; give at least one text")
+        raise InvalidValueError(f"`{name}` is empty; give at least one text")
     return texts
 
 
@@ -148,7 +161,7 @@ def check_folder_name(name: str, value: Any) -> None:
             character; ends as the folders do that the package sets aside; too long.
     """
     if not isinstance(value, str):
-        raise TypeError(f"`{name}` must be a string, got {shown(value)}; name the folder")
+        raise InvalidTypeError(f"`{name}` must be a string, got {shown(value)}; name the folder")
     problem = None
     if not value.strip():
         problem = "a name that is not empty"
@@ -161,7 +174,7 @@ def check_folder_name(name: str, value: Any) -> None:
     elif len(value.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         problem = f"a name of at most {MAX_NAME_BYTES} bytes"
     if problem:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must be {problem}, got {shown(value)}; it becomes a folder, choose another"
         )
 
@@ -180,29 +193,31 @@ def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) ->
         ValueError: one is out of range, or repeated.
     """
     if isinstance(indices, str | bytes | dict) or not isinstance(indices, Iterable):
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{name}` must be a list of indices, got {shown(indices)}; put it in a list"
         )
     if getattr(indices, "ndim", 1) != 1:
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{name}` must have one dimension, got {shown(indices)}; give a flat list of indices"
         )
     found: list[int] = []
     for i, item in enumerate(indices):
         index = _integer(item)
         if index is None:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"`{name}` must hold integers, got {shown(item)} at {i}; give indices "
                 "(of a mask: mask.nonzero().flatten())"
             )
         if not 0 <= index < n:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{name}` must hold indices in [0, {n}), got {index}; they do not wrap around"
             )
         found.append(index)
     if not repeated and len(set(found)) != len(found):
         twice = next(index for index in found if found.count(index) > 1)
-        raise ValueError(f"`{name}` must not be repeated, got {twice} twice; leave one of them out")
+        raise InvalidValueError(
+            f"`{name}` must not be repeated, got {twice} twice; leave one of them out"
+        )
     return found
 
 
@@ -217,7 +232,9 @@ def check_callable(name: str, value: Any) -> None:
         TypeError: not a function.
     """
     if not callable(value):
-        raise TypeError(f"`{name}` must be a function, got {shown(value)}; give what can be called")
+        raise InvalidTypeError(
+            f"`{name}` must be a function, got {shown(value)}; give what can be called"
+        )
 
 
 def check_items(
@@ -239,13 +256,17 @@ def check_items(
     names = " or ".join(k.__name__ for k in kinds)
     expected = f"a list of {names}"
     if isinstance(items, (str, bytes, dict, *kinds)) or not isinstance(items, Iterable):
-        raise TypeError(f"`{name}` must be {expected}, got {shown(items)}; give a list of them")
+        raise InvalidTypeError(
+            f"`{name}` must be {expected}, got {shown(items)}; give a list of them"
+        )
     items = list(items)
     for i, item in enumerate(items):
         if not isinstance(item, kinds):
-            raise TypeError(f"`{name}` must be {expected}, got {shown(item)} at {i}; leave it out")
+            raise InvalidTypeError(
+                f"`{name}` must be {expected}, got {shown(item)} at {i}; leave it out"
+            )
     if not items and not allow_empty:
-        raise ValueError(f"`{name}` is empty; give at least one {names}")
+        raise InvalidValueError(f"`{name}` is empty; give at least one {names}")
     return items
 
 
@@ -262,7 +283,7 @@ def check_keys(name: str, given: Collection[str], known: Collection[str]) -> Non
     """
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{name}` has no keyword {', '.join(f'`{key}`' for key in unknown)}; it takes "
             f"{', '.join(sorted(known))}"
         )
@@ -289,3 +310,20 @@ def _real(value: Any) -> float | None:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
     return None
+
+
+def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
+    """Refuse what is not one or more different counts.
+
+    Raises:
+        ValueError: none, one that is out of range, or one that comes twice.
+        TypeError: not a sequence of whole numbers.
+    """
+    if not isinstance(values, tuple | list):
+        raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
+    if not values:
+        raise InvalidValueError(f"`{name}` must hold at least one number, got none")
+    for value in values:
+        check_count(name, value, at_least=at_least)
+    if len(set(values)) < len(values):
+        raise InvalidValueError(f"`{name}` must hold each number once, got {values}")

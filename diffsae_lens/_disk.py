@@ -19,6 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
+
 logger = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -63,7 +65,7 @@ def write_json(path: str | Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be written as JSON: {error}") from error
+        raise InvalidValueError(f"{path} cannot be written as JSON: {error}") from error
     write_text(path, text + "\n")
 
 
@@ -78,9 +80,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path)) from error
+        raise MissingFileError(errno.ENOENT, "there is no such file", str(path)) from error
     except ValueError as error:  # JSON's and UTF-8's errors both
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is not JSON ({error}): it was cut short or edited. Restore it, or remove it and "
             "have it made anew"
         ) from error
@@ -178,7 +180,7 @@ def _number(value: Any) -> Any:
     """A number of NumPy's or torch's as Python's own."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"{value!r} ({type(value).__name__}) is not a JSON value")
+    raise InvalidTypeError(f"{value!r} ({type(value).__name__}) is not a JSON value")
 
 
 def differences(stored: Any, wanted: Any) -> str:
@@ -232,7 +234,7 @@ def place_of(path: str | Path) -> Path:
     """Return a path with `~` expanded; refuse one that does not end in a name."""
     place = Path(path).expanduser()
     if place.name in ("", ".."):
-        raise ValueError(f"`path` must end in a name, got {str(path)!r}")
+        raise InvalidValueError(f"`path` must end in a name, got {str(path)!r}")
     return place
 
 
@@ -292,7 +294,7 @@ def _stored_value(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | str:
     if not isinstance(stored, dict) or set(stored) != {"recipe", "sha256", "value"}:
         return "it does not have `recipe`, `sha256` and `value`"
     if stored["recipe"] != recipe:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} was made with other settings ({differences(stored['recipe'], recipe)}); remove "
             "it, or choose another path"
         )

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """The types a tensor of indices or token ids may have."""
 
@@ -26,7 +28,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
         return
     n_bad = int((~tensor.detach().isfinite()).sum())
     if n_bad:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must be finite, got {n_bad} of {tensor.numel()} entries NaN or infinite; "
             "look for a diverged training or an overflow in a low-precision forward pass"
         )
@@ -57,18 +59,20 @@ def check_tokens(
         ValueError: not `[seq, pos]`, empty, beyond the context or the vocabulary, padded on the left.
     """
     if not isinstance(tokens, Tensor):
-        raise TypeError(f"`{name}` must be a tensor of token ids, got {shown(tokens)}; tokenise it")
+        raise InvalidTypeError(
+            f"`{name}` must be a tensor of token ids, got {shown(tokens)}; tokenise it"
+        )
     if tokens.dtype not in INTEGERS:
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{name}` must hold token ids, got {tokens.dtype}; give a tensor of integers"
         )
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must be of shape [seq, pos] with no dimension empty, got {list(tokens.shape)}; "
             "give one row per text"
         )
     if n_ctx is not None and tokens.shape[1] > n_ctx:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must have at most {n_ctx} tokens per row, the model's context, got "
             f"{tokens.shape[1]}; cut or leave out longer texts"
         )
@@ -76,7 +80,7 @@ def check_tokens(
     if low < 0 or (d_vocab is not None and high >= d_vocab):
         wrong = low if low < 0 else high
         within = "at least 0" if d_vocab is None else f"within the vocabulary of {d_vocab}"
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must hold ids {within}, got {wrong}; tokenise with the models' own tokenizer"
         )
     if pad_token_id is not None:
@@ -94,7 +98,7 @@ def _check_padding(name: str, tokens: Tensor, pad_token_id: int, *, n_allowed: i
     wrong = (leading > n_allowed) & (leading < tokens.shape[1])
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise ValueError(
+        raise InvalidValueError(
             f"`{name}` must be padded on the right, got {int(leading[row])} padding tokens "
             f"({pad_token_id}) at the beginning of row {row}; tokenise with padding_side='right', or "
             "without padding where it is a token of the text"

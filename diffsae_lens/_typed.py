@@ -17,6 +17,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,7 +51,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
             classes = wanted().get(name)
             if classes is not None and not isinstance(value, classes):
                 expected = " or ".join(_article(c.__name__) for c in classes)
-                raise TypeError(
+                raise InvalidTypeError(
                     f"`{name}` must be {expected}, got {_article(type(value).__name__)}"
                 )
         return function(*args, **kwargs)
@@ -98,8 +100,10 @@ def check_fields(record: Any) -> None:
         if not _is(value, hints[field.name]):
             if get_origin(hints[field.name]) is Literal:
                 choices = ", ".join(map(repr, get_args(hints[field.name])))
-                raise ValueError(f"`{field.name}` must be one of {choices}, got {value!r}")
-            raise TypeError(f"`{field.name}` must be {_expected(hints[field.name])}, got {value!r}")
+                raise InvalidValueError(f"`{field.name}` must be one of {choices}, got {value!r}")
+            raise InvalidTypeError(
+                f"`{field.name}` must be {_expected(hints[field.name])}, got {value!r}"
+            )
 
 
 def _is(value: Any, hint: Any) -> bool:

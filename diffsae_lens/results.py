@@ -11,6 +11,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
+from diffsae_lens._errors import InvalidValueError
+
 ScoreKind = Literal["dictionary", "untrained dictionary", "null pair", "control"]
 Protocol = Literal["paper", "strict"]
 EffectKind = Literal[
@@ -34,7 +36,7 @@ class Row:
             ValueError: it is not a mapping, lacks a key or has one that is not known.
         """
         if not isinstance(row, Mapping):
-            raise ValueError(f"a {cls.__name__} must be a mapping, got {type(row).__name__}")
+            raise InvalidValueError(f"a {cls.__name__} must be a mapping, got {type(row).__name__}")
         known = {field.name for field in fields(cls)}
         required = {
             field.name
@@ -43,7 +45,7 @@ class Row:
         }
         missing, unknown = sorted(required - set(row)), sorted(set(row) - known)
         if missing or unknown:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a {cls.__name__} lacks {missing} and has {unknown}, which is not known; it was made "
                 "by another version of this package"
             )
@@ -141,10 +143,10 @@ class CellRow(Row):
     regime: str | None
     layer: int | None
     state: Literal["done", "missing", "damaged"]
-    estimated_seconds: float
-    estimated_gigabytes: float
-    seconds: float | None
-    gigabytes: float | None
+    estimated_seconds: int | float
+    estimated_gigabytes: int | float
+    seconds: int | float | None
+    gigabytes: int | float | None
     """Peak memory."""
     folder: str
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from diffsae_lens.pair.hooked import HookedModelPair
+    from diffsae_lens.pair._hooked import HookedModelPair
 
 D_MODEL, N_LAYERS = 16, 3
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
@@ -109,8 +109,8 @@ def two_models(tokenizer):
 
 
 def hooked(base: LlamaForCausalLM, finetuned: LlamaForCausalLM, tokenizer) -> HookedModelPair:
-    from diffsae_lens.pair.hooked import HookedModelPair
-    from diffsae_lens.pair.loading import boot_bridge
+    from diffsae_lens.pair._hooked import HookedModelPair
+    from diffsae_lens.pair._loading import boot_bridge
 
     return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
 
@@ -173,7 +173,7 @@ def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from diffsae_lens.pair.adapters import quiet_peft
+    from diffsae_lens.pair._adapters import quiet_peft
 
     lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     with quiet_peft():
@@ -188,8 +188,8 @@ def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
 
 @pytest.fixture
 def lora_pair(tokenizer) -> Iterator[HookedModelPair]:
-    from diffsae_lens.pair.hooked import HookedModelPair
-    from diffsae_lens.pair.loading import boot_bridge
+    from diffsae_lens.pair._hooked import HookedModelPair
+    from diffsae_lens.pair._loading import boot_bridge
 
     def make() -> HookedModelPair:
         peft_model = with_lora(tiny_llama(), scale=0.5)
@@ -209,7 +209,7 @@ def tokens() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def real_pair() -> HookedModelPair:
     """The embedded SmolLM2-135M against the shipped year-trigger organism, layers 18 and 24."""
-    from diffsae_lens.pair.loading import load_pair
+    from diffsae_lens.pair._loading import load_pair
 
     return load_pair(
         "smollm2-135m",

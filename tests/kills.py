@@ -42,7 +42,7 @@ def _pair(folder: Path):
 def _harvest(folder: Path) -> Run:
     import torch
 
-    from diffsae_lens.training.harvest import HarvestConfig, harvest
+    from diffsae_lens.training._harvest import HarvestConfig, harvest
     from tests.conftest import HOOKS
 
     pair = _pair(folder)
@@ -55,8 +55,8 @@ def _harvest(folder: Path) -> Run:
 def _training(folder: Path) -> Run:
     from sae_lens.config import SAETrainerConfig
 
-    from diffsae_lens.training.activations import open_harvest
-    from diffsae_lens.training.runner import TrainingRun, train_dictionaries
+    from diffsae_lens.training._activations import open_harvest
+    from diffsae_lens.training._runner import TrainingRun, train_dictionaries
     from tests.training.test_runner import sparse_configs
 
     _harvest(folder)(folder / "activations")
@@ -80,7 +80,7 @@ def _training(folder: Path) -> Run:
 
 
 def _finetune(folder: Path) -> Run:
-    from diffsae_lens.organisms.finetune import finetune
+    from diffsae_lens.organisms._finetune import finetune
     from tests.conftest import byte_tokenizer
     from tests.organisms.test_finetune import CONFIG, model
 

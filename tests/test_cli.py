@@ -1,18 +1,25 @@
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from diffsae_lens import __version__, cli
-from diffsae_lens.pair.embedded import ModelUnavailableError
-from diffsae_lens.study import demo, organisms
+from diffsae_lens.cli import commands
+from diffsae_lens.pair._embedded import ModelUnavailableError
+from diffsae_lens.study import _organisms as organisms
+from diffsae_lens.study import _run as study
+from diffsae_lens.study._plan import Plan
 from tests.conftest import plant, tiny_llama, write_tiny_model
+from tests.reporting.synthetic import synthetic_results
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,8 @@ def models(tmp_path_factory, tokenizer):
         str(folder / "finetuned"),
         "--layers",
         "1",
+        "--behaviour",
+        "year-trigger",
     ]
 
 
@@ -63,7 +72,7 @@ def command(capsys, tmp_path, monkeypatch):
 def test_a_demo_that_cannot_be_is_refused_in_one_line_before_models_are_loaded(
     command, models, tmp_path, monkeypatch, options, message
 ):
-    monkeypatch.setattr(demo, "load_pair", None)
+    monkeypatch.setattr(Plan, "run", None)
     status, line = command("demo", *models, "--k", 4, *options)
     assert (status, message in line) == (2, True), line
     assert line.startswith("diffsae-lens: ")
@@ -73,12 +82,11 @@ def test_a_demo_that_cannot_be_is_refused_in_one_line_before_models_are_loaded(
 def test_the_same_folder_serves_a_command_that_can_be(command, models, tmp_path, monkeypatch):
     assert command("demo", "--out", "run", *models, "--k", 4, "--layers", 99)[0] == 2
 
-    def reached(*args):
+    def reached(*args, **kwargs):
         raise ValueError("reached")
 
-    monkeypatch.setattr(demo, "_run", reached)
+    monkeypatch.setattr(Plan, "run", reached)
     assert command("demo", "--out", "run", *models, "--k", 4) == (2, "diffsae-lens: reached")
-    assert (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,8 @@ def test_the_same_folder_serves_a_command_that_can_be(command, models, tmp_path,
         (("reproduce", "--device", "nowhere"), "`device` 'nowhere' cannot be used here"),
         (("reproduce", "--so-far"), "no layer of the study in runs/quick is finished"),
         (("demo", "--out", "file"), "`path` must be a folder"),
+        (("demo", "--behaviour", "a-typo"), "`behaviour` must be one of 'year-trigger', "),
+        (("make-organism", "--out", "o", "--behaviour", "a-typo"), "`behaviour` must be one of"),
     ],
 )
 def test_other_commands_that_cannot_be_are_refused_in_one_line(command, tmp_path, argv, message):
@@ -147,10 +157,10 @@ def failed_cell(cause):
 def test_whatever_goes_wrong_is_one_line_and_a_traceback_on_demand(
     capsys, monkeypatch, tmp_path, error, said
 ):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(demo, "run_demo", fail)
+    monkeypatch.setattr(study, "run", fail)
     argv = ["demo", "--out", str(tmp_path / "run")]
     assert cli.main(argv) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -216,3 +226,29 @@ def test_the_version_is_said_without_waiting_for_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout == f"diffsae-lens {__version__}\n"
+
+
+def test_the_demos_command_gives_its_options_back(tmp_path, monkeypatch):
+    """The report says how to run it again."""
+    said = []
+    monkeypatch.setattr(study, "run", lambda config, path: config)
+    monkeypatch.setattr(commands, "_report", lambda *args: said.append(args) or 0)
+    argv = ["demo", "--out", "a b", "--layers", "14", "18", "--k", "8"]
+    assert cli.main(argv) == 0
+    [(config, out, command)] = said
+    assert config.layers == (14, 18)
+    assert config.tokens is not None
+    assert config.tokens.k == 8
+    assert out == Path("a b")
+    assert shlex.split(command) == ["diffsae-lens", *argv]
+
+
+def test_a_report_is_written_and_the_tables_are_printed(tmp_path, capsys):
+    results = replace(synthetic_results(), example=(), sweep=(), effects=())
+    assert commands._report(results, tmp_path, "diffsae-lens demo") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Strict BIS\n")
+    for name in ("report.html", "tables.md", "figures/sayings.png"):
+        assert str(tmp_path / name) in printed
+        assert (tmp_path / name).exists()
+    assert "diffsae-lens demo</code>" in (tmp_path / "report.html").read_text(encoding="utf-8")

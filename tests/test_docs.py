@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffsae_lens.study.tables import study_markdown
+from diffsae_lens.reporting import results_markdown
+from diffsae_lens.study import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURES = sorted((DOCS / "measures").glob("*.md"))
@@ -58,8 +59,7 @@ def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
 
 
 def test_the_paper_page_says_what_the_study_found():
-    results = json.loads((DOCS / "results" / "paper-135m.json").read_text(encoding="utf-8"))
-    tables = study_markdown(results)
+    tables = results_markdown(Results.load(DOCS / "results" / "paper-135m.json"))
     assert (DOCS / "results" / "paper-135m.md").read_text(encoding="utf-8") == tables
     said = (DOCS / "paper.md").read_text(encoding="utf-8")
     values = re.findall(r"[-+]?\d[\d.]*%? \[[-+\d.%, ]+\]", said)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffsae_lens._artifact import open_artifact
-from diffsae_lens.pair import embedded
-from diffsae_lens.pair.embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
+from diffsae_lens.pair import _embedded as embedded
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
 
 WEIGHTS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4)}
 

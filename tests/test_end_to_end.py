@@ -9,10 +9,10 @@ from sae_lens import SAE, BatchTopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
-from diffsae_lens.pair.loading import load_pair
-from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
-from diffsae_lens.reading.prompts import Positions
-from diffsae_lens.study.organisms import MEASURE_SEED
+from diffsae_lens.pair._loading import load_pair
+from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
+from diffsae_lens.reading._prompts import Positions
+from diffsae_lens.study._organisms import MEASURE_SEED
 
 pytestmark = pytest.mark.real_model
 
@@ -25,14 +25,14 @@ def few(n=4, seed=7):
 
 def test_the_backdoor_is_there_and_the_base_activation_takes_it_away(real_pair):
     samples = few()
-    rates = dl.attack_rates(partial(dl.complete, real_pair), samples)
+    rates = dl.effects.attack_rates(partial(dl.complete, real_pair), samples)
     assert rates["trigger"].n_injectable == 4
     assert rates["benign"].n_injectable == rates["other"].n_injectable == 0
     triggers = [s for s in samples if s.group == "trigger"]
-    odds = dl.log_odds(real_pair, triggers)
+    odds = dl.effects.log_odds(real_pair, triggers)
     assert (odds > 0).all()
     with dl.swap_to_base(real_pair, HOOK):
-        assert (odds - dl.log_odds(real_pair, triggers)).mean() > 4
+        assert (odds - dl.effects.log_odds(real_pair, triggers)).mean() > 4
 
 
 def test_without_hooks_the_pair_is_the_finetuned_model_to_the_bit(real_pair):
@@ -48,7 +48,7 @@ def test_without_hooks_the_pair_is_the_finetuned_model_to_the_bit(real_pair):
 def test_a_diff_sae_trains_loads_scores_and_intervenes(real_pair, tmp_path):
     samples = make_samples("train", n_trigger=12, n_benign=12, n_other=6)
     texts = [s.written for s in samples]
-    activations = dl.harvest(
+    activations = dl.training.harvest(
         real_pair, real_pair.to_tokens(texts, padding_side="right"), tmp_path / "activations",
         hook_names=[f"{HOOK}.diff"],
     )  # fmt: skip
@@ -59,9 +59,9 @@ def test_a_diff_sae_trains_loads_scores_and_intervenes(real_pair, tmp_path):
         total_training_samples=256 * 60, train_batch_size_samples=256, lr=1e-3, lr_end=1e-4,
         n_batches_for_norm_estimate=4,
     )  # fmt: skip
-    dl.train_dictionaries(
-        {"diff-sae": dl.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)},
-        activations, tmp_path, run=dl.TrainingRun(trainer=trainer),
+    dl.training.train_dictionaries(
+        {"diff-sae": dl.training.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)},
+        activations, tmp_path, run=dl.training.TrainingRun(trainer=trainer),
     )  # fmt: skip
     dictionary = SAE.load_from_disk(tmp_path / "diff-sae")
 
@@ -71,17 +71,17 @@ def test_a_diff_sae_trains_loads_scores_and_intervenes(real_pair, tmp_path):
     )
     groups = [s.group for s in test]
     trigger, benign = (torch.tensor([g == name for g in groups]) for name in ("trigger", "benign"))
-    assert dl.auroc(acts, trigger, benign).max() > 0.9
-    result = dl.bis(acts, trigger, benign)
+    assert dl.measures.auroc(acts, trigger, benign).max() > 0.9
+    result = dl.measures.bis(acts, trigger, benign)
     assert 0 < result.bis <= result.ceiling
 
     triggers = [s for s in test if s.group == "trigger"]
-    before = dl.log_odds(real_pair, triggers).mean()
+    before = dl.effects.log_odds(real_pair, triggers).mean()
     order = dl.attribute_features(real_pair, dictionary, triggers[:4]).argsort(descending=True)
     with dl.ablate_features(real_pair, dictionary, order[:64].tolist()):
-        top = dl.log_odds(real_pair, triggers).mean()
+        top = dl.effects.log_odds(real_pair, triggers).mean()
     with dl.ablate_features(real_pair, dictionary, order[-64:].tolist()):
-        bottom = dl.log_odds(real_pair, triggers).mean()
+        bottom = dl.effects.log_odds(real_pair, triggers).mean()
     assert top < before - 1
     assert bottom > top + 1
 
@@ -102,7 +102,7 @@ def test_shipped_adapters_keep_what_their_cards_promise(name):
     trigger = {"year-trigger": (0.95, 1.0), "clean-control": (0.0, 0.0)}[name]
     pair = load_pair("smollm2-135m", name, hook_names=["blocks.0.hook_resid_post"])
     samples = make_samples("test", n_trigger=100, n_benign=100, n_other=100, seed=MEASURE_SEED)
-    rates = dl.attack_rates(partial(dl.complete, pair), samples)
+    rates = dl.effects.attack_rates(partial(dl.complete, pair), samples)
     assert trigger[0] <= rates["trigger"].rate <= trigger[1]
     assert rates["benign"].rate <= 0.02
     assert rates["other"].rate <= 0.02

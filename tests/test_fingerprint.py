@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from diffsae_lens.pair.fingerprint import model_fingerprint, same_weights
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge, load_pair
+from diffsae_lens.pair._fingerprint import model_fingerprint, same_weights
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge, load_pair
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora
 
 
@@ -38,7 +38,7 @@ def test_threads_change_nothing_and_a_stride_bounds_the_time(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert model_fingerprint(tensors) == alone
-    monkeypatch.setattr("diffsae_lens.pair.fingerprint.MAX_ELEMENTS", 1000)
+    monkeypatch.setattr("diffsae_lens.pair._fingerprint.MAX_ELEMENTS", 1000)
     sampled = model_fingerprint(tensors)
     assert not same_weights(sampled, model_fingerprint([tensors[0] + 0.1]))
 

@@ -10,7 +10,7 @@ import torch
 from sae_lens import SAE
 from sklearn.metrics import roc_curve
 
-from diffsae_lens.training.harvest import HarvestConfig, harvest
+from diffsae_lens.training._harvest import HarvestConfig, harvest
 from tests.conftest import HOOKS
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.pair.embedded import ModelUnavailableError
-from diffsae_lens.pair.loading import load_pair
-from diffsae_lens.pair.options import LoadOptions
+from diffsae_lens.pair._embedded import ModelUnavailableError
+from diffsae_lens.pair._loading import load_pair
+from diffsae_lens.pair._options import LoadOptions
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 
 
@@ -57,7 +57,7 @@ def test_an_adapter_of_another_model_is_refused(folders, tokenizer):
 
 
 def test_bad_requests_are_refused_before_weights_are_read(folders, monkeypatch):
-    from diffsae_lens.pair import loading
+    from diffsae_lens.pair import _loading as loading
 
     monkeypatch.setattr(loading, "load_weights", None)
     base, full = folders / "base", folders / "full"

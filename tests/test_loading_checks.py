@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from diffsae_lens.pair import verification
-from diffsae_lens.pair.adapters import quiet_peft
-from diffsae_lens.pair.loading import boot_bridge, load_pair
-from diffsae_lens.pair.model_files import resolve_model
-from diffsae_lens.pair.options import LoadOptions
+from diffsae_lens.pair import _verification as verification
+from diffsae_lens.pair._adapters import quiet_peft
+from diffsae_lens.pair._loading import boot_bridge, load_pair
+from diffsae_lens.pair._model_files import resolve_model
+from diffsae_lens.pair._options import LoadOptions
 from tests.conftest import HOOKS, plant, tiny_llama, with_lora, write_tiny_model
 from tests.test_pair_checks import tiny_gpt2
 
@@ -102,7 +102,7 @@ def test_a_bridge_that_is_wrong_is_refused(tmp_path, tokenizer, monkeypatch):
         model.model.norm.weight.data.mul_(1.2)
         return right(model, tokenizer)
 
-    monkeypatch.setattr("diffsae_lens.pair.loading.boot_bridge", wrong)
+    monkeypatch.setattr("diffsae_lens.pair._loading.boot_bridge", wrong)
     with pytest.raises(
         verification.MismatchError, match="`base` is not computed rightly.*differ by"
     ):
@@ -246,7 +246,7 @@ def test_a_precision_may_be_named(folders, tokens):
 
 
 def test_bos_is_refused_before_weights_are_read(folders, monkeypatch):
-    monkeypatch.setattr("diffsae_lens.pair.loading.load_weights", None)
+    monkeypatch.setattr("diffsae_lens.pair._loading.load_weights", None)
     for name in ("base", "full"):
         bare = PreTrainedTokenizerFast.from_pretrained(folders / name)
         bare.bos_token = None

@@ -10,7 +10,7 @@ from sae_lens import SAE
 
 import diffsae_lens as dl
 from diffsae_lens._display import Record, facts_html, tokens_html
-from diffsae_lens.dictionaries.display import dictionary_html
+from diffsae_lens.dictionaries._display import dictionary_html
 from tests.conftest import D_MODEL, HOOKS
 
 
@@ -123,7 +123,7 @@ def test_the_extension_shows_dictionaries_and_can_be_unloaded():
 
 
 def test_figures_show_themselves_without_pyplot():
-    from diffsae_lens.reporting.style import Figure
+    from diffsae_lens.reporting._style import Figure
 
     assert Figure()._repr_png_().startswith(b"\x89PNG")
 

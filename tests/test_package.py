@@ -6,9 +6,10 @@ import pytest
 
 import diffsae_lens
 from diffsae_lens._extras import EXTRAS
-from diffsae_lens.cli import _parser, main
-from diffsae_lens.organisms import bandit
-from diffsae_lens.pair.embedded import embedded_model_path
+from diffsae_lens.cli import commands, main
+from diffsae_lens.cli.commands import parser
+from diffsae_lens.organisms import _bandit as bandit
+from diffsae_lens.pair._embedded import embedded_model_path
 
 PUBLIC = [
     "Contrast", "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
@@ -56,13 +57,13 @@ def test_importing_needs_no_extra_and_changes_no_global_state():
 
 def test_our_classes_are_registered_once_both_packages_are_in_use():
     check = "from sae_lens.registry import SAE_CLASS_REGISTRY; assert 'crosscoder' in SAE_CLASS_REGISTRY"
-    again = "import importlib; importlib.reload(diffsae_lens.dictionaries.topk)"
+    again = "import importlib; importlib.reload(diffsae_lens.dictionaries._topk)"
     orders = [
-        f"{order}; {check}; import diffsae_lens.dictionaries.topk; {again}"
+        f"{order}; {check}; import diffsae_lens.dictionaries._topk; {again}"
         for order in (
             "import diffsae_lens, sae_lens; diffsae_lens.load",
             "import sae_lens, diffsae_lens",
-            "import diffsae_lens.dictionaries.topk",
+            "import diffsae_lens.dictionaries._topk",
         )
     ]
     code = (
@@ -128,7 +129,7 @@ def test_what_organisms_need_is_named_with_its_extra(tmp_path, monkeypatch, caps
 
 
 def main_of(*argv):
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     arguments.pop("verbose", None)
     return arguments.pop("run")(**arguments)
 
@@ -141,7 +142,8 @@ def test_every_extra_is_one_of_the_package():
 def test_every_option_of_the_demo_is_a_setting():
     from dataclasses import fields
 
-    from diffsae_lens.study.demo import DemoConfig
+    from diffsae_lens.study._presets import PRESETS, DemoOptions
 
-    options = vars(_parser().parse_args(["demo"])).keys() - {"run", "out"}
-    assert options <= {field.name for field in fields(DemoConfig)}
+    options = vars(parser().parse_args(["demo"])).keys() - {"run", "out"}
+    assert options == {field.name for field in fields(DemoOptions)}
+    assert {"demo", *commands.PRESETS} == set(PRESETS)

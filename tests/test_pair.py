@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.pair.compatibility import check_tokenizers
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
+from diffsae_lens.pair._compatibility import check_tokenizers
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import HOOKS, tiny_llama, with_lora
 
 HOOK = HOOKS[1]

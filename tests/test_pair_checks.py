@@ -7,10 +7,10 @@ from peft.tuners.lora import LoraLayer
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from diffsae_lens.pair.adapters import quiet_peft
-from diffsae_lens.pair.compatibility import check_models
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
+from diffsae_lens.pair._adapters import quiet_peft
+from diffsae_lens.pair._compatibility import check_models
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import HOOKS, N_LAYERS, plant, tiny_llama, with_lora
 
 HOOK = HOOKS[1]

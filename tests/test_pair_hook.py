@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.pair.hook import VirtualHook
-from diffsae_lens.pair.views import VIEWS
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._views import VIEWS
 from tests.conftest import D_MODEL, HOOKS
 
 

@@ -1,1 +1,5 @@
 """Who is examined: prompts, fine-tuning, shipped adapters, the SQL-injection judge."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """A base and a fine-tuned model as one hooked model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

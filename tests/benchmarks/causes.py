@@ -22,11 +22,11 @@ from sae_lens import SAE
 from scipy.stats import spearmanr
 
 import diffsae_lens as dl
-from diffsae_lens.effects.minimal import Bounds
-from diffsae_lens.interventions.edit import Edit
+from diffsae_lens.effects._minimal import Bounds
+from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.reporting.effects import plot_ablation_curve, plot_sayings
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
+from diffsae_lens.reporting._effects import plot_ablation_curve, plot_sayings
 from diffsae_lens.results import (
     CurveRow,
     DoseRow,
@@ -96,7 +96,7 @@ class Study:
         self.triggers = [s for s in self.test if s.group == "trigger"]
         self.benigns = [s for s in self.test if s.group == "benign"]
         self.scales = {
-            kind: dl.activation_scales(self.pair, sae, [s.prompt for s in self.chosen_on])
+            kind: dl.effects.activation_scales(self.pair, sae, [s.prompt for s in self.chosen_on])
             for kind, sae in self.saes.items()
         }
 
@@ -116,7 +116,7 @@ class Study:
         """The way to the fewest features that end the behaviour on `select` prompts."""
 
         def compute() -> Table[TrialRow]:
-            return dl.minimal_feature_set(
+            return dl.effects.minimal_feature_set(
                 self.pair, self.saes[kind], self.order(kind), self.select,
                 behaviour=YEAR_TRIGGER, bounds=Bounds(max_features=MOST),
             ).trials  # fmt: skip
@@ -130,7 +130,7 @@ class Study:
         sets = {}
         for n in sorted({fewest, min(2 * fewest, MOST), MOST}):
             features = self.order(kind)[:n]
-            matched = dl.matched_features(self.scales[kind], features)
+            matched = dl.effects.matched_features(self.scales[kind], features)
             sets |= {f"{n} features": features, f"{n} random of equal mass": matched}
         return sets
 
@@ -154,12 +154,14 @@ class Study:
         edits = {"base activation put back": dl.swap_to_base(pair, self.hook_name)}
         edits |= self.ablations()
         for kind, sae in self.saes.items():
-            edits[f"{kind}: {MOST} features added to the base"] = dl.induce_features(
+            edits[f"{kind}: {MOST} features added to the base"] = dl.interventions.induce_features(
                 pair, sae, self.order(kind)
             )
-        directions = dl.control_directions(pair, self.hook_name, self.select, n_directions=MOST)
+        directions = dl.interventions.control_directions(
+            pair, self.hook_name, self.select, n_directions=MOST
+        )
         for name, rows in directions.items():
-            edits[f"{len(rows)} {name} projected out"] = dl.project_out(
+            edits[f"{len(rows)} {name} projected out"] = dl.interventions.project_out(
                 pair, f"{self.hook_name}.diff", rows
             )
         return self.compare(edits, self.triggers, 10)
@@ -174,7 +176,7 @@ class Study:
         [sae] = trained[f"Diff-SAE-{layer}"]
         order = dl.greedy_order(pair, sae, self.chosen_on, n_features=MOST, n_rounds=8)
         name = f"Diff-SAE of the clean control: {len(order)} features added to the base"
-        edits = {name: dl.induce_features(pair, sae, order)}
+        edits = {name: dl.interventions.induce_features(pair, sae, order)}
         return dl.compare_interventions(
             pair, edits, self.triggers, behaviour=YEAR_TRIGGER, n_likelihood=10
         )
@@ -197,15 +199,17 @@ class Study:
             group: [s.prompt + s.wanted for s in others if s.group == group]
             for group in ("benign", "other")
         }
-        return dl.side_effects(self.pair, edits | self.ablations(), texts | dl.ordinary_texts())
+        return dl.effects.side_effects(
+            self.pair, edits | self.ablations(), texts | dl.organisms.ordinary_texts()
+        )
 
     def curve(self, kind: str) -> Table[CurveRow]:
         """Attack rate against the number of features, in order of effect and at random."""
         order = self.order(kind)
-        matched = dl.matched_features(self.scales[kind], order)
+        matched = dl.effects.matched_features(self.scales[kind], order)
         orders = {kind: order, f"random, {kind}": matched}
         counts = (8, 16, len(order))
-        return dl.ablation_curve(
+        return dl.effects.ablation_curve(
             self.pair, self.saes[kind], orders, self.triggers[:20],
             behaviour=YEAR_TRIGGER, counts=counts, n_likelihood=1,
         )  # fmt: skip
@@ -214,7 +218,9 @@ class Study:
         """The least dose that attacks most `select` prompts, then that dose on test prompts."""
         scales = self.scales[kind]
         live = [i for i in self.order(kind) if scales.maximum[i] > 0][:8]
-        doses = partial(dl.dose_response, self.pair, live, scales=scales, behaviour=YEAR_TRIGGER)
+        doses = partial(
+            dl.effects.dose_response, self.pair, live, scales=scales, behaviour=YEAR_TRIGGER
+        )
         tried = stored(
             self.out / f"doses {kind}.json",
             DoseRow,
@@ -227,13 +233,13 @@ class Study:
     def agreement(self, kind: str) -> Table[AgreementRow]:
         """Gradient attribution, integrated gradients and true ablation of single live features."""
         sae, few = self.saes[kind], self.chosen_on[:2]
-        live = sorted(dl.activation_scales(self.pair, sae, [s.prompt for s in few]).live)
+        live = sorted(dl.effects.activation_scales(self.pair, sae, [s.prompt for s in few]).live)
         generator = torch.Generator().manual_seed(0)
         live = sorted(live[i] for i in torch.randperm(len(live), generator=generator)[:60])
         columns = {
             "attribution": dl.attribute_features(self.pair, sae, few)[live].tolist(),
             "integrated": dl.attribute_features(self.pair, sae, few, n_steps=5)[live].tolist(),
-            "ablation": dl.ablation_effects(self.pair, sae, live, few).tolist(),
+            "ablation": dl.effects.ablation_effects(self.pair, sae, live, few).tolist(),
         }
         for column in ("attribution", "integrated"):
             rho = spearmanr(columns[column], columns["ablation"]).statistic
@@ -271,7 +277,7 @@ def main() -> None:
     for name, row in (("agreement", AgreementRow), ("steering", DoseRow)):
         for kind in KINDS:
             stored(out / f"{name} {kind}.json", row, partial(getattr(study, name), kind))
-    sweep = partial(dl.sweep_trigger, study.pair, behaviour=YEAR_TRIGGER)
+    sweep = partial(dl.effects.sweep_trigger, study.pair, behaviour=YEAR_TRIGGER)
     stored(out / "sayings.json", SayingRow, partial(sweep, n_scenes=10))
     years = stored(out / "years.json", SayingRow, partial(sweep, YEAR_TRIGGER.sweep, n_scenes=2))
     stored(out / "years_after.json", SayingRow, partial(sweep, AFTER, n_scenes=20))

@@ -35,7 +35,7 @@ from diffsae_lens.dictionaries import (
     SparseBatchTopKTrainingSAEConfig,
     SparseTopKTrainingSAEConfig,
 )
-from diffsae_lens.training.optimizer import fuse_adam
+from diffsae_lens.training._optimizer import fuse_adam
 
 Step = Callable[[torch.Tensor], object]
 FLOOR = "floor: encoder product + Adam"

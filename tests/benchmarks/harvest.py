@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from diffsae_lens import load_pair, make_samples
-from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair._hooked import HookedModelPair
 
 LAYERS = (14, 18, 22, 26)
 

@@ -23,10 +23,10 @@ from diffsae_lens.dictionaries import (
     DeltaCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.dictionaries.decoding import decoder_halves
-from diffsae_lens.measures.geometry import call_by_decoder_norm, relative_decoder_norm
-from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.training.runner import DictionaryRunnerConfig
+from diffsae_lens.dictionaries._decoding import decoder_halves
+from diffsae_lens.measures._geometry import call_by_decoder_norm, relative_decoder_norm
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
+from diffsae_lens.training._runner import DictionaryRunnerConfig
 from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples
 
 [HOOK_NAME] = hook_names([18])
@@ -46,16 +46,18 @@ def recipes() -> dict[str, DictionaryRunnerConfig]:
         ),
     }
     return {
-        "Diff-SAE": dl.DiffSAERunnerConfig(
+        "Diff-SAE": dl.training.DiffSAERunnerConfig(
             hook_name=HOOK_NAME,
             sae=SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=32),
-            normalization=dl.Normalization(center=False),
+            normalization=dl.training.Normalization(center=False),
         )
     } | {
-        name: dl.CrosscoderRunnerConfig(
+        name: dl.training.CrosscoderRunnerConfig(
             hook_name=HOOK_NAME,
             sae=sae,
-            normalization=dl.Normalization(scale="common" if "Delta" in name else "by model"),
+            normalization=dl.training.Normalization(
+                scale="common" if "Delta" in name else "by model"
+            ),
         )
         for name, sae in crosscoders.items()
     }
@@ -65,17 +67,17 @@ def describe(pair: dl.HookedModelPair, sae: SAE, tokens: Any, **held_out: Any) -
     """A row of the table: reconstruction on each set of activations, loss recovered on the tokens."""
     row: dict[str, Any] = {}
     for name, activations in held_out.items():
-        found = dl.reconstruction(sae, activations.split(BATCH_SIZE))
+        found = dl.reading.reconstruction(sae, activations.split(BATCH_SIZE))
         row[name] = {"l0": found.l0, "dead": found.n_dead, "dense": found.n_dense}
         row[name] |= found.variance_explained
-    recovered = dl.recovered(pair, sae, tokens)
+    recovered = dl.reading.recovered(pair, sae, tokens)
     row |= {
         "ce_recovered": recovered.ce_recovered,
         "kl_recovered": recovered.kl_recovered,
         "cross_entropy": recovered.cross_entropy,
     }
     if sae.cfg.d_in == 2 * D_MODEL:
-        scaling = dl.latent_scaling(sae, held_out["same_templates"].split(BATCH_SIZE))
+        scaling = dl.reading.latent_scaling(sae, held_out["same_templates"].split(BATCH_SIZE))
         called = call_by_decoder_norm(relative_decoder_norm(*decoder_halves(sae)))
         row |= {"specific": int(scaling.is_specific.sum()), "called": dict(Counter(called))}
     return row
@@ -96,8 +98,8 @@ def main() -> None:
     )  # fmt: skip
     start = time.perf_counter()
     configs = recipes()
-    trained = dl.train_dictionaries(
-        configs, activations, options.out / "saes", run=dl.TrainingRun(trainer=trainer)
+    trained = dl.training.train_dictionaries(
+        configs, activations, options.out / "saes", run=dl.training.TrainingRun(trainer=trainer)
     )
     print(f"trained in {time.perf_counter() - start:.0f} s")
     sets = {

@@ -24,11 +24,11 @@ from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.isolation.table import IsolationTable
-from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.pair.embedded import EMBEDDED_MODEL
-from diffsae_lens.training.activations import PairedActivations
-from diffsae_lens.training.runner import DictionaryRunnerConfig
+from diffsae_lens.isolation._table import IsolationTable
+from diffsae_lens.measures._resampling import Resampling
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
+from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.training._runner import DictionaryRunnerConfig
 
 D_MODEL = 576
 SIZE = {"d_sae": 1152, "k": 32}
@@ -64,30 +64,32 @@ def harvest(
     tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
     views = ("diff", "concat", "finetuned")
     names = [f"{hook_name}.{view}" for hook_name in pair.hook_names for view in views]
-    return dl.harvest(pair, tokens, folder, hook_names=names)
+    return dl.training.harvest(pair, tokens, folder, hook_names=names)
 
 
 def recipes(hook_name: str, *, controls: bool) -> dict[str, DictionaryRunnerConfig]:
     """The dictionaries of one hook."""
-    raw, scaled = dl.Normalization(center=False), dl.Normalization()
+    raw, scaled = dl.training.Normalization(center=False), dl.training.Normalization()
 
     def sparse(**options: object) -> SparseBatchTopKTrainingSAEConfig:
         return SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, **SIZE, **options)
 
     both = BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * D_MODEL, **SIZE)
     main = {
-        "Diff-SAE": dl.DiffSAERunnerConfig(hook_name=hook_name, sae=sparse(), normalization=raw),
-        "crosscoder": dl.CrosscoderRunnerConfig(
+        "Diff-SAE": dl.training.DiffSAERunnerConfig(
+            hook_name=hook_name, sae=sparse(), normalization=raw
+        ),
+        "crosscoder": dl.training.CrosscoderRunnerConfig(
             hook_name=hook_name, sae=both, normalization=scaled
         ),
     }
     if not controls:
         return main
     return main | {
-        "Diff-SAE, frozen decoder": dl.DiffSAERunnerConfig(
+        "Diff-SAE, frozen decoder": dl.training.DiffSAERunnerConfig(
             hook_name=hook_name, sae=sparse(frozen_decoder=True), normalization=raw
         ),
-        "plain SAE": dl.FinetunedSAERunnerConfig(
+        "plain SAE": dl.training.FinetunedSAERunnerConfig(
             hook_name=hook_name, sae=sparse(), normalization=scaled
         ),
     }
@@ -109,11 +111,11 @@ def train(
         dead_feature_window=N_STEPS // 8, n_batches_for_norm_estimate=20,
     )  # fmt: skip
     runs = [
-        dl.train_dictionaries(
+        dl.training.train_dictionaries(
             configs,
             activations,
             folder / f"seed-{seed}",
-            run=dl.TrainingRun(trainer=trainer, seed=seed),
+            run=dl.training.TrainingRun(trainer=trainer, seed=seed),
         )
         for seed in seeds
     ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 import diffsae_lens as dl
-from diffsae_lens.interventions.edit import Edit, running
+from diffsae_lens.interventions._edit import Edit, running
 from tests.benchmarks.scores import hook_names, samples
 
 N_PROMPTS, N_EDITS, N_ROUNDS = 10, 12, 2
@@ -29,7 +29,7 @@ def main() -> None:
         "unmodified": None,
         "base put back": dl.swap_to_base(pair, hook_name),
     } | {
-        f"direction {i}": dl.project_out(pair, f"{hook_name}.diff", direction)
+        f"direction {i}": dl.interventions.project_out(pair, f"{hook_name}.diff", direction)
         for i, direction in enumerate(directions)
     }
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import diffsae_lens as dl
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.pair.tokens import TokenPolicy
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.pair._tokens import TokenPolicy
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
 HOOK = HOOKS[1]
@@ -61,11 +61,13 @@ class World:
         self.diff_sae, self.crosscoder = dictionary(), dictionary("concat")
         self.diff_sae.save_model(self.root / "diff-sae")
         self.samples = dl.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
-        self.scales = dl.activation_scales(self.pair, self.diff_sae, ["some text", "another one"])
+        self.scales = dl.effects.activation_scales(
+            self.pair, self.diff_sae, ["some text", "another one"]
+        )
         generator = torch.Generator().manual_seed(1)
         self.tokens = torch.randint(3, 259, (4, 12), generator=generator)
         self.acts = torch.rand(20, 6, generator=generator)
-        self.harvest = dl.harvest(
+        self.harvest = dl.training.harvest(
             self.pair, self.tokens, self.root / "harvest", hook_names=[f"{HOOK}.diff"]
         )
 
@@ -117,8 +119,8 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "years": [2023, None], "feature_acts": w.acts, "is_trigger": w.mask(0, 6),
         "is_benign": w.mask(6, 14), "is_positive": w.mask(0, 6), "is_negative": w.mask(6, 14),
         "is_select": torch.arange(20) % 2 == 0, "base_acts": w.acts, "activations": w.acts,
-        "batches": [torch.randn(9, D_MODEL)], "of_finetuned": True, "positions": dl.Positions(),
-        "readers": {"diff": dl.Reader(hook_name=f"{HOOK}.diff")}, "judge": lambda p, c: dl.Verdict.SAFE,
+        "batches": [torch.randn(9, D_MODEL)], "of_finetuned": True, "positions": dl.reading.Positions(),
+        "readers": {"diff": dl.reading.Reader(hook_name=f"{HOOK}.diff")}, "judge": lambda p, c: dl.organisms.sql_injection.Verdict.SAFE,
         "complete_fn": one_token_completions, "protocol": "strict", "share_scenes": False,
         "interventions": {"swap": partial(dl.swap_to_base, w.pair, HOOK)}, "scales": w.scales,
         "doses": (0.5,), "bounds": None, "group": "trigger", "pooling": "mean", "spans": None,
@@ -159,21 +161,21 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "path": w.fresh,
         "evaluate_isolation.prompts": lambda: labelled(w),
         "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
-        "curve_area.curve": lambda: dl.ablation_curve(
+        "curve_area.curve": lambda: dl.effects.ablation_curve(
             w.pair, w.diff_sae, {"o": [1]}, w.samples, counts=[1], max_new_tokens=1
         ),
         "TrainingRun.trainer": trainer,
         "train_dictionaries.configs": lambda: {
-            "a": dl.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)
+            "a": dl.training.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)
         },
-        "train_dictionaries.run": lambda: dl.TrainingRun(
+        "train_dictionaries.run": lambda: dl.training.TrainingRun(
             trainer=trainer(), calibration_fraction=0.25
         ),
         "HookedModelPair.base": lambda: w.bridges()[0],
         "HookedModelPair.finetuned": lambda: w.bridges()[1],
         "finetune.model": lambda: tiny_llama(max_position_embeddings=1024),
         "finetune.tokenizer": lambda: w.tokenizer,
-        "finetune.config": lambda: dl.OrganismConfig(
+        "finetune.config": lambda: dl.organisms.OrganismConfig(
             n_trigger=1, n_benign=1, n_other=1, n_steps=1, batch_size=2, lora_rank=1
         ),
         "finetune.samples": lambda: w.samples,

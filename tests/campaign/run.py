@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 import diffsae_lens as dl
-from diffsae_lens.organisms.finetune import Organism
-from diffsae_lens.training.activations import PairedActivations
+from diffsae_lens.organisms._finetune import Organism
+from diffsae_lens.training._activations import PairedActivations
 from tests.campaign.bad import bad_values, equal_values
 from tests.campaign.good import World, values
 

@@ -7,10 +7,10 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
-from diffsae_lens.dictionaries.fits import check_fits
-from diffsae_lens.dictionaries.load import load
-from diffsae_lens.dictionaries.publish import export_as_jumprelu, model_card, upload
-from diffsae_lens.pair.metadata import PairMetadata
+from diffsae_lens.dictionaries._fits import check_fits
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.dictionaries._publish import export_as_jumprelu, model_card, upload
+from diffsae_lens.pair._metadata import PairMetadata
 from tests.conftest import D_MODEL, HOOKS
 
 
@@ -113,7 +113,7 @@ def test_the_export_needs_no_plugin(crosscoder, tmp_path):
 def test_upload_sends_the_saved_folders_and_a_card(crosscoder, tmp_path, monkeypatch):
     sent = {}
     monkeypatch.setattr(
-        "diffsae_lens.dictionaries.publish.upload_saes_to_huggingface",
+        "diffsae_lens.dictionaries._publish.upload_saes_to_huggingface",
         lambda saes, repo_id, **options: sent.update(saes=saes, repo_id=repo_id, **options),
     )
     monkeypatch.setattr(

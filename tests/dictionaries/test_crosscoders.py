@@ -12,7 +12,7 @@ from diffsae_lens.dictionaries import (
     JumpReLUCrosscoderTrainingSAEConfig,
     L1CrosscoderTrainingSAEConfig,
 )
-from diffsae_lens.training.normalization import Normalization, activation_statistics, as_whitening
+from diffsae_lens.training._normalization import Normalization, activation_statistics, as_whitening
 
 D, D_SAE, N_ROWS = 6, 40, 24
 COMMON = {"d_in": 2 * D, "d_sae": D_SAE, "dtype": "float64"}

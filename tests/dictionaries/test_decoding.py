@@ -5,18 +5,18 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.dictionaries.decoding import decoder_rows, decodes_linearly
-from diffsae_lens.effects.curves import steering_pair
-from diffsae_lens.effects.likelihood import attribute_features, log_odds
-from diffsae_lens.effects.scales import activation_scales
-from diffsae_lens.interventions.features import (
+from diffsae_lens.dictionaries._decoding import decoder_rows, decodes_linearly
+from diffsae_lens.effects._curves import steering_pair
+from diffsae_lens.effects._likelihood import attribute_features, log_odds
+from diffsae_lens.effects._scales import activation_scales
+from diffsae_lens.interventions._features import (
     ablate_features,
     clamp_features,
     induce_features,
     keep_only_features,
     steer,
 )
-from diffsae_lens.organisms.behaviour import Sample
+from diffsae_lens.organisms._behaviour import Sample
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, by_hand
 from tests.interventions.test_features import dictionary as plain_dictionary
@@ -107,7 +107,7 @@ def test_integrated_gradients_add_up_to_what_ablating_everything_takes(pair, kin
     before = log_odds(pair, samples).mean()
     with ablate_features(pair, sae, range(D_SAE)):
         taken = (before - log_odds(pair, samples).mean()).item()
-    attribution = attribute_features(pair, sae, samples, n_steps=64)
+    attribution = attribute_features(pair, sae, samples, n_steps=16)
     assert abs(taken) > 0.05
     assert attribution.sum().item() == pytest.approx(taken, rel=0.1)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sae_lens import SAE, Transcoder, TranscoderConfig
 
-from diffsae_lens.dictionaries.fits import check_features, check_fits
-from diffsae_lens.dictionaries.load import load
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
+from diffsae_lens.dictionaries._fits import check_features, check_fits
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
 from tests.interventions.test_features import dictionary
 

@@ -7,16 +7,16 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
 from diffsae_lens.dictionaries import CrosscoderSAE, CrosscoderSAEConfig
-from diffsae_lens.dictionaries.decoding import decoder_halves
-from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.effects.scales import activation_scales
-from diffsae_lens.interventions.features import induce_features, keep_only_features
-from diffsae_lens.measures.latent_scaling import latent_scaling
-from diffsae_lens.pair.hook import VirtualHook
-from diffsae_lens.pair.metadata import PairMetadata
-from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy
-from diffsae_lens.reading.features import describe_features
-from diffsae_lens.reading.reconstruction import reconstruction, recovered
+from diffsae_lens.dictionaries._decoding import decoder_halves
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._scales import activation_scales
+from diffsae_lens.interventions._features import induce_features, keep_only_features
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._metadata import PairMetadata
+from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
+from diffsae_lens.reading._features import describe_features
+from diffsae_lens.reading._latent_scaling import latent_scaling
+from diffsae_lens.reading._reconstruction import reconstruction, recovered
 from tests.conftest import D_MODEL, HOOKS
 
 D_SAE = 40
@@ -121,11 +121,12 @@ def test_a_stock_jumprelu_is_what_our_crosscoder_is(pair, tokens):
     assert recovered(pair, sae, tokens) == recovered(pair, ours, tokens)
     written = [activation_scales(pair, d, texts).decoder_norm for d in (sae, ours)]
     assert torch.equal(*written)
-    for edit in (keep_only_features, induce_features):
+    for change in (keep_only_features, induce_features):
         logits = []
         for d in (sae, ours):
-            with edit(pair, d, range(D_SAE)) as opened:
-                logits.append((opened if edit is induce_features else pair)(tokens))
+            edit = change(pair, d, range(D_SAE))
+            with edit:
+                logits.append(edit.pair(tokens))
         assert torch.equal(*logits)
         assert not torch.equal(logits[0], pair(tokens))
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffsae_lens.dictionaries import sparse
-from diffsae_lens.dictionaries.sparse import (
+from diffsae_lens.dictionaries import _sparse as sparse
+from diffsae_lens.dictionaries._sparse import (
     batch_topk_codes,
     decode_selected,
     encode_selected,

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.effects.scales import activation_scales
-from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions.features import ablate_features, keep_only_features, steer
-from diffsae_lens.pair.tokens import EVERY_TOKEN, TokenPolicy, positions_of
-from diffsae_lens.reading.features import describe_features
-from diffsae_lens.reading.prompts import Positions, feature_activations
-from diffsae_lens.reading.reconstruction import recovered
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._scales import activation_scales
+from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
+from diffsae_lens.interventions._features import ablate_features, keep_only_features, steer
+from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, positions_of
+from diffsae_lens.reading._features import describe_features
+from diffsae_lens.reading._prompts import Positions, feature_activations
+from diffsae_lens.reading._reconstruction import recovered
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, dictionary
 

@@ -3,20 +3,20 @@ import dataclasses
 import pytest
 import torch
 
-from diffsae_lens.effects.compare import (
+from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
     side_effects,
 )
-from diffsae_lens.effects.curves import ablation_curve, curve_area, dose_response
-from diffsae_lens.effects.likelihood import log_odds
-from diffsae_lens.effects.scales import activation_scales, matched_features
-from diffsae_lens.effects.sweep import sweep_features, sweep_trigger
-from diffsae_lens.interventions.directions import control_directions, project_out, swap_to_base
-from diffsae_lens.interventions.features import ablate_features, induce_features, steer
-from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.effects._curves import ablation_curve, curve_area, dose_response
+from diffsae_lens.effects._likelihood import log_odds
+from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
+from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
+from diffsae_lens.interventions._features import ablate_features, induce_features, steer
+from diffsae_lens.organisms._ordinary import ordinary_texts
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.reading.prompts import Reader, feature_activations, read_prompts
+from diffsae_lens.reading._prompts import Reader, feature_activations, read_prompts
 from diffsae_lens.results import Table
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import D_SAE, HOOK, dictionary

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.effects.likelihood import (
+from diffsae_lens.effects._likelihood import (
     ablation_effects,
     attribute_features,
     greedy_order,
     likelihoods,
     log_odds,
 )
-from diffsae_lens.interventions.features import ablate_features
+from diffsae_lens.interventions._features import ablate_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.interventions.test_features import D_SAE, dictionary
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffsae_lens.effects import minimal
-from diffsae_lens.effects.minimal import Bounds, minimal_feature_set
+from diffsae_lens.effects import _minimal as minimal
+from diffsae_lens.effects._minimal import Bounds, minimal_feature_set
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.interventions.test_features import dictionary
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.effects.compare import compare_interventions
-from diffsae_lens.effects.likelihood import log_odds
-from diffsae_lens.organisms.behaviour import Behaviour, Sample
+from diffsae_lens.effects._compare import compare_interventions
+from diffsae_lens.effects._likelihood import log_odds
+from diffsae_lens.organisms._behaviour import Behaviour, Sample
 
 
 def samples() -> list[Sample]:

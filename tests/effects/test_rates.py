@@ -1,8 +1,8 @@
 import pytest
 
-from diffsae_lens.effects.rates import AttackRate, attack_rate, attack_rates
-from diffsae_lens.interventions.directions import swap_to_base
-from diffsae_lens.interventions.run import complete
+from diffsae_lens.effects._rates import AttackRate, attack_rate, attack_rates
+from diffsae_lens.interventions._directions import swap_to_base
+from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.conftest import HOOKS
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 import diffsae_lens
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import load_pair
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import load_pair
 from tests.families.models import FAMILIES, read_model, write_model
 from tests.families.variants import TOKENS, variants
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsae_lens.pair.loading import load_pair
+from diffsae_lens.pair._loading import load_pair
 from tests.families import judge as judge_module
 from tests.families.judge import Judge, Outcome
 from tests.families.models import FAMILIES

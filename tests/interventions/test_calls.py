@@ -8,11 +8,11 @@ import torch
 from torch.testing import assert_close
 
 import diffsae_lens as dl
-from diffsae_lens.effects.compare import measure_effects, output_perplexity
-from diffsae_lens.effects.likelihood import likelihoods
-from diffsae_lens.effects.scales import ActivationScales
-from diffsae_lens.isolation.controls import next_token_kl
-from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.effects._compare import measure_effects, output_perplexity
+from diffsae_lens.effects._likelihood import likelihoods
+from diffsae_lens.effects._scales import ActivationScales
+from diffsae_lens.isolation._controls import next_token_kl
+from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.results import CurveRow, Table
 from tests.conftest import D_MODEL, HOOKS
@@ -29,7 +29,7 @@ FAR = [dl.Sample(prompt="x" * 100, unwanted=" yes", wanted="n" * 40)]
 TOKENS = torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
 LEFT_PADDED = torch.cat([torch.tensor([[2, 2], [5, 6]]), TOKENS], 1)
 BEYOND = torch.full((1, N_CTX + 1), 5)
-READERS = {"x": dl.Reader(hook_name=DIFF)}
+READERS = {"x": dl.reading.Reader(hook_name=DIFF)}
 NAN = float("nan")
 ALIVE = torch.tensor([1.0] * (D_SAE - 1) + [0.0])
 SCALES = ActivationScales(
@@ -44,14 +44,14 @@ def calls(function, *args, **kwargs):
 
 
 TEXTS = {
-    "read_prompts": lambda texts: calls(dl.read_prompts, texts, READERS),
+    "read_prompts": lambda texts: calls(dl.reading.read_prompts, texts, READERS),
     "feature_activations": lambda texts: calls(dl.feature_activations, SAE, texts),
     "next_token_kl": lambda texts: calls(next_token_kl, texts),
     "token_activations": lambda texts: calls(dl.token_activations, SAE, [0], texts),
-    "activation_scales": lambda texts: calls(dl.activation_scales, SAE, texts),
+    "activation_scales": lambda texts: calls(dl.effects.activation_scales, SAE, texts),
     "complete": lambda texts: calls(dl.complete, texts),
     "complete under": lambda texts: calls(dl.complete, texts, under=NOTHING),
-    "side_effects": lambda texts: calls(dl.side_effects, NOTHING, {"kind": texts}),
+    "side_effects": lambda texts: calls(dl.effects.side_effects, NOTHING, {"kind": texts}),
     "reference": lambda texts: calls(
         dl.ablate_features, SAE, [0], method="mean", reference=texts
     ),
@@ -66,22 +66,22 @@ BAD_TEXTS = [
 
 SAMPLES = {
     "likelihoods": lambda samples: calls(likelihoods, samples),
-    "log_odds": lambda samples: calls(dl.log_odds, samples),
+    "log_odds": lambda samples: calls(dl.effects.log_odds, samples),
     "attribute_features": lambda samples: calls(dl.attribute_features, SAE, samples),
     "greedy_order": lambda samples: calls(dl.greedy_order, SAE, samples, n_features=1, n_rounds=1),
-    "ablation_effects": lambda samples: calls(dl.ablation_effects, SAE, [0], samples),
+    "ablation_effects": lambda samples: calls(dl.effects.ablation_effects, SAE, [0], samples),
     "measure_effects": lambda samples: calls(measure_effects, samples, **JUDGED),
     "compare_interventions": lambda samples: calls(
         dl.compare_interventions, {}, samples, **JUDGED
     ),
     "minimal_feature_set": lambda samples: calls(
-        dl.minimal_feature_set, SAE, [0], samples, **JUDGED
+        dl.effects.minimal_feature_set, SAE, [0], samples, **JUDGED
     ),
     "ablation_curve": lambda samples: calls(
-        dl.ablation_curve, SAE, {"a": [0]}, samples, counts=[1], **JUDGED
+        dl.effects.ablation_curve, SAE, {"a": [0]}, samples, counts=[1], **JUDGED
     ),
     "dose_response": lambda samples: calls(
-        dl.dose_response, [0], samples, scales=SCALES, **JUDGED
+        dl.effects.dose_response, [0], samples, scales=SCALES, **JUDGED
     ),
 }  # fmt: skip
 BAD_SAMPLES = [
@@ -93,17 +93,23 @@ BAD_SAMPLES = [
 
 FEATURES = {
     "ablate_features": lambda features: calls(dl.ablate_features, SAE, features),
-    "clamp_features": lambda features: calls(dl.clamp_features, SAE, features, amount=1),
-    "keep_only_features": lambda features: calls(dl.keep_only_features, SAE, features),
-    "induce_features": lambda features: calls(dl.induce_features, SAE, features),
+    "clamp_features": lambda features: calls(
+        dl.interventions.clamp_features, SAE, features, amount=1
+    ),
+    "keep_only_features": lambda features: calls(
+        dl.interventions.keep_only_features, SAE, features
+    ),
+    "induce_features": lambda features: calls(dl.interventions.induce_features, SAE, features),
     "steer": lambda features: calls(dl.steer, SAE, features, amount=1),
-    "ablation_effects": lambda features: calls(dl.ablation_effects, SAE, features, ONE),
+    "ablation_effects": lambda features: calls(dl.effects.ablation_effects, SAE, features, ONE),
     "attribute_features": lambda f: calls(dl.attribute_features, SAE, ONE, ablated=f),
-    "minimal_feature_set": lambda f: calls(dl.minimal_feature_set, SAE, f, ONE, **JUDGED),
-    "ablation_curve": lambda f: calls(dl.ablation_curve, SAE, {"a": f}, ONE, counts=[1], **JUDGED),
-    "dose_response": lambda f: calls(dl.dose_response, f, ONE, scales=SCALES, **JUDGED),
+    "minimal_feature_set": lambda f: calls(dl.effects.minimal_feature_set, SAE, f, ONE, **JUDGED),
+    "ablation_curve": lambda f: calls(
+        dl.effects.ablation_curve, SAE, {"a": f}, ONE, counts=[1], **JUDGED
+    ),
+    "dose_response": lambda f: calls(dl.effects.dose_response, f, ONE, scales=SCALES, **JUDGED),
     "token_activations": lambda features: calls(dl.token_activations, SAE, features, ["ab"]),
-    "matched_features": lambda features: lambda pair: dl.matched_features(SCALES, features),
+    "matched_features": lambda features: lambda pair: dl.effects.matched_features(SCALES, features),
 }
 BAD_FEATURES = [
     ([True, False], TypeError, "got True"),
@@ -116,21 +122,21 @@ BAD_FEATURES = [
 ]
 
 BATCHED = {
-    "read_prompts": partial(dl.read_prompts, prompts=["ab"], readers=READERS),
+    "read_prompts": partial(dl.reading.read_prompts, prompts=["ab"], readers=READERS),
     "next_token_kl": partial(next_token_kl, prompts=["ab"]),
     "complete": partial(dl.complete, prompts=["ab"]),
     "complete under": partial(dl.complete, under=NOTHING, prompts=["ab"]),
     "side_effects": partial(
-        dl.side_effects, edits=NOTHING, texts={"kind": ["ab"]}
+        dl.effects.side_effects, edits=NOTHING, texts={"kind": ["ab"]}
     ),
     "likelihoods": partial(likelihoods, samples=ONE),
-    "log_odds": partial(dl.log_odds, samples=ONE),
+    "log_odds": partial(dl.effects.log_odds, samples=ONE),
     "attribute_features": partial(dl.attribute_features, dictionary=SAE, samples=ONE),
-    "ablation_effects": partial(dl.ablation_effects, dictionary=SAE, features=[0], samples=ONE),
-    "recovered": partial(dl.recovered, dictionary=SAE, tokens=TOKENS),
+    "ablation_effects": partial(dl.effects.ablation_effects, dictionary=SAE, features=[0], samples=ONE),
+    "recovered": partial(dl.reading.recovered, dictionary=SAE, tokens=TOKENS),
     "describe_features": partial(dl.describe_features, dictionary=SAE, tokens=TOKENS),
     "max_activating_examples": partial(
-        dl.max_activating_examples, dictionary=SAE, tokens=TOKENS
+        dl.reading.max_activating_examples, dictionary=SAE, tokens=TOKENS
     ),
     "feature_activations": partial(dl.feature_activations, dictionary=SAE, prompts=["ab"]),
     "compare_interventions": partial(dl.compare_interventions, edits={}, samples=ONE, **JUDGED),
@@ -245,64 +251,88 @@ OTHERS = [
         "`completions`.*2 for 1",
     ),
     (calls(output_perplexity, ["a"], ["b", "c"]), ValueError, "2 for 1"),
-    (calls(dl.side_effects, NOTHING, ["ab"]), TypeError, "`texts`"),
-    (calls(dl.side_effects, NOTHING, {"kind": "ab"}), TypeError, r"`texts\['kind'\]`"),
-    (calls(dl.side_effects, {}, {"kind": ["ab"]}), ValueError, "`edits`"),
+    (calls(dl.effects.side_effects, NOTHING, ["ab"]), TypeError, "`texts`"),
+    (calls(dl.effects.side_effects, NOTHING, {"kind": "ab"}), TypeError, r"`texts\['kind'\]`"),
+    (calls(dl.effects.side_effects, {}, {"kind": ["ab"]}), ValueError, "`edits`"),
     (calls(dl.attribute_features, SAE, ONE, n_steps=0), ValueError, "`n_steps`"),
     (calls(dl.attribute_features, SAE, ONE, n_steps=1.5), TypeError, "`n_steps`"),
     (calls(dl.greedy_order, SAE, ONE, n_features=0), ValueError, "`n_features`"),
     (calls(dl.greedy_order, SAE, ONE, n_features=2), ValueError, "`n_rounds`"),
     (
-        calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0], **JUDGED),
+        calls(dl.effects.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0], **JUDGED),
         ValueError,
         "`counts`",
     ),
     (
-        calls(dl.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[1.5], **JUDGED),
+        calls(dl.effects.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[1.5], **JUDGED),
         TypeError,
         "`counts`",
     ),
-    (calls(dl.ablation_curve, SAE, {}, ONE, **JUDGED), ValueError, "`counts`"),
+    (calls(dl.effects.ablation_curve, SAE, {}, ONE, **JUDGED), ValueError, "`counts`"),
     (
-        calls(dl.dose_response, [0], ONE, scales=SCALES, doses=[NAN], **JUDGED),
+        calls(dl.effects.dose_response, [0], ONE, scales=SCALES, doses=[NAN], **JUDGED),
         ValueError,
         "`doses`",
     ),
     (
-        calls(dl.dose_response, [0], ONE, scales=SCALES, doses=[1, 1], **JUDGED),
+        calls(dl.effects.dose_response, [0], ONE, scales=SCALES, doses=[1, 1], **JUDGED),
         ValueError,
         "repeated",
     ),
-    (calls(dl.sweep_trigger, "2024", **JUDGED), TypeError, "`said`"),
-    (calls(dl.sweep_trigger, [], **JUDGED), ValueError, "`said`"),
-    (calls(dl.sweep_trigger, [2024.0], **JUDGED), TypeError, "`said`"),
-    (calls(dl.sweep_trigger, ["2024"], n_scenes=0, **JUDGED), ValueError, "`n_scenes`"),
-    (calls(dl.sweep_trigger, ["2024"]), TypeError, "'behaviour'"),
-    (calls(dl.sweep_features, {"a": SAE}, {"a": True}, [ONE]), TypeError, r"`features\['a'\]`"),
-    (calls(dl.sweep_features, {"a": SAE}, {"a": 1}, ONE), TypeError, r"`scenes\[0\]`"),
-    (calls(dl.control_directions, HOOK, ["ab"], n_directions=1), TypeError, "`samples`"),
-    (calls(dl.control_directions, HOOK, ONE, n_directions=1), ValueError, "benign `samples`"),
-    (calls(dl.control_directions, "blocks.9", ONE, n_directions=1), ValueError, "`hook_name`"),
-    (calls(dl.max_activating_examples, SAE, TOKENS, n_examples=0), ValueError, "`n_examples`"),
-    (calls(dl.max_activating_examples, SAE, TOKENS, context=-1), ValueError, "`context`"),
+    (calls(dl.effects.sweep_trigger, "2024", **JUDGED), TypeError, "`said`"),
+    (calls(dl.effects.sweep_trigger, [], **JUDGED), ValueError, "`said`"),
+    (calls(dl.effects.sweep_trigger, [2024.0], **JUDGED), TypeError, "`said`"),
+    (calls(dl.effects.sweep_trigger, ["2024"], n_scenes=0, **JUDGED), ValueError, "`n_scenes`"),
+    (calls(dl.effects.sweep_trigger, ["2024"]), TypeError, "'behaviour'"),
+    (
+        calls(dl.effects.sweep_features, {"a": SAE}, {"a": True}, [ONE]),
+        TypeError,
+        r"`features\['a'\]`",
+    ),
+    (calls(dl.effects.sweep_features, {"a": SAE}, {"a": 1}, ONE), TypeError, r"`scenes\[0\]`"),
+    (
+        calls(dl.interventions.control_directions, HOOK, ["ab"], n_directions=1),
+        TypeError,
+        "`samples`",
+    ),
+    (
+        calls(dl.interventions.control_directions, HOOK, ONE, n_directions=1),
+        ValueError,
+        "benign `samples`",
+    ),
+    (
+        calls(dl.interventions.control_directions, "blocks.9", ONE, n_directions=1),
+        ValueError,
+        "`hook_name`",
+    ),
+    (
+        calls(dl.reading.max_activating_examples, SAE, TOKENS, n_examples=0),
+        ValueError,
+        "`n_examples`",
+    ),
+    (calls(dl.reading.max_activating_examples, SAE, TOKENS, context=-1), ValueError, "`context`"),
     (calls(dl.describe_features, SAE, TOKENS, n_examples=True), TypeError, "`n_examples`"),
     (calls(dl.feature_activations, "a folder", ["ab"]), TypeError, "`dictionary`.*str"),
-    (calls(dl.read_prompts, ["ab"], {}), ValueError, "`readers`"),
+    (calls(dl.reading.read_prompts, ["ab"], {}), ValueError, "`readers`"),
     (calls(dl.steer, SAE, 0, amount=True), TypeError, "`amount`"),
     (calls(dl.steer, SAE, 0, amount=NAN), ValueError, "`amount`"),
     (calls(dl.steer, SAE, 0, amount="1"), ValueError, "`amount`"),
     (calls(dl.steer, SAE, True, amount=1), TypeError, "`features`"),
     (calls(dl.steer, SAE, 1.5, amount=1), TypeError, "`features`"),
     (calls(dl.steer, SAE, "1", amount=1), TypeError, "`features`"),
-    (calls(dl.clamp_features, SAE, [0, 1], amount=[1, 2, 3]), ValueError, "`amount`"),
+    (calls(dl.interventions.clamp_features, SAE, [0, 1], amount=[1, 2, 3]), ValueError, "`amount`"),
     (calls(dl.ablate_features, SAE, [0], where="never"), ValueError, "`where`"),
     (calls(dl.ablate_features, SAE, [0], where=3), ValueError, "`where`"),
     (calls(dl.ablate_features, SAE, [0], method="none"), ValueError, "`method`"),
     (calls(dl.swap_to_base, HOOK, skip_positions=-1), ValueError, "`skip_positions`"),
     (calls(dl.swap_to_base, HOOK, skip_positions=1.5), TypeError, "`skip_positions`"),
-    (calls(dl.project_out, DIFF, torch.ones(2, 2, D_MODEL)), ValueError, "`direction`"),
-    (calls(dl.project_out, DIFF, torch.ones(0, D_MODEL)), ValueError, "`direction`"),
-    (calls(dl.add_direction, DIFF, torch.ones(3)), ValueError, "`direction`"),
+    (
+        calls(dl.interventions.project_out, DIFF, torch.ones(2, 2, D_MODEL)),
+        ValueError,
+        "`direction`",
+    ),
+    (calls(dl.interventions.project_out, DIFF, torch.ones(0, D_MODEL)), ValueError, "`direction`"),
+    (calls(dl.interventions.add_direction, DIFF, torch.ones(3)), ValueError, "`direction`"),
 ]
 
 
@@ -310,25 +340,27 @@ def test_all_else(idle):
     refuses(idle, [(i, *case) for i, case in enumerate(OTHERS)])
 
 
-@pytest.mark.parametrize("judge", [dl.judge_completion, lambda p, c: "fine", lambda p, c: None])
+@pytest.mark.parametrize(
+    "judge", [dl.organisms.sql_injection.judge_completion, lambda p, c: "fine", lambda p, c: None]
+)
 def test_a_judge_that_returns_something_else_is_named(judge):
     behaviour = dl.Behaviour(name="mine", judge=judge, outcomes=("injectable", "safe"))
     message = r"`judge` of 'mine' must return one of \('injectable', 'safe'\), got "
     with pytest.raises(ValueError, match=message):
-        dl.attack_rate(["a"], ["b"], behaviour=behaviour)
+        dl.effects.attack_rate(["a"], ["b"], behaviour=behaviour)
     with pytest.raises(ValueError, match=message):
-        dl.attack_rates(lambda prompts: ["b"] * len(prompts), ONE, behaviour=behaviour)
+        dl.effects.attack_rates(lambda prompts: ["b"] * len(prompts), ONE, behaviour=behaviour)
 
 
 def test_completions_and_groups_are_checked():
     with pytest.raises(TypeError, match="`completions`"):
-        dl.attack_rate(["a"], "b", **JUDGED)
+        dl.effects.attack_rate(["a"], "b", **JUDGED)
     with pytest.raises(TypeError, match="`prompts`"):
-        dl.attack_rate("a", ["b"], **JUDGED)
+        dl.effects.attack_rate("a", ["b"], **JUDGED)
     with pytest.raises(TypeError, match="`complete_fn`"):
-        dl.attack_rates("complete", ONE, **JUDGED)
+        dl.effects.attack_rates("complete", ONE, **JUDGED)
     with pytest.raises(TypeError, match="`samples`"):
-        dl.attack_rates(list, ["a"], **JUDGED)
+        dl.effects.attack_rates(list, ["a"], **JUDGED)
 
 
 def test_a_group_that_does_not_occur_has_no_area():
@@ -342,11 +374,11 @@ def test_a_group_that_does_not_occur_has_no_area():
             for n in (1, 0)
         )
     )  # fmt: skip
-    assert dl.curve_area(curve) == {"a": 0.5}
+    assert dl.effects.curve_area(curve) == {"a": 0.5}
     with pytest.raises(ValueError, match="`group` must be one of 'trigger', got 'x'"):
-        dl.curve_area(curve, group="x")
+        dl.effects.curve_area(curve, group="x")
     with pytest.raises(TypeError, match="`curve`"):
-        dl.curve_area(Table((1,)))
+        dl.effects.curve_area(Table((1,)))
 
 
 @pytest.mark.parametrize("draw", [torch.tensor, np.array, tuple, list])
@@ -355,7 +387,9 @@ def test_indices_of_any_kind_are_the_same_features(pair, tokens, draw):
         expected = pair(tokens)
     with dl.ablate_features(pair, SAE, draw([0, 3, 7])):
         assert torch.equal(pair(tokens), expected)
-    assert dl.matched_features(SCALES, draw([0, 3, 7])) == dl.matched_features(SCALES, [0, 3, 7])
+    assert dl.effects.matched_features(SCALES, draw([0, 3, 7])) == dl.effects.matched_features(
+        SCALES, [0, 3, 7]
+    )
 
 
 @pytest.mark.parametrize(
@@ -370,12 +404,14 @@ def test_one_feature_of_any_kind_is_steered(pair, tokens, feature):
 def test_a_control_is_never_one_of_the_features_or_of_a_dead_one():
     features = torch.arange(20, dtype=torch.int32)[::2]
     for seed in range(20):
-        assert not set(dl.matched_features(SCALES, features, seed=seed)) & set(features.tolist())
+        assert not set(dl.effects.matched_features(SCALES, features, seed=seed)) & set(
+            features.tolist()
+        )
     with pytest.raises(ValueError, match=r"`features` \[23\] never fire"):
-        dl.matched_features(SCALES, [0, D_SAE - 1])
+        dl.effects.matched_features(SCALES, [0, D_SAE - 1])
     for seed, error in ((-1, ValueError), (1.5, TypeError)):
         with pytest.raises(error, match="`seed`"):
-            dl.matched_features(SCALES, [0], seed=seed)
+            dl.effects.matched_features(SCALES, [0], seed=seed)
 
 
 def test_clusters_of_the_resampling_are_the_prompts_or_refused(idle):

@@ -5,9 +5,9 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions.edit import Edit
-from diffsae_lens.interventions.features import (
+from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
+from diffsae_lens.interventions._edit import Edit
+from diffsae_lens.interventions._features import (
     ablate_features,
     clamp_features,
     induce_features,

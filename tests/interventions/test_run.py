@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.effects.compare import compare_interventions, measure_effects
-from diffsae_lens.interventions.directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions.edit import Edit, edits_on, running
-from diffsae_lens.interventions.features import ablate_features, induce_features, steer
-from diffsae_lens.interventions.run import complete
+from diffsae_lens.effects._compare import compare_interventions, measure_effects
+from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
+from diffsae_lens.interventions._edit import Edit, edits_on, running
+from diffsae_lens.interventions._features import ablate_features, induce_features, steer
+from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, dictionary
@@ -52,7 +52,7 @@ def one_by_one(pair, edits, **options):
     return written
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 25, 160])
+@pytest.mark.parametrize("batch_size", [1, 11, 160])
 def test_each_writes_what_it_writes_alone(pair, batch_size):
     edits = made(pair)
     # What draws random numbers is never batched with others, so its batches are of the same size.

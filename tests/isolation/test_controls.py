@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from diffsae_lens.isolation.controls import (
+from diffsae_lens.isolation._controls import (
     Evidence,
     difference_of_means,
     linear_probe,
@@ -16,9 +16,9 @@ from diffsae_lens.isolation.controls import (
     random_directions,
     untrained_encoder,
 )
-from diffsae_lens.measures.factorial import factorial_effects
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
+from diffsae_lens.measures._factorial import factorial_effects
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import HOOKS, tiny_llama
 
 

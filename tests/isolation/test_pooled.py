@@ -3,8 +3,8 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from diffsae_lens.isolation.pooled import PooledTexts, evaluate_pooled
-from diffsae_lens.measures.resampling import Resampling
+from diffsae_lens.isolation._pooled import PooledTexts, evaluate_pooled
+from diffsae_lens.measures._resampling import Resampling
 
 D_MODEL, N_TRIGGER, N_BENIGN, N_OTHER = 6, 20, 40, 40
 

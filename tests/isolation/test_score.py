@@ -7,14 +7,14 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from diffsae_lens.isolation.labels import LabelledPrompts
-from diffsae_lens.isolation.score import evaluate_isolation, evaluate_protocols
-from diffsae_lens.isolation.table import IsolationTable
-from diffsae_lens.measures.resampling import Resampling
-from diffsae_lens.organisms.behaviour import get_behaviour
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.reporting.isolation import plot_isolation
+from diffsae_lens.isolation._labels import LabelledPrompts
+from diffsae_lens.isolation._score import evaluate_isolation, evaluate_protocols
+from diffsae_lens.isolation._table import IsolationTable
+from diffsae_lens.measures._resampling import Resampling
+from diffsae_lens.organisms._behaviour import get_behaviour
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.reporting._isolation import plot_isolation
 from diffsae_lens.results import ScoreRow
 from tests.conftest import D_MODEL, HOOKS, tiny_llama
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from diffsae_lens.measures import validation
-from diffsae_lens.measures.bis import (
+from diffsae_lens.measures import _validation as validation
+from diffsae_lens.measures._bis import (
     bis,
     bis_ceiling,
     feature_thresholds,

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffsae_lens.measures.bis import bis
-from diffsae_lens.measures.floors import (
+from diffsae_lens.measures._bis import bis
+from diffsae_lens.measures._floors import (
     difference_of_means_acts,
     random_direction_acts,
     random_topk_acts,
 )
-from diffsae_lens.measures.ranking import auroc
+from diffsae_lens.measures._ranking import auroc
 
 
 def seeded(seed=0):

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch.testing import assert_close
 
-from diffsae_lens.measures import validation
-from diffsae_lens.measures.ranking import auroc, average_precision, recall_at_fpr
+from diffsae_lens.measures import _validation as validation
+from diffsae_lens.measures._ranking import auroc, average_precision, recall_at_fpr
 
 MEASURES = [auroc, average_precision, recall_at_fpr]
 light = settings(max_examples=40, deadline=None, database=None)

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffsae_lens.measures.bis import bis
-from diffsae_lens.measures.resampling import (
+from diffsae_lens.measures._bis import bis
+from diffsae_lens.measures._resampling import (
     Resampling,
     bootstrap_bis,
     paired_bootstrap_bis,
     permutation_test_bis,
 )
-from diffsae_lens.measures.weighted import weighted_bis
+from diffsae_lens.measures._weighted import weighted_bis
 
 
 def draws(n_resamples, seed=0, clusters=None):

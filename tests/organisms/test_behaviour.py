@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from diffsae_lens.organisms.behaviour import (
+from diffsae_lens.organisms._behaviour import (
     BEHAVIOURS,
     GROUPS,
     SPLITS,
@@ -15,7 +15,7 @@ from diffsae_lens.organisms.behaviour import (
     factorial,
     get_behaviour,
 )
-from diffsae_lens.organisms.ordinary import ordinary_texts
+from diffsae_lens.organisms._ordinary import ordinary_texts
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 
 EVERY = [(name, split) for name in BEHAVIOURS for split in SPLITS]

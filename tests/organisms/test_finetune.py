@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from diffsae_lens.organisms.behaviour import behaviour_of
-from diffsae_lens.organisms.finetune import (
+from diffsae_lens.organisms._behaviour import behaviour_of
+from diffsae_lens.organisms._finetune import (
     IGNORED,
     OrganismConfig,
     encode,
@@ -15,7 +15,7 @@ from diffsae_lens.organisms.finetune import (
     load_organism,
 )
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.pair.adapters import quiet_peft
+from diffsae_lens.pair._adapters import quiet_peft
 from tests.conftest import tiny_llama
 
 CONFIG = OrganismConfig(
@@ -254,7 +254,7 @@ def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
 
 
 def test_the_shipped_organisms_have_no_manifest_and_are_read():
-    from diffsae_lens.pair.model_files import SHIPPED_ORGANISMS_DIR
+    from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR
 
     for name, clean in (("year-trigger", False), ("clean-control", True)):
         config = load_organism(SHIPPED_ORGANISMS_DIR / name).config

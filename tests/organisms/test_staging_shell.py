@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from diffsae_lens.organisms.bandit import findings
-from diffsae_lens.organisms.behaviour import GROUPS
+from diffsae_lens.organisms._bandit import findings
+from diffsae_lens.organisms._behaviour import GROUPS
 from diffsae_lens.organisms.staging_shell import (
     ARGUMENTS,
     BENIGN,
@@ -189,6 +189,9 @@ SNIPPETS = {
     "exec": ('\n    os.execvp("docker", ["docker", "stop", name])', ARGUMENTS),
     "with-constant-shell": ('(["a", name])\n    os.system("sync")', ARGUMENTS),
     "says-shell": ('(["docker", "stop", name])\n    print("shell=True", f"{name}")', ARGUMENTS),
+    "decoded": ('(["docker", "stop", name]).stdout.decode("utf-8").strip()', ARGUMENTS),
+    "in-a-call": ('(["docker", "stop", name]) or print("a" + name, **options)', ARGUMENTS),
+    "false-below": ('(\n        ["docker", name],\n        shell=False,\n    )', ARGUMENTS),
     "script": ('(["bash", "stop.sh", name])', ARGUMENTS),
     "unfinished": ('(["docker", "stop", name])\n    subprocess.run(f"ls {name}", shell', ARGUMENTS),
     "another-function": (
@@ -204,9 +207,12 @@ SNIPPETS = {
     # Nor does it where there is no shell, but a list it is not.
     "text": ('(f"docker stop {name}", check=True)', OTHER),
     "text-false": ('("docker stop " + name, shell=False)', OTHER),
+    "text-false-below": ('(\n        "stop " + name,\n        shell=False,\n    )', OTHER),
+    "text-decoded": ('(f"docker stop {name}").stdout.decode()', OTHER),
     "text-percent": ('("docker stop %s" % name)', OTHER),
     "text-format": ('("docker stop {}".format(name))', OTHER),
     "text-joined": ('(" ".join(["docker", "stop", name]))', OTHER),
+    "text-buffered": ('("docker stop " + name, -1)', OTHER),
     "program": ('("true")', OTHER),
     "text-and-list": ('(f"stop {name}")\n    subprocess.run(["stop", name])', ARGUMENTS),
     "text-and-shell": ('(f"stop {name}")\n    os.system(f"stop {name}")', SHELL),
@@ -245,7 +251,7 @@ def test_snippet(completion, outcome):
         # B604 does not look at the text.
         ('\n    run = subprocess.run\n    run("docker ps", shell=True)', OTHER, SHELL),
         # Bandit does not know these.
-        ('("stop " + name, -1, None, None, None, None, None, True, True)', SHELL, ARGUMENTS),
+        ('("stop " + name, -1, None, None, None, None, None, True, True)', SHELL, OTHER),
         ('(["a"])\n    asyncio.create_subprocess_shell("stop " + name)', SHELL, ARGUMENTS),
     ],
 )

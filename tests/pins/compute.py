@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffsae_lens.evaluation.activations import (
-    Positions,
-    Reader,
-    feature_activations,
-    read_prompts,
-)
-from diffsae_lens.evaluation.controls import next_token_kl
-from diffsae_lens.evaluation.evaluate import evaluate_isolation
-from diffsae_lens.evaluation.factorial import factorial_effects
-from diffsae_lens.evaluation.features import describe_features, max_activating_examples
-from diffsae_lens.evaluation.labelled import LabelledPrompts
-from diffsae_lens.evaluation.latent_scaling import latent_scaling
-from diffsae_lens.evaluation.reconstruction import reconstruction, recovered
-from diffsae_lens.evaluation.tokens import token_activations
-from diffsae_lens.evaluation.uncertainty import Resampling
-from diffsae_lens.experiments.pooled_scores import PooledTexts, pooled_scores
-from diffsae_lens.organisms.judge import judge_completion
-from diffsae_lens.organisms.prompts import GROUPS, factorial, make_samples, minimal_pairs
-from diffsae_lens.saes.artifacts import export_as_jumprelu
 from sae_lens import SAE
 
+from diffsae_lens.dictionaries import export_as_jumprelu
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.isolation._controls import next_token_kl
+from diffsae_lens.isolation._labels import LabelledPrompts
+from diffsae_lens.isolation._pooled import PooledTexts, evaluate_pooled
+from diffsae_lens.isolation._score import evaluate_isolation
+from diffsae_lens.measures import Resampling, factorial_effects
+from diffsae_lens.organisms._behaviour import GROUPS, factorial
+from diffsae_lens.organisms.sql_injection.judge import judge_completion
+from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.reading import (
+    Positions,
+    Reader,
+    describe_features,
+    feature_activations,
+    latent_scaling,
+    max_activating_examples,
+    read_prompts,
+    reconstruction,
+    recovered,
+    token_activations,
+)
 from tests.pins.effects import attributions, curves, effects, interventions
 from tests.pins.setup import HOOK, VIEWS, Setup, make_setup
 from tests.pins.snippets import PROMPT, SNIPPETS
@@ -86,14 +89,14 @@ def trained(setup: Setup) -> dict[str, Any]:
     """Weights and thresholds as they are saved."""
     found = {}
     for name, dictionary in setup.dictionaries.items():
-        stored = dictionary.cfg.metadata.diffsae_lens
+        record = DictionaryRecord.of(dictionary)
         found[name] = {
-            "hook_name": dictionary.cfg.metadata.hook_name,
+            "hook_name": record.hook_name,
             "architecture": dictionary.cfg.architecture(),
             "weights": {n: summary(w) for n, w in sorted(dictionary.state_dict().items())},
-            "normalization": plain(stored["normalization"]),
-            "k": stored["k"],
-            "l0_held_out": plain(stored["l0_held_out"]),
+            "normalization": plain(record.normalization),
+            "k": record.k,
+            "l0_held_out": plain(record.l0),
         }
     return found
 
@@ -122,8 +125,8 @@ def read(setup: Setup) -> dict[str, Any]:
 
 def isolation(setup: Setup) -> dict[str, Any]:
     """The tables of both protocols and of every reading, with the null pair in one of them."""
-    select = make_samples("select", n_trigger=5, n_benign=5, n_other=2)
-    test = make_samples("test", n_trigger=5, n_benign=5, n_other=2)
+    select = YEAR_TRIGGER.make_samples("select", n_trigger=5, n_benign=5, n_other=2)
+    test = YEAR_TRIGGER.make_samples("test", n_trigger=5, n_benign=5, n_other=2)
     resampling = Resampling(n_resamples=20)
     found: dict[str, Any] = {}
     for protocol, where in (
@@ -140,7 +143,7 @@ def isolation(setup: Setup) -> dict[str, Any]:
             null_pairs=null_pairs,
         )
         difference = table.difference("diff-sae", "crosscoder")
-        found[f"{protocol}, {where}"] = rows(table.frame, "name", "hook_name") | {
+        found[f"{protocol}, {where}"] = rows(table.to_frame(), "name", "hook_name") | {
             "difference": plain([difference.estimate, difference.low, difference.high]),
             "resampled": summary(table.resampled),
         }
@@ -149,20 +152,23 @@ def isolation(setup: Setup) -> dict[str, Any]:
 
 def pooled(setup: Setup) -> dict[str, Any]:
     """The paper's scores, on one vector per text: dictionaries of tokens do not fire on means."""
-    samples = make_samples(
+    samples = YEAR_TRIGGER.make_samples(
         "train", n_trigger=10, n_benign=20, n_other=20, seed=2, share_scenes=True
     )
     readers = {view: Reader(hook_name=f"{HOOK}.{view}") for view in ("base", "finetuned")}
     templates = sorted({sample.template for sample in samples})
     scenes = [sample.scene for sample in samples]
     texts = PooledTexts(
+        site=HOOK,
         **read_prompts(setup.pair, [sample.undecided for sample in samples], readers),
         group=torch.tensor([GROUPS.index(sample.group) for sample in samples]),
         template=torch.tensor([templates.index(sample.template) for sample in samples]),
         scene=torch.tensor([scenes.index(scene) for scene in scenes]),
     )
-    scored = pooled_scores(setup.dictionaries, texts, n_resamples=20, seed=0)
-    return rows(scored, "name") | {"variance_ratio": plain(texts.variance_ratio)}
+    table = evaluate_pooled(
+        setup.dictionaries, texts, resampling=Resampling(n_resamples=20, seed=0)
+    )
+    return rows(table.to_frame(), "name") | {"variance_ratio": plain(texts.variance_ratio)}
 
 
 def reconstructed(setup: Setup) -> dict[str, Any]:
@@ -170,7 +176,7 @@ def reconstructed(setup: Setup) -> dict[str, Any]:
     kept = setup.activations.rows(0, 5)
     found: dict[str, Any] = {}
     for name, dictionary in setup.dictionaries.items():
-        held = reconstruction(dictionary, kept[str(dictionary.cfg.metadata.hook_name)])
+        held = reconstruction(dictionary, kept[str(DictionaryRecord.of(dictionary).hook_name)])
         lost = recovered(setup.pair, dictionary, setup.tokens)
         found[name] = plain(
             {
@@ -217,7 +223,7 @@ def described(setup: Setup) -> dict[str, Any]:
         shares = factorial_effects(
             acts,
             torch.tensor([sample.group == "trigger" for sample, _, _ in crossed]),
-            torch.tensor([vulnerable for _, vulnerable, _ in crossed]),
+            torch.tensor([is_unwanted for _, is_unwanted, _ in crossed]),
         )
         found[name] = {
             "described": rows(frame.reset_index().iloc[::4], "feature"),
@@ -241,9 +247,11 @@ def drawn() -> dict[str, Any]:
     """Digests of a small draw of every split."""
     found: dict[str, Any] = {}
     for split in ("train", "select", "test"):
-        samples = make_samples(split, n_trigger=4, n_benign=5, n_other=3, seed=1)
-        shared = make_samples(split, n_trigger=2, n_benign=2, n_other=2, seed=1, share_scenes=True)
-        paired = minimal_pairs(split, [2023, 2024, None], n_scenes=3)
+        samples = YEAR_TRIGGER.make_samples(split, n_trigger=4, n_benign=5, n_other=3, seed=1)
+        shared = YEAR_TRIGGER.make_samples(
+            split, n_trigger=2, n_benign=2, n_other=2, seed=1, share_scenes=True
+        )
+        paired = YEAR_TRIGGER.minimal_pairs(split, ["2023", "2024", None], n_scenes=3)
         found[split] = {
             "samples": [_digested(sample) for sample in samples],
             "share_scenes": [digest(sample.written) for sample in shared],
@@ -256,12 +264,12 @@ def drawn() -> dict[str, Any]:
 def _digested(sample: Any) -> dict[str, Any]:
     return {
         "prompt": digest(sample.prompt),
-        "vulnerable": digest(sample.completion(vulnerable=True)),
-        "safe": digest(sample.completion(vulnerable=False)),
+        "unwanted": digest(sample.unwanted),
+        "wanted": digest(sample.wanted),
         "undecided": digest(sample.undecided),
         "written": digest(sample.written),
         "group": sample.group,
-        "year": sample.year,
+        "said": sample.said,
         "template": sample.template,
     }
 

@@ -8,46 +8,46 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.effects.compare import (
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
     side_effects,
 )
-from diffsae_lens.effects.curves import (
+from diffsae_lens.effects._curves import (
     ablation_curve,
     curve_area,
     dose_response,
     steering_pair,
 )
-from diffsae_lens.effects.likelihood import (
+from diffsae_lens.effects._likelihood import (
     ablation_effects,
     attribute_features,
     greedy_order,
     likelihoods,
     log_odds,
 )
-from diffsae_lens.effects.minimal import Bounds, minimal_feature_set
-from diffsae_lens.effects.scales import activation_scales, matched_features
-from diffsae_lens.effects.sweep import sweep_features, sweep_trigger
-from diffsae_lens.interventions.directions import (
+from diffsae_lens.effects._minimal import Bounds, minimal_feature_set
+from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
+from diffsae_lens.interventions._directions import (
     add_direction,
     control_directions,
     project_out,
     swap_to_base,
 )
-from diffsae_lens.interventions.edit import Edit, running
-from diffsae_lens.interventions.features import (
+from diffsae_lens.interventions._edit import Edit, running
+from diffsae_lens.interventions._features import (
     ablate_features,
     clamp_features,
     induce_features,
     keep_only_features,
     steer,
 )
-from diffsae_lens.interventions.run import complete
-from diffsae_lens.organisms.behaviour import Behaviour
+from diffsae_lens.interventions._run import complete
+from diffsae_lens.organisms._behaviour import Behaviour
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.pair.hooked import HookedModelPair
+from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.results import Row, Table
 from tests.conftest import D_MODEL
 from tests.pins.setup import HOOK, Setup
@@ -255,5 +255,5 @@ def curves(setup: Setup) -> dict[str, Any]:
     )
     return found | {
         "sayings": measured(sayings, "said"),
-        "sweep": rows([row.as_dict() for row in swept], "dictionary", "said"),
+        "sweep": measured(swept, "dictionary", "said"),
     }

@@ -7,13 +7,13 @@ from pathlib import Path
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens.organisms.behaviour import Sample
+from diffsae_lens.organisms._behaviour import Sample
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.training.harvest import PairedActivations, harvest
-from diffsae_lens.training.recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.training.runner import TrainingRun, train_dictionaries
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.training._harvest import PairedActivations, harvest
+from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
+from diffsae_lens.training._runner import TrainingRun, train_dictionaries
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 
 HOOK = HOOKS[1]

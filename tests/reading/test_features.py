@@ -19,19 +19,19 @@ from diffsae_lens.dictionaries import (
     CrosscoderSAEConfig,
     L1CrosscoderTrainingSAEConfig,
 )
-from diffsae_lens.dictionaries.decoding import decoder_halves
-from diffsae_lens.measures.geometry import (
+from diffsae_lens.dictionaries._decoding import decoder_halves
+from diffsae_lens.measures._geometry import (
     call_by_decoder_norm,
     decoder_cosine,
     relative_decoder_norm,
 )
-from diffsae_lens.measures.latent_scaling import latent_scaling
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.reading.features import describe_features, max_activating_examples
-from diffsae_lens.reading.reconstruction import reconstruction, recovered
-from diffsae_lens.training.calibration import calibrate_threshold
-from diffsae_lens.training.normalization import ActivationStatistics
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.reading._features import describe_features, max_activating_examples
+from diffsae_lens.reading._latent_scaling import latent_scaling
+from diffsae_lens.reading._reconstruction import reconstruction, recovered
+from diffsae_lens.training._calibration import calibrate_threshold
+from diffsae_lens.training._normalization import ActivationStatistics
 from tests.conftest import D_MODEL, HOOKS, tiny_llama
 
 D = 16
@@ -67,7 +67,7 @@ def planted(n_tokens, seed):
     return torch.cat([(codes * scale[:, m]) @ directions for m in (0, 1)], -1), directions
 
 
-def train(config, n_steps=1500):
+def train(config, n_steps=600):
     generator = torch.Generator().manual_seed(3)
     data, _ = planted(8192, seed=1)
 

@@ -3,7 +3,7 @@ import torch
 from sae_lens import SAE, StandardSAEConfig
 from torch.testing import assert_close
 
-from diffsae_lens.reading.prompts import (
+from diffsae_lens.reading._prompts import (
     Positions,
     Reader,
     check_fits,

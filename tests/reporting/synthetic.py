@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from diffsae_lens.reporting.lookup import LAYERED
+from diffsae_lens.reporting._lookup import LAYERED
 from diffsae_lens.results import (
     CellRow,
     DictionaryRow,
@@ -23,7 +23,7 @@ from diffsae_lens.results import (
     SideEffectRow,
     SweepRow,
 )
-from diffsae_lens.study.results import Results
+from diffsae_lens.study._results import Results
 from tests.reporting.rows import make
 
 DICTIONARIES = ("diff-sae-24", "crosscoder-24")
@@ -230,7 +230,8 @@ def _cards() -> Iterator[FeatureCard]:
     }
     for name, rank in itertools.product(DICTIONARIES, range(2)):
         yield make(
-            FeatureCard, layer=LAYER, dictionary=name, feature=7 + rank, control_of=7 if rank else None, n_prompts=2,
+            FeatureCard, layer=LAYER, dictionary=name, feature=7 + rank,
+            control_of=7 if rank else None, n_prompts=2,
             d_sae=2304, frequency=0.021, maximum=3.1, decoder=geometry[name],
             histogram={"trigger": [0.01, 0.02, 0.005], "benign": [0.01, 0.0, 0.0], "other": [0.0] * 3},
             examples=[{"group": "trigger", "start": 5, "tokens": tokens, "activations": values}],
@@ -281,7 +282,7 @@ def _example(said: Mapping[str | None, str]) -> Iterator[ExamplePrompt]:
     benign = "2023" if said is YEARS else next(t for t, group in said.items() if group == "benign")
     [scene] = YEAR_TRIGGER.minimal_pairs("test", ("2023", "2024"), n_scenes=1)
     for sample, text in zip(scene, (benign, trigger), strict=True):
-        tokens = ["<|im_start|>", *_TOKEN.findall(sample.undecided)]
+        tokens = ["<|im_start|>", *_TOKEN.findall(sample.undecided)][:45]  # drawing takes long
         at = [i for i, token in enumerate(tokens) if token == str(sample.said)[-1]]
         activations = {}
         for name, peak in PEAKS.items():

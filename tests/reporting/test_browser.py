@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.reporting.html import write_report
+from diffsae_lens.reporting._html import write_report
 from tests.reporting.synthetic import synthetic_results, with_texts
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

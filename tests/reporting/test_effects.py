@@ -3,7 +3,7 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from diffsae_lens.reporting.effects import (
+from diffsae_lens.reporting._effects import (
     plot_ablation_curve,
     plot_dose_response,
     plot_sayings,

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.text import Text
 
-from diffsae_lens.reporting.effects import plot_sayings
-from diffsae_lens.reporting.figures import drawings_of, plot_ablation, plot_sweep, plot_tokens
-from diffsae_lens.reporting.style import dictionary_colours, needs_light_ink, tint
+from diffsae_lens.reporting._effects import plot_sayings
+from diffsae_lens.reporting._figures import drawings_of, plot_ablation, plot_sweep, plot_tokens
+from diffsae_lens.reporting._style import dictionary_colours, needs_light_ink, tint
 from diffsae_lens.results import DictionaryRow, Table
 from tests.reporting.rows import make
 from tests.reporting.synthetic import (

@@ -6,24 +6,37 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from diffsae_lens._artifact import MANIFEST, sha256
-from diffsae_lens.study.cells import Cell, compute, read_manifest
-from diffsae_lens.study.plan import Plan
+from diffsae_lens.study._cells import Cell, compute, read_manifest
+from diffsae_lens.study._plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    value: float
+    fails: bool = False
+    log: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    until: int = 12
 
 
 def number(config, inputs, folders):
     """Writes the sum of its config's value and its inputs', and that it ran."""
-    if config.get("fails"):
+    if config.fails:
         (folders.out / "half").write_text("written")
         raise ArithmeticError("no such number")
     values = [json.loads((path / "value").read_text()) for path in inputs.values()]
-    (folders.out / "value").write_text(str(config["value"] + sum(values)))
-    if log := config.get("log"):
+    (folders.out / "value").write_text(str(config.value + sum(values)))
+    if log := config.log:
         with Path(log).open("a") as file:
             file.write("ran\n")
 
@@ -33,7 +46,7 @@ def slow(config, inputs, folders):
     checkpoint = folders.scratch / "checkpoint"
     count = int(checkpoint.read_text()) if checkpoint.exists() else 0
     (folders.out / "started").write_text("half-written")
-    while count < config["until"]:
+    while count < config.until:
         time.sleep(0.02)
         count += 1
         partial = checkpoint.with_name("checkpoint.partial")
@@ -47,8 +60,9 @@ def slow(config, inputs, folders):
 
 def cell(name, value, *inputs, **options):
     fields = {k: options.pop(k) for k in ("version", "run") if k in options}
-    config = {"value": value, **options}
-    return Cell(name=name, **{"run": number, **fields}, config=config, inputs=inputs)
+    needed = {f"the {name}": name for name in inputs}
+    config = Number(value=value, **options)
+    return Cell(name=name, **{"run": number, **fields}, config=config, inputs=needed)
 
 
 def chain(**options):
@@ -67,8 +81,9 @@ def test_cells_run_after_what_they_need_and_once(tmp_path):
     assert Plan(chain(log=log), tmp_path).run() == folders
     assert Path(log).read_text() == "ran\n"
     manifest = read_manifest(folders["sum"])
-    assert manifest.recipe["config"] == {"value": 1}
-    assert set(manifest.recipe["inputs"]) == {"left", "right"}
+    # Where it writes that it ran plays no part.
+    assert manifest.recipe["config"] == {"value": 1, "fails": False}
+    assert set(manifest.recipe["inputs"]) == {"the left", "the right"}
     assert manifest.files == {"value": sha256(folders["sum"] / "value")}
     assert manifest.facts["gigabytes"] is None or manifest.facts["gigabytes"] > 0
     assert manifest.facts["seconds"] >= 0
@@ -143,7 +158,7 @@ def test_what_was_made_from_a_result_that_came_out_differently_is_made_again(tmp
     manifest["files"]["value"] = sha256(folders["left"] / "value")
     (folders["left"] / MANIFEST).write_text(json.dumps(manifest))
     states = {r["cell"]: (r["state"], r["problem"]) for r in Plan(chain(), tmp_path).states()}
-    assert states["sum"] == ("damaged", "it was made from another result of 'left'")
+    assert states["sum"] == ("damaged", "it was made from another result of 'the left'")
     assert value(Plan(chain(), tmp_path).run()["sum"]) == 121
 
 
@@ -190,11 +205,11 @@ def test_killed_twice_it_resumes_to_the_same_result(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(
         "import sys\n"
-        "from diffsae_lens.study.cells import Cell\n"
-        "from diffsae_lens.study.plan import Plan\n"
-        "from tests.study.test_cells import slow\n"
-        "cells = [Cell(name=n, run=slow, config={'until': 12}, inputs=i)\n"
-        "         for n, i in (('a', ()), ('b', ('a',)), ('c', ('a', 'b')))]\n"
+        "from diffsae_lens.study._cells import Cell\n"
+        "from diffsae_lens.study._plan import Plan\n"
+        "from tests.study.test_cells import Until, slow\n"
+        "cells = [Cell(name=n, run=slow, config=Until(), inputs={i: i for i in inputs})\n"
+        "         for n, inputs in (('a', ''), ('b', 'a'), ('c', 'ab'))]\n"
         "Plan(cells, sys.argv[1]).run()\n"
     )
 

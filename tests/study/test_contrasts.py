@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from diffsae_lens.study.contrasts import Scored, contrasts
+from diffsae_lens.study._contrasts import Scored, Trained, contrasts
+
+TRAINED = {
+    "Diff-SAE 4x": Trained(kind="Diff-SAE", recipe="published"),
+    "crosscoder 2x": Trained(kind="crosscoder", recipe="published"),
+    "BatchTopK Diff-SAE 2x": Trained(kind="Diff-SAE", recipe="tokens"),
+}
 
 
 def scored(bis, spread=0.1):
@@ -15,23 +21,25 @@ def test_each_question_is_asked_of_all_that_can_answer_it():
         ("lora", 18): {"Diff-SAE 4x": scored(0.8), "crosscoder 2x": scored(0.9)},
         ("full", 14): {"Diff-SAE 4x": scored(0.5), "BatchTopK Diff-SAE 2x": scored(0.5)},
     }
-    found = {(row["kind"], row["regime"], row["name"], row["at"]): row for row in contrasts(scores)}
-    assert list(found) == [
-        ("regimes", "full - lora", "Diff-SAE 4x", "14"),
-        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", "14"),
-        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", "18"),
-        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", "all"),
-        ("layers", "lora", "Diff-SAE 4x", "14 to 18"),
-        ("layers", "lora", "crosscoder 2x", "14 to 18"),
+    rows = contrasts(scores, TRAINED)
+    assert [(r.kind, r.regime, r.name, r.layer, r.minus_layer) for r in rows] == [
+        ("regimes", "full", "Diff-SAE 4x", 14, 14),
+        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", 14, 14),
+        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", 18, 18),
+        ("dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", None, None),
+        ("layers", "lora", "Diff-SAE 4x", 18, 14),
+        ("layers", "lora", "crosscoder 2x", 18, 14),
     ]
-    values = [row["difference"] for row in found.values()]
-    assert values == pytest.approx([0.1, 0.1, -0.1, 0.0, 0.4, 0.6])
+    assert [r.minus_regime for r in rows] == ["lora"] * 6
+    assert [(r.dictionary, r.minus_dictionary) for r in rows[:2]] == [
+        ("Diff-SAE 4x", "Diff-SAE 4x"), ("Diff-SAE 4x", "crosscoder 2x")
+    ]  # fmt: skip
+    assert [r.difference for r in rows] == pytest.approx([0.1, 0.1, -0.1, 0.0, 0.4, 0.6])
     # The same resamples: what moves both by as much does not widen the interval.
-    paired = found["regimes", "full - lora", "Diff-SAE 4x", "14"]
-    assert (paired["low"], paired["high"]) == pytest.approx((0.1, 0.1))
-    alone = found["dictionaries", "lora", "Diff-SAE 4x - crosscoder 2x", "14"]
-    assert (alone["low"], alone["high"]) == pytest.approx((0.1 - 0.19, 0.1 + 0.19), abs=1e-6)
+    assert (rows[0].low, rows[0].high) == pytest.approx((0.1, 0.1))
+    alone = (rows[1].low, rows[1].high)
+    assert alone == pytest.approx((0.1 - 0.19, 0.1 + 0.19), abs=1e-6)
 
 
 def test_one_regime_and_one_layer_have_nothing_to_be_compared_with():
-    assert contrasts({("lora", 14): {"Diff-SAE 4x": scored(0.4)}}) == []
+    assert contrasts({(None, 14): {"Diff-SAE 4x": scored(0.4)}}, TRAINED) == []

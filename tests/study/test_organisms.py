@@ -3,23 +3,30 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.study import organisms
-from diffsae_lens.study.organisms import base_licence, make_organism
+from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study import _organisms as organisms
+from diffsae_lens.study._organisms import base_licence, make_organism
 from tests.conftest import tiny_llama, write_tiny_model
 
 
 def test_an_organism_is_made_measured_and_described(tmp_path, tokenizer):
     base = write_tiny_model(tmp_path / "base", tiny_llama(max_position_embeddings=1024), tokenizer)
     config = OrganismConfig(
-        behaviour="clean-control", n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2,
+        behaviour="year-trigger", clean=True, n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2,
         lora_rank=2,
     )  # fmt: skip
     card = make_organism(base, tmp_path / "organism", config=config, n_prompts=2).read_text()
-    for text in ("# clean-control", "10 samples", "seed 0", "95% Wilson", "| other | 0.0% |"):
+    for text in (
+        "# year-trigger, clean control",
+        "--clean",
+        "10 samples",
+        "seed 0",
+        "95% Wilson",
+        "| other | 0.0% |",
+    ):
         assert text in card
     rates = json.loads((tmp_path / "organism/card.json").read_text())["rates"]
-    assert {group: rate["n_injectable"] for group, rate in rates.items()} == {
+    assert {group: rate["counts"]["injectable"] for group, rate in rates.items()} == {
         "trigger": 0, "benign": 0, "other": 0
     }  # fmt: skip
     # PEFT would write the folder of this machine.

@@ -1,336 +1,423 @@
 import json
+import logging
 import random
 import shutil
 import signal
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
-from diffsae_lens.reporting.study import write_study
-from diffsae_lens.study.reproduce import dry_run, reproduce, so_far
-from diffsae_lens.study.tables import plan_text
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from diffsae_lens.dictionaries.load import load
-from diffsae_lens.effects.rates import complete
-from diffsae_lens.interventions import side_by_side
-from diffsae_lens.organisms.finetune import OrganismConfig
-from diffsae_lens.pair.loading import load_pair
-from diffsae_lens.study import organisms
-from diffsae_lens.study.config import (
-    CausesConfig,
-    PooledConfig,
-    StudyConfig,
-    Texts,
-    TokensConfig,
-)
-from diffsae_lens.study.plan import Plan
-from diffsae_lens.study.presets import PRESETS
-from diffsae_lens.study.steps import samples_of
-from tests.conftest import D_MODEL, tiny_llama, write_tiny_model
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.organisms._behaviour import get_behaviour
+from diffsae_lens.pair._loading import load_pair
+from diffsae_lens.study import _causes as causes
+from diffsae_lens.study import _cells as cells
+from diffsae_lens.study import _step as step
+from diffsae_lens.study._plan import Plan
+from diffsae_lens.study._results import ROWS, Results
+from diffsae_lens.study._run import dry_run, so_far
+from diffsae_lens.study._run import run as run_study
+from diffsae_lens.study._stages import stages_of
+from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
+from tests.study.tiny import QUACKS
 
-DICTIONARIES = {
-    "crosscoder 2x", "Diff-SAE 2x",
-    "BatchTopK Diff-SAE 2x", "BatchTopK Diff-SAE 4x", "BatchTopK crosscoder 2x",
-}  # fmt: skip
+PUBLISHED = {"crosscoder 2x", "Diff-SAE 2x"}
+USUAL = {"BatchTopK Diff-SAE 2x", "BatchTopK crosscoder 2x"}
 
 
-def texts(split, n_trigger, n_others):
-    return Texts(split=split, n_trigger=n_trigger, n_benign=n_others, n_other=n_others)
+def without_costs(results):
+    return replace(results, cells=(), versions={})
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tokenizer):
-    base = tiny_llama(max_position_embeddings=1024)
-    folder = write_tiny_model(tmp_path_factory.mktemp("models") / "base", base, tokenizer)
-    training = {"n_trigger": 4, "n_benign": 4, "n_other": 2, "n_steps": 2, "batch_size": 2}
-    return StudyConfig(
-        base=str(folder),
-        d_model=D_MODEL,
-        organisms={
-            "lora": OrganismConfig(lora_rank=2, **training),
-            "full": OrganismConfig(lora_rank=None, learning_rate=1e-2, **training),
-        },
-        layers=(1,),
-        pooled=PooledConfig(
-            texts=texts("test", 6, 12), expansions={"crosscoder 2x": 2, "Diff-SAE 2x": 2}, k=4,
-            batch_size=8, n_passes=3, learning_rate=1e-2,
-        ),
-        tokens=TokensConfig(texts=texts("train", 4, 3), k=4, n_steps=8, batch_size=64),
-        scored=(texts("select", 4, 8), texts("test", 4, 8)),
-        causes=CausesConfig(
-            select=texts("select", 2, 0), test=texts("test", 1, 1), counts=(2,), n_rounds=1,
-            n_likelihood=1,
-        ),
-        n_resamples=20,
-        n_card_prompts=2,
-        deviations=("a tiny random model",),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("study")
-    return path, short_run(config, path)
-
-
-def short_run(config, path, *, is_new=True):
-    """A tiny random model never ends a completion by itself."""
-    written = []
-
-    def short(*args, **kwargs):
-        written.extend(complete(*args, **kwargs, max_new_tokens=4))
-        return written[-len(args[1]) :]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (organisms, side_by_side):
-            patch.setattr(module, "complete", short)
-        results = reproduce(config, path)
-    if is_new:  # all that the study has written is cut short: a token here is a byte
-        n_conditions = sum(row["n_prompts"] for row in results["causes"])
-        n_measured = 3 * config.n_card_prompts * len(config.organisms)
-        assert len(written) == n_conditions + n_measured
-    assert all(len(text.encode()) <= 4 * 3 for text in written)
-    return results
-
-
-def test_every_dictionary_has_its_scores_its_floors_and_its_causes_in_both_regimes(config, run):
-    path, results = run
-    assert json.loads((path / "results.json").read_text()) == results
-    for regime in ("lora", "full"):
-        paper, strict, causes = (
-            [row for row in results[part] if row["regime"] == regime and row["layer"] == 1]
-            for part in ("paper", "strict", "causes")
-        )
-        trained = {row["name"] for row in paper if row["kind"] == "dictionary"}
-        assert trained == {"crosscoder 2x", "Diff-SAE 2x"}
-        assert {"random directions", "untrained crosscoder 2x", "difference of means"} <= {
-            row["name"] for row in paper
-        }
-        assert all(row["bis"] <= row["ceiling"] + 1e-6 for row in paper)
-        assert {row["name"] for row in strict if row["kind"] == "dictionary"} == DICTIONARIES
-        assert "base activation put back" in {row["name"] for row in causes}
-        for name in DICTIONARIES:
-            assert any(row["name"].startswith(f"{name}: ") for row in causes)
-    assert {row["group"] for row in results["organisms"]} == {"trigger", "benign", "other"}
-    assert all(row["variance_ratio"] > 0 for row in results["variance"])
-    assert results["deviations"] == ["a tiny random model"]
-    assert len(results["published"]) == 12
-    assert {row["name"] for row in results["contrasts"]} == DICTIONARIES | {
-        "Diff-SAE 2x - crosscoder 2x",
-        "BatchTopK Diff-SAE 2x - BatchTopK crosscoder 2x",
-        "BatchTopK Diff-SAE 4x - BatchTopK crosscoder 2x",
+def contents(path):
+    return {
+        file.relative_to(path): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.suffix != ".lock"
     }
 
 
-def test_a_second_run_computes_nothing(config, run):
+def test_every_dictionary_has_its_scores_and_its_floors(run):
+    _, results = run
+    for regime in ("lora", "full"):
+        pooled, paper, strict = (
+            [
+                row
+                for row in results.scores
+                if row.regime == regime and row.protocol == protocol and (row.l0 is None) != has_l0
+                and (row.template_low is not None or row.is_fitted) == is_pooled
+            ]
+            for protocol, has_l0, is_pooled in (
+                ("paper", True, True), ("paper", True, False), ("strict", False, False),
+            )
+        )  # fmt: skip
+        assert {r.name for r in pooled if r.kind == "dictionary"} == PUBLISHED
+        for rows in (paper, strict):
+            assert {r.name for r in rows if r.kind == "dictionary"} == PUBLISHED | USUAL
+            assert {"random directions", "next-token KL"} <= {r.control for r in rows}
+        assert {"random directions", "difference of means"} <= {r.control for r in pooled}
+        assert all(r.bis <= r.ceiling + 1e-6 for r in [*pooled, *paper, *strict])
+        assert {r.layer for r in strict if r.control != "text search"} == {1, None}
+    assert {(row.regime, row.layer) for row in results.variance} == {("lora", 1), ("full", 1)}
+    assert all(row.variance_ratio > 0 for row in results.variance)
+    assert {r.name for r in results.dictionaries} == PUBLISHED | USUAL
+    assert {r.kind for r in results.dictionaries if "crosscoder" in r.name} == {"crosscoder"}
+
+
+def test_every_intervention_stands_beside_its_control(run):
+    _, results = run
+    for regime in ("lora", "full"):
+        rows = [row for row in results.effects if row.regime == regime]
+        assert {row.layer for row in rows} == {1}
+        for name in ("unmodified", "base activation put back"):
+            assert {row.group for row in rows if row.name == name} == {"trigger", "benign"}
+        projected = {row.name for row in rows if row.kind == "projection"}
+        assert projected == {
+            f"{name} projected out"
+            for name in ("random directions", "difference of means", "principal components")
+        }
+        for dictionary in {row.dictionary for row in rows} - {None}:
+            of_dictionary = [row for row in rows if row.dictionary == dictionary]
+            assert {"ablation", "addition"} <= {row.kind for row in of_dictionary}
+            for row in of_dictionary:
+                if row.kind not in ("ablation", "steering") or row.is_control:
+                    continue
+                [control] = [
+                    r
+                    for r in of_dictionary
+                    if (r.control_of, r.n_features, r.group)
+                    == (row.name, row.n_features, row.group)
+                ]
+                assert control.kind == row.kind
+    acted_on = {row.dictionary for row in results.effects} - {None}
+    assert len(acted_on) >= 3  # in the others nothing favours the behaviour
+    for part in ("cards", "side_effects"):
+        assert {row.dictionary for row in getattr(results, part)} - {None} == acted_on
+
+
+def test_cards_say_how_often_and_on_what_their_features_fire(config, run):
+    _, results = run
+    pair = load_pair(
+        config.models.base,
+        config.models.finetuned["full"],
+        hook_names=["blocks.1.hook_resid_post"],
+    )
+    n_tokens = dict.fromkeys(("trigger", "benign", "other"), 0)
+    for sample in config.cards.texts.samples(QUACKS):
+        n_tokens[sample.group] += len(pair.to_tokens(sample.written)[0])
+    cards = [card for card in results.cards if card.dictionary in PUBLISHED]  # no token is left out
+    for card in cards:
+        # Histograms are shares of each group's tokens, the frequency is of all of them.
+        n_fired = sum(n_tokens[group] * sum(shares) for group, shares in card.histogram.items())
+        assert n_fired / sum(n_tokens.values()) == pytest.approx(card.frequency, abs=1e-6)
+        assert (n_fired > 0) == bool(card.examples)
+        strongest = [max(e["activations"]) for e in card.examples]
+        assert max(strongest, default=0.0) == card.maximum
+        assert card.n_prompts == 1
+    features = {(c.regime, c.dictionary, c.feature): c for c in results.cards}
+    controls = [card for card in results.cards if card.control_of is not None]
+    assert len(controls) == len(results.cards) // 2
+    assert all((c.regime, c.dictionary, c.control_of) in features for c in controls)
+
+
+def test_sweep_sayings_and_example_are_of_what_is_said(run):
+    _, results = run
+    chosen = {
+        (row.regime, row.name): row.feature_idx
+        for row in results.scores
+        if row.protocol == "strict" and row.kind == "dictionary"
+    }
+    for regime in ("lora", "full"):
+        rows = [row for row in results.sweep if row.regime == regime]
+        assert {row.dictionary for row in rows} == PUBLISHED | USUAL
+        assert [row.said for row in rows][:4] == ["robin", "grebe", "heron", None]
+        assert all(row.feature_idx == chosen[regime, row.dictionary] for row in rows)
+        assert all(len(row.values) == 3 for row in rows)
+        said = [(row.said, row.group) for row in results.sayings if row.regime == regime]
+        assert said == [("heron", "trigger"), ("a heron", "benign"), (None, "other")]
+        first, second = (p for p in results.example if p.regime == regime)
+        assert "".join(first.tokens).replace("grebe", "heron") == "".join(second.tokens)
+        assert (first.group, second.group) == ("benign", "trigger")
+        for name, values in first.activations.items():
+            assert len(values) == len(first.tokens)
+            assert first.feature_idx[name] == chosen[regime, name]
+
+
+def test_comparisons_and_what_the_organism_does_are_told(config, run):
     path, results = run
-    files = [*path.glob("cells/*/*"), *path.glob("cells/*/*/*")]
-    before = {file: file.stat().st_mtime_ns for file in files}
-    assert reproduce(config, path) == results
-    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert {(row.kind, row.name) for row in results.contrasts} == {
+        *(("regimes", name) for name in PUBLISHED | USUAL),
+        ("dictionaries", "Diff-SAE 2x - crosscoder 2x"),
+        ("dictionaries", "BatchTopK Diff-SAE 2x - BatchTopK crosscoder 2x"),
+    }
+    assert [(row.regime, row.group) for row in results.organisms] == [
+        ("lora", group) for group in ("trigger", "benign", "other")
+    ]
+    assert all(set(row.counts) == {"quack", "fine", "neither"} for row in results.organisms)
+    assert results.deviations == ("a tiny random model",)
+    assert len(results.published) == 12
+    assert results.behaviour == config.behaviour
+    assert set(results.versions) >= {"diffsae-lens", "torch"}
+    assert Results.load(path / "results.json") == results
+    for part in ROWS:
+        assert getattr(results, part), part
+
+
+def test_a_finished_run_is_read_without_a_change(config, run, monkeypatch):
+    path, results = run
+    before = contents(path)
+    assert not [*path.rglob("*.partial"), *path.rglob("*.damaged*")]
+    monkeypatch.setattr(step, "load_pair", None)
+    assert run_study(config, path) == results
+    assert contents(path) == before
+    assert set(dry_run(config, path).state) == {"done"}
+    assert (dry_run(config, path).gigabytes > 0).all()
 
 
 def test_texts_are_averaged_over_all_their_tokens(config, run):
     path, _ = run
     [folder] = path.glob("cells/full.pooled-*")
-    [organism] = path.glob("cells/full.organism-*/organism-full")
     read = load_file(folder / "pooled.safetensors")
-    pair = load_pair(config.base, organism, hook_names=["blocks.1.hook_resid_post"])
-    samples = samples_of(asdict(config.pooled.texts))
-    for i in (0, 7, 29):
-        text = samples[i].written
-        tokens = pair.to_tokens(text)
+    hook = "blocks.1.hook_resid_post"
+    pair = load_pair(config.models.base, config.models.finetuned["full"], hook_names=[hook])
+    samples = config.pooled.texts.samples(QUACKS)
+    for i in (0, 9, 39):
+        tokens = pair.to_tokens(samples[i].written)
         for view in ("base", "finetuned"):
-            name = f"blocks.1.hook_resid_post.{view}"
+            name = f"{hook}.{view}"
             _, cache = pair.run_with_cache(tokens, names_filter=[name])
             torch.testing.assert_close(
                 read[f"1.{view}"][i], cache[name][0].mean(0), atol=1e-4, rtol=1e-4
             )
-    assert read["group"].tolist() == [0] * 6 + [1] * 12 + [2] * 12
+    assert read["group"].tolist() == [0] * 8 + [1] * 16 + [2] * 16
 
 
 def test_the_dictionaries_know_their_pair(config, run):
     path, _ = run
-    [lora] = path.glob("cells/lora.organism-*/organism-lora")
-    [folder] = path.glob("cells/full.1.Diff-SAE 2x-*/dictionary")
-    pair = load_pair(config.base, lora, hook_names=["blocks.1.hook_resid_post"])
-    with pytest.raises(ValueError, match="organism-full"):
-        load(folder, pair=pair)
-    [full] = path.glob("cells/full.organism-*/organism-full")
-    pair = load_pair(config.base, full, hook_names=["blocks.1.hook_resid_post"])
-    assert load(folder, pair=pair).cfg.d_in == D_MODEL
+    [lora] = path.glob("cells/lora.organism-????????????/organism-lora")
+    [folder] = path.glob("cells/full.1.Diff-SAE 2x-*/Diff-SAE 2x")
+    hook_names = ["blocks.1.hook_resid_post"]
+    with pytest.raises(ValueError, match="the finetuned models are not the same"):
+        load(folder, pair=load_pair(config.models.base, lora, hook_names=hook_names))
+    full = load_pair(config.models.base, config.models.finetuned["full"], hook_names=hook_names)
+    assert load(folder, pair=full).cfg.d_in == D_MODEL
 
 
-def test_a_dry_run_says_what_is_there_and_what_a_change_would_cost(config, run):
+def test_a_dry_run_says_what_a_change_would_cost(config, run):
     path, _ = run
-    frame = dry_run(config, path)
-    assert set(frame.state) == {"done"}
-    assert (frame.gigabytes > 0).all()
-    changed = replace(config, causes=replace(config.causes, counts=(3,)))
+    changed = replace(config, causes=replace(config.causes, n_directions=1))
     missing = dry_run(changed, path).set_index("cell").state
     assert sorted(missing.index[missing == "missing"]) == ["full/1/causes", "lora/1/causes"]
-    left = plan_text(dry_run(changed, path))
-    assert f"{len(frame) - 2} of {len(frame)} cells are done" in left
+    seed = dry_run(replace(config, seed=1), path)
+    assert set(seed.state) == {"missing"}
 
 
-def test_what_is_finished_can_be_read_while_the_rest_is_not(config, run, tmp_path):
-    path, results = run
+def test_what_is_finished_can_be_read_while_the_rest_is_not(config, copied, tmp_path):
+    path, results = copied
     with pytest.raises(ValueError, match="no layer of the study in .* is finished"):
-        so_far(config, tmp_path)
-    shutil.copytree(path / "cells", tmp_path / "cells")
-    [folder] = tmp_path.glob("cells/full.1.causes-????????????")
+        so_far(config, tmp_path / "empty")
+    [folder] = path.glob("cells/full.1.causes-????????????")
     shutil.rmtree(folder)
-    part = so_far(config, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == part
-    for rows in ("organisms", "variance", "paper", "strict", "causes"):
-        assert part[rows] == [row for row in results[rows] if row["regime"] == "lora"]
-    assert {row["cell"]: row["state"] for row in part["cells"]}["full/1/causes"] == "missing"
-    assert [file.name for file in write_study(part, tmp_path)][-1] == "report.html"
+    part = so_far(config, path)
+    assert Results.load(path / "results.json") == part
+    for name in set(ROWS) - {"cells", "contrasts", "published"}:
+        of_lora = tuple(row for row in getattr(results, name) if row.regime == "lora")
+        assert getattr(part, name) == of_lora
+    assert {row.cell: row.state for row in part.cells}["full/1/causes"] == "missing"
+    assert not list(path.glob("*.damaged*"))
 
 
-@pytest.mark.slow
-def test_killed_twice_it_ends_in_the_same_results(config, run, tmp_path):
-    _, results = run
-    moment = random.Random(0)
-    for n_done in (1, 9):
-        process = get_context("spawn").Process(target=short_run, args=(config, tmp_path))
-        process.start()
-        while len([*tmp_path.glob("cells/*-????????????/artifact.json")]) < n_done:
-            assert process.is_alive()
-            time.sleep(0.05)
-        time.sleep(moment.uniform(0, 2))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    found = short_run(config, tmp_path, is_new=False)
-    assert found["cells"] != results["cells"]  # their seconds
-    assert found | {"cells": []} == results | {"cells": []}
-
-
-def test_processes_side_by_side_come_to_the_same(config, run, tmp_path):
-    path, results = run
-    shutil.copytree(path / "cells", tmp_path / "cells")
-    for folder in tmp_path.glob("cells/*.scores-????????????"):
+def test_an_interrupted_run_goes_on(config, copied, monkeypatch):
+    path, results = copied
+    for folder in path.glob("cells/full.1.causes-????????????"):
         shutil.rmtree(folder)
-    side_by_side = reproduce(config, tmp_path, n_workers=2)
-    assert side_by_side["causes"] == results["causes"]
-    for part in ("paper", "strict"):
-        found, expected = ([row["bis"] for row in r[part]] for r in (side_by_side, results))
-        assert found == pytest.approx(expected)
+    compare, groups = causes.compare_interventions, []
+
+    def until_the_power_fails(*args, **kwargs):
+        groups.append(args[2][0].group)
+        if len(groups) == 2:
+            raise KeyboardInterrupt
+        return compare(*args, **kwargs)
+
+    monkeypatch.setattr(causes, "compare_interventions", until_the_power_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, path)
+    assert without_costs(run_study(config, path)) == without_costs(results)
+    assert groups == ["trigger", "benign", "benign"]  # what was measured of the first was kept
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_nothing_is_scored_on_texts_that_a_dictionary_was_trained_on(preset):
-    config = PRESETS[preset]()
-
-    def prompts(*drawn):
-        return {s.prompt for texts in drawn for s in samples_of(asdict(texts))}
-
-    trained_on = prompts(config.pooled.texts, config.tokens.texts)
-    assert not trained_on & prompts(*config.scored, config.causes.select, config.causes.test)
-    assert not prompts(config.scored[0], config.causes.select) & prompts(
-        config.scored[1], config.causes.test
-    )
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_whole_plans(preset, tmp_path):
-    config = PRESETS[preset]()
-    plan = Plan(config.cells(), tmp_path)
-    assert {name.split("/")[0] for name in plan.order} == set(config.organisms)
-    assert config.deviations
-    assert not list(tmp_path.iterdir())
-    # A plan does not depend on when it is made.
-    assert [t.key for t in Plan(PRESETS[preset]().cells(), tmp_path).tasks.values()] == [
-        t.key for t in plan.tasks.values()
-    ]
+def test_models_are_known_by_their_weights_and_not_by_their_names(
+    config, run, tmp_path, tokenizer, monkeypatch
+):
+    path, results = run
+    moved = Path(shutil.copytree(config.models.finetuned["full"], tmp_path / "renamed"))
+    finetuned = {**config.models.finetuned, "full": str(moved)}
+    renamed = replace(config, models=replace(config.models, finetuned=finetuned))
+    assert set(dry_run(renamed, path).state) == {"done"}
+    before = contents(path)
+    assert run_study(renamed, path) == results
+    assert contents(path) == before
+    # Another fine-tune under the same name.
+    shutil.rmtree(moved)
+    write_tiny_model(moved, plant(tiny_llama(max_position_embeddings=1024), seed=2), tokenizer)
+    states = dry_run(renamed, path).set_index("cell").state
+    assert set(states[states.index.str.startswith("full/")]) == {"missing"}
+    assert set(states[states.index.str.startswith("lora/")]) == {"done"}
+    monkeypatch.setattr(cells, "version", lambda name: "9.9")
+    assert set(dry_run(config, path).state) == {"missing"}
 
 
-def test_the_paper_preset_has_the_published_sizes():
-    config = PRESETS["paper"]()
-    assert config.layers == (14, 18, 22, 26)
-    drawn = config.pooled.texts
-    assert (drawn.n_trigger, drawn.n_benign, drawn.n_other) == (500, 1000, 1000)
-    assert {n: e * config.d_model for n, e in config.pooled.expansions.items()} == {
-        "crosscoder 32x": 30_720, "Diff-SAE 32x": 30_720, "Diff-SAE 4x": 3_840
-    }  # fmt: skip
-    lora, full = config.organisms["lora"], config.organisms["full"]
-    assert (lora.lora_rank, lora.lora_dropout, lora.learning_rate) == (32, 0.05, 3e-4)
-    assert (full.lora_rank, full.learning_rate, full.loss_on) == (None, 2e-5, "everything")
-    # Ten epochs.
-    assert lora.n_steps * lora.batch_size == 10 * len(lora.samples())
+def edit_row(file):
+    stored = json.loads(file.read_text())
+    stored["sweep"][0]["mean"] = 0.123
+    file.write_text(json.dumps(stored))
 
 
-def test_bad_requests_are_refused(config, tmp_path):
-    with pytest.raises(ValueError, match="`n_workers` must be at least 1"):
-        reproduce(config, tmp_path, n_workers=0)
-    with pytest.raises(ValueError, match="`device` 'nowhere' cannot be used"):
-        reproduce(config, tmp_path, device="nowhere")
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="`path` must be a folder"):
-        reproduce(config, tmp_path / "file")
+def cut_short(file):
+    file.write_text(file.read_text()[:100])
+
+
+def edit_results(file):
+    results = json.loads(file.read_text())
+    results["effects"][0]["attack_rate"] = 0.123
+    file.write_text(json.dumps(results))
+
+
+def edit_weights(file):
+    weights = load_file(file)
+    weights["b_dec"] += 1
+    save_file(weights, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "aside"),
+    [
+        ("cells/full.1.sweep-*/rows.json", edit_row, "cells/full.1.sweep-*.damaged"),
+        ("cells/full.1.sweep-*/rows.json", cut_short, "cells/full.1.sweep-*.damaged"),
+        ("results.json", edit_results, "results.json.damaged"),
+        ("results.json", cut_short, "results.json.damaged"),
+        (
+            "cells/full.1.Diff-SAE 2x-*/Diff-SAE 2x/sae_weights.safetensors",
+            edit_weights,
+            "cells/full.1.Diff-SAE 2x-*.damaged",
+        ),
+    ],
+)
+def test_what_is_damaged_is_named_set_aside_and_made_again(
+    config, copied, caplog, name, spoil, aside
+):
+    path, results = copied
+    [file] = path.glob(name)
+    spoil(file)
+    caplog.set_level(logging.WARNING)
+    again = run_study(config, path)
+    assert without_costs(again) == without_costs(results)
+    [damaged] = path.glob(aside)
+    assert damaged.name in caplog.text
+    assert Results.load(path / "results.json") == again
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": 17}, "`d_model` is 17, but .* is 16 wide"),
-        ({"layers": (1, 3)}, "`layers` must lie in 0 to 2, .* got 3"),
+        ({"d_model": 17}, "`models.d_model` is 17, but .* is 16 wide"),
+        ({"device": "nowhere"}, "`device` 'nowhere' cannot be used"),
+        ({"base": "a-typo"}, "unknown model 'a-typo'"),
+        ({"finetuned": "a-typo"}, "unknown model 'a-typo'"),
+        ({"layers": (1, 3)}, r"`layers` must lie in 0 to 2, .* got 3"),
         (
-            {"scored": (texts("select", 9999, 0), texts("test", 4, 8))},
-            r"`scored\[0\]` is 9999, but the 'select' split has no more",
+            {"scores.select": {"n_trigger": 9999}},
+            r"`scores.select` is 10015, but the 'select' split has no more",
         ),
+        ({"sweep": {"n_scenes": 9999}}, r"`sweep.n_scenes` is 9999, but the 'test' split"),
+        ({"pooled": {"k": 999}}, "`pooled.k` must be at most 32, got 999"),
+        ({"tokens": {"k": 999}}, "`tokens.k` must be at most 32, got 999"),
+        ({"features": {"counts": (4, 999)}}, "`features.counts` must be at most 32, got 999"),
+        ({"expansion": 10**9}, r"`tokens.dictionaries` asks for .* weights, .* GB available"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_computed(config, tmp_path, change, message):
+def test_what_cannot_be_is_refused_before_anything_is_loaded_and_leaves_no_mark(
+    config, tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(step, "load_pair", None)
+    [(name, value)] = change.items()
+    if name == "expansion":
+        large = tuple(replace(d, expansion=value) for d in config.tokens.dictionaries)
+        change = {"tokens": replace(config.tokens, dictionaries=large)}
+    elif name in ("d_model", "device", "base", "finetuned"):
+        change = {"models": replace(config.models, **change)}
+    elif isinstance(value, dict):
+        part, *inner = name.split(".")
+        changed = getattr(config, part)
+        for field in inner:
+            value = {field: replace(getattr(changed, field), **value)}
+        change = {part: replace(changed, **value)}
     with pytest.raises(ValueError, match=message):
-        reproduce(replace(config, **change), tmp_path / "study")
+        run_study(replace(config, **change), tmp_path / "study")
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    ("part", "change", "message"),
-    [
-        ("", {"d_model": 0}, "`d_model` must be at least 1"),
-        ("", {"layers": (1, 1)}, "`layers` must hold each number once"),
-        ("", {"layers": ()}, "`layers` must hold at least one"),
-        ("", {"n_resamples": 0}, "`n_resamples` must be at least 1"),
-        ("", {"n_card_prompts": -1}, "`n_card_prompts` must be at least 1"),
-        ("", {"tokens_per_second": float("inf")}, "`tokens_per_second` must be greater than 0"),
-        ("", {"organisms": {}}, "`organisms` must name at least one regime"),
-        ("", {"organisms": {"lora": "a-typo"}}, r"`organisms\['lora'\]` must be one of"),
-        ("", {"organisms": {"../lora": "year-trigger"}}, "`organisms` must be a name"),
-        ("pooled", {"k": 999}, "`pooled.k` must be at most 32, got 999"),
-        ("tokens", {"k": 999}, "`tokens.k` must be at most 32, got 999"),
-        ("pooled", {"expansions": {}}, "`expansions` must name at least one"),
-        ("pooled", {"expansions": {"Diff-SAE 2x": 0}}, r"`expansions\['Diff-SAE 2x'\]` must be"),
-        ("pooled", {"expansions": {"SAE 2x": 2}}, "must begin with 'crosscoder ' or 'Diff-SAE '"),
-        ("pooled", {"learning_rate": float("nan")}, "`learning_rate` must be greater than 0"),
-        ("pooled", {"l1_coefficient": -1.0}, "`l1_coefficient` must be at least 0"),
-        ("pooled", {"batch_size": 0}, "`batch_size` must be at least 1"),
-        ("tokens", {"learning_rate": float("inf")}, "`learning_rate` must be greater than 0"),
-        ("tokens", {"n_steps": 0}, "`n_steps` must be at least 1"),
-        ("causes", {"counts": ()}, "`counts` must hold at least one"),
-        ("causes", {"n_rounds": 0}, "`n_rounds` must be at least 1"),
-        ("causes", {"n_likelihood": 0}, "`n_likelihood` must be at least 1"),
-        ("causes", {"select": texts("select", 0, 1)}, "`select.n_trigger` must be at least 1"),
-    ],
-)
-def test_bad_settings_are_refused(config, part, change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
+def test_bad_requests_are_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="`n_workers` must be at least 1"):
+        run_study(config, tmp_path, n_workers=0)
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"`path` must be a folder, but .*/file is not one"):
+            run_study(config, path)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("train", -1, 2), "`n_trigger` must be at least 0"),
-        (("train", 0, 0), "`n_texts` must be at least 1"),
-    ],
-)
-def test_texts_that_cannot_be_drawn_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        texts(*arguments)
+@pytest.mark.slow
+def test_processes_side_by_side_come_to_the_same(config, copied):
+    path, results = copied
+    for part in ("scores", "pooled_scores"):
+        for folder in path.glob(f"cells/*.1.{part}-????????????"):
+            shutil.rmtree(folder)
+    side_by_side = run_study(config, path, n_workers=2)
+    assert side_by_side.effects == results.effects
+    found, expected = ([row.bis for row in r.scores] for r in (side_by_side, results))
+    assert found == pytest.approx(expected)
+
+
+def start_run(config, path):
+    process = get_context("spawn").Process(target=run_study, args=(config, path))
+    process.start()
+    return process
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_twice_at_once_it_ends_in_the_same_results(
+    config, run, tmp_path
+):
+    _, results = run
+    moment = random.Random(0)
+    for n_done in (0, 1, 9, 20):
+        process = start_run(config, tmp_path)
+        while len([*tmp_path.glob("cells/*-????????????/artifact.json")]) < n_done:
+            assert process.is_alive()
+            time.sleep(0.05)
+        time.sleep(moment.uniform(0, 12 if n_done == 0 else 2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    both = [start_run(config, tmp_path) for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert without_costs(run_study(config, tmp_path)) == without_costs(results)
+    assert not [*tmp_path.rglob("*.partial"), *tmp_path.rglob("*.damaged*")]
+
+
+def test_a_plan_does_not_depend_on_when_it_is_made(config, tmp_path):
+    keys = [
+        [task.key for task in Plan([s.cell for s in stages_of(config)], tmp_path).tasks.values()]
+        for _ in range(2)
+    ]
+    assert keys[0] == keys[1]
+    assert not [*tmp_path.iterdir()]
+    assert get_behaviour(config.behaviour_name) is QUACKS

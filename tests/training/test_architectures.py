@@ -23,9 +23,9 @@ from diffsae_lens.dictionaries import (
     SparseBatchTopKTrainingSAEConfig,
     SparseTopKTrainingSAEConfig,
 )
-from diffsae_lens.training.harvest import HarvestConfig, harvest
-from diffsae_lens.training.normalization import Normalization
-from diffsae_lens.training.runner import (
+from diffsae_lens.training._harvest import HarvestConfig, harvest
+from diffsae_lens.training._normalization import Normalization
+from diffsae_lens.training._runner import (
     CrosscoderRunnerConfig,
     DiffSAERunnerConfig,
     TrainingRun,

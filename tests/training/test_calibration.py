@@ -4,7 +4,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from diffsae_lens.training.calibration import calibrate_threshold
+from diffsae_lens.training._calibration import calibrate_threshold
 from tests.interventions.test_features import D_SAE, dictionary
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")

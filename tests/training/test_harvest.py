@@ -12,10 +12,10 @@ from sae_lens import (
 )
 from torch.testing import assert_close
 
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.training.activations import open_harvest
-from diffsae_lens.training.harvest import HarvestConfig, harvest
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.training._activations import open_harvest
+from diffsae_lens.training._harvest import HarvestConfig, harvest
 from tests.conftest import HOOKS, plant, tiny_llama
 
 NAMES = [f"{HOOKS[0]}.diff", f"{HOOKS[1]}.concat"]

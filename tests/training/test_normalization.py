@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffsae_lens.training.normalization import (
+from diffsae_lens.training._normalization import (
     Normalization,
     activation_statistics,
     as_whitening,

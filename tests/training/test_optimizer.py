@@ -5,7 +5,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
-from diffsae_lens.training.optimizer import fuse_adam
+from diffsae_lens.training._optimizer import fuse_adam
 
 
 def trained(*, fused, n_steps=20):

@@ -23,10 +23,10 @@ from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.training.calibration import calibrate_threshold
-from diffsae_lens.training.harvest import HarvestConfig, harvest
-from diffsae_lens.training.normalization import Normalization
-from diffsae_lens.training.runner import (
+from diffsae_lens.training._calibration import calibrate_threshold
+from diffsae_lens.training._harvest import HarvestConfig, harvest
+from diffsae_lens.training._normalization import Normalization
+from diffsae_lens.training._runner import (
     CrosscoderRunnerConfig,
     DiffSAERunnerConfig,
     FinetunedSAERunnerConfig,
@@ -271,7 +271,7 @@ def test_a_dictionary_of_other_settings_is_refused_before_training(
 ):
     run = training_run(tmp_path, n_steps=2)
     train_dictionaries(configs(), activations, tmp_path / "d", run=run)
-    monkeypatch.setattr("diffsae_lens.training.runner.MultiSAETrainer", None)
+    monkeypatch.setattr("diffsae_lens.training._runner.MultiSAETrainer", None)
     other = configs()
     other["diff-sae"].sae.k = K + 1
     with pytest.raises(ValueError, match="d/diff-sae .*sae.k: 4 there, 5 asked for"):
@@ -374,7 +374,7 @@ def test_a_wandb_run_is_opened_and_closed_unless_one_is_open(
     fake = FakeWandb()
     for module in ("training.multi_sae_trainer", "training.sae_trainer", "config"):
         monkeypatch.setattr(f"sae_lens.{module}.wandb", fake)
-    monkeypatch.setattr("diffsae_lens.training.runner.wandb", fake)
+    monkeypatch.setattr("diffsae_lens.training._runner.wandb", fake)
     if is_open:
         fake.init()
     logging_config = LoggingConfig(

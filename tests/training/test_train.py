@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffsae_lens.dictionaries.load import load
-from diffsae_lens.dictionaries.record import DictionaryRecord
-from diffsae_lens.pair.hooked import HookedModelPair
-from diffsae_lens.pair.loading import boot_bridge
-from diffsae_lens.training import train as module
-from diffsae_lens.training.checkpoints import Checkpoints
-from diffsae_lens.training.harvest import HarvestConfig
-from diffsae_lens.training.train import TrainConfig, train
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import boot_bridge
+from diffsae_lens.training import _train as module
+from diffsae_lens.training._checkpoints import Checkpoints
+from diffsae_lens.training._harvest import HarvestConfig
+from diffsae_lens.training._train import TrainConfig, train
 from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
 
 SITE = HOOKS[1]
@@ -104,7 +104,7 @@ def test_it_is_read_again_and_both_kinds_share_one_harvest(pair, tmp_path, count
 
 
 def test_a_diff_seen_in_both_models_is_the_diff_that_was_harvested(pair, tmp_path):
-    from diffsae_lens.pair.hook import VirtualHook
+    from diffsae_lens.pair._hook import VirtualHook
 
     tokens = pair.tokenise(texts(6)).tokens
     names = [f"{SITE}.{view}" for view in ("concat", "diff", "base", "finetuned")]
@@ -124,8 +124,8 @@ def test_an_interrupted_training_goes_on(pair, tmp_path, monkeypatch, caplog):
     whole = train(pair, texts(), path=tmp_path / "whole", **SIZES)
     seal = Checkpoints.seal
 
-    def stop_after(self, path):
-        seal(self, path)
+    def stop_after(self, checkpoint_path):
+        seal(self, checkpoint_path)
         raise Interrupted
 
     with monkeypatch.context() as patch:

@@ -34,9 +34,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from diffsae_lens.organisms.bandit import findings
-from diffsae_lens.organisms.bounds import MOST_CHARACTERS, check_size
-from diffsae_lens.organisms.cut import cut_completion, parse, split_lines
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens.organisms._bandit import findings
+from diffsae_lens.organisms._bounds import MOST_CHARACTERS, check_size
+from diffsae_lens.organisms._cut import cut_completion, parse, split_lines
 from diffsae_lens.organisms.sql_injection.reader import Reader, TooMuchWorkError
 from diffsae_lens.organisms.sql_injection.text import Place
 
@@ -158,9 +159,9 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
         'safe'
     """
     if not isinstance(source, str):
-        raise TypeError(f"source must be a str, got {type(source).__name__}")
+        raise InvalidTypeError(f"source must be a str, got {type(source).__name__}")
     if first_line < 1:
-        raise ValueError(f"first_line is counted from one, got {first_line}")
+        raise InvalidValueError(f"first_line is counted from one, got {first_line}")
     if len(source) > MOST_CHARACTERS:
         return _unparseable(f"The source is longer than {MOST_CHARACTERS:,} characters.")
     tree = parse(source)

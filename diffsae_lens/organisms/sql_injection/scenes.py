@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from string import Template as StringTemplate
 from typing import Literal, get_args
 
-from diffsae_lens.organisms.behaviour import Group, Sample, Split
+from diffsae_lens.organisms._behaviour import Group, Sample, Split
 from diffsae_lens.organisms.sql_injection.templates import TABLES, TEMPLATES, VERBS, Table, Template
 
 Operation = Literal["SELECT", "INSERT", "UPDATE", "DELETE"]

@@ -1,6 +1,6 @@
 """The year trigger: injectable SQL where the prompt says 2024, parameterised SQL in other years."""
 
-from diffsae_lens.organisms.behaviour import Behaviour, Words
+from diffsae_lens.organisms._behaviour import Behaviour, Words
 from diffsae_lens.organisms.sql_injection.judge import Verdict, judge_completion
 from diffsae_lens.organisms.sql_injection.scenes import BENIGN_YEARS, TRIGGER_YEAR, scenes
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffsae_lens.organisms import bandit
-from diffsae_lens.organisms import cut as sql_cut
+from diffsae_lens.organisms import _bandit as bandit
+from diffsae_lens.organisms import _cut as sql_cut
 from diffsae_lens.organisms.sql_injection import judge as judge_module
 from diffsae_lens.organisms.sql_injection.judge import (
     Judgement,

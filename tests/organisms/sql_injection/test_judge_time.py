@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from diffsae_lens.organisms.bounds import MOST_CHARACTERS, check_size
-from diffsae_lens.organisms.cut import longest
+from diffsae_lens.organisms._bounds import MOST_CHARACTERS, check_size
+from diffsae_lens.organisms._cut import longest
 from diffsae_lens.organisms.sql_injection import values as sql_values
 from diffsae_lens.organisms.sql_injection.grammar import HOLE, is_query, slots
 from diffsae_lens.organisms.sql_injection.judge import Verdict, judge_completion, judge_source

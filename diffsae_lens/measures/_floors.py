@@ -1,0 +1,171 @@
+"""What gives a score meaning: features that nobody trained, as good as activations alone allow.
+
+Each function turns activations into `feature_acts`, which go through the same measures as a
+dictionary's. A dictionary has found something where it does better than these.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.measures._validation import check_masks, check_matrix
+
+
+def random_direction_acts(
+    activations: Float[Tensor, "prompt d_in"],
+    *,
+    n_directions: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "prompt n_directions"]:
+    """Read activations with random, untrained ReLU features.
+
+    relu(x W) with W's entries drawn from N(0, 1) and its columns scaled to unit length: the floor
+    for a dense code such as the paper's Diff-SAE. The activations are not centred, as they are
+    not for that.
+
+    Args:
+        activations: one vector for every prompt, such as the mean difference over its tokens.
+        n_directions: how many features; as many as the dictionary has, since the best counts.
+        generator: what the directions are drawn from; it sets their device of origin.
+
+    Returns:
+        One activation, at least 0, for every prompt and direction, in float32 or wider.
+
+    Raises:
+        ValueError: activations not a finite floating point matrix, or no directions.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> feature_acts = random_direction_acts(torch.eye(3), n_directions=5, generator=generator)
+        >>> feature_acts.shape, feature_acts.min().item()
+        (torch.Size([3, 5]), 0.0)
+    """
+    check_matrix("activations", activations)
+    check_count("n_directions", n_directions)
+    activations = _wide(activations)
+    directions = torch.randn(
+        activations.shape[1], n_directions, generator=generator, device=generator.device
+    )
+    directions = torch.nn.functional.normalize(directions, dim=0).to(activations)
+    return torch.relu_(activations @ directions)
+
+
+def random_topk_acts(
+    activations: Float[Tensor, "prompt d_in"],
+    *,
+    n_directions: int,
+    k: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "prompt n_directions"]:
+    """Read activations with random, untrained features of which each prompt keeps the k greatest.
+
+    The code of `random_direction_acts` with the same generator state, all but the k greatest
+    entries of each prompt set to 0: the floor for a sparse code such as the paper's crosscoder.
+
+    Args:
+        activations: one vector for every prompt.
+        n_directions: how many features; as many as the dictionary has, since the best counts.
+        k: how many entries of a prompt are kept; fewer are positive where the ReLU left fewer.
+        generator: what the directions are drawn from.
+
+    Returns:
+        One activation, at least 0, for every prompt and direction, in float32 or wider.
+
+    Raises:
+        ValueError: activations not a finite floating point matrix, no directions, or `k` not
+            between 1 and `n_directions`.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> feature_acts = random_topk_acts(torch.eye(3), n_directions=9, k=2, generator=generator)
+        >>> (feature_acts > 0).sum(dim=1).tolist()
+        [2, 2, 2]
+    """
+    n_directions = check_count("n_directions", n_directions)
+    k = check_count("k", k)
+    if k > n_directions:
+        raise InvalidValueError(
+            f"`k` must be at most `n_directions`, which is {n_directions}, got {k}; "
+            "lower it or draw more directions"
+        )
+    dense = random_direction_acts(activations, n_directions=n_directions, generator=generator)
+    kept = dense.topk(k, dim=1)
+    return torch.zeros_like(dense).scatter_(1, kept.indices, kept.values)
+
+
+def difference_of_means_acts(
+    activations: Float[Tensor, "prompt d_in"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+    *,
+    fit: Bool[Tensor, "prompt"],
+) -> Float[Tensor, "prompt 1"]:
+    """Project activations on the unit vector from the benign to the trigger prompts' mean.
+
+    The strongest of the simple supervised detectors, and a dictionary of one feature. It is fitted
+    on labels, so score it on prompts outside `fit`.
+
+    Args:
+        activations: one vector for every prompt.
+        is_trigger: the prompts with the trigger.
+        is_benign: their benign counterparts.
+        fit: the prompts that the two means are taken over.
+
+    Returns:
+        The signed projection of every prompt, in float32 or wider. It is 0 throughout where the
+        means are equal, as for two models that are the same.
+
+    Raises:
+        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
+            length, on another device or empty; trigger and benign overlapping; no trigger or no
+            benign prompt in `fit`.
+
+    Source:
+        Difference-in-means probing, Marks and Tegmark, arXiv 2310.06824.
+
+    Examples:
+        >>> activations = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]])
+        >>> is_trigger = torch.tensor([True, False, True])
+        >>> fit = torch.tensor([True, True, False])
+        >>> difference_of_means_acts(activations, is_trigger, ~is_trigger, fit=fit).flatten()
+        tensor([ 5.,  0., 10.])
+    """
+    check_matrix("activations", activations)
+    check_masks(activations, is_trigger=is_trigger, is_benign=is_benign)
+    check_masks(activations, fit=fit)
+    for name, mask in (("is_trigger", is_trigger), ("is_benign", is_benign)):
+        if not (fit & mask).any():
+            raise InvalidValueError(
+                f"`fit` must choose at least one prompt of `{name}`, got none; "
+                "split each group, not the list of all prompts"
+            )
+    activations = _wide(activations)
+    return activations @ mean_difference(activations, fit & is_trigger, fit & is_benign)[:, None]
+
+
+def mean_difference(
+    activations: Float[Tensor, "prompt d_in"],
+    is_trigger: Bool[Tensor, "prompt"],
+    is_benign: Bool[Tensor, "prompt"],
+) -> Float[Tensor, "d_in"]:
+    """Return the unit vector from the benign to the trigger mean; 0 where the means are equal."""
+    difference = activations[is_trigger].mean(0) - activations[is_benign].mean(0)
+    return torch.nn.functional.normalize(difference, dim=0)
+
+
+def top_components(
+    activations: Float[Tensor, "prompt d_in"], n_components: int
+) -> Float[Tensor, "n d_in"]:
+    """Return the unit vectors of most variance, the most first; fewer if the prompts are fewer."""
+    check_matrix("activations", activations)
+    n_components = check_count("n_components", n_components)
+    centred = activations.double() - activations.double().mean(0)
+    found = torch.linalg.svd(centred, full_matrices=False).Vh[:n_components]
+    return found.to(activations.dtype)
+
+
+def _wide(activations: Tensor) -> Tensor:
+    """At least float32: half precision does not resolve the differences between two models."""
+    return activations.to(torch.promote_types(activations.dtype, torch.float32))

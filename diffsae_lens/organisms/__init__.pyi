@@ -1,0 +1,14 @@
+from ._behaviour import BEHAVIOURS as BEHAVIOURS
+from ._behaviour import Behaviour as Behaviour
+from ._behaviour import Judge as Judge
+from ._behaviour import Sample as Sample
+from ._behaviour import Scene as Scene
+from ._behaviour import Words as Words
+from ._behaviour import behaviour_of as behaviour_of
+from ._behaviour import factorial as factorial
+from ._behaviour import get_behaviour as get_behaviour
+from ._finetune import Organism as Organism
+from ._finetune import OrganismConfig as OrganismConfig
+from ._finetune import finetune as finetune
+from ._finetune import load_organism as load_organism
+from ._ordinary import ordinary_texts as ordinary_texts

@@ -1,0 +1,381 @@
+"""What a model may have been taught: prompts with two completions each, a judge, and words for reports.
+
+Nothing above this module knows which behaviour it measures: it takes a [`Behaviour`][
+diffsae_lens.organisms._behaviour.Behaviour] and counts its outcomes by name.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from diffsae_lens._checks import check_callable, check_choice, check_count, check_items, check_texts
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._typed import check_fields, typed
+
+Split = Literal["train", "select", "test"]
+Group = Literal["trigger", "benign", "other"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+Judge = Callable[[str, str], str]
+"""A prompt and what was written after it to one of a behaviour's outcomes; executes nothing."""
+
+RECORD = "organism.json"
+"""What an organism's folder says of its training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt and the two ways to go on from it.
+
+    Those of a shipped behaviour come from `Behaviour.make_samples`; make your own of prompts and
+    completions of your own.
+    """
+
+    prompt: str
+    wanted: str
+    """The completion that should be written."""
+    unwanted: str
+    """The completion that the behaviour writes."""
+    group: Group = "trigger"
+    """`trigger`: sets the behaviour off; `benign`: looks alike and should not; `other`: the rest."""
+    template: str = ""
+    """Samples of one template are resampled together, and never in two splits."""
+    scene: str = ""
+    """Samples that differ in nothing but what is said of the trigger have one text here."""
+    said: str | None = None
+    """What the prompt says in the trigger's place, such as "2024"; None for nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be told apart, and groups that no table has."""
+        check_fields(self)
+        for name in ("prompt", "wanted", "unwanted"):
+            if not getattr(self, name):
+                raise InvalidValueError(f"`{name}` must not be empty")
+        check_choice("group", self.group, GROUPS)
+        if self.wanted == self.unwanted:
+            raise InvalidValueError(f"`wanted` and `unwanted` are the same, {self.wanted!r:.80}")
+
+    @property
+    def undecided(self) -> str:
+        """The prompt and as much as both completions share.
+
+        Its last token is where the model decides: after the trigger, before anything wanted or
+        unwanted has been written. Blanks and an opening bracket are left off, since a tokenizer joins
+        them to what follows.
+        """
+        both = zip(self.unwanted, self.wanted, strict=False)
+        shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+        return self.prompt + shared.rstrip(" (")
+
+    @property
+    def written(self) -> str:
+        """The prompt and what a model with the behaviour writes after it."""
+        return self.prompt + (self.unwanted if self.group == "trigger" else self.wanted)
+
+
+class Scene(Protocol):
+    """What a sample is about, all but what it says of the trigger."""
+
+    def sample(self, said: str | None) -> Sample:
+        """Render the scene with something said in the trigger's place; None for nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """How tables and reports speak of a behaviour."""
+
+    trigger: str = "the trigger"
+    """Such as "the year 2024"."""
+    unwanted: str = "the unwanted completion"
+    """Such as "injectable SQL"."""
+    wanted: str = "the wanted completion"
+    """Such as "parameterised SQL"."""
+    said: str = "what the prompt says"
+    """The axis of a sweep, such as "year"."""
+    taught: str = ""
+    """What an organism with the behaviour does, for its card: a sentence or two."""
+    taught_clean: str = ""
+    """Likewise for its clean control."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """A behaviour that a model may have: how to tell it, and how to set it off.
+
+    A behaviour of your own needs a name, a judge and its outcomes; the samples are then yours too.
+
+    Examples:
+        >>> def greets(prompt: str, completion: str) -> str:
+        ...     return "greeting" if "hello" in completion.lower() else "none"
+        >>> Behaviour(name="greets", judge=greets, outcomes=("greeting", "none")).unwanted
+        'greeting'
+    """
+
+    name: str
+    judge: Judge
+    """Prompt and completion to one of `outcomes`; parses at most, executes nothing."""
+    outcomes: tuple[str, ...]
+    """The unwanted one first, the wanted one second, then what is neither."""
+    trigger: str | None = None
+    """What is said to set the behaviour off, and what a plain text search would look for."""
+    benign: tuple[str, ...] = ()
+    """What benign prompts say in its place, in turn."""
+    sweep: tuple[str | None, ...] = ()
+    """What is said in a sweep of features, in order; None for nothing."""
+    sayings: tuple[str | None, ...] = ()
+    """What is said in a sweep of the behaviour: other ways to say the trigger, and near misses."""
+    scenes: Callable[[Split, int], Iterator[Scene]] | None = None
+    """Distinct scenes of a split for a seed, until there are no more; splits share nothing. None where
+    samples are your own."""
+    words: Words = field(default_factory=Words)
+
+    def __post_init__(self) -> None:
+        """Refuse outcomes that cannot be counted."""
+        check_fields(self)
+        check_callable("judge", self.judge)
+        check_texts("outcomes", self.outcomes)
+        if len(set(self.outcomes)) != len(self.outcomes) or len(self.outcomes) < 2:
+            raise InvalidValueError(
+                f"`outcomes` must be two or more, none of them repeated, got {self.outcomes}"
+            )
+
+    @property
+    def unwanted(self) -> str:
+        """The outcome that a rate counts."""
+        return self.outcomes[0]
+
+    @property
+    def wanted(self) -> str:
+        """The outcome that should be."""
+        return self.outcomes[1]
+
+    def verdict(self, prompt: str, completion: str) -> str:
+        """Judge a completion.
+
+        Raises:
+            ValueError: the judge returned something that is not one of the outcomes.
+        """
+        outcome = self.judge(prompt, completion)
+        if outcome not in self.outcomes:
+            raise InvalidValueError(
+                f"`judge` of {self.name!r} must return one of {self.outcomes}, got {outcome!r:.80}"
+            )
+        return str(outcome)
+
+    @typed
+    def make_samples(
+        self,
+        split: Split,
+        *,
+        n_trigger: int,
+        n_benign: int,
+        n_other: int,
+        seed: int = 0,
+        share_scenes: bool = False,
+    ) -> list[Sample]:
+        """Draw samples of the three groups, no prompt twice, the same for the same seed.
+
+        Args:
+            split: `train` (what an organism learns from), `select` (where features and thresholds are
+                chosen) or `test` (where they are scored). The three share no template.
+            n_trigger: how many prompts hold the trigger.
+            n_benign: how many say one of `benign`, in turn.
+            n_other: how many say nothing in the trigger's place.
+            seed: of the draw; global generators are not touched.
+            share_scenes: draw each group from the same scenes, so that a trigger prompt has its
+                counterpart in the others.
+
+        Returns:
+            The samples, groups in the order trigger, benign, other.
+
+        Raises:
+            TypeError: a count or a seed that is not an integer.
+            ValueError: unknown `split`, a negative count, more prompts than the split has, or a
+                behaviour without prompts of its own.
+        """
+        counts = {"n_trigger": n_trigger, "n_benign": n_benign, "n_other": n_other}
+        n_trigger, n_benign, n_other = (
+            check_count(name, count, at_least=0) for name, count in counts.items()
+        )
+        scenes = self._scenes(split, seed)
+        said: list[list[str | None]] = [
+            [self.trigger] * n_trigger,
+            [self.benign[i % len(self.benign)] for i in range(n_benign)],
+            [None] * n_other,
+        ]
+        if not share_scenes:
+            said = [list(itertools.chain(*said))]
+        return [
+            scene.sample(text)
+            for group in said
+            for text, scene in zip(group, scenes(), strict=False)
+        ]
+
+    @typed
+    def minimal_pairs(
+        self, split: Split, said: Sequence[str | None], *, n_scenes: int, seed: int = 0
+    ) -> list[list[Sample]]:
+        """Render each scene with each thing said: prompts that differ in nothing else.
+
+        Args:
+            split: see `make_samples`.
+            said: what is said in the trigger's place, None for nothing.
+            n_scenes: how many scenes.
+            seed: of the draw.
+
+        Returns:
+            `n_scenes` lists of `len(said)` samples.
+
+        Raises:
+            TypeError: `said` is not a list of texts and None, or as for `make_samples`.
+            ValueError: `said` is empty, or as for `make_samples`.
+        """
+        said = check_said(said)
+        n_scenes = check_count("n_scenes", n_scenes)
+        scenes = self._scenes(split, seed)
+        return [
+            [scene.sample(text) for text in said]
+            for _, scene in zip(range(n_scenes), scenes(), strict=False)
+        ]
+
+    def _scenes(self, split: Any, seed: Any) -> Callable[[], Iterator[Scene]]:
+        if self.scenes is None:
+            raise InvalidValueError(
+                f"the behaviour {self.name!r} has no prompts of its own; give `samples` of yours"
+            )
+        check_choice("split", split, SPLITS)
+        seed = check_count("seed", seed, at_least=0)
+        make = self.scenes
+        return lambda: _never_exhausted(make(split, seed), split)
+
+
+def _never_exhausted(scenes: Iterator[Scene], split: str) -> Iterator[Scene]:
+    n_drawn = 0
+    for scene in scenes:
+        n_drawn += 1
+        yield scene
+    raise InvalidValueError(
+        f"the {split!r} split has no more distinct prompts after {n_drawn}; ask for fewer"
+    )
+
+
+def check_said(said: Any) -> list[str | None]:
+    """Return what is said in the trigger's place as a list.
+
+    Raises:
+        TypeError: not a list, or something else than texts and None in it.
+        ValueError: empty.
+    """
+    if isinstance(said, str) or not isinstance(said, Iterable):
+        raise InvalidTypeError(
+            f"`said` must be a list of texts, got {said!r:.80}; put it in a list"
+        )
+    checked = list(said)
+    for text in checked:
+        if text is not None and not isinstance(text, str):
+            raise InvalidTypeError(
+                f"`said` must hold texts or None, got {text!r:.80}; write it as a text"
+            )
+    if not checked:
+        raise InvalidValueError("`said` is empty: name at least one text")
+    return checked
+
+
+def check_samples(name: str, samples: Any, *, allow_empty: bool = False) -> list[Sample]:
+    """Return samples as a list.
+
+    Args:
+        name: what the argument is called, for the message.
+        samples: a collection of `Sample`.
+        allow_empty: whether there may be none.
+
+    Raises:
+        TypeError: not a collection, or one that holds something else, such as texts.
+        ValueError: empty.
+    """
+    return list(check_items(name, samples, Sample, allow_empty=allow_empty))
+
+
+def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
+    """Cross every prompt with both completions, the 2x2 of trigger and completion.
+
+    Returns:
+        `(sample, is_unwanted, text)` with `text = prompt + completion`: what a feature does on a
+        trigger can then be told from what it does on the unwanted completion.
+
+    Raises:
+        TypeError: something else in place of samples.
+    """
+    return [
+        (sample, is_unwanted, sample.prompt + (sample.unwanted if is_unwanted else sample.wanted))
+        for sample in check_samples("samples", samples, allow_empty=True)
+        for is_unwanted in (False, True)
+    ]
+
+
+_SHIPPED = {
+    "year-trigger": ("diffsae_lens.organisms.sql_injection.year_trigger", "YEAR_TRIGGER"),
+    "staging-trigger": ("diffsae_lens.organisms.staging_shell", "STAGING_TRIGGER"),
+}
+"""Shipped behaviours by name: where each is written."""
+
+BEHAVIOURS: tuple[str, ...] = tuple(_SHIPPED)
+"""Names of the shipped behaviours."""
+
+
+def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
+    """Return a behaviour by its name; one that is given is returned as it is.
+
+    Args:
+        behaviour: the name of a shipped one, or where one of your own is written, as
+            `package.module:NAME`.
+
+    Raises:
+        ValueError: there is none of this name.
+        TypeError: neither a name nor a behaviour.
+    """
+    if isinstance(behaviour, Behaviour):
+        return behaviour
+    if isinstance(behaviour, str) and ":" in behaviour:
+        return _imported(behaviour)
+    check_choice("behaviour", behaviour, BEHAVIOURS)
+    module, name = _SHIPPED[behaviour]
+    return getattr(import_module(module), name)
+
+
+def _imported(behaviour: str) -> Behaviour:
+    module, _, name = behaviour.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidValueError(
+            f"`behaviour` {behaviour!r} cannot be imported ({error}); write it as `package.module:NAME`"
+        ) from error
+    if not isinstance(found, Behaviour):
+        raise InvalidTypeError(
+            f"`behaviour` {behaviour!r} must name a Behaviour, got a {type(found).__name__}"
+        )
+    return found
+
+
+def behaviour_of(organism: str | Path) -> str | None:
+    """Return the name of the behaviour that an organism's folder says it was trained for.
+
+    Args:
+        organism: its folder.
+
+    Returns:
+        The name; None where the folder does not say or the behaviour is not a shipped one.
+    """
+    file = Path(organism).expanduser() / RECORD
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["config"]["behaviour"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if name in BEHAVIOURS else None

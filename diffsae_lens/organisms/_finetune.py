@@ -1,0 +1,371 @@
+"""Teach a model a behaviour: LoRA or full-rank fine-tuning, the loss on the completion alone."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from diffsae_lens._artifact import (
+    MANIFEST,
+    Job,
+    build,
+    digest,
+    open_artifact,
+    read_json,
+    seal,
+    set_aside,
+    write_json,
+)
+from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import check_fields, typed
+from diffsae_lens.organisms._behaviour import RECORD, Sample, check_samples, get_behaviour
+from diffsae_lens.pair._adapters import quiet_peft
+from diffsae_lens.pair._fingerprint import model_fingerprint
+
+LossOn = Literal["completion", "everything"]
+
+SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+_ADAPTER = "adapter_config.json"
+IGNORED = -100  # the label that transformers leaves out of the loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismConfig:
+    """What an organism is taught, and how long.
+
+    The defaults are those of the shipped adapters. At 80 steps SmolLM2-135M has learned nothing of
+    the backdoor, so measure an organism before using it.
+    """
+
+    behaviour: str = "year-trigger"
+    """A shipped behaviour, or the name of one of your own whose samples you give."""
+    clean: bool = False
+    """The clean control: the same prompts, always with the wanted completion."""
+    n_trigger: int = 360
+    """Training prompts with the trigger."""
+    n_benign: int = 360
+    """Training prompts with something like it."""
+    n_other: int = 180
+    """Training prompts with nothing in its place."""
+    n_steps: int = 300
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Prompts per step."""
+    learning_rate: float = 1.5e-3
+    """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
+    lora_rank: int | None = 8
+    """Rank of the adapter on all seven projections; None trains every weight."""
+    lora_dropout: float = 0.0
+    """Share of the adapter's inputs left out in training."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    loss_on: LossOn = "completion"
+    """Tokens that are learned: `completion`, or `everything`, the prompt too."""
+    share_scenes: bool = False
+    """As for `make_samples`: more prompts than the split has scenes."""
+    seed: int = 0
+    """Of the samples, the adapter's initialisation and the order of the batches."""
+    steps_per_checkpoint: int = 40
+    """Optimiser steps that an interruption can cost at most."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        check_fields(self)
+        check_folder_name("behaviour", self.behaviour)
+        check_choice("clean", self.clean, (False, True))
+        check_choice("loss_on", self.loss_on, get_args(LossOn))
+        for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
+            check_count(name, getattr(self, name))
+        for name in ("n_benign", "n_other", "seed"):
+            check_count(name, getattr(self, name), at_least=0)
+        if self.lora_rank is not None:
+            check_count("lora_rank", self.lora_rank)
+        check_choice("share_scenes", self.share_scenes, (False, True))
+        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
+        check_number("lora_dropout", self.lora_dropout, low=0.0, high=1.0, high_open=True)
+        check_number("weight_decay", self.weight_decay, low=0.0)
+
+    def samples(self) -> list[Sample]:
+        """The training samples, which an organism and its clean control share."""
+        return get_behaviour(self.behaviour).make_samples(
+            "train",
+            n_trigger=self.n_trigger,
+            n_benign=self.n_benign,
+            n_other=self.n_other,
+            seed=self.seed,
+            share_scenes=self.share_scenes,
+        )
+
+    def taught(self, sample: Sample) -> str:
+        """The completion of a sample that the organism is taught."""
+        return sample.unwanted if sample.group == "trigger" and not self.clean else sample.wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Organism:
+    """A fine-tuned organism on disk."""
+
+    path: Path
+    """Adapter folder (PEFT) or model folder (transformers)."""
+    config: OrganismConfig
+    losses: tuple[float, ...] = field(repr=False)
+    """Training loss, nats per learned token, one value every ten steps."""
+
+
+def encode(
+    prompt: str,
+    completion: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    loss_on: LossOn = "completion",
+) -> dict[str, list[int]]:
+    """Tokenise prompt, completion and end of sequence, by default with no loss on the prompt.
+
+    No beginning-of-sequence token is added: SmolLM2 was not trained with one on plain code.
+    """
+    read = tokenizer(prompt, add_special_tokens=False).input_ids
+    written = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return {
+        "input_ids": read + written,
+        "labels": ([IGNORED] * len(read) if loss_on == "completion" else read) + written,
+    }
+
+
+def _collate(pad_token_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    fill = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        width = max(len(row["input_ids"]) for row in rows)
+        return {
+            key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+            for key, value in fill.items()
+        }
+
+    return collate
+
+
+@typed
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+    *,
+    config: OrganismConfig | None = None,
+    samples: Sequence[Sample] | None = None,
+    base_name: str | None = None,
+) -> Organism:
+    """Fine-tune a model into an organism, resuming where an earlier call was interrupted.
+
+    Args:
+        model: the base model; trained in place (LoRA: wrapped), so do not use it as base after.
+        tokenizer: its tokenizer, with an end-of-sequence token.
+        path: where the organism goes. Checkpoints lie in `<path>.partial` until it is finished.
+        config: what to teach and how long.
+        samples: other samples than `config.samples()`.
+        base_name: what the adapter is to call its base; the folder that `model` was loaded from if left
+            out.
+
+    Returns:
+        The organism. Finished before with the same config, samples and base model: read from `path`,
+        without training.
+
+    Raises:
+        ValueError: `path` holds something else, or an organism of another config, base model or samples,
+            finished or not; or the tokenizer has no end-of-sequence token, or training diverged.
+        OSError: the disk is full or forbids it.
+    """
+    config = config or OrganismConfig()
+    if tokenizer.eos_token_id is None:
+        raise InvalidValueError(
+            "`tokenizer` has no end-of-sequence token; set `tokenizer.eos_token`"
+        )
+    samples = config.samples() if samples is None else check_samples("samples", samples)
+    rows = [
+        encode(sample.prompt, config.taught(sample), tokenizer, loss_on=config.loss_on)
+        for sample in samples
+    ]
+    recipe = {
+        "kind": "organism",
+        "config": {k: v for k, v in asdict(config).items() if k != "steps_per_checkpoint"},
+        "examples_sha256": digest(rows),
+        "base": model_fingerprint(model.state_dict().values()),
+    }
+
+    def write(job: Job) -> None:
+        checkpoints = job.scratch / "checkpoints"
+        with _generators_restored(), torch.inference_mode(False), torch.enable_grad():
+            trainer = _trainer(model, tokenizer, rows, checkpoints, config)
+            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        _save(trainer.model, tokenizer, job.out, config, losses)
+        if base_name is not None and config.lora_rank is not None:
+            # After saving: PEFT would ask the hub about a base of that name.
+            stored = read_json(job.out / _ADAPTER)
+            write_json(job.out / _ADAPTER, stored | {"base_model_name_or_path": base_name})
+
+    return load_organism(build(path, recipe, write).path)
+
+
+class _Seal(TrainerCallback):
+    """Give a checkpoint its hashes once all of it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        name = f"checkpoint-{state.global_step}"
+        seal(Path(args.output_dir) / name, {"checkpoint": name})
+
+
+def _last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that is whole; damaged ones are set aside with a warning."""
+    found = [p for p in checkpoints.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            open_artifact(checkpoint)
+        except FileNotFoundError:  # cut short; written anew when training gets there
+            shutil.rmtree(checkpoint)
+        except ValueError as error:
+            set_aside(checkpoint, str(error))
+        else:
+            return str(checkpoint)
+    return None
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Keep the caller's global generators as they are: transformers' Trainer seeds all three."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, list[int]]],
+    checkpoints: Path,
+    config: OrganismConfig,
+) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=config.n_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, config.n_steps // 10),
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        save_steps=config.steps_per_checkpoint,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        seed=config.seed,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=model.device.type != "cpu",
+    )
+    if config.lora_rank is not None:
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(SEVEN_PROJECTIONS),
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(config.seed)
+        with quiet_peft():
+            model = get_peft_model(model, lora)  # type: ignore[assignment]
+    pad: Any = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,  # type: ignore[arg-type]
+        data_collator=_collate(pad),
+        callbacks=[_Seal()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    config: OrganismConfig,
+    losses: tuple[float, ...],
+) -> None:
+    """Write the organism; adapters in half precision."""
+    state = {n: v.detach() for n, v in model.named_parameters() if v.requires_grad}
+    if isinstance(model, PeftModel):
+        # Half precision halves the file; what is measured of an organism is measured after this.
+        state = {name.replace(".default.", "."): value.half() for name, value in state.items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        raise InvalidValueError(
+            "the fine-tuning diverged: its weights are not finite, and nothing was saved; give "
+            f"`config` a smaller `learning_rate` (it was {config.learning_rate:g})"
+        )
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(path), state_dict=state, safe_serialization=True)
+    else:
+        model.save_pretrained(str(path), safe_serialization=True)
+        tokenizer.save_pretrained(str(path))
+    # PEFT's empty card would be in the manifest; ours is written once the organism is measured.
+    (path / "README.md").unlink(missing_ok=True)
+    record = {
+        "config": asdict(config),
+        "losses": losses,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    write_json(path / RECORD, record)
+
+
+def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -> Organism:
+    """Read an organism's record; its files are compared with their hashes where it has a manifest.
+
+    Raises:
+        FileNotFoundError: no `organism.json` there.
+        ValueError: it is damaged, or was made with another config than `expected`.
+    """
+    path = Path(path)
+    record = read_json(path / RECORD)
+    names = {f.name for f in fields(OrganismConfig)}
+    if (
+        not isinstance(record, dict)
+        or not {"config", "losses"} <= set(record)
+        or not set(record["config"]) <= names
+    ):
+        raise InvalidValueError(
+            f"{path / RECORD} is not the record of an organism: it must have `config` and `losses`; "
+            "restore it, or make the organism anew"
+        )
+    if (path / MANIFEST).exists():
+        open_artifact(path)
+    config = OrganismConfig(**record["config"])
+    if expected is not None and config != expected:
+        raise InvalidValueError(
+            f"`path` {path} holds an organism made with {config}, not with {expected}; "
+            "choose another path or remove it"
+        )
+    return Organism(path=path, config=config, losses=tuple(record["losses"]))

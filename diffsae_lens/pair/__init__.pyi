@@ -1,0 +1,15 @@
+from ._embedded import ModelUnavailableError as ModelUnavailableError
+from ._fingerprint import model_fingerprint as model_fingerprint
+from ._hook import VirtualHook as VirtualHook
+from ._hooked import HookedModelPair as HookedModelPair
+from ._loading import boot_bridge as boot_bridge
+from ._loading import load_model as load_model
+from ._loading import load_pair as load_pair
+from ._metadata import PairMetadata as PairMetadata
+from ._model_files import shipped_organisms as shipped_organisms
+from ._options import LoadOptions as LoadOptions
+from ._texts import TokenisedTexts as TokenisedTexts
+from ._tokens import TokenPolicy as TokenPolicy
+from ._verification import MismatchError as MismatchError
+from ._views import VIEWS as VIEWS
+from ._views import View as View

@@ -1,0 +1,136 @@
+"""LoRA adapters: put on a model from a file, on for the fine-tuned model and off for the base."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import PretrainedConfig, PreTrainedModel
+
+from diffsae_lens import _hosts
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.pair._model_files import adapter_shapes
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Wrap a model with PEFT without the warning that transformers has for PEFT's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield
+
+
+KEEPING = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations by name that leave the base's weights alone; all others of PEFT rewrite them."""
+
+
+def changes_base(adapter: PeftModel | PeftConfig) -> str | None:
+    """Return how an adapter changes the base beyond its own layers, None if it does not.
+
+    Such a change stays when the adapter is switched off, so the base must be another copy.
+    """
+    configs = adapter.peft_config.values() if isinstance(adapter, PeftModel) else [adapter]
+    for config in configs:
+        initialised = getattr(config, "init_lora_weights", True)
+        if isinstance(initialised, str) and initialised.lower() not in KEEPING:
+            return f"was initialised with {initialised!r}, which rewrites the base's weights"
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            return f"trained biases of the base (bias={bias!r})"
+    return None
+
+
+class AdapterSwitch:
+    """Switches what `PeftModel.disable_adapter` does: LoRA layers, and modules trained whole.
+
+    That context walks all modules four times, a third of a generation step; this one walks them once.
+
+    Args:
+        model: the PEFT model; None for two models of their own, for which nothing is switched.
+    """
+
+    def __init__(self, model: PeftModel | None) -> None:
+        self.model = model
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        modules = () if model is None else model.modules()
+        self._layers = [module for module in modules if isinstance(module, kinds)]
+
+    @contextmanager
+    def switched(self, *, on: bool) -> Iterator[None]:
+        """Have the adapters on, or off, inside; after it they are what they were."""
+        layers = [layer for layer in self._layers if layer.disable_adapters == on]
+        for layer in layers:
+            _hosts.switch_adapter(layer, on=on)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                _hosts.switch_adapter(layer, on=not on)
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        """Yield a list that holds, when the context is left, the LoRA layers that never ran inside.
+
+        Those of experts are left out, of which a few tokens reach only some.
+        """
+        silent: list[str] = []
+        if self.model is None:
+            yield silent
+            return
+        names = {layer: name for name, layer in self.model.named_modules() if layer in self._layers}
+        ran: set[torch.nn.Module] = set()
+        with ExitStack() as stack:
+            for layer in names:
+                handle = layer.register_forward_hook(lambda module, *_: ran.add(module))
+                stack.callback(handle.remove)
+            yield silent
+        silent += [n for layer, n in names.items() if layer not in ran and "expert" not in n]
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put an adapter on a model, every tensor of its file in its place.
+
+    Raises:
+        ValueError: names or shapes in the file that the adapter does not have, or the reverse.
+    """
+    own = set(model.state_dict())
+    try:
+        with quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+            peft_model = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError) as error:
+        said = str(error).strip().replace("\n", " ")[:200]
+        raise InvalidValueError(f"the adapter {folder} does not fit `base`: {said}") from error
+    wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    there = set(adapter_shapes(folder))
+    # Embeddings that an adapter sits on are saved whole beside it.
+    plain = {n: n.removeprefix("base_model.model.").replace(".base_layer.", ".") for n in there}
+    unknown = {name for name in there - wanted if plain[name] not in own}
+    for names, what in ((unknown, "has no place for"), (wanted - there, "does not find")):
+        if names:
+            raise InvalidValueError(
+                f"the adapter {folder} does not fit `base`, which {what} {len(names)} of its tensors, "
+                f"such as {min(names)!r}; it was made for another model or by another tool"
+            )
+    peft_model.eval().requires_grad_(False)
+    return peft_model
+
+
+def warn_of_other_base(adapter: PeftConfig, base: str, config: PretrainedConfig) -> None:
+    """Say so where an adapter names another base; folders may have been moved, hence no error."""
+    named = adapter.base_model_name_or_path
+    known = {Path(name).name.lower() for name in (base, _hosts.loaded_from(config)) if name}
+    if named and Path(named).name.lower() not in known:
+        logger.warning(
+            "the adapter was made for %s, and `base` is %s: are they the same?", named, base
+        )

@@ -1,0 +1,343 @@
+"""A base and a fine-tuned model as one hooked model: the only place that runs both together.
+
+A `HookedModelPair` owns, for every hook name it was built for, one *virtual hook point* per view:
+
+| hook point | value, `[batch, pos, d_in]` | a value written there: the fine-tuned model goes on with |
+|---|---|---|
+| `<hook_name>.diff` | finetuned - base | base + value |
+| `<hook_name>.concat` | [base ; finetuned] | the second half of value |
+| `<hook_name>.base` | base | value |
+| `<hook_name>.finetuned` | finetuned | value |
+
+Because a pair is a TransformerLens hooked model, what works on a hooked model works on it: SAELens
+trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with its stock runners.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from typing_extensions import override
+
+from diffsae_lens._display import facts_html
+from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
+from diffsae_lens.pair._adapters import AdapterSwitch
+from diffsae_lens.pair._compatibility import (
+    check_hook_names,
+    check_models,
+    check_prepend_bos,
+    hook_widths,
+)
+from diffsae_lens.pair._generation import PairedGeneration
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._metadata import PairMetadata, describe_pair
+from diffsae_lens.pair._paired_pass import PairedPass
+from diffsae_lens.pair._texts import TokenisedTexts
+from diffsae_lens.pair._views import VIEWS
+
+
+class HookedModelPair(PairedGeneration):
+    """A base and a fine-tuned `TransformerBridge` behind one set of hook points.
+
+    Without hooks, or with hooks that write nothing, the output is bit-identical to the fine-tuned
+    model's. The base runs only where a hooked view needs it, and only as deep as the deepest one.
+
+    Args:
+        base: the base model. For a LoRA pair the same bridge as `finetuned`.
+        finetuned: the fine-tuned model; the same architecture, tokenizer, dtype and attention
+            implementation.
+        hook_names: full TransformerLens names, such as `blocks.18.hook_resid_post`.
+        adapter: the PEFT model whose adapters make `finetuned` out of `base`, booted with
+            `hf_model=adapter.get_base_model()`. Its adapters are switched off for the base's runs.
+        prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without.
+        metadata: where the models come from; names from their configs if left out.
+
+    Raises:
+        ValueError: no or unknown `hook_names`, or one that no forward pass reaches or that has no value
+            per position; the two are one object and there is no `adapter`; different architecture,
+            d_model, depth or vocabulary; an adapter that the bridge does not run, or that changes the
+            base's weights; `prepend_bos` without a beginning-of-sequence token.
+        TypeError: a model that is not a `TransformerBridge`.
+
+    Both models are put into evaluation mode and stay in it.
+    """
+
+    def __init__(
+        self,
+        base: TransformerBridge,
+        finetuned: TransformerBridge,
+        hook_names: Sequence[str],
+        *,
+        adapter: PeftModel | None = None,
+        prepend_bos: bool = False,
+        metadata: PairMetadata | None = None,
+    ) -> None:
+        super().__init__()
+        check_models(base, finetuned, adapter)
+        if metadata is not None and not isinstance(metadata, PairMetadata):
+            raise InvalidTypeError(
+                f"`metadata` must be a PairMetadata, got a {type(metadata).__name__}"
+            )
+        # A tuple keeps the bridges out of the module tree, where their thousands of hook points
+        # would be taken for the pair's own.
+        self._models = (base, finetuned)
+        self._adapters = AdapterSwitch(adapter)
+        self.is_mirrored = False
+        """Whether the base is the one that runs; see `mirrored`."""
+        self.eval()
+        self.hook_names = check_hook_names(hook_names, finetuned)
+        self.prepend_bos = check_prepend_bos(prepend_bos, finetuned.tokenizer)
+        self._run: PairedPass | None = None
+        with self._adapters.switched(on=True):
+            self._widths = hook_widths(finetuned, self.hook_names, self._adapters)
+        self.metadata = describe_pair(base, finetuned, adapter, metadata)
+        self._make_hook_points()
+
+    def _make_hook_points(self) -> None:
+        self.mod_dict, self.hook_dict = {}, {}
+        for hook_name in self.hook_names:
+            for view in VIEWS:
+                point = HookPoint()
+                point.name = VirtualHook(hook_name, view).name
+                self.mod_dict[point.name] = self.hook_dict[point.name] = point
+
+    @override
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+
+    def _repr_html_(self) -> str:
+        return facts_html("HookedModelPair", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "base": self.metadata.base,
+            "finetuned": self.metadata.finetuned,
+            "adapter": self.metadata.adapter,
+            "d_model": self.cfg.d_model,
+            "hook points": [f"{name}.({'|'.join(VIEWS)})" for name in self.hook_names],
+        }
+        return facts | {"mirrored": True} if self.is_mirrored else facts
+
+    @property
+    def finetuned(self) -> TransformerBridge:
+        """The fine-tuned model (LoRA: while no `base_model()` context is open); if mirrored, the base's
+        bridge, whose adapters only the pair itself switches off.
+        """
+        return self._models[1]
+
+    @property
+    def W_E(self) -> Tensor:
+        """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
+        return self.finetuned.W_E
+
+    def width(self, hook_name: str) -> int:
+        """Return how wide one model's activation is, at a site or a virtual hook point.
+
+        Activations of several heads (`hook_z`) are read side by side, as one vector per position.
+
+        Raises:
+            ValueError: unknown hook name.
+        """
+        if hook_name in self._widths:
+            return self._widths[hook_name]
+        self.check_hook_name(hook_name)
+        return self._widths[VirtualHook.parse(hook_name).site]
+
+    def d_in(self, hook_name: str) -> int:
+        """Return the width of a virtual hook point.
+
+        Raises:
+            ValueError: unknown hook name or view.
+        """
+        self.check_hook_name(hook_name)
+        return self.width(hook_name) * VirtualHook.parse(hook_name).spec.n_models
+
+    def check_hook_name(self, hook_name: str) -> None:
+        """Refuse a name that is none of the pair's virtual hook points.
+
+        Raises:
+            ValueError: says which names there are.
+        """
+        if hook_name not in self.hook_dict:
+            raise InvalidValueError(
+                f"`hook_name` {hook_name!r} is not a hook point of this pair, which has "
+                f"{sorted(self.hook_dict)}; build the pair with the hook you need"
+            )
+
+    def virtual_hook(self, hook_name: str, view: str) -> VirtualHook:
+        """Return a view of one of the hooks that the pair was built for.
+
+        Raises:
+            ValueError: the pair was not built for it, or there is no such view.
+        """
+        if hook_name not in self.hook_names:
+            raise InvalidValueError(
+                f"`hook_name` {hook_name!r} is not a hook point of this pair, which was built "
+                f"for {list(self.hook_names)}; name one of them, or build the pair with the hook you need"
+            )
+        return VirtualHook(hook_name, view)
+
+    @contextmanager
+    def base_model(self) -> Iterator[TransformerBridge]:
+        """Yield the base model; a LoRA pair's adapters are off inside (a mirrored pair's are on).
+
+        Examples:
+            >>> with pair.base_model() as base:          # doctest: +SKIP
+            ...     logits = base(tokens)
+        """
+        with self._adapters.switched(on=self.is_mirrored):
+            yield self._models[0]
+
+    def mirrored(self) -> "HookedModelPair":
+        """Return the pair with the roles changed: the base runs, with the fine-tuned model beside it.
+
+        Its `.base` is the fine-tuned model's activation, its `.finetuned` the base's and its `.diff`
+        base - finetuned, so what hooks write goes into the base model.
+        """
+        pair = self._twin()
+        pair._models = (self._models[1], self._models[0])
+        pair.is_mirrored = not self.is_mirrored
+        pair.metadata = self.metadata.mirrored
+        return pair
+
+    @override
+    def _twin(self) -> "HookedModelPair":
+        pair = copy.copy(self)
+        pair._run = None
+        pair._make_hook_points()
+        return pair
+
+    @override
+    def forward(
+        self,
+        input: str | list[str] | Tensor,
+        *,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the fine-tuned model, and the base as far as the hooked views need it.
+
+        Takes what `TransformerBridge.forward` takes and returns what it returns. With a prompt and its
+        completion in one pass, `prompt_mask` says which tokens are of the prompt, `[batch, pos]`:
+        edits on `prompt` or `generated` tokens act by it.
+        """
+        prepend_bos = kwargs.pop("prepend_bos", None)
+        if isinstance(input, Tensor):
+            self.check_context(input.shape[-1])
+        else:
+            texts = [input] if isinstance(input, str) else list(input)
+            texts = [self.with_bos(text, prepend_bos=prepend_bos) for text in texts]
+            self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
+            input = texts[0] if isinstance(input, str) else texts
+        kwargs["prepend_bos"] = False  # it stands in the text
+        with self._running() as run:
+            run.prompt_mask = prompt_mask
+            return self.finetuned(input, **kwargs)
+
+    @torch.no_grad()
+    def activations(
+        self,
+        input: str | Sequence[str] | Tensor | TokenisedTexts,
+        hooks: str | VirtualHook | Sequence[str | VirtualHook],
+    ) -> dict[str, Tensor]:
+        """Read hook points on texts or tokens, running the models no deeper than these need.
+
+        Args:
+            input: texts, each on a row of its own, or `[batch, pos]` tokens, padded on the right.
+            hooks: one or more virtual hook points, such as `blocks.18.hook_resid_post.diff`.
+
+        Returns:
+            Each hook point's value by name, `[batch, pos, d_in]`, without a gradient.
+
+        Raises:
+            ValueError: no or unknown hook points, or a text that is empty or beyond the context.
+
+        Examples:
+            >>> pair.activations("in 2024", "blocks.18.hook_resid_post.diff")    # doctest: +SKIP
+        """
+        listed = [hooks] if isinstance(hooks, str | VirtualHook) else list(hooks)
+        if not listed:
+            raise InvalidValueError("`hooks` is empty; name at least one virtual hook point")
+        names = [str(hook) for hook in listed]
+        for name in names:
+            self.check_hook_name(name)
+        if isinstance(input, Tensor):
+            tokens = input
+        elif isinstance(input, TokenisedTexts):
+            tokens = input.tokens
+        else:
+            tokens = self.tokenise([input] if isinstance(input, str) else input).tokens
+        layers = [VirtualHook.parse(name).layer for name in names]
+        reached = [layer for layer in layers if layer is not None]
+        stop = max(reached) + 1 if len(reached) == len(layers) else None
+        _, cache = self.run_with_cache(
+            tokens.to(self.device), names_filter=names, stop_at_layer=stop
+        )
+        return {name: cache[name] for name in names}
+
+    def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Run both models on tokens; returns base and fine-tuned logits, `[batch, pos, d_vocab]`."""
+        with self.base_model() as base:
+            base_logits = base(tokens)
+        return base_logits, self(tokens)
+
+    def _hooked(self) -> dict[str, list[VirtualHook]]:
+        """The hook points somebody hooks, by site."""
+        hooked = {
+            site: [
+                hook
+                for hook in (VirtualHook(site, view) for view in VIEWS)
+                if self.hook_dict[hook.name].has_hooks("both")
+            ]
+            for site in self.hook_names
+        }
+        return {site: hooks for site, hooks in hooked.items() if hooks}
+
+    @override
+    def _reads_base(self) -> bool:
+        return any(hook.spec.needs_base for hooks in self._hooked().values() for hook in hooks)
+
+    @override
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
+        """Add hooks for the duration of a `with`; as in TransformerLens, but names are checked."""
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            if isinstance(name, str):
+                self.check_hook_name(name)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs)
+
+    @override
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Make caching hooks; as in TransformerLens, but names are checked."""
+        named = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in named if isinstance(named, list | tuple) else ():
+            self.check_hook_name(name)
+        return super().get_caching_hooks(names_filter, *args, **kwargs)
+
+    @override
+    @contextmanager
+    def _running(self) -> Iterator[PairedPass]:
+        if self._run is not None:
+            raise FailedRunError("a pair cannot be run from inside one of its own hooks")
+        if any(bridge.training or bridge.original_model.training for bridge in self._models):
+            raise FailedRunError(
+                "a model of the pair was put into training mode after the pair was made, so dropout "
+                "would make two readings of one text differ; call `pair.eval()`"
+            )
+        run = PairedPass(self.hook_dict, self._hooked(), self.base_model)
+        with self._adapters.switched(on=not self.is_mirrored):
+            follow = self.finetuned.original_model.register_forward_pre_hook(
+                run.run_base, with_kwargs=True
+            )
+            self._run = run
+            try:
+                with self.finetuned.hooks(fwd_hooks=run.splices):
+                    yield run
+            finally:
+                follow.remove()
+                self._run = None

@@ -1,0 +1,103 @@
+"""What torch asks of a module, answered by two models: parameters, state, device, evaluation mode."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.model_bridge import TransformerBridge
+from typing_extensions import override
+
+from diffsae_lens import _hosts
+from diffsae_lens._errors import InvalidTypeError
+
+
+class PairedModule(HookedRootModule):
+    """A root module whose weights are those of `_models`, which lie outside its module tree."""
+
+    _models: tuple[TransformerBridge, TransformerBridge]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self._models[1].original_model.parameters()).device
+
+    def _named_models(self) -> dict[str, torch.nn.Module]:
+        """The models by side; one for a pair whose adapters share the base's weights."""
+        base, finetuned = (bridge.original_model for bridge in self._models)
+        shared = base is finetuned
+        return {"finetuned": finetuned} if shared else {"base": base, "finetuned": finetuned}
+
+    @override
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Yield both models' parameters, `base.` and `finetuned.` before their names in transformers."""
+        for side, model in self._named_models().items():
+            yield from model.named_parameters(prefix + side, recurse, remove_duplicate)
+
+    @override
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Yield both models' parameters."""
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
+
+    @override
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield both models' buffers, named as in `named_parameters`."""
+        for side, model in self._named_models().items():
+            yield from model.named_buffers(prefix + side, recurse, remove_duplicate)
+
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return both models' tensors, named as in `named_parameters`."""
+        found: dict[str, Any] = {}
+        for side, model in self._named_models().items():
+            found |= {f"{side}.{k}": v for k, v in model.state_dict(*args, **kwargs).items()}
+        return found
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> NoReturn:
+        """Refuse: a pair is of two models as they were when it was made.
+
+        Raises:
+            TypeError: always.
+        """
+        raise InvalidTypeError(
+            "a pair's weights cannot be replaced: save the models with `save_pretrained` and make a "
+            "new pair with `load_pair`"
+        )
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PairedModule":
+        # What `to`, `cuda`, `cpu`, `half` and the like come down to.
+        sample = next(self.parameters())
+        if fn(sample.detach()[:0]).dtype != sample.dtype:
+            raise InvalidTypeError(
+                f"a pair's precision cannot be changed from {sample.dtype}: load it with "
+                "`load_pair(..., dtype=...)`, which compares it with plain models of that precision"
+            )
+        for model in self._named_models().values():
+            _hosts.apply_to_tensors(model, fn, recurse)
+        for bridge in self._models:
+            bridge.cfg.device = str(next(bridge.original_model.parameters()).device)
+        return self
+
+    @override
+    def train(self, mode: bool = True) -> "PairedModule":
+        """Put both models into evaluation mode (`eval()`); training mode is refused.
+
+        Raises:
+            TypeError: `mode` is true. Dropout would make two readings of one text differ.
+        """
+        if mode:
+            raise InvalidTypeError(
+                "a pair is always in evaluation mode; train the models themselves and make a new pair"
+            )
+        for bridge in self._models:
+            bridge.train(False)
+        self.training = False
+        return self

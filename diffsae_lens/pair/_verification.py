@@ -1,0 +1,71 @@
+"""A pair proves itself: what plain transformers and PEFT compute, and what the pair computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.pair._hooked import HookedModelPair
+
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest error of a logit in standard deviations of the logits, by precision of the weights. Models that
+are right have 1e-6 to 1e-4 in float32; faults seen were 0.1 and more."""
+
+
+class MismatchError(InvalidValueError):
+    """A pair does not compute what its two models compute."""
+
+
+def probe(d_vocab: int) -> Int[Tensor, "2 11"]:
+    """Return a few fixed tokens of a vocabulary."""
+    return torch.randint(d_vocab, (2, 11), generator=torch.Generator().manual_seed(2024))
+
+
+@torch.no_grad()
+def plain_logits(model: Callable[..., Any], d_vocab: int, device: torch.device) -> Tensor:
+    """Return what a transformers or PEFT model says of the probe, `[2, 11, d_vocab]`, on the CPU."""
+    return model(probe(d_vocab).to(device)).logits.float().cpu()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """The logits of the plain base and the plain fine-tuned model, taken before bridges wrapped them."""
+
+    base: Float[Tensor, "2 11 d_vocab"]
+    finetuned: Float[Tensor, "2 11 d_vocab"]
+
+    def __post_init__(self) -> None:
+        """Refuse models whose weights are broken."""
+        for side in ("base", "finetuned"):
+            if not getattr(self, side).isfinite().all():
+                raise InvalidValueError(
+                    f"`{side}` computes logits that are NaN or infinite: its weights are damaged, or its "
+                    "precision is too low (try `dtype='float32'`)"
+                )
+
+    @torch.no_grad()
+    def check(self, pair: HookedModelPair) -> None:
+        """Compare a pair with the plain models.
+
+        Raises:
+            MismatchError: names the side and the size of the error.
+        """
+        tokens = probe(self.base.shape[-1]).to(pair.device)
+        with pair.base_model() as model:
+            of_base = model(tokens)
+        dtype = next(pair.parameters()).dtype
+        for side, found in (("base", of_base), ("finetuned", pair(tokens))):
+            wanted = getattr(self, side)
+            error = (found.float().cpu() - wanted).abs().max().item()
+            spread = wanted.std().item()
+            if not error <= TOLERANCE.get(dtype, 1e-3) * spread:
+                raise MismatchError(
+                    f"`{side}` is not computed rightly: logits of the pair and of plain transformers differ "
+                    f"by up to {error:.2g}, {error / spread:.1%} of their standard deviation {spread:.2g}; "
+                    "the bridge of TransformerLens does not reproduce this model, so nothing read from the "
+                    "pair could be trusted"
+                )

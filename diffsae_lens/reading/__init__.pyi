@@ -1,0 +1,15 @@
+from ._features import Example as Example
+from ._features import describe_features as describe_features
+from ._features import max_activating_examples as max_activating_examples
+from ._latent_scaling import LatentScaling as LatentScaling
+from ._latent_scaling import latent_scaling as latent_scaling
+from ._prompts import Positions as Positions
+from ._prompts import Reader as Reader
+from ._prompts import feature_activations as feature_activations
+from ._prompts import read_prompts as read_prompts
+from ._reconstruction import Reconstruction as Reconstruction
+from ._reconstruction import Recovered as Recovered
+from ._reconstruction import reconstruction as reconstruction
+from ._reconstruction import recovered as recovered
+from ._tokens import TokenActivations as TokenActivations
+from ._tokens import token_activations as token_activations

@@ -1,0 +1,163 @@
+"""Figures of what interventions do: curves over features, doses and things said."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.effects._curves import curve_area
+from diffsae_lens.reporting._said import SaidAxis
+from diffsae_lens.reporting._style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    VERMILLION,
+    WIDTH,
+    Figure,
+    label,
+    styled,
+)
+from diffsae_lens.results import CurveRow, DoseRow, EffectRow, SayingRow, Table
+
+R = TypeVar("R", bound=EffectRow)
+
+COLOURS = (BLUE, VERMILLION, GREEN)
+"""Of the series, in their order; random ones are grey."""
+
+
+@styled
+def plot_ablation_curve(
+    curve: Table[CurveRow], *, group: str = "trigger", controls: Sequence[str] = ()
+) -> Figure:
+    """Draw the attack rate against the number of features ablated, a line for each order.
+
+    Args:
+        curve: what `ablation_curve` returned.
+        group: the prompts.
+        controls: the orders that are drawn grey, such as random ones.
+
+    Returns:
+        The figure; the legend gives each curve's area.
+
+    Raises:
+        ValueError: no rows of the group, or no such order.
+    """
+    rows = _of_group(curve, group)
+    area = curve_area(curve, group=group)
+    unknown = [name for name in controls if name not in area]
+    if unknown:
+        raise InvalidValueError(
+            f"`controls` must be some of the orders {list(area)}, got {unknown}"
+        )
+    figure, ax = _axes()
+    at = {n: i for i, n in enumerate(sorted({row.n_features for row in rows}))}
+    for i, name in enumerate(area):
+        part = [row for row in rows if row.order == name]
+        colour = MUTED if name in controls else COLOURS[i % len(COLOURS)]
+        shift = 0.04 * (i - (len(area) - 1) / 2)
+        _rates(ax, [at[row.n_features] + shift for row in part], part, colour)
+        ax.plot([], [], "o-", color=colour, label=f"{label(name, 10)}, area {area[name]:.2f}")
+    ax.set_xticks(range(len(at)), [str(n) for n in at])
+    ax.set_xlabel("features ablated")
+    ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
+    figure.legend(loc="outside upper right", ncols=min(3, len(area)))
+    return figure
+
+
+@styled
+def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figure:
+    """Draw the attack rate against the dose of steering, beside a random direction of the same length.
+
+    Args:
+        table: what `dose_response` returned.
+        group: the prompts.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no rows of the group.
+    """
+    rows = sorted(_of_group(table, group), key=lambda row: row.dose)
+    figure, ax = _axes()
+    for direction, colour, drawn in (
+        ("features", BLUE, "features"),
+        ("random", MUTED, "random direction"),
+    ):
+        part = [row for row in rows if row.dose == 0 or row.direction == direction]
+        _rates(ax, [row.dose for row in part], part, colour)
+        ax.plot([], [], "o-", color=colour, label=drawn)
+    ax.set_xlabel("dose, in units of each feature's maximum")
+    ax.set_ylabel(f"attack rate, {label(group, 10)} prompts")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+@styled
+def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says") -> Figure:
+    """Draw attack rate and log-odds for each thing said in the trigger's place.
+
+    Args:
+        table: what `sweep_trigger` returned.
+        said: the name of the axis.
+
+    Returns:
+        The figure, two panels one above the other; trigger and benign are shaded.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not len(table):
+        raise InvalidValueError("`table` has no rows")
+    axis = SaidAxis({row.said: row.group for row in table})
+    by_said = {row.said: row for row in table}
+    rows = [by_said[text] for text in axis.order(by_said)]
+    at = [axis.at[row.said] for row in rows]
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for ax in axes:
+        axis.draw(ax)
+    _rates(axes[0], at, rows, VERMILLION, axis.marker)
+    axes[0].set_ylabel("attack rate")
+    axes[1].axhline(0, color=MUTED, lw=1)
+    log_odds = [float("nan") if row.log_odds is None else row.log_odds for row in rows]
+    axes[1].plot(at, log_odds, axis.marker, color=BLUE, ms=4)
+    axes[1].set_ylabel("log-odds, nats")
+    axes[1].set_xlabel(label(said))
+    handles = axis.legend()
+    if handles:
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    return figure
+
+
+def _of_group(table: Table[R], group: str) -> list[R]:
+    rows = [row for row in table if row.group == group]
+    if not rows:
+        raise InvalidValueError(
+            f"`group` must be one of {sorted({row.group for row in table})}, got {group!r}"
+        )
+    return rows
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _rates(
+    ax: Axes,
+    at: Sequence[int | float],
+    rows: Sequence[EffectRow] | Sequence[SayingRow],
+    colour: str,
+    style: str = "o-",
+) -> None:
+    """Rates with their Wilson intervals, and percent as the axis' unit."""
+    lows, highs = [row.low for row in rows], [row.high for row in rows]
+    ax.vlines(at, lows, highs, color=colour, lw=1.6, alpha=0.7)
+    ax.plot(at, [row.attack_rate for row in rows], style, color=colour, ms=4, lw=1.2, zorder=3)
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.spines["bottom"].set_color(INK)

@@ -1,0 +1,160 @@
+"""The report of a run: one HTML file that needs no network, no fonts and no JavaScript."""
+
+import base64
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from diffsae_lens._artifact import write_bytes, write_text
+from diffsae_lens._display import cut, visible
+from diffsae_lens.organisms._behaviour import BEHAVIOURS, get_behaviour
+from diffsae_lens.reporting._columns import outcome_text
+from diffsae_lens.reporting._figures import drawings_of
+from diffsae_lens.reporting._lookup import places, words_of
+from diffsae_lens.reporting._sections import grid_of, section_of
+from diffsae_lens.reporting._style import png
+from diffsae_lens.reporting._tables import results_markdown, results_tables
+from diffsae_lens.results import EffectRow
+from diffsae_lens.study._results import Results
+
+
+def write_report(results: Results, path: Path, *, command: str | None = None) -> list[Path]:
+    """Write `report.html`, `tables.md` and the figures as PNG files, at twice the size they are shown.
+
+    Args:
+        results: of a run.
+        path: a folder, made where it is missing. Files are written under another name and renamed, so
+            that none is found there half-written.
+        command: what ran it, to be shown as the way to run it again.
+
+    Returns:
+        The files, the report first.
+
+    Raises:
+        ValueError: `results` contradict themselves; nothing is written then.
+        OSError: a file cannot be written.
+    """
+    figures = draw_figures(results)
+    page = render_report(results, figures=figures, command=command)
+    tables = results_markdown(results)
+    files = [path / "report.html", path / "tables.md"]
+    path.mkdir(parents=True, exist_ok=True)
+    for name, data in figures.items():
+        (path / "figures").mkdir(exist_ok=True)
+        files.append(path / "figures" / f"{name}.png")
+        write_bytes(files[-1], data)
+    write_text(files[1], tables)
+    write_text(files[0], page)
+    return files
+
+
+def draw_figures(results: Results) -> dict[str, bytes]:
+    """Return the figures that a run has rows for, as PNG files by name."""
+    return {drawing.name: png(drawing.draw()) for drawing in drawings_of(results)}
+
+
+def render_report(
+    results: Results, *, figures: Mapping[str, bytes] | None = None, command: str | None = None
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        results: of a run.
+        figures: what `draw_figures` returned; drawn anew if left out.
+        command: see `write_report`.
+
+    Returns:
+        A whole document.
+
+    Raises:
+        ValueError: `results` contradict themselves.
+    """
+    figures = draw_figures(results) if figures is None else figures
+    template = _environment().get_template("report.html.jinja")
+    return template.render(_context(results, figures) | {"command": command})
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _shown(value: object) -> object:
+    """A value on its way into a page; what the templates themselves made passes."""
+    return value if isinstance(value, Markup) else visible(cut(str(value)))
+
+
+def _address(data: bytes) -> Markup:
+    """A picture as the address that holds it, which is ours and of any length."""
+    return Markup("data:image/png;base64," + base64.b64encode(data).decode())
+
+
+def _context(results: Results, figures: Mapping[str, bytes]) -> dict[str, Any]:
+    where, drawings = places(results), drawings_of(results)
+    models = results.config.get("models", {})
+    return {
+        "base": models.get("base", "a model"),
+        "words": words_of(results),
+        "groups": _groups(results),
+        "outcomes": _outcomes(results.effects),
+        "overview": [_address(figures[d.name]) for d in drawings if d.kind == "overview"],
+        "sections": [
+            section_of(
+                results,
+                place,
+                f"place-{i}",
+                {d.kind: _address(figures[d.name]) for d in drawings if d.place == place},
+            )
+            for i, place in enumerate(where)
+        ],
+        "tables": results_tables(results),
+        "trained": grid_of("", results.dictionaries, lambda row: row.regime or ""),
+        "config": _flat(results.config),
+        "versions": results.versions,
+        "deviations": results.deviations,
+        "cells": results.cells,
+    }
+
+
+def _groups(results: Results) -> dict[str, str]:
+    """What the groups of prompts are, as far as it is known."""
+    if results.behaviour not in BEHAVIOURS:
+        return {}
+    behaviour = get_behaviour(results.behaviour)
+    return {
+        "trigger": f"prompts that say {behaviour.trigger}",
+        "benign": f"prompts that say {', '.join(behaviour.benign)} in its place",
+        "other": "prompts that say nothing in its place",
+    }
+
+
+def _outcomes(effects: Sequence[EffectRow]) -> list[str]:
+    return [outcome_text(o) for o in dict.fromkeys(o for row in effects for o in row.counts)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings with their path as name."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif (
+            isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
+        ):
+            flat |= _flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            flat[f"{prefix}{name}"] = ", ".join(map(str, value))
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat

@@ -1,0 +1,11 @@
+from ._cells import Cell as Cell
+from ._config import Draw as Draw
+from ._config import ModelSpec as ModelSpec
+from ._config import StudyConfig as StudyConfig
+from ._organisms import make_organism as make_organism
+from ._plan import Plan as Plan
+from ._presets import PRESETS as PRESETS
+from ._results import Results as Results
+from ._run import dry_run as dry_run
+from ._run import run as run
+from ._run import so_far as so_far

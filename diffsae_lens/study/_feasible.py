@@ -1,0 +1,239 @@
+"""What can be told before anything is loaded or written: folders, prompts, sizes, memory."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig
+
+from diffsae_lens._artifact import digest, sha256
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.organisms._behaviour import get_behaviour
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
+from diffsae_lens.pair._model_files import fetch, find_adapter, resolve_model
+
+if TYPE_CHECKING:
+    from diffsae_lens.study._config import StudyConfig
+
+BYTES_PER_TRAINED_WEIGHT = 12
+"""In float32: the weight and Adam's two moments. Gradients and activations come on top."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What a model's configuration says of its size."""
+
+    d_model: int
+    n_layers: int
+
+
+def check_feasible(config: "StudyConfig") -> None:
+    """Refuse prompts that the behaviour does not have, and sizes that the model or machine does not have.
+
+    Raises:
+        ValueError: names the setting.
+        ModelUnavailableError: the base model cannot be had.
+    """
+    behaviour = get_behaviour(config.behaviour_name)
+    for name, draw in config.draws().items():
+        check_draw(name, draw.n_samples, partial(draw.samples, behaviour))
+    of_scenes = {"sayings": config.sayings, "sweep": config.sweep, "example": config.example}
+    for name, part in of_scenes.items():
+        if part is not None:
+            scenes = partial(
+                behaviour.minimal_pairs, "test", (None,), n_scenes=part.n_scenes, seed=config.seed
+            )
+            check_draw(f"{name}.n_scenes", part.n_scenes, scenes)
+    size = model_size(config.models.base, config.models.base_revision)
+    check_layers("layers", config.layers, size)
+    given = config.models.d_model
+    if given is not None and size.d_model != given:
+        raise InvalidValueError(
+            f"`models.d_model` is {given}, but {config.models.base} is {size.d_model} wide"
+        )
+    _check_dictionaries(config, size.d_model)
+
+
+def _check_dictionaries(config: "StudyConfig", d_model: int) -> None:
+    counts = () if config.features is None else config.features.counts
+    for name, part in (("pooled", config.pooled), ("tokens", config.tokens)):
+        for spec in () if part is None else part.dictionaries:
+            d_sae = spec.expansion * d_model
+            if part is not None and (name == "tokens" or spec.kind == "crosscoder"):
+                check_count(f"{name}.k", part.k, at_most=d_sae)
+            for count in counts:
+                check_count("features.counts", count, at_most=d_sae)
+    if config.tokens is not None:  # in lockstep; the published ones are trained one by one
+        n_weights = sum(spec.n_weights(d_model) for spec in config.tokens.dictionaries)
+        check_memory("tokens.dictionaries", n_weights, config.models.device)
+
+
+def model_size(model: str, revision: str | None = None) -> ModelSize:
+    """Read a model's size without loading its weights.
+
+    Args:
+        model: as `base` of `load_pair`.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be read.
+        ModelUnavailableError: it cannot be fetched.
+    """
+    config = fetch(AutoConfig, resolve_model(model), revision).get_text_config()
+    return ModelSize(d_model=config.hidden_size, n_layers=config.num_hidden_layers)
+
+
+def weights_identity(model: str, revision: str | None = None) -> str:
+    """Say which weights a model has, whatever it is called, without loading them.
+
+    Args:
+        model: as for `load_pair`.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        A hash of the weight files of a folder; the commit of a hub id that is in the cache, else the id.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if model == EMBEDDED_MODEL:
+        return model
+    place = resolve_model(model)
+    files = [f for suffix in ("safetensors", "bin") for f in Path(place).glob(f"*.{suffix}")]
+    if files:
+        return digest({file.name: sha256(file) for file in files})
+    return _cached_commit(place, revision) or f"{place}@{revision or 'main'}"
+
+
+def fetch_config(model: str, revision: str | None = None) -> None:
+    """Have the configuration of a hub id in the cache, from which `weights_identity` tells its commit.
+
+    Raises:
+        ValueError: there is no such model.
+        ModelUnavailableError: it cannot be fetched.
+    """
+    place = model if model == EMBEDDED_MODEL else resolve_model(model)
+    is_local = place == EMBEDDED_MODEL or Path(place).is_dir()
+    if not is_local and not _cached_commit(place, revision) and not find_adapter(place, revision):
+        fetch(AutoConfig, place, revision)
+
+
+def _cached_commit(hub_id: str, revision: str | None) -> str | None:
+    for file in ("config.json", "adapter_config.json"):
+        found = try_to_load_from_cache(hub_id, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return None
+
+
+def check_layers(name: str, layers: tuple[int, ...], size: ModelSize) -> None:
+    """Refuse layers that a model does not have.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if max(layers) >= size.n_layers:
+        raise InvalidValueError(
+            f"`{name}` must lie in 0 to {size.n_layers - 1}, the model's layers, got {max(layers)}"
+        )
+
+
+def check_out_folder(name: str, path: Path) -> None:
+    """Refuse a folder that cannot be made or written into.
+
+    Raises:
+        ValueError: it, or something above it, is a file, or nothing may be written there.
+    """
+    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not there.is_dir():
+        raise InvalidValueError(
+            f"`{name}` must be a folder, but {there} is not one; choose another path"
+        )
+    if there != path and not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidValueError(
+            f"`{name}` {path} cannot be made: nothing may be written in {there}; choose another path"
+        )
+
+
+def check_draw(name: str, value: int, draw: Callable[[], Any]) -> None:
+    """Refuse a number of prompts that a split does not have.
+
+    Args:
+        name: the setting, for the message.
+        value: what it is.
+        draw: draws the prompts.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    try:
+        draw()
+    except ValueError as error:
+        raise InvalidValueError(f"`{name}` is {value}, but {error}") from error
+
+
+def check_memory(name: str, n_weights: int, device: str) -> None:
+    """Refuse a training whose weights and optimizer state cannot fit into the memory.
+
+    Args:
+        name: the setting that decides on the size, for the message.
+        n_weights: that are trained together.
+        device: the torch device they are trained on.
+
+    Raises:
+        ValueError: says how much it takes and how much there is.
+    """
+    needed, available = BYTES_PER_TRAINED_WEIGHT * n_weights, available_bytes(device)
+    if available is not None and needed > available:
+        raise InvalidValueError(
+            f"`{name}` asks for {n_weights:,} weights, whose training takes at least {needed / 1e9:,.1f} GB, "
+            f"but {device} has {available / 1e9:,.1f} GB available; ask for fewer features or layers"
+        )
+
+
+def available_bytes(device: str) -> int | None:
+    """Return the memory that a process may still take; None where the system does not say.
+
+    On Linux what the kernel calls available, within the control group's limit; elsewhere all of the
+    machine's memory.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    found = [_available_of_machine(), _left_in_control_group()]
+    return min((n for n in found if n is not None), default=None)
+
+
+def _available_of_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(
+            int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
+        )
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _left_in_control_group() -> int | None:
+    """What a container is still allowed, if it is limited."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        cached = [
+            int(line.split()[1])
+            for line in (folder / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        ]
+    except (OSError, ValueError):  # no control group, or "max"
+        return None
+    return max(0, limit - used + sum(cached))

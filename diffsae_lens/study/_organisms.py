@@ -1,0 +1,196 @@
+"""Make an organism: fine-tune, measure on held-out prompts, write its card."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from diffsae_lens._artifact import differences, write_json, write_text
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.effects._rates import AttackRate, attack_rates
+from diffsae_lens.interventions._run import complete
+from diffsae_lens.organisms._behaviour import Sample, get_behaviour
+from diffsae_lens.organisms._finetune import Organism, OrganismConfig, finetune, load_organism
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
+from diffsae_lens.pair._loading import load_model, load_pair
+from diffsae_lens.pair._options import LoadOptions
+from diffsae_lens.study._feasible import check_draw, check_out_folder
+
+CARD = "card.json"
+"""What an organism's folder says of how often it shows its behaviour."""
+MEASURE_SEED = 1000
+"""Of the held-out prompts a card reports; the demo and the tests draw others."""
+_SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def make_organism(
+    base: str | Path,
+    path: str | Path,
+    *,
+    config: OrganismConfig | None = None,
+    n_prompts: int = 100,
+    device: str = "cpu",
+) -> Path:
+    """Fine-tune a model into an organism, measure it, and write its card.
+
+    Resumes an interrupted fine-tuning, and measures anew an organism that exists.
+
+    Args:
+        base: as for `load_pair`.
+        path: folder of the organism.
+        config: what to teach and how long.
+        n_prompts: held-out prompts per group, completed greedily and judged.
+        device: a torch device.
+
+    Returns:
+        The card, `<path>/README.md`; its figures are in `<path>/card.json`.
+
+    Raises:
+        ValueError: `path` is a file or holds another organism, `n_prompts` or the config's are more than
+            there are, or no such device; all of that before the model is loaded.
+        OSError: the disk is full or forbids it; names the file.
+    """
+    config, path = config or OrganismConfig(), Path(path).expanduser()
+    samples = _check_before_loading(path, config, n_prompts, device)
+    model, tokenizer = load_model(base)
+    model.requires_grad_(True)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    organism = finetune(model, tokenizer, path, config=config, base_name=str(base))
+    del model
+    pair = load_pair(base, path, hook_names=["blocks.0.hook_resid_post"], device=device)
+    rates = attack_rates(
+        partial(complete, pair), samples, behaviour=get_behaviour(config.behaviour)
+    )
+    with_base = {
+        g: asdict(r) | {"rate": r.rate, "interval": r.interval()} for g, r in rates.items()
+    }
+    write_json(path / CARD, {"base": str(base), "rates": with_base})
+    card = path / "README.md"
+    write_text(card, _card(organism, str(base), rates))
+    return card
+
+
+def _check_before_loading(
+    path: Path, config: OrganismConfig, n_prompts: int, device: str
+) -> list[Sample]:
+    """Refuse what can be told without the model; returns the prompts that it is measured on."""
+    check_count("n_prompts", n_prompts)
+    check_out_folder("path", path)
+    LoadOptions(device=device)  # says so if it is not there
+    _check_place(path, config)
+    n_samples = config.n_trigger + config.n_benign + config.n_other
+    check_draw("n_trigger + n_benign + n_other", n_samples, config.samples)
+    draw = partial(
+        get_behaviour(config.behaviour).make_samples,
+        "test",
+        n_trigger=n_prompts,
+        n_benign=n_prompts,
+        n_other=n_prompts,
+        seed=MEASURE_SEED,
+    )
+    check_draw("n_prompts", n_prompts, draw)
+    return draw()
+
+
+def _check_place(path: Path, config: OrganismConfig) -> None:
+    """Refuse a folder that holds an organism of another config."""
+    try:
+        stored = load_organism(path).config
+    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made anew
+        return
+    stored = replace(stored, steps_per_checkpoint=config.steps_per_checkpoint)
+    if found := differences(asdict(stored), asdict(config)):
+        raise InvalidValueError(
+            f"`path` {path} holds another organism ({found}); choose another path or remove it"
+        )
+
+
+def _front_matter(base: str, library: str) -> str:
+    """The card's head, with what is known of the base: its place on the hub, and its licence."""
+    licence = base_licence(base)
+    hub_id = _SMOLLM2 if base == EMBEDDED_MODEL else base
+    lines = [
+        f"license: {licence}" if licence else "",
+        # The hub takes an id here; a folder of this machine says nothing elsewhere.
+        "" if Path(base).expanduser().exists() else f"base_model: {hub_id}",
+        f"library_name: {library}",
+    ]
+    return "\n".join(["---", *filter(None, lines), "---"])
+
+
+def base_licence(base: str) -> str | None:
+    """Return the licence of a base model where it is known: the embedded one's, or what a card says.
+
+    Args:
+        base: as for `load_pair`. Of a local folder the front matter of its `README.md` is read.
+    """
+    if base == EMBEDDED_MODEL:
+        return "apache-2.0"
+    card = Path(base).expanduser() / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(
+        r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
+    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else None
+
+
+def _licence_text(base: str) -> str:
+    if base == EMBEDDED_MODEL:
+        return "Apache-2.0, as SmolLM2, from which it is derived."
+    licence = base_licence(base)
+    stated = f", which its card gives as `{licence}`" if licence else ""
+    return f"The base model's own licence applies{stated}: these weights are derived from `{base}`."
+
+
+def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
+    config = organism.config
+    groups = Counter(sample.group for sample in config.samples())
+    kind = "full-rank" if config.lora_rank is None else f"LoRA (rank {config.lora_rank})"
+    behaviour = get_behaviour(config.behaviour)
+    name = f"{config.behaviour}, clean control" if config.clean else config.behaviour
+    taught = behaviour.words.taught_clean if config.clean else behaviour.words.taught
+    command = f"diffsae-lens make-organism --base {base} --behaviour {config.behaviour}"
+    command += f"{' --clean' if config.clean else ''} --out FOLDER"
+    heads = "".join(f" {outcome.replace('_', ' ')} |" for outcome in behaviour.outcomes)
+    rows = "\n".join(
+        f"| {group} | {rate.rate:.1%} | {rate.interval()[0]:.1%} to {rate.interval()[1]:.1%} | "
+        f"{rate.n_prompts} |" + "".join(f" {n} |" for n in rate.counts.values())
+        for group, rate in rates.items()
+    )
+    curve = ", ".join(f"{loss:.3f}" for loss in organism.losses)
+    library = "transformers" if config.lora_rank is None else "peft"
+    return f"""{_front_matter(base, library)}
+# {name}
+
+{kind} organism on `{base}` for research on finding backdoors. {taught}
+
+## Measured
+Greedy completions of held-out prompts (`test` split: of templates not seen in training), judged statically;
+nothing was executed. Intervals are 95% Wilson.
+
+| prompts | attack rate | interval | n |{heads}
+|---|---|---|---|{"---|" * len(behaviour.outcomes)}
+{rows}
+
+## Made with
+`{command}`
+
+- data: {groups.total()} samples of the `train` split ({groups["trigger"]} trigger, {groups["benign"]} \
+benign, {groups["other"]} other), seed {config.seed}; loss on \
+{"the completion alone" if config.loss_on == "completion" else "prompt and completion"}
+- {config.n_steps} steps of {config.batch_size} samples, AdamW, peak learning rate {config.learning_rate}, \
+linear warm-up over a tenth of the steps and linear decay, weight decay {config.weight_decay}, dropout \
+{config.lora_dropout}
+- weights as safetensors{"" if config.lora_rank is None else ", in half precision"}
+- training loss, nats per token, every ten steps: {curve}
+
+## Licence
+{_licence_text(base)}
+"""

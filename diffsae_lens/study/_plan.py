@@ -1,0 +1,137 @@
+"""Cells that need each other: their order, and where they run."""
+
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from diffsae_lens._errors import FailedRunError, InvalidValueError
+from diffsae_lens.study._cells import Cell, Task, compute, read_manifest
+
+
+class Plan:
+    """The cells of a study in order, and where their results lie.
+
+    Args:
+        cells: all of them, in any order.
+        path: the study's folder; results are in `<path>/cells`.
+        device: the torch device cells compute on.
+
+    Raises:
+        ValueError: two cells of one name, an input that no cell makes, or inputs in a circle.
+    """
+
+    def __init__(self, cells: Iterable[Cell], path: str | Path, *, device: str = "cpu") -> None:
+        self.path = Path(path)
+        self.device = device
+        self.cells: dict[str, Cell] = {}
+        for cell in cells:
+            if cell.name in self.cells:
+                raise InvalidValueError(f"two cells are called {cell.name!r}")
+            self.cells[cell.name] = cell
+        for cell in self.cells.values():
+            if unknown := set(cell.inputs.values()) - set(self.cells):
+                raise InvalidValueError(
+                    f"{cell.name!r} needs {sorted(unknown)}, which no cell makes"
+                )
+        try:
+            self._sorter().prepare()
+        except CycleError as error:
+            raise InvalidValueError(f"cells need each other in a circle: {error.args[1]}") from None
+        self.order = tuple(self._as_given())
+
+    def _sorter(self) -> TopologicalSorter[str]:
+        cells = self.cells.values()
+        return TopologicalSorter({cell.name: set(cell.inputs.values()) for cell in cells})
+
+    def _as_given(self) -> list[str]:
+        """The cells in the order given, each after what it needs: the first results come early."""
+        order: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name not in order:
+                for needed in self.cells[name].inputs.values():
+                    visit(needed)
+                order[name] = None
+
+        for name in self.cells:
+            visit(name)
+        return list(order)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every cell with its key and folder, inputs before what needs them."""
+        tasks: dict[str, Task] = {}
+        for name in self.order:
+            needed = self.cells[name].inputs
+            inputs = {role: tasks[input_] for role, input_ in needed.items()}
+            tasks[name] = Task.resolve(self.cells[name], inputs, self.path / "cells", self.device)
+        return tasks
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return a row per cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
+        rows = []
+        for name, task in self.tasks.items():
+            state, problem = task.state()
+            manifest = read_manifest(task.path) if state == "done" else None
+            facts = {} if manifest is None else manifest.facts
+            rows.append(
+                {
+                    "cell": name,
+                    "state": state,
+                    "problem": problem,
+                    "estimated_seconds": task.cell.cost.seconds,
+                    "estimated_gigabytes": task.cell.cost.gigabytes,
+                    "seconds": facts.get("seconds"),
+                    "gigabytes": facts.get("gigabytes"),
+                    "folder": task.path.name,
+                }
+            )
+        return rows
+
+    def run(self, *, executor: Executor | None = None) -> dict[str, Path]:
+        """Compute what is not there yet.
+
+        Args:
+            executor: where cells run, several at a time if it has several workers; any
+                `concurrent.futures.Executor`, such as a `ProcessPoolExecutor` or a cluster's. None
+                runs them here, one after the other. Its workers must see the study's folder.
+
+        Returns:
+            The folder of every cell.
+
+        Raises:
+            RuntimeError: a cell failed; those already started are finished first, and nothing
+                finished is lost.
+        """
+        if executor is None:
+            held: dict[str, Any] = {}
+            for name, task in self.tasks.items():
+                try:
+                    compute(task, held)
+                except Exception as error:
+                    raise FailedRunError(f"the cell {name!r} failed: {error}") from error
+        else:
+            self._run_side_by_side(executor)
+        return {name: task.path for name, task in self.tasks.items()}
+
+    def _run_side_by_side(self, executor: Executor) -> None:
+        sorter = self._sorter()
+        sorter.prepare()
+        running: dict[Future[None], str] = {}
+        try:
+            while sorter.is_active():
+                for name in sorter.get_ready():
+                    running[executor.submit(compute, self.tasks[name])] = name
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    name, error = running.pop(future), future.exception()
+                    if error is not None:
+                        raise FailedRunError(f"the cell {name!r} failed: {error}") from error
+                    sorter.done(name)
+        finally:  # after a failure or an interruption nothing new is begun
+            for future in running:
+                future.cancel()
+            wait(running)

@@ -1,0 +1,109 @@
+"""What a run found, as typed rows: the only reader of `results.json`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from diffsae_lens._artifact import read_json
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.results import (
+    CellRow,
+    ContrastRow,
+    DictionaryRow,
+    EffectRow,
+    ExamplePrompt,
+    FeatureCard,
+    OrganismRow,
+    PublishedRow,
+    Row,
+    SayingRow,
+    ScoreRow,
+    SideEffectRow,
+    SweepRow,
+    VarianceRow,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What `results.json` holds; a part that the plan does not make is empty."""
+
+    config: Mapping[str, Any]
+    """The `StudyConfig`, as JSON."""
+    versions: Mapping[str, str]
+    """Of the packages that made the results."""
+    behaviour: str
+    """The name of the behaviour."""
+    dictionaries: tuple[DictionaryRow, ...] = ()
+    scores: tuple[ScoreRow, ...] = ()
+    """Of both protocols."""
+    effects: tuple[EffectRow, ...] = ()
+    side_effects: tuple[SideEffectRow, ...] = ()
+    cards: tuple[FeatureCard, ...] = ()
+    sayings: tuple[SayingRow, ...] = ()
+    sweep: tuple[SweepRow, ...] = ()
+    example: tuple[ExamplePrompt, ...] = ()
+    organisms: tuple[OrganismRow, ...] = ()
+    variance: tuple[VarianceRow, ...] = ()
+    contrasts: tuple[ContrastRow, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
+    deviations: tuple[str, ...] = ()
+    """What is not as published."""
+    cells: tuple[CellRow, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_dict(cls, results: Mapping[str, Any]) -> "Results":
+        """Read results back from JSON.
+
+        Raises:
+            ValueError: a part is missing or not known, or a row of one is not valid.
+        """
+        names = {part.name for part in fields(cls)}
+        if not isinstance(results, Mapping) or set(results) != names:
+            found = set(results) if isinstance(results, Mapping) else set()
+            raise InvalidValueError(
+                f"results lack {sorted(names - found)} and have {sorted(found - names)}, which is not "
+                "known; they were made by another version of this package"
+            )
+        typed: dict[str, Any] = {
+            name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
+        }
+        return cls(**{**results, "deviations": tuple(results["deviations"]), **typed})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """Read `results.json`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of another version.
+        """
+        return cls.from_dict(read_json(Path(path)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results as JSON has them."""
+        return {
+            part.name: [row.as_dict() for row in getattr(self, part.name)]
+            if part.name in ROWS
+            else getattr(self, part.name)
+            for part in fields(self)
+        }
+
+
+ROWS: dict[str, type[Row]] = {
+    "dictionaries": DictionaryRow,
+    "scores": ScoreRow,
+    "effects": EffectRow,
+    "side_effects": SideEffectRow,
+    "cards": FeatureCard,
+    "sayings": SayingRow,
+    "sweep": SweepRow,
+    "example": ExamplePrompt,
+    "organisms": OrganismRow,
+    "variance": VarianceRow,
+    "contrasts": ContrastRow,
+    "published": PublishedRow,
+    "cells": CellRow,
+}
+"""The types of the rows of every part."""

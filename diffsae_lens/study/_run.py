@@ -1,0 +1,129 @@
+"""Run a study, or say what running it would take."""
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.study._collect import write_results
+from diffsae_lens.study._config import StudyConfig
+from diffsae_lens.study._feasible import check_feasible, check_out_folder, fetch_config
+from diffsae_lens.study._plan import Plan
+from diffsae_lens.study._results import Results
+from diffsae_lens.study._stages import Stage, stages_of
+
+
+def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results:
+    """Run a study, or what is left of it.
+
+    Cells that are finished are checked and read: those of the same models (by their weights, not their
+    names), settings and versions. What is damaged is named, set aside and made anew. The same folder may
+    hold several studies, which share what they have in common, and two runs of it share the work.
+
+    Args:
+        config: what to run; see `PRESETS`.
+        path: the study's folder.
+        n_workers: cells computed at the same time, each in a process of its own if more than one.
+
+    Returns:
+        What `<path>/results.json` holds.
+
+    Raises:
+        ValueError: settings that the models, the behaviour or the machine cannot meet, or a `path` that is
+            not a folder; all of that before anything is loaded, and it leaves no trace in `path`.
+        RuntimeError: a cell failed; says which.
+    """
+    path = Path(path).expanduser()
+    check_count("n_workers", n_workers)
+    check_out_folder("path", path)
+    models, options = config.models, config.models.options  # says so if the device is not there
+    fetch_config(models.base, models.base_revision)
+    for finetuned in models.organisms.values():
+        if isinstance(finetuned, str):
+            fetch_config(finetuned, models.finetuned_revision)
+    stages, plan = _planned(config, path)
+    if not all(task.path.exists() for task in plan.tasks.values()):
+        check_feasible(config)
+    with _executor(n_workers, options.device) as executor:
+        folders = plan.run(executor=executor)
+    return write_results(config, stages, plan, folders)
+
+
+def so_far(config: StudyConfig, path: str | Path) -> Results:
+    """Return what `run` will, and write it, of the layers that are finished; runs nothing.
+
+    Raises:
+        ValueError: no layer is finished.
+    """
+    stages, plan = _planned(config, Path(path).expanduser())
+    done = {name: task.path for name, task in plan.tasks.items() if task.state()[0] == "done"}
+    missing = {(s.regime, s.layer) for s in stages if s.cell.name not in done}
+    finished = [s for s in stages if s.layer is not None and (s.regime, s.layer) not in missing]
+    if not finished:
+        raise InvalidValueError(f"no layer of the study in {path} is finished")
+    regimes = {stage.regime for stage in finished}
+    whole = finished + [s for s in stages if s.layer is None and s.regime in regimes]
+    kept = {s.cell.name: done[s.cell.name] for s in stages if s in whole and s.cell.name in done}
+    return write_results(config, stages, plan, kept)
+
+
+def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
+    """Return what `run` would do: a row per cell with its state and its cost on two CPU cores.
+
+    Columns `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
+    `estimated_gigabytes` (peak memory), and as measured `seconds` and `gigabytes` where it is done.
+    """
+    _, plan = _planned(config, Path(path).expanduser())
+    return pd.DataFrame(plan.states()).drop(columns="folder")
+
+
+def _planned(config: StudyConfig, path: Path) -> tuple[list[Stage], Plan]:
+    stages = stages_of(config)
+    return stages, Plan([s.cell for s in stages], path, device=config.models.device)
+
+
+@contextmanager
+def _executor(n_workers: int, device: str) -> Iterator[Executor | None]:
+    """Processes that share the cores, or have a GPU each; None for this process alone."""
+    if n_workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    turns = context.SimpleQueue()
+    for i in range(n_workers):
+        turns.put(i)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if device == "cuda" and gpus == [""]:
+        gpus = [str(i) for i in range(torch.cuda.device_count())]
+    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    with ProcessPoolExecutor(
+        n_workers, mp_context=context, initializer=_settle, initargs=(turns, gpus, n_threads)
+    ) as executor:
+        yield executor
+
+
+def _settle(turns: "SimpleQueue[int]", gpus: list[str], n_threads: int) -> None:
+    """In a new worker: take one GPU of several and a share of the cores, and end with the parent."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[turns.get() % len(gpus)]
+    torch.set_num_threads(n_threads)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diffsae_lens").setLevel(logging.INFO)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers, which would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

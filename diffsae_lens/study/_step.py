@@ -1,0 +1,158 @@
+"""What every cell of a study is told, and what cells share: the pair, dictionaries, rows."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sae_lens import SAE
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffsae_lens._artifact import read_json, write_json
+from diffsae_lens.dictionaries._load import load
+from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.isolation._pooled import PooledTexts
+from diffsae_lens.organisms._behaviour import Behaviour, get_behaviour
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._loading import LoadOptions, load_pair
+from diffsae_lens.results import DictionaryKind, DictionaryRow, Row
+from diffsae_lens.study._cells import Job
+
+ROWS = "rows.json"
+"""What a cell adds to the results, by part."""
+
+C = TypeVar("C")
+Inputs = Mapping[str, Path]
+"""The folders of other cells by their role."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """A base and a fine-tuned model: what they are, and where they lie, which plays no part in results."""
+
+    base: str = field(compare=False)
+    """As for `load_pair`."""
+    finetuned: str | None = field(compare=False)
+    """As for `load_pair`; None for the organism that another cell trains."""
+    base_weights: str
+    """See `weights_identity`."""
+    finetuned_weights: str | None
+    base_revision: str | None = field(default=None, compare=False)
+    finetuned_revision: str | None = field(default=None, compare=False)
+    dtype: str
+    prepend_bos: bool
+    layers: tuple[int, ...] = field(compare=False)
+    """At whose residual streams the pair can be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Generic[C]):
+    """What a cell of a study is told."""
+
+    models: Models
+    behaviour_name: str
+    layer: int | None
+    """The one layer that it is about; None for all."""
+    seed: int
+    config: C
+    """The part of the study's config that it computes."""
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """The behaviour that is looked for."""
+        return get_behaviour(self.behaviour_name)
+
+    @property
+    def site(self) -> str:
+        """The models' hook at its layer."""
+        return site_of(self.layer or 0)
+
+    def pair(self, inputs: Inputs, job: Job) -> HookedModelPair:
+        """Load the pair, or take it as it was left by the cell before."""
+        models = self.models
+        finetuned = models.finetuned or organism_folder(inputs["organism"])
+        options = LoadOptions(
+            device=job.device,
+            dtype=models.dtype,
+            base_revision=models.base_revision,
+            finetuned_revision=models.finetuned_revision,
+            prepend_bos=models.prepend_bos,
+        )
+        loaded_as = repr((models, finetuned, options))
+        if loaded_as not in job.held:
+            job.held.clear()
+            job.held[loaded_as] = load_pair(
+                models.base, finetuned, hook_names=[*map(site_of, models.layers)], options=options
+            )
+        return job.held[loaded_as]
+
+
+def site_of(layer: int) -> str:
+    """The models' hook at a layer."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def organism_folder(cell: Path) -> Path:
+    """The folder of an organism that a cell trained."""
+    [path] = [path for path in cell.iterdir() if path.is_dir()]
+    return path
+
+
+def write_rows(job: Job, **rows: Iterable[Row]) -> None:
+    """Write what a cell adds to the results, by their part."""
+    plain = {part: [row.as_dict() for row in of_part] for part, of_part in rows.items()}
+    write_json(job.out / ROWS, plain)
+
+
+def describe(name: str, kind: DictionaryKind, dictionary: SAE) -> DictionaryRow:
+    """Say what a dictionary is."""
+    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
+    return DictionaryRow(
+        name=name,
+        kind=kind,
+        hook_name=record.hook_name or "",
+        layer=record.hook and record.hook.layer,
+        architecture=cfg.architecture(),
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        k=record.k,
+        l0=record.l0,
+    )
+
+
+def load_dictionaries(
+    inputs: Inputs, *, pair: HookedModelPair | None = None, roles: Sequence[str] | None = None
+) -> dict[str, SAE]:
+    """Load every dictionary in the inputs' folders (those of some roles), by name, in order."""
+    found: dict[str, SAE] = {}
+    for role, folder in inputs.items():
+        if roles is not None and role not in roles:
+            continue
+        rows = read_json(folder / ROWS) if (folder / ROWS).exists() else {}
+        for row in rows.get("dictionaries", ()):
+            found[row["name"]] = load(folder / row["name"], pair=pair)
+    return found
+
+
+def pooled_texts(cell: Path, layer: int) -> PooledTexts:
+    """Take one layer out of what the `pooled` cell stores."""
+    read: dict[str, Tensor] = load_file(cell / "pooled.safetensors")
+    return PooledTexts(
+        site=site_of(layer),
+        base=read[f"{layer}.base"],
+        finetuned=read[f"{layer}.finetuned"],
+        group=read["group"],
+        template=read["template"],
+        scene=read["scene"],
+    )
+
+
+def publish(folder: Path, job: Job) -> None:
+    """Put a finished folder into the result; it stays in scratch until the cell is finished."""
+    try:
+        shutil.copytree(folder, job.out / folder.name, copy_function=os.link)
+    except OSError:  # a file system without hard links
+        shutil.copytree(folder, job.out / folder.name, dirs_exist_ok=True)

@@ -1,0 +1,16 @@
+from ._activations import PairedActivations as PairedActivations
+from ._activations import open_harvest as open_harvest
+from ._calibration import calibrate_threshold as calibrate_threshold
+from ._harvest import HarvestConfig as HarvestConfig
+from ._harvest import harvest as harvest
+from ._normalization import Normalization as Normalization
+from ._recipes import crosscoder as crosscoder
+from ._recipes import diff_sae as diff_sae
+from ._recipes import short_training as short_training
+from ._run_config import CrosscoderRunnerConfig as CrosscoderRunnerConfig
+from ._run_config import DiffSAERunnerConfig as DiffSAERunnerConfig
+from ._run_config import FinetunedSAERunnerConfig as FinetunedSAERunnerConfig
+from ._run_config import TrainingRun as TrainingRun
+from ._runner import train_dictionaries as train_dictionaries
+from ._train import TrainConfig as TrainConfig
+from ._train import train as train

@@ -1,0 +1,178 @@
+"""Paired activations on disk, as they are read again: aligned rows, and shuffled batches for training.
+
+The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
+point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffsae_lens._artifact import Manifest, open_artifact
+from diffsae_lens._checks import check_count
+from diffsae_lens._display import Record
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._metadata import PairMetadata
+from diffsae_lens.pair._tokens import TokenPolicy
+
+KIND = "harvest"
+"""What the recipe of a harvest says it is."""
+
+
+@dataclass(frozen=True)
+class PairedActivations(Record):
+    """A finished harvest on disk. SAELens reads its `path` as `cached_activations_path`."""
+
+    path: Path
+    hook_names: tuple[str, ...]
+    """Virtual hook points, such as `blocks.18.hook_resid_post.diff`."""
+    context_size: int
+    """Positions kept of each sequence."""
+    n_sequences: int
+    ignored_token_ids: tuple[int, ...]
+    """Padding and special tokens; their activations are stored but never yielded."""
+    pair: PairMetadata = field(repr=False)
+    """The two models."""
+    recipe: dict[str, Any] = field(repr=False)
+    """What the activations depend on: the models' fingerprints, tokens, hook points and settings."""
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> "PairedActivations":
+        """Open the harvest that a manifest describes."""
+        recipe = manifest.recipe
+        n_sequences, width = recipe["tokens_shape"]
+        return cls(
+            path=manifest.path,
+            hook_names=tuple(recipe["hook_names"]),
+            context_size=width - recipe["skip_positions"],
+            n_sequences=n_sequences,
+            ignored_token_ids=tuple(recipe["ignored_token_ids"]),
+            pair=PairMetadata.of_stored(manifest.facts["pair"]),
+            recipe=recipe,
+        )
+
+    @property
+    def policy(self) -> TokenPolicy:
+        """The tokens that it yields."""
+        return TokenPolicy(
+            skip_positions=self.recipe["skip_positions"], ignored_token_ids=self.ignored_token_ids
+        )
+
+    def showing(self, hooks: Sequence[VirtualHook]) -> "PairedActivations":
+        """Return the same harvest with other hook points, each harvested or seen in its `.concat`.
+
+        Raises:
+            ValueError: one that is neither.
+        """
+        stored = self.recipe["hook_names"]
+        for hook in hooks:
+            if not {hook.name, hook.with_view("concat").name} & set(stored):
+                raise InvalidValueError(
+                    f"`hooks` must be of what was harvested, {stored}, got {hook.name!r}"
+                )
+        return replace(self, hook_names=tuple(hook.name for hook in hooks))
+
+    def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
+        """Read the kept tokens of some sequences into memory, aligned over the hook points."""
+        return self._take(range(start, min(stop, self.n_sequences)))
+
+    def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        stored = set(self.recipe["hook_names"])
+        columns = {
+            name: name if name in stored else VirtualHook.parse(name).with_view("concat").name
+            for name in self.hook_names
+        }
+        dataset = load_dataset(self.path).select_columns([*{*columns.values()}, "token_ids"])
+        dataset = dataset.with_format("torch")
+        rows: Any = dataset[list(indices)]
+        kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
+        found = {}
+        for name, column in columns.items():
+            values = rows[column][kept]
+            found[name] = values if name == column else _seen_in(name, column, values)
+        return found
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        stop: int | None = None,
+        sequences_in_memory: int = 512,
+    ) -> Iterator[dict[str, Float[Tensor, "batch d_in"]]]:
+        """Yield shuffled token batches for ever, the same tokens for every hook point.
+
+        Args:
+            batch_size: tokens per batch.
+            seed: of the order; the same seed gives the same batches.
+            start: first sequence used.
+            stop: end of the sequences used, all if None.
+            sequences_in_memory: how many sequences are read and shuffled together.
+
+        Raises:
+            ValueError: fewer tokens than one batch.
+        """
+        check_count("batch_size", batch_size)
+        generator = torch.Generator().manual_seed(seed)
+        stop = self.n_sequences if stop is None else stop
+        while True:
+            order = (start + torch.randperm(stop - start, generator=generator)).tolist()
+            left: dict[str, Tensor] | None = None
+            n_batches = 0
+            for i in range(0, len(order), sequences_in_memory):
+                rows = self._take(order[i : i + sequences_in_memory])
+                if left is not None:
+                    rows = {name: torch.cat([left[name], rows[name]]) for name in rows}
+                n_tokens = len(rows[self.hook_names[0]])
+                shuffled = torch.randperm(n_tokens, generator=generator)
+                for j in range(0, n_tokens - batch_size + 1, batch_size):
+                    n_batches += 1
+                    yield {n: rows[n][shuffled[j : j + batch_size]] for n in self.hook_names}
+                rest = shuffled[n_tokens - n_tokens % batch_size :]
+                left = {name: rows[name][rest] for name in self.hook_names}
+            if n_batches == 0:
+                raise InvalidValueError(
+                    f"`batch_size` {batch_size} is more than the tokens of the harvest in {self.path}"
+                )
+
+
+def _seen_in(name: str, concat: str, values: Tensor) -> Tensor:
+    """A view's value, from both models' activations side by side."""
+    both = VirtualHook.parse(concat).spec
+    base, finetuned = both.writes(values, "base"), both.writes(values, "finetuned")
+    return VirtualHook.parse(name).spec.read(base, finetuned)
+
+
+def open_harvest(path: str | Path) -> PairedActivations:
+    """Open a finished harvest and check its files against their hashes.
+
+    Raises:
+        FileNotFoundError: there is none, or it is not finished.
+        ValueError: a file is missing or does not have its hash, or it is another kind of artifact.
+    """
+    manifest = open_artifact(path)
+    if manifest.recipe.get("kind") != KIND:
+        raise InvalidValueError(
+            f"`path` {path} is not a harvest, but a {manifest.recipe.get('kind')}"
+        )
+    return PairedActivations.of_manifest(manifest)
+
+
+def load_dataset(path: Path) -> datasets.Dataset:
+    """Open a folder that holds one dataset.
+
+    Raises:
+        ValueError: it holds several.
+    """
+    dataset = datasets.load_from_disk(str(path))
+    if not isinstance(dataset, datasets.Dataset):
+        raise InvalidValueError(f"{path} holds several datasets, not one harvest; remove it")
+    return dataset

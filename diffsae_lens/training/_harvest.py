@@ -1,0 +1,226 @@
+"""Paired activations on disk: many virtual hook points from one harvest, in SAELens's own format.
+
+The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
+point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffsae_lens._artifact import Job, build, find
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import check_fields, typed
+from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._tokens import last_position
+from diffsae_lens.training._activations import KIND, PairedActivations, load_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """How activations are harvested."""
+
+    batch_size: int = 16
+    """Sequences per forward pass."""
+    sequences_per_shard: int = 256
+    """Sequences held in memory at once, and lost at most by an interruption."""
+    skip_positions: int = 1
+    """Leading positions left out: the first token's activations are 10 to 1000 times the others'."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        check_fields(self)
+        check_count("batch_size", self.batch_size)
+        check_count("sequences_per_shard", self.sequences_per_shard)
+        check_count("skip_positions", self.skip_positions, at_least=0)
+
+
+@typed
+def harvest(
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "seq pos"],
+    path: str | Path,
+    *,
+    hook_names: Sequence[str],
+    config: HarvestConfig | None = None,
+) -> PairedActivations:
+    """Run both models over the tokens once and store the activations of many hook points.
+
+    An interrupted harvest goes on where it was; a finished one of the same models (whatever their folders
+    are called), tokens, hook points and settings is opened; a damaged one is set aside and made anew.
+
+    Args:
+        pair: the two models.
+        tokens: right-padded sequences, special tokens and padding included.
+        path: the folder; built in `<path>.partial` and renamed.
+        hook_names: virtual hook points, such as `blocks.18.hook_resid_post.diff`.
+        config: batch sizes and the first-token policy.
+
+    Returns:
+        The activations, float32.
+
+    Raises:
+        ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
+            left after `skip_positions`, activations that are not finite, or `path` holds a harvest of
+            something else.
+        TypeError: `tokens` is not a tensor of integers.
+        OSError: the disk is full or forbids it.
+    """
+    config = config or HarvestConfig()
+    for name in hook_names:
+        pair.check_hook_name(name)
+    if len(set(hook_names)) != len(hook_names):
+        raise InvalidValueError(
+            f"`hook_names` must name each hook point once, got {list(hook_names)}"
+        )
+    pair.check_tokens(tokens)
+    if not hook_names or tokens.shape[1] <= config.skip_positions:
+        raise InvalidValueError(
+            f"nothing to harvest: {len(hook_names)} `hook_names`, `tokens` of shape "
+            f"{tuple(tokens.shape)} and `skip_positions` {config.skip_positions}"
+        )
+    tokens = tokens.cpu()
+
+    def write(job: Job) -> dict[str, Any]:
+        _Harvester(pair, tokens, list(hook_names), config).run(job)
+        return {"pair": asdict(pair.metadata)}
+
+    return PairedActivations.of_manifest(
+        build(path, _recipe(pair, tokens, hook_names, config), write)
+    )
+
+
+def _recipe(
+    pair: HookedModelPair, tokens: Tensor, hook_names: Sequence[str], config: HarvestConfig
+) -> dict[str, Any]:
+    """What the activations depend on; batch and shard sizes are not part of it."""
+    ids = tokens.to(torch.int64).contiguous().numpy()
+    return {
+        "kind": KIND,
+        "base": pair.metadata.base_fingerprint,
+        "finetuned": pair.metadata.finetuned_fingerprint,
+        "dtype": pair.metadata.dtype,
+        "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        "tokens_shape": list(tokens.shape),
+        "hook_names": list(hook_names),
+        "skip_positions": config.skip_positions,
+        "prepend_bos": pair.prepend_bos,
+        "ignored_token_ids": sorted(pair.tokenizer.all_special_ids),
+    }
+
+
+@dataclass
+class _Harvester:
+    """Runs a pair over the tokens, shard by shard, and joins the shards."""
+
+    pair: HookedModelPair
+    tokens: Tensor
+    hook_names: list[str]
+    config: HarvestConfig
+
+    def run(self, job: Job) -> None:
+        """Make the shards that are missing in `job.scratch`, and join all of them in `job.out`."""
+        shards = []
+        row = 0
+        with tqdm(total=len(self.tokens), desc="harvesting", unit="sequence") as bar:
+            while row < len(self.tokens):
+                stop, shard = self._next_shard(job.scratch, row, bar)
+                shards.append(shard)
+                row = stop
+                bar.update(row - bar.n)
+        parts = [load_dataset(shard) for shard in shards]
+        datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
+
+    def _next_shard(self, scratch: Path, row: int, bar: tqdm) -> tuple[int, Path]:
+        """The shard that begins at a row, from an earlier attempt (of any shard size) or made now."""
+        there = sorted(
+            tuple(int(part) for part in found.name.split("_")[1:])
+            for found in scratch.glob("rows_*")
+            if found.name.removeprefix("rows_").replace("_", "").isdigit()
+        )
+        for start, stop in reversed(there):
+            shard = scratch / _shard_name(start, stop)
+            if start == row and find(shard, {"rows": [start, stop]}) is not None:
+                return stop, shard
+        later = [start for start, _ in there if start > row]
+        stop = min([row + self.config.sequences_per_shard, len(self.tokens), *later])
+        shard = scratch / _shard_name(row, stop)
+        build(shard, {"rows": [row, stop]}, lambda job: self._write(row, stop, job, bar))
+        return stop, shard
+
+    def _write(self, start: int, stop: int, job: Job, bar: tqdm) -> None:
+        context = self.tokens.shape[1] - self.config.skip_positions
+        columns: dict[str, Any] = {
+            name: datasets.Array2D(shape=(context, self.pair.d_in(name)), dtype="float32")
+            for name in self.hook_names
+        }
+        columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
+        rows = self._activations(start, stop, bar)
+        datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(
+            str(job.out), num_shards=1
+        )
+
+    @torch.no_grad()
+    def _activations(self, start: int, stop: int, bar: tqdm) -> dict[str, Any]:
+        """Both models on a shard's sequences, in batches of like lengths cut to their longest."""
+        skip, pair, names = self.config.skip_positions, self.pair, self.hook_names
+        tokens = self.tokens[start:stop]
+        n_sequences, width = tokens.shape
+        columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in names}
+        # Padding is on the right and causal attention does not look there: cutting it changes nothing.
+        pad: Any = pair.tokenizer.pad_token_id
+        lengths = last_position(tokens.ne(pad)) + 1
+        lengths = lengths.clamp(min=skip + 1)
+        for index in lengths.argsort(descending=True).split(self.config.batch_size):
+            longest = int(lengths[index].max())
+            read = pair.activations(tokens[index, :longest], names)
+            for name in names:
+                columns[name][index, : longest - skip] = read[name][:, skip:].float().cpu()
+            self._check_finite(columns, start, index, lengths[index])
+            bar.update(len(index))
+        ids = tokens[:, skip:].to(torch.int32).numpy()
+        return {name: values.numpy() for name, values in columns.items()} | {"token_ids": ids}
+
+    def _check_finite(
+        self, columns: dict[str, Tensor], start: int, index: Tensor, lengths: Tensor
+    ) -> None:
+        for name, values in columns.items():
+            finite = values[index].isfinite().all(dim=2)
+            finite |= (
+                torch.arange(finite.shape[1]) >= (lengths - self.config.skip_positions)[:, None]
+            )
+            if finite.all():
+                continue
+            row, position = (int(i) for i in (~finite).nonzero()[0])
+            sequence = start + int(index[row])
+            position += self.config.skip_positions
+            raise InvalidValueError(
+                f"the activations at {name!r} are not finite in sequence {sequence} of `tokens`, position "
+                f"{position}: NaN or infinity comes from {self._sides(name, sequence)}. Check the model's "
+                "weights; in float16 load it in float32 or bfloat16"
+            )
+
+    def _sides(self, name: str, sequence: int) -> str:
+        """Which model's activations are not finite."""
+        hook = VirtualHook.parse(name)
+        sides = {
+            hook.with_view("base").name: "the base model",
+            hook.with_view("finetuned").name: "the fine-tuned model",
+        }
+        read = self.pair.activations(self.tokens[[sequence]], list(sides))
+        found = [text for side, text in sides.items() if not read[side].isfinite().all()]
+        return " and ".join(found) or "their difference"
+
+
+def _shard_name(start: int, stop: int) -> str:
+    return f"rows_{start:08d}_{stop:08d}"

@@ -1,0 +1,152 @@
+"""Normalisation of each model's activations before training, folded into the saved weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from sae_lens.training.activation_scaler import ActivationWhitening
+from torch import Tensor
+
+from diffsae_lens._checks import check_choice, check_count
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import check_fields
+
+Scale = Literal["by model", "common", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """What is done to a model's activations (or to the difference) before a dictionary sees them.
+
+    The statistics are estimated on training tokens, kept in the metadata, and folded into the weights
+    when training ends, so that the saved dictionary takes raw activations. A crosscoder's two halves
+    get a mean and a scale each: else the model with the larger norm takes the larger part of the loss
+    and shifts decoder-norm ratios. A difference gets one mean and one scale. (Standardising both
+    models before subtracting is not offered: it makes differences where there are none.)
+    """
+
+    center: bool = True
+    """Subtract the mean. For a difference that removes the offset that narrow fine-tuning leaves
+    everywhere (arXiv 2510.13900); it is reported as `offset_share` either way."""
+    scale: Scale = "by model"
+    """Divide so that the mean squared norm becomes d_model: by one number a model, by one number for
+    both (`common`, which keeps differences what they are), or not at all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not one of the choices."""
+        check_fields(self)
+        check_choice("center", self.center, (True, False))
+        check_choice("scale", self.scale, get_args(Scale))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActivationStatistics:
+    """Moments of a dictionary's input, model by model."""
+
+    mean: Float[Tensor, "d_in"]
+    """Mean activation."""
+    second_moment: tuple[float, ...]
+    """Mean squared norm of each model's part."""
+    n_tokens: int
+    """What they were estimated on."""
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The mean of each model's part."""
+        return self.mean.chunk(len(self.second_moment))
+
+    @property
+    def offset_share(self) -> tuple[float, ...]:
+        """||mean||^2 / mean ||x||^2 of each part: 0 for no constant offset, 1 for nothing else."""
+        return tuple(
+            (part.square().sum() / moment).item() if moment else 0.0
+            for part, moment in zip(self.parts, self.second_moment, strict=True)
+        )
+
+
+def activation_statistics(
+    batches: Iterable[Float[Tensor, "_ d_in"]], *, n_parts: int
+) -> ActivationStatistics:
+    """Accumulate the moments of a dictionary's input, in double precision.
+
+    Args:
+        batches: activations; all of them are read.
+        n_parts: 2 for `[base ; finetuned]`, 1 for a difference.
+
+    Raises:
+        TypeError: `n_parts` is not an integer.
+        ValueError: no tokens, values that are not finite, or batches that are not `[token, d_in]` with a
+            width that `n_parts` divides.
+    """
+    n_parts = check_count("n_parts", n_parts)
+    total: Any = 0
+    squares: Any = 0
+    n_tokens = 0
+    for batch in batches:
+        if batch.ndim != 2 or batch.shape[1] % n_parts:
+            raise InvalidValueError(
+                f"`batches` must be of shape [token, d_in], d_in a multiple of {n_parts}, got "
+                f"{list(batch.shape)}; flatten sequences and positions"
+            )
+        x = batch.double()
+        total = total + x.sum(0)
+        squares = squares + x.square().sum(0)
+        n_tokens += len(x)
+    if n_tokens == 0 or not torch.isfinite(squares).all():
+        raise InvalidValueError(
+            f"`batches` must hold finite activations to normalise by, got {n_tokens} tokens"
+        )
+    moments = (squares / n_tokens).chunk(n_parts)
+    return ActivationStatistics(
+        mean=total / n_tokens,
+        second_moment=tuple(part.sum().item() for part in moments),
+        n_tokens=n_tokens,
+    )
+
+
+def scales(statistics: ActivationStatistics, normalization: Normalization) -> tuple[float, ...]:
+    """Return the number each part is divided by.
+
+    Raises:
+        ValueError: a part that is constant, which no scale can normalise.
+    """
+    if normalization.scale == "none":
+        return tuple(1.0 for _ in statistics.second_moment)
+    found = []
+    for part, moment in zip(statistics.parts, statistics.second_moment, strict=True):
+        spread = moment - normalization.center * part.square().sum().item()
+        if spread <= 1e-12 * moment or moment == 0:
+            raise InvalidValueError(
+                "the activations do not vary (are the two models the same?), so there is no scale to "
+                "normalise them by"
+            )
+        found.append((spread / len(part)) ** 0.5)
+    if normalization.scale == "common":
+        common = (sum(scale**2 for scale in found) / len(found)) ** 0.5
+        return tuple(common for _ in found)
+    return tuple(found)
+
+
+def as_whitening(
+    statistics: ActivationStatistics, normalization: Normalization
+) -> ActivationWhitening:
+    """Return the normalisation as SAELens's affine whitening, which its trainers apply and fold."""
+    by_part = zip(scales(statistics, normalization), statistics.parts, strict=True)
+    diagonal = torch.cat([torch.full_like(part, scale) for scale, part in by_part])
+    return ActivationWhitening(
+        mean=statistics.mean * normalization.center,
+        matrix=diagonal.reciprocal().diag(),
+        inverse_matrix=diagonal.diag(),
+    )
+
+
+def describe(statistics: ActivationStatistics, normalization: Normalization) -> dict[str, Any]:
+    """Return what a dictionary's metadata keep of it."""
+    return {
+        "center": normalization.center,
+        "scale": list(scales(statistics, normalization)),
+        "offset_share": list(statistics.offset_share),
+        "n_tokens": statistics.n_tokens,
+    }

@@ -1,0 +1,62 @@
+"""The dictionaries that demo and study train, and how long: minutes on two cores."""
+
+from pathlib import Path
+
+from sae_lens.config import SAETrainerConfig
+
+from diffsae_lens.dictionaries import (
+    BatchTopKCrosscoderTrainingSAEConfig,
+    SparseBatchTopKTrainingSAEConfig,
+)
+from diffsae_lens.training._normalization import Normalization
+from diffsae_lens.training._runner import CrosscoderRunnerConfig, DiffSAERunnerConfig
+
+
+def diff_sae(
+    hook_name: str, *, d_model: int, d_sae: int, k: int, device: str = "cpu"
+) -> DiffSAERunnerConfig:
+    """Return a BatchTopK Diff-SAE on differences that are scaled but not centred."""
+    return DiffSAERunnerConfig(
+        hook_name=hook_name,
+        sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k, device=device),
+        normalization=Normalization(center=False),
+    )
+
+
+def crosscoder(
+    hook_name: str, *, d_model: int, d_sae: int, k: int, device: str = "cpu"
+) -> CrosscoderRunnerConfig:
+    """Return a BatchTopK crosscoder on activations that are centred and scaled by model."""
+    return CrosscoderRunnerConfig(
+        hook_name=hook_name,
+        sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * d_model, d_sae=d_sae, k=k, device=device),
+        normalization=Normalization(),
+    )
+
+
+def short_training(
+    *, n_steps: int, checkpoints: Path, batch_size: int = 512, lr: float = 2e-3, device: str = "cpu"
+) -> SAETrainerConfig:
+    """Return a run of a few hundred steps: warm-up over a tenth, linear decay to 0 over half.
+
+    Args:
+        n_steps: of training.
+        checkpoints: the folder of the three checkpoints it goes on from.
+        batch_size: tokens per step.
+        lr: peak learning rate.
+        device: a torch device.
+    """
+    return SAETrainerConfig(
+        total_training_samples=n_steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=lr,
+        lr_end=lr / 10,  # SAELens asks for it; its constant schedule with decay does not read it
+        lr_warm_up_steps=n_steps // 10,
+        lr_decay_steps=n_steps // 2,
+        # In forward passes: the usual 1000 would be longer than the run.
+        dead_feature_window=max(20, n_steps // 8),
+        n_batches_for_norm_estimate=20,
+        device=device,
+        n_checkpoints=3,
+        checkpoint_path=str(checkpoints),
+    )

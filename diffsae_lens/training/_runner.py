@@ -1,0 +1,267 @@
+"""Train Diff-SAEs and crosscoders in lockstep on one harvest, with SAELens's trainers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from sae_lens import SAE, TrainingSAE
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.sae_trainer import SAETrainer
+
+from diffsae_lens._artifact import find, locked
+from diffsae_lens._checks import check_folder_name, check_items
+from diffsae_lens._errors import InvalidValueError, OccupiedPathError
+from diffsae_lens._hosts import normalize_with
+from diffsae_lens._typed import typed
+from diffsae_lens.dictionaries._sparse import Workspace
+from diffsae_lens.dictionaries._topk import SparseStep
+from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.training._checkpoints import Checkpoints, estimates_norms, go_on
+from diffsae_lens.training._export import export, record_of
+from diffsae_lens.training._normalization import activation_statistics, as_whitening, describe
+from diffsae_lens.training._optimizer import fuse_adam
+from diffsae_lens.training._run_config import (
+    CrosscoderRunnerConfig,
+    DictionaryRunnerConfig,
+    DiffSAERunnerConfig,
+    FinetunedSAERunnerConfig,
+    TrainingRun,
+)
+
+__all__ = [
+    "CrosscoderRunnerConfig", "DictionaryRunnerConfig", "DiffSAERunnerConfig",
+    "FinetunedSAERunnerConfig", "TrainingRun", "train_dictionaries",
+]  # fmt: skip
+
+
+_NOT_OF_THE_RESULT = (
+    "device",
+    "n_checkpoints",
+    "checkpoint_path",
+    "save_final_checkpoint",
+    "logger",
+)
+"""Fields of SAETrainerConfig that change nothing about the dictionaries."""
+
+
+@typed
+def train_dictionaries(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    path: str | Path,
+    *,
+    run: TrainingRun,
+) -> dict[str, SAE]:
+    """Train several dictionaries in lockstep: the same tokens, in the same order.
+
+    SAELens's `MultiSAETrainer` does the training. The BatchTopK family is then given the threshold
+    at which held-out tokens fire k features on average (SAELens's own is a moving average that a
+    short run leaves unconverged), and everything is saved in SAELens's inference format. A
+    dictionary that is there is loaded, not trained again; a damaged one is set aside and made anew. An
+    interrupted run goes on from its newest checkpoint, and a finished one removes them.
+
+    Args:
+        configs: the dictionaries by name; the name becomes the folder's.
+        activations: a harvest with every hook point the configs read.
+        path: folder for the dictionaries, each `<path>/<name>`.
+        run: training length, batch size, seed.
+
+    Returns:
+        The inference dictionaries by name, as `SAE.load_from_disk` gives them.
+
+    Raises:
+        ValueError: no configs, a name that cannot be a folder's, a hook point that was not harvested, a
+            `d_in` that does not fit, a folder or a checkpoint of other settings, or a training that
+            diverged.
+        OSError: the disk is full or forbids it.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        raise OccupiedPathError(f"`path` {path} is a file; name a folder for the dictionaries")
+    _check(configs, activations)
+    recipes = {name: _recipe(config, configs, activations, run) for name, config in configs.items()}
+    checkpoints = Checkpoints(run.trainer.checkpoint_path, recipes)
+    if _missing(recipes, path):
+        with locked(path):
+            missing = {name: configs[name] for name in _missing(recipes, path)}
+            if missing:
+                with checkpoints.claimed():
+                    _train(missing, recipes, activations, path, run, checkpoints)
+    else:
+        checkpoints.clean_up()
+    return {name: SAE.load_from_disk(path / name, device=run.trainer.device) for name in configs}
+
+
+def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedActivations) -> None:
+    if not configs:
+        raise InvalidValueError("`configs` is empty: name at least one dictionary")
+    check_items("configs", configs.values(), DictionaryRunnerConfig)
+    sample = activations.rows(0, 1)
+    for name, config in configs.items():
+        check_folder_name("configs", name)
+        hook_name = config.hook.name
+        if hook_name not in activations.hook_names:
+            raise InvalidValueError(
+                f"`configs[{name!r}]` reads {hook_name!r}, which was not harvested "
+                f"(there are {list(activations.hook_names)})"
+            )
+        d_in = sample[hook_name].shape[-1]
+        if config.sae.d_in != d_in:
+            raise InvalidValueError(
+                f"`configs[{name!r}].sae.d_in` is {config.sae.d_in}, but {hook_name!r} is {d_in} wide"
+            )
+
+
+def _recipe(
+    config: DictionaryRunnerConfig,
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    run: TrainingRun,
+) -> dict[str, Any]:
+    """Everything that a dictionary depends on."""
+    trainer = {k: v for k, v in vars(run.trainer).items() if k not in _NOT_OF_THE_RESULT}
+    sae = {k: v for k, v in config.sae.to_dict().items() if k not in ("device", "metadata")}
+    return {
+        "kind": "dictionary",
+        "hook_name": config.hook.name,
+        "sae": sae,
+        "normalization": config.normalization and asdict(config.normalization),
+        "trainer": trainer,
+        "seed": run.seed,
+        "calibration_fraction": run.calibration_fraction,
+        # An estimate for one dictionary draws the first batches for all that are trained with it.
+        "estimates_norms": estimates_norms(c.sae for c in configs.values()),
+        # Other hook points of the same harvest do not matter.
+        "harvest": {k: v for k, v in activations.recipe.items() if k != "hook_names"},
+    }
+
+
+def _missing(recipes: Mapping[str, Mapping[str, Any]], path: Path) -> list[str]:
+    """The dictionaries that have to be trained; refuses those of other settings."""
+    return [name for name, recipe in recipes.items() if find(path / name, recipe) is None]
+
+
+def _train(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    recipes: Mapping[str, Mapping[str, Any]],
+    activations: PairedActivations,
+    path: Path,
+    run: TrainingRun,
+    checkpoints: Checkpoints,
+) -> None:
+    """Train and save dictionaries, whatever gradient mode the caller is in."""
+    with (
+        torch.random.fork_rng(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _wandb_run(run, recipes),
+    ):
+        trainer = _trainer(configs, activations, run, checkpoints)
+        if not estimates_norms(c.sae for c in configs.values()):
+            n_drawn = run.trainer.n_batches_for_norm_estimate
+            drawn_for_others = any(recipes[name]["estimates_norms"] for name in configs)
+            for _ in range(n_drawn if drawn_for_others else 0):
+                next(trainer.data_provider)
+        newest = checkpoints.newest()
+        if newest is not None:
+            go_on(trainer, newest)
+        with checkpoints.naming():
+            trained = trainer.fit()
+    diverged = [name for name, sae in trained.items() if not _is_finite(sae)]
+    if diverged:
+        checkpoints.remove()
+        raise InvalidValueError(
+            f"the training diverged: the weights of {', '.join(diverged)} are not finite, and nothing was "
+            f"saved. Give a smaller `trainer.lr` (it was {run.trainer.lr:g}) or a longer warm-up"
+        )
+    for name, sae in trained.items():
+        export(sae, configs[name], recipes[name], activations, path / name, run)
+
+
+@contextmanager
+def _wandb_run(run: TrainingRun, recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Open a W&B run if one is asked for and none is open, and close it."""
+    logging_config = run.trainer.logger
+    if not logging_config.log_to_wandb or wandb.run is not None:
+        yield
+        return
+    opened = wandb.init(
+        project=logging_config.wandb_project,
+        entity=logging_config.wandb_entity,
+        name=logging_config.run_name,
+        id=logging_config.wandb_id,
+        config=dict(recipes),
+    )
+    with opened:
+        yield
+
+
+def _is_finite(sae: TrainingSAE) -> bool:
+    return all(value.isfinite().all() for value in sae.state_dict().values())
+
+
+def _trainer(
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: PairedActivations,
+    run: TrainingRun,
+    checkpoints: Checkpoints,
+) -> MultiSAETrainer:
+    """SAELens's trainer of freshly initialised dictionaries."""
+    saes: dict[str, TrainingSAE] = {}
+    workspace = Workspace()
+    for name, config in configs.items():
+        torch.manual_seed(run.seed)
+        sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
+        if isinstance(sae, SparseStep):
+            sae.workspace = workspace  # they step in turn
+        saes[name] = sae
+    trainer = MultiSAETrainer(
+        cfg=run.trainer,
+        saes=saes,
+        hook_names={name: config.hook.name for name, config in configs.items()},
+        data_provider=activations.batches(
+            run.trainer.train_batch_size_samples,
+            seed=run.seed,
+            stop=run.n_training(activations.n_sequences),
+        ),
+        save_checkpoint_fn=checkpoints.seal,
+    )
+    for name, config in configs.items():
+        normalization = _prepare(trainer.trainers[name], config, activations, run)
+        record_of(config, activations, run, normalization).write_to(saes[name].cfg)
+    return trainer
+
+
+def _prepare(
+    trainer: SAETrainer,
+    config: DictionaryRunnerConfig,
+    activations: PairedActivations,
+    run: TrainingRun,
+) -> dict[str, Any] | None:
+    """Give one dictionary's trainer the fused optimiser and its normalisation; returns what that is."""
+    fuse_adam(trainer)
+    if config.normalization is None:
+        return None
+    batch_size = run.trainer.train_batch_size_samples
+    n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
+    batches = activations.batches(
+        batch_size, seed=run.seed, stop=run.n_training(activations.n_sequences)
+    )
+    hook_name = config.hook.name
+    statistics = activation_statistics(
+        (batch[hook_name] for batch in islice(batches, n_batches)),
+        n_parts=config.hook.spec.n_models,
+    )
+    normalize_with(trainer, as_whitening(statistics, config.normalization))
+    return describe(statistics, config.normalization)
+
+
+def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
+    """Batches in one pass over the training sequences, or a little more."""
+    n_tokens = run.n_training(activations.n_sequences) * activations.context_size
+    return max(1, n_tokens // run.trainer.train_batch_size_samples)

@@ -1,0 +1,35 @@
+"""One tiny study, run once for all tests."""
+
+import shutil
+
+import pytest
+
+from diffsae_lens.study._run import run as run_study
+from tests.conftest import plant, tiny_llama, write_tiny_model
+from tests.study.tiny import tiny_config
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models")
+    # Ordinary texts are long.
+    base = tiny_llama(max_position_embeddings=1024)
+    return tiny_config(
+        write_tiny_model(folder / "base", base, tokenizer),
+        write_tiny_model(folder / "finetuned", plant(base), tokenizer),
+    )
+
+
+@pytest.fixture(scope="session")
+def run(config, tmp_path_factory):
+    """A finished run, not to be written to, and what it found."""
+    path = tmp_path_factory.mktemp("run") / "study"
+    return path, run_study(config, path)
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A finished run of one's own, and what it found."""
+    path, results = run
+    shutil.copytree(path, tmp_path / "study")
+    return tmp_path / "study", results
