@@ -143,10 +143,10 @@ class CellRow(Row):
     regime: str | None
     layer: int | None
     state: Literal["done", "missing", "damaged"]
-    estimated_seconds: float
-    estimated_gigabytes: float
-    seconds: float | None
-    gigabytes: float | None
+    estimated_seconds: int | float
+    estimated_gigabytes: int | float
+    seconds: int | float | None
+    gigabytes: int | float | None
     """Peak memory."""
     folder: str
 

@@ -78,7 +78,7 @@ class ModelSpec:
     """Held-out prompts per group on which an organism that is trained is measured."""
     d_model: int | None = None
     """Width of the base, for estimates of cost before it is at hand; None asks the model."""
-    tokens_per_second: float = 450.0
+    tokens_per_second: int | float = 450
     """Of both models together on two CPU cores, for estimates of cost."""
 
     def __post_init__(self) -> None:
@@ -233,7 +233,7 @@ class SteeringConfig:
 
     scales: Draw
     """Trigger prompts on which the features' maxima are measured."""
-    dose: float = 0.5
+    dose: int | float = 0.5
     """In units of each feature's maximum: at 1 the features of a crosscoder break the output."""
 
     def __post_init__(self) -> None:

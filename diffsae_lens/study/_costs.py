@@ -10,7 +10,7 @@ from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.study._cells import Cost
 from diffsae_lens.study._config import DictionarySpec, Draw, StudyConfig
 
-EMBEDDED_TOKENS_PER_SECOND = 450.0
+EMBEDDED_TOKENS_PER_SECOND = 450
 NOTHING = Cost(seconds=1, gigabytes=0.5)
 
 
@@ -26,7 +26,7 @@ class Costs:
         """How much longer than with the embedded model."""
         return EMBEDDED_TOKENS_PER_SECOND / self.config.models.tokens_per_second
 
-    def with_pair(self, seconds: float, *, more_gigabytes: float = 0.0) -> Cost:
+    def with_pair(self, seconds: int | float, *, more_gigabytes: int | float = 0) -> Cost:
         """Of a cell that runs both models."""
         gigabytes = 1.5 + 1.2 * self.slower + more_gigabytes
         return Cost(seconds=round(self.slower * seconds), gigabytes=gigabytes)

@@ -8,15 +8,14 @@ python -m tests.benchmarks.paper_size
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from diffsae_lens.study.reproduce import reproduce
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from diffsae_lens.pair._embedded import embedded_model_path
-from diffsae_lens.study._config import StudyConfig, Texts
+from diffsae_lens.study import Results, StudyConfig, run
+from diffsae_lens.study._config import Draw
 from diffsae_lens.study._presets import paper
 
 LAYER = 26
@@ -42,51 +41,62 @@ def write_model(path: Path) -> Path:
 def cut(config: StudyConfig, base: Path) -> StudyConfig:
     """The study with few texts and steps, and every width as it is."""
 
-    def few(texts: Texts, n: int) -> Texts:
+    def few(texts: Draw, n: int) -> Draw:
         return replace(texts, n_trigger=n, n_benign=2 * n, n_other=n)
 
     return replace(
         config,
-        base=str(base),
+        models=replace(
+            config.models,
+            base=str(base),
+            finetuned={
+                regime: replace(training, n_trigger=8, n_benign=8, n_other=0, n_steps=2)
+                for regime, training in config.models.organisms.items()
+                if not isinstance(training, str)
+            },
+            n_measured=2,
+        ),
         layers=(LAYER,),
-        organisms={
-            regime: replace(training, n_trigger=8, n_benign=8, n_other=0, n_steps=2)
-            for regime, training in config.organisms.items()
-            if not isinstance(training, str)
-        },
         pooled=replace(config.pooled, texts=few(config.pooled.texts, 8), batch_size=32, n_passes=8),
         tokens=replace(config.tokens, texts=few(config.tokens.texts, 8), n_steps=4),
-        scored=(few(config.scored[0], 4), few(config.scored[1], 4)),
+        scores=replace(
+            config.scores,
+            select=few(config.scores.select, 4),
+            test=few(config.scores.test, 4),
+            n_resamples=20,
+        ),
+        features=replace(
+            config.features, select=replace(config.features.select, n_trigger=2), n_rounds=1
+        ),
         causes=replace(
             config.causes,
-            select=replace(config.causes.select, n_trigger=2),
             test=replace(config.causes.test, n_trigger=2, n_benign=1),
-            n_rounds=1,
             n_likelihood=1,
         ),
-        n_resamples=20,
-        n_card_prompts=2,
     )
 
 
 def work(config: StudyConfig) -> dict[str, tuple[str, int]]:
     """What a cell's time grows with, and how much of it there is, by kind of cell."""
-    [training, *_] = [o for o in config.organisms.values() if not isinstance(o, str)]
-    n_dictionaries = len(config.pooled.expansions) + 3
-    n_rows = 2 + 2 * len(config.causes.counts) * n_dictionaries
-    dense = ("vectors", config.pooled.n_passes * config.pooled.texts.n_texts)
+    [training, *_] = [o for o in config.models.organisms.values() if not isinstance(o, str)]
+    pooled, tokens, scores, features = config.pooled, config.tokens, config.scores, config.features
+    n_dictionaries = len(pooled.dictionaries) + len(tokens.dictionaries)
+    n_rows = 2 + 2 * len(features.counts) * n_dictionaries
+    dense = ("vectors", pooled.n_passes * pooled.texts.n_samples)
     return {
         "organism": ("prompts", training.n_steps * training.batch_size),
-        "pooled": ("texts", config.pooled.texts.n_texts),
-        "tokens": ("texts", config.tokens.texts.n_texts),
-        "dictionaries": ("steps", config.tokens.n_steps),
-        "scores": ("prompts", sum(texts.n_texts for texts in config.scored)),
-        "causes": ("completions", n_rows * config.causes.test.n_texts),
-        **dict.fromkeys(config.pooled.expansions, dense),
+        "pooled": ("texts", pooled.texts.n_samples),
+        "tokens": ("texts", tokens.texts.n_samples),
+        "dictionaries": ("steps", tokens.n_steps),
+        "scores": ("prompts", scores.select.n_samples + scores.test.n_samples),
+        "pooled_scores": ("texts", pooled.texts.n_samples),
+        "features": ("attributions", features.n_rounds * features.select.n_trigger),
+        "causes": ("completions", n_rows * config.causes.test.n_samples),
+        **dict.fromkeys(pooled.by_name, dense),
     }
 
 
-def measure(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+def measure(path: Path) -> tuple[Results, pd.DataFrame]:
     """Run the cut study; returns its results and a row for each cell.
 
     `hours` is the cell's time at the preset's numbers if all of it grew with them: more than it would
@@ -94,16 +104,15 @@ def measure(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """
     whole = paper()
     config = cut(whole, write_model(path / "model"))
-    results = reproduce(config, path / "study")
+    results = run(config, path / "study")
     rows = []
-    for cell in results["cells"]:
-        kind = cell["cell"].rsplit("/", 1)[-1]
-        unit, n = work(config)[kind]
-        wanted = work(whole)[kind][1]
-        hours = cell["seconds"] / n * wanted / 3600
+    for cell in results.cells:
+        unit, n = work(config)[cell.part]
+        wanted = work(whole)[cell.part][1]
+        hours = cell.seconds / n * wanted / 3600
         rows.append(
             {
-                "cell": cell["cell"], "gigabytes": cell["gigabytes"], "seconds": cell["seconds"],
+                "cell": cell.cell, "gigabytes": cell.gigabytes, "seconds": cell.seconds,
                 "for": f"{n} {unit}", "preset": f"{wanted} {unit}", "hours": round(hours, 2),
             }
         )  # fmt: skip

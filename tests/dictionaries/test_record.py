@@ -121,11 +121,12 @@ def test_a_stock_jumprelu_is_what_our_crosscoder_is(pair, tokens):
     assert recovered(pair, sae, tokens) == recovered(pair, ours, tokens)
     written = [activation_scales(pair, d, texts).decoder_norm for d in (sae, ours)]
     assert torch.equal(*written)
-    for edit in (keep_only_features, induce_features):
+    for change in (keep_only_features, induce_features):
         logits = []
         for d in (sae, ours):
-            with edit(pair, d, range(D_SAE)) as opened:
-                logits.append((opened if edit is induce_features else pair)(tokens))
+            edit = change(pair, d, range(D_SAE))
+            with edit:
+                logits.append(edit.pair(tokens))
         assert torch.equal(*logits)
         assert not torch.equal(logits[0], pair(tokens))
 

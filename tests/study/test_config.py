@@ -46,7 +46,7 @@ def test_bad_settings_are_refused(config, part, change, message):
         replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
 
 
-def test_dictionaries_that_cannot_be_are_refused(config):
+def test_dictionaries_that_cannot_be_are_refused(config, no_shape_checks):
     with pytest.raises(ValueError, match="`expansion` must be at least 1"):
         DictionarySpec(kind="Diff-SAE", expansion=0)
     with pytest.raises(ValueError, match="`kind` must be one of"):
