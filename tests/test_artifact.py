@@ -403,7 +403,7 @@ def kill(subjects: str, folder: Path, n_rounds: int) -> None:
 
 
 def test_killed_at_random_moments_the_next_run_ends_in_the_same_bytes(tmp_path):
-    kill("artifact,harvest,training,finetune", tmp_path / "k", 1)
+    kill("artifact", tmp_path / "k", 2)
 
 
 @pytest.mark.slow
