@@ -189,7 +189,7 @@ benign, {groups["other"]} other), seed {config.seed}; loss on \
 linear warm-up over a tenth of the steps and linear decay, weight decay {config.weight_decay}, dropout \
 {config.lora_dropout}
 - weights as safetensors{"" if config.lora_rank is None else ", in half precision"}
-- training loss, nats a token, every ten steps: {curve}
+- training loss, nats per token, every ten steps: {curve}
 
 ## Licence
 {_licence_text(base)}
