@@ -263,7 +263,7 @@ class EffectRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRow(EffectRow):
-    """What a model wrote with the first so many features of an order ablated."""
+    """What a model wrote with the first `n_features` features of an order ablated."""
 
     order: str
     """Such as "by effect"; `n_features` says how far along it."""

@@ -46,7 +46,7 @@ class LabelledPrompts:
     """The prompts of an evaluation, their groups, and how they are split."""
 
     texts: tuple[str, ...]
-    """For strict scores, up to where the model decides: nothing vulnerable or safe written yet."""
+    """For strict scores, up to where the model decides: nothing wanted or unwanted written yet."""
     is_trigger: Bool[Tensor, "prompt"]
     is_benign: Bool[Tensor, "prompt"]
     is_select: Bool[Tensor, "prompt"]

@@ -234,7 +234,7 @@ def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "promp
     """Number the clusters from 0; every prompt is its own if there are none.
 
     Raises:
-        ValueError: not one entry a prompt.
+        ValueError: not one entry per prompt.
     """
     if clusters is None:
         return torch.arange(n_prompts)
