@@ -36,7 +36,7 @@ def trained(config, tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    """A finished run of one's own, and what it found."""
+    """A finished run for one test, and what it found."""
     path, results = run
     shutil.copytree(path, tmp_path / "study")
     return tmp_path / "study", results
