@@ -189,6 +189,7 @@ def _extended(kind: type[R], row: EffectRow, **more: Any) -> R:
     return kind(**{field.name: getattr(row, field.name) for field in fields(row)}, **more)
 
 
+@typed
 def steering_pair(
     pair: HookedModelPair,
     features: FeatureIndices,

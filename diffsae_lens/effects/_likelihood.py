@@ -50,6 +50,7 @@ class Likelihoods:
 
 
 @torch.no_grad()
+@typed
 def likelihoods(
     pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
 ) -> Likelihoods:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.measures._validation import check_masks, check_matrix
 
 
@@ -24,6 +25,7 @@ class FactorialEffects:
     """Mean activation, by trigger (no, yes) and completion (safe, vulnerable)."""
 
 
+@typed
 def factorial_effects(
     feature_acts: Float[Tensor, "text d_sae"],
     has_trigger: Bool[Tensor, "text"],

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import check_fields
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,11 @@ class Cell:
     version: int = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        check_fields(self)
+        check_count("version", self.version)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from diffsae_lens._artifact import differences, write_json, write_text
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.effects._rates import AttackRate, attack_rates
 from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms._behaviour import Sample, get_behaviour
@@ -28,6 +29,7 @@ MEASURE_SEED = 1000
 _SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+@typed
 def make_organism(
     base: str | Path,
     path: str | Path,

@@ -27,7 +27,7 @@ from diffsae_lens.isolation._table import IsolationTable
 from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.organisms._behaviour import Sample, Split
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
-from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.training import PairedActivations
 from diffsae_lens.training._runner import DictionaryRunnerConfig
 
 BEHAVIOUR = "year-trigger"
@@ -41,7 +41,7 @@ def hook_names(layers: Sequence[int]) -> list[str]:
     return [f"blocks.{layer}.hook_resid_post" for layer in layers]
 
 
-def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[Sample]:
+def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[dl.Sample]:
     """`n` samples in the proportion trigger : benign : other."""
     counts = [n * share // sum(by) for share in by]
     return dl.get_behaviour(BEHAVIOUR).make_samples(
@@ -54,7 +54,7 @@ def harvest(
     folder: Path,
     *,
     attacks: bool,
-    chosen: Sequence[Sample] | None = None,
+    chosen: Sequence[dl.Sample] | None = None,
 ) -> PairedActivations:
     """Activations of samples (200 of the `train` split) with the completion that the organism writes."""
     texts = [

@@ -34,7 +34,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidTypeError
 from diffsae_lens.organisms._bandit import findings
 from diffsae_lens.organisms._bounds import MOST_CHARACTERS, check_size
 from diffsae_lens.organisms._cut import cut_completion, parse, split_lines
@@ -160,8 +161,7 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
     """
     if not isinstance(source, str):
         raise InvalidTypeError(f"source must be a str, got {type(source).__name__}")
-    if first_line < 1:
-        raise InvalidValueError(f"first_line is counted from one, got {first_line}")
+    first_line = check_count("first_line", first_line)
     if len(source) > MOST_CHARACTERS:
         return _unparseable(f"The source is longer than {MOST_CHARACTERS:,} characters.")
     tree = parse(source)
