@@ -58,21 +58,17 @@ def test_importing_needs_no_extra_and_changes_no_global_state():
 def test_our_classes_are_registered_once_both_packages_are_in_use():
     check = "from sae_lens.registry import SAE_CLASS_REGISTRY; assert 'crosscoder' in SAE_CLASS_REGISTRY"
     again = "import importlib; importlib.reload(diffsae_lens.dictionaries._topk)"
-    orders = [
-        f"{order}; {check}; import diffsae_lens.dictionaries._topk; {again}"
+    forget = (  # both packages, and not the ones below, which take longest to import
+        "import sys; [sys.modules.pop(name) for name in list(sys.modules)"
+        " if name.partition('.')[0] in ('diffsae_lens', 'sae_lens')]"
+    )
+    code = "".join(
+        f"{forget}; {order}; {check}; import diffsae_lens.dictionaries._topk; {again}\n"
         for order in (
             "import diffsae_lens, sae_lens; diffsae_lens.load",
             "import sae_lens, diffsae_lens",
             "import diffsae_lens.dictionaries._topk",
         )
-    ]
-    code = (
-        "import multiprocessing, sys, transformer_lens\n"  # what takes longest, once for all orders
-        "assert not {'diffsae_lens', 'sae_lens'} & sys.modules.keys()\n"
-        "fork = multiprocessing.get_context('fork').Process\n"
-        f"children = [fork(target=exec, args=(order, {{}})) for order in {orders!r}]\n"
-        "for child in children:\n    child.start()\n    child.join()\n"
-        "sys.exit(any(child.exitcode for child in children))\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
