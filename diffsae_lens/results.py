@@ -274,7 +274,7 @@ class DoseRow(EffectRow):
     """What a model wrote when it was steered with some dose."""
 
     direction: Literal["features", "random"]
-    """Along what: the features, or a random direction as long."""
+    """Along what: the features, or a random direction of equal length."""
     dose: float
     """In units of each feature's maximum; 0 is the unmodified model."""
 
