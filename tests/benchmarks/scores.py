@@ -23,14 +23,14 @@ from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.isolation._table import IsolationTable
-from diffsae_lens.measures._resampling import Resampling
-from diffsae_lens.organisms._behaviour import Sample, Split
+from diffsae_lens.isolation import IsolationTable
+from diffsae_lens.measures import Resampling
+from diffsae_lens.organisms._behaviour import Split
+from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.training import PairedActivations
 from diffsae_lens.training._runner import DictionaryRunnerConfig
 
-BEHAVIOUR = "year-trigger"
 D_MODEL = 576
 SIZE = {"d_sae": 1152, "k": 32}
 N_STEPS, BATCH_SIZE = 250, 512
@@ -44,7 +44,7 @@ def hook_names(layers: Sequence[int]) -> list[str]:
 def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[dl.Sample]:
     """`n` samples in the proportion trigger : benign : other."""
     counts = [n * share // sum(by) for share in by]
-    return dl.get_behaviour(BEHAVIOUR).make_samples(
+    return YEAR_TRIGGER.make_samples(
         split, n_trigger=counts[0], n_benign=counts[1], n_other=counts[2], seed=seed
     )
 
@@ -62,7 +62,7 @@ def harvest(
         for s in chosen or samples("train", 200, (2, 2, 1))
     ]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    tokens = pair.tokenise([texts[i] for i in order]).tokens
+    tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
     views = ("diff", "concat", "finetuned")
     names = [f"{hook_name}.{view}" for hook_name in pair.hook_names for view in views]
     return dl.training.harvest(pair, tokens, folder, hook_names=names)
@@ -167,7 +167,7 @@ def nulls(options: argparse.Namespace) -> None:
         show(table, options.out / f"set-{i}")
         runs = [row for row in table if row.kind in ("dictionary", "null pair")]
         n_runs += len(runs)
-        n_alarms += sum(row.is_isolated for row in runs)
+        n_alarms += sum(row.verdict.startswith("isolated") for row in runs)
         print(f"{n_alarms} false alarms in {n_runs} null runs", flush=True)
 
 
