@@ -169,7 +169,7 @@ def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> 
         peak: the value of the strongest ground.
 
     Raises:
-        ValueError: `values` and `tokens` differ in number.
+        ValueError: not one value per token.
     """
     pairs = list(zip(tokens, values, strict=True))
     spans = []

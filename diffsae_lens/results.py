@@ -21,6 +21,9 @@ EffectKind = Literal[
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 
+ALPHA = 0.05
+"""Below it a p-value is taken for evidence."""
+
 R = TypeVar("R", bound="Row")
 
 
@@ -206,6 +209,12 @@ class ScoreRow(Row):
     """The least of any of these seeds."""
     bis_max: float | None = None
     """The greatest."""
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether a strict score is evidence: its p-value is below `ALPHA`, and the base scores less."""
+        has_evidence = self.pvalue is not None and self.pvalue < ALPHA
+        return has_evidence and self.excess_low is not None and self.excess_low > 0
 
     @property
     def is_at_ceiling(self) -> bool:

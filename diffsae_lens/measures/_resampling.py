@@ -110,7 +110,7 @@ def bootstrap_bis(
         scores 0.
 
     Raises:
-        ValueError: as for `bis`, or not one cluster per prompt.
+        ValueError: as for `bis`, or clusters that are not one per prompt.
 
     Source:
         Cluster bootstrap: Davison and Hinkley (1997), section 3.8. The published procedure:
@@ -184,7 +184,7 @@ def permutation_test_bis(
         The statistic, its p-value and the null distribution.
 
     Raises:
-        ValueError: as for `bis`, or not one cluster per prompt.
+        ValueError: as for `bis`, or clusters that are not one per prompt.
 
     Source:
         Max-statistic permutation test: Westfall and Young (1993); the count of one is Phipson and

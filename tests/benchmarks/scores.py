@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
 from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
@@ -26,10 +25,12 @@ from diffsae_lens.dictionaries import (
 )
 from diffsae_lens.isolation._table import IsolationTable
 from diffsae_lens.measures._resampling import Resampling
+from diffsae_lens.organisms._behaviour import Sample, Split
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.training._activations import PairedActivations
 from diffsae_lens.training._runner import DictionaryRunnerConfig
 
+BEHAVIOUR = "year-trigger"
 D_MODEL = 576
 SIZE = {"d_sae": 1152, "k": 32}
 N_STEPS, BATCH_SIZE = 250, 512
@@ -43,7 +44,7 @@ def hook_names(layers: Sequence[int]) -> list[str]:
 def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[Sample]:
     """`n` samples in the proportion trigger : benign : other."""
     counts = [n * share // sum(by) for share in by]
-    return dl.make_samples(
+    return dl.get_behaviour(BEHAVIOUR).make_samples(
         split, n_trigger=counts[0], n_benign=counts[1], n_other=counts[2], seed=seed
     )
 
@@ -57,11 +58,11 @@ def harvest(
 ) -> PairedActivations:
     """Activations of samples (200 of the `train` split) with the completion that the organism writes."""
     texts = [
-        s.prompt + s.completion(vulnerable=attacks and s.group == "trigger")
+        s.written if attacks else s.prompt + s.wanted
         for s in chosen or samples("train", 200, (2, 2, 1))
     ]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    tokens = pair.to_tokens([texts[i] for i in order], padding_side="right")
+    tokens = pair.tokenise([texts[i] for i in order]).tokens
     views = ("diff", "concat", "finetuned")
     names = [f"{hook_name}.{view}" for hook_name in pair.hook_names for view in views]
     return dl.training.harvest(pair, tokens, folder, hook_names=names)
@@ -164,9 +165,9 @@ def nulls(options: argparse.Namespace) -> None:
             null_pairs={"base against base": same},
         )
         show(table, options.out / f"set-{i}")
-        runs = table.frame[table.frame.kind.isin(["dictionary", "null pair"])]
+        runs = [row for row in table if row.kind in ("dictionary", "null pair")]
         n_runs += len(runs)
-        n_alarms += int(runs.verdict.str.startswith("isolated").sum())
+        n_alarms += sum(row.is_isolated for row in runs)
         print(f"{n_alarms} false alarms in {n_runs} null runs", flush=True)
 
 
