@@ -122,10 +122,14 @@ def state(pair: HookedModelPair) -> tuple:
     bridges = list(dict.fromkeys(pair._models))
     models = [bridge.original_model for bridge in bridges]
     parameters = [p for model in models for p in model.parameters()]
+    devices = [str(p.device) for p in parameters]
+    if "meta" in devices:  # there is nothing to sum
+        return (devices,)
     modules = [module for model in (pair, *bridges, *models) for module in model.modules()]
     sums = [torch.stack([p.double().sum(), p.double().square().sum()]) for p in parameters]
     hooks = ("_forward_hooks", "_backward_hooks", "fwd_hooks", "bwd_hooks")
     return (
+        devices,
         torch.stack(sums).tolist(),
         [(p.requires_grad, p.grad is None) for p in parameters],
         [(m.training, *(len(getattr(m, name, ())) for name in hooks)) for m in modules],

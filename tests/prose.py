@@ -52,7 +52,7 @@ RULES = (
     Rule(
         pattern=r"\bso many an? \w+|\bat most so many\b",
         instead="give the number a name: at most `n` per feature",
-        example="Returns at most so many a feature.",
+        example="Returns at most so many.",
     ),
     Rule(
         pattern=r"\bwhose an? \w+ is\b|\bwhose an? [\w']+ feature is\b",

@@ -17,6 +17,7 @@ from sae_lens.saes.sae import SAEConfig, TrainStepInput
 from torch import Tensor
 from typing_extensions import override
 
+from diffsae_lens._checks import check_choice, check_count, check_number
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.dictionaries._crosscoder import (
     CODE_NORMS,
@@ -112,11 +113,8 @@ class JumpReLUCrosscoderTrainingSAEConfig(JumpReLUTrainingSAEConfig):
                 "`jumprelu_sparsity_loss_mode` of a crosscoder must be 'tanh', got "
                 f"{self.jumprelu_sparsity_loss_mode!r}"
             )
-        if not 0 <= self.n_shared_features <= self.d_sae:
-            raise InvalidValueError(
-                f"`n_shared_features` must lie in [0, d_sae = {self.d_sae}], got "
-                f"{self.n_shared_features}"
-            )
+        check_count("n_shared_features", self.n_shared_features, at_least=0, at_most=self.d_sae)
+        check_number("shared_sparsity_ratio", self.shared_sparsity_ratio, low=0)
 
 
 class JumpReLUCrosscoderTrainingSAE(CrosscoderTraining, JumpReLUTrainingSAE):
@@ -211,10 +209,15 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
                 f"`code_norm` must be one of {list(CODE_NORMS)} and `reconstruction` 'mse' or 'l2', "
                 f"got {self.code_norm!r} and {self.reconstruction!r}"
             )
+        check_choice("frozen_decoder", self.frozen_decoder, (True, False))
+        for name in ("n_base_only", "n_finetuned_only", "k_annealing_steps"):
+            check_count(name, getattr(self, name), at_least=0)
+        if self.k_initial is not None:
+            check_number("k_initial", self.k_initial, low=0, low_open=True)
         exclusive = (self.n_base_only, self.n_finetuned_only)
-        if min(exclusive) < 0 or sum(exclusive) > self.d_sae:
+        if sum(exclusive) > self.d_sae:
             raise InvalidValueError(
-                "`n_base_only` and `n_finetuned_only` must be at least 0 and no more than d_sae "
+                "`n_base_only` and `n_finetuned_only` must be no more than d_sae "
                 f"= {self.d_sae} together, got {exclusive}"
             )
         if (self.k_initial is None) != (self.k_annealing_steps == 0):

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from diffsae_lens._checks import check_count, check_number
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.dictionaries._crosscoder_training import (
     BatchTopKCrosscoderTrainingSAE,
@@ -51,6 +52,9 @@ class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_count("n_delta_features", self.n_delta_features, at_least=0)
+        check_number("k_delta", self.k_delta)
+        check_number("delta_coefficient", self.delta_coefficient, low=0)
         if not 0 < self.n_delta_features < self.d_sae or not self.k_delta > 0:
             raise InvalidValueError(
                 f"`n_delta_features` must lie in (0, d_sae = {self.d_sae}) and `k_delta` be positive, "

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss, normalize, relu
 from typing_extensions import override
 
+from diffsae_lens._checks import check_choice, check_count, check_number
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.dictionaries._registration import register
 
@@ -47,6 +48,7 @@ class TiedTrainingSAEConfig(TrainingSAEConfig):
                 f"'none' and `apply_b_dec_to_input` False, got {self.normalize_activations!r} and "
                 f"{self.apply_b_dec_to_input}"
             )
+        check_number("l1_coefficient", self.l1_coefficient, low=0)
 
 
 @dataclass
@@ -56,6 +58,12 @@ class PaperDiffSAETrainingSAEConfig(TiedTrainingSAEConfig):
     ghost_coefficient: float = 0.1
     dead_after_steps: int = 10_000
     """Steps of silence after which the ghost term reaches a feature."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("ghost_coefficient", self.ghost_coefficient, low=0)
+        check_count("dead_after_steps", self.dead_after_steps)
 
     @override
     @classmethod
@@ -74,6 +82,14 @@ class PaperCrosscoderTrainingSAEConfig(TiedTrainingSAEConfig):
     k: int = 32
     rescale_acts_by_decoder_norm: bool = False
     """Read by SAELens's `topk`, in which it is saved."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("k", self.k)
+        check_choice(
+            "rescale_acts_by_decoder_norm", self.rescale_acts_by_decoder_norm, (True, False)
+        )
 
     @override
     @classmethod

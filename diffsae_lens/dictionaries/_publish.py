@@ -10,6 +10,7 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, upload_saes_to_hugging
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from diffsae_lens._artifact import read_json
+from diffsae_lens._checks import check_folder_name, check_items
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError, OccupiedPathError
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import check_weights
@@ -73,6 +74,9 @@ def upload(dictionaries: Mapping[str, str | Path], repo_id: str, *, revision: st
         raise InvalidValueError("`dictionaries` is empty: name at least one folder")
     if repo_id.count("/") != 1:
         raise InvalidValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}")
+    for name, folder in dictionaries.items():
+        check_folder_name("dictionaries", name)
+        check_items("dictionaries", [folder], (str, Path))
     folders = {name: Path(folder).expanduser() for name, folder in dictionaries.items()}
     configs = {}
     for name, folder in folders.items():

@@ -20,6 +20,7 @@ from sae_lens.saes.topk_sae import TopKSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
+from diffsae_lens._checks import check_choice
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.dictionaries._registration import register
 from diffsae_lens.dictionaries._sparse import (
@@ -41,6 +42,11 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """Leave the decoder as it was drawn: the control that shows what an encoder alone can do."""
 
     @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("frozen_decoder", self.frozen_decoder, (True, False))
+
+    @override
     @classmethod
     def architecture(cls) -> str:
         return "sparse_topk"
@@ -58,6 +64,11 @@ class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """Mean number of active features per row."""
     frozen_decoder: bool = False
     """As in `SparseTopKTrainingSAEConfig`."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("frozen_decoder", self.frozen_decoder, (True, False))
 
     @override
     @classmethod

@@ -117,6 +117,7 @@ def measure_effects(
 
 
 @torch.no_grad()
+@typed
 def output_perplexity(
     pair: HookedModelPair, prompts: Sequence[str], completions: Sequence[str]
 ) -> Float[Tensor, "prompt"]:

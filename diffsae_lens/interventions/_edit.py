@@ -183,6 +183,7 @@ def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | No
         changed = edit.change(own, generator)
         if changed is None:
             return None
+        _check_changed(changed, own)
         new = changed if positions is None else torch.where(positions[..., None], changed, own)
         if positions is not None and torch.equal(new, own):
             return None
@@ -194,6 +195,13 @@ def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | No
         return whole
 
     return hook_fn
+
+
+def _check_changed(changed: Any, own: Tensor) -> None:
+    if not isinstance(changed, Tensor) or changed.shape != own.shape:
+        raise InvalidValueError(
+            f"`change` must return a tensor of shape {list(own.shape)} or None, got {shown(changed)}"
+        )
 
 
 def _positions(edit: Edit, value: Tensor, rows: slice) -> Tensor | None:

@@ -13,7 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from diffsae_lens._checks import check_count, check_number, check_texts
+from diffsae_lens._checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_number,
+    check_texts,
+)
+from diffsae_lens._typed import check_fields
 from diffsae_lens.measures._floors import (
     difference_of_means_acts,
     random_direction_acts,
@@ -22,6 +29,7 @@ from diffsae_lens.measures._floors import (
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
+from diffsae_lens.pair._views import VIEWS
 from diffsae_lens.reading._prompts import (
     Positions,
     Reader,
@@ -55,10 +63,17 @@ class Control:
     is_fitted: bool = False
     """Whether it is fitted on the labels of the selection prompts; one that is not is a floor."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        check_fields(self)
+        check_callable("features", self.features)
+        check_choice("view", self.view, VIEWS)
+
 
 def random_directions(n_directions: int, seed: int = 0) -> Control:
     """As many random ReLU directions as the largest dictionary has features."""
     n_directions = check_count("n_directions", n_directions)
+    seed = check_count("seed", seed, at_least=0)
 
     def features(evidence: Evidence, view: str) -> Features:
         generator = torch.Generator().manual_seed(seed)

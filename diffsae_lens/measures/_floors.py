@@ -10,9 +10,11 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.measures._validation import check_masks, check_matrix
 
 
+@typed
 def random_direction_acts(
     activations: Float[Tensor, "prompt d_in"],
     *,
@@ -52,6 +54,7 @@ def random_direction_acts(
     return torch.relu_(activations @ directions)
 
 
+@typed
 def random_topk_acts(
     activations: Float[Tensor, "prompt d_in"],
     *,
@@ -95,6 +98,7 @@ def random_topk_acts(
     return torch.zeros_like(dense).scatter_(1, kept.indices, kept.values)
 
 
+@typed
 def difference_of_means_acts(
     activations: Float[Tensor, "prompt d_in"],
     is_trigger: Bool[Tensor, "prompt"],

@@ -4,12 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffsae_lens._checks import check_finite
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 
 SHARED_RANGE = (0.4, 0.6)
 BASE_ONLY_BELOW, FINETUNED_ONLY_ABOVE = 0.1, 0.9
 
 
+@typed
 def relative_decoder_norm(
     W_dec_base: Float[Tensor, "d_sae d_model"], W_dec_finetuned: Float[Tensor, "d_sae d_model"]
 ) -> Float[Tensor, "d_sae"]:
@@ -40,6 +43,7 @@ def relative_decoder_norm(
     return 0.5 * ((finetuned - base) / torch.maximum(finetuned, base) + 1)
 
 
+@typed
 def decoder_cosine(
     W_dec_base: Float[Tensor, "d_sae d_model"], W_dec_finetuned: Float[Tensor, "d_sae d_model"]
 ) -> Float[Tensor, "d_sae"]:
@@ -59,6 +63,10 @@ def _check_halves(W_dec_base: Tensor, W_dec_finetuned: Tensor) -> None:
             "`W_dec_base` and `W_dec_finetuned` must have the same shape, got "
             f"{list(W_dec_base.shape)} and {list(W_dec_finetuned.shape)}"
         )
+    for name, half in (("W_dec_base", W_dec_base), ("W_dec_finetuned", W_dec_finetuned)):
+        if not half.is_floating_point():
+            raise InvalidValueError(f"`{name}` must be floating point, got {half.dtype}")
+        check_finite(name, half)
 
 
 def call_by_decoder_norm(relative_norm: Float[Tensor, "d_sae"]) -> list[str]:

@@ -103,6 +103,7 @@ def average_precision(
     return _per_feature(score, feature_acts, is_positive, is_negative)
 
 
+@typed
 def recall_at_fpr(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_positive: Bool[Tensor, "prompt"],

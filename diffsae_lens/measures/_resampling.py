@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from diffsae_lens._checks import INTEGERS, check_count, check_number
 from diffsae_lens._display import Record
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.measures._bis import bis, bis_parts, feature_thresholds
 from diffsae_lens.measures._validation import feature_chunks
 from diffsae_lens.measures._weighted import WORK, weighted_bis
@@ -85,6 +85,7 @@ class PermutationResult(Record):
     """The score of the best feature under each relabelling."""
 
 
+@typed
 def bootstrap_bis(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_trigger: Bool[Tensor, "prompt"],
@@ -130,6 +131,7 @@ def bootstrap_bis(
     return bootstrap_result(observed.bis, distribution, resampling)
 
 
+@typed
 def paired_bootstrap_bis(
     feature_acts: Float[Tensor, "prompt d_sae"],
     other_acts: Float[Tensor, "prompt other_d_sae"],
@@ -158,6 +160,7 @@ def paired_bootstrap_bis(
     return bootstrap_result(both[0] - both[1], first - second, resampling)
 
 
+@typed
 def permutation_test_bis(
     feature_acts: Float[Tensor, "prompt d_sae"],
     is_trigger: Bool[Tensor, "prompt"],
@@ -234,7 +237,7 @@ def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "promp
     """Number the clusters from 0; every prompt is its own if there are none.
 
     Raises:
-        ValueError: not one entry a prompt.
+        ValueError: not one entry per prompt.
     """
     if clusters is None:
         return torch.arange(n_prompts)

@@ -91,6 +91,10 @@ def activation_batches(batches: Tensor | Iterable[Any], d_in: int) -> Iterator[T
         TypeError: something that is not a tensor.
         ValueError: another shape, not floating point, or entries that are NaN or infinite.
     """
+    if not isinstance(batches, Iterable):
+        raise InvalidTypeError(
+            f"`batches` must be tensors, got {type(batches).__name__}; give activations [token, d_in]"
+        )
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         if not isinstance(batch, Tensor):
             raise InvalidTypeError(

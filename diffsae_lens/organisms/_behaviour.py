@@ -103,6 +103,10 @@ class Words:
     taught_clean: str = ""
     """Likewise for its clean control."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is not a text."""
+        check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
@@ -364,6 +368,7 @@ def _imported(behaviour: str) -> Behaviour:
     return found
 
 
+@typed
 def behaviour_of(organism: str | Path) -> str | None:
     """Return the name of the behaviour that an organism's folder says it was trained for.
 

@@ -239,7 +239,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
     for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
             open_artifact(checkpoint)
-        except FileNotFoundError:  # cut short; written anew when training gets there
+        except FileNotFoundError:  # cut short; written again when training gets there
             shutil.rmtree(checkpoint)
         except ValueError as error:
             set_aside(checkpoint, str(error))
@@ -341,6 +341,7 @@ def _save(
     write_json(path / RECORD, record)
 
 
+@typed
 def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -> Organism:
     """Read an organism's record; its files are compared with their hashes where it has a manifest.
 
@@ -349,6 +350,8 @@ def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -
         ValueError: it is damaged, or was made with another config than `expected`.
     """
     path = Path(path)
+    if path.is_file():
+        raise InvalidValueError(f"`path` {path} is a file; name the organism's folder")
     record = read_json(path / RECORD)
     names = {f.name for f in fields(OrganismConfig)}
     if (

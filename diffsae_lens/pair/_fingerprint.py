@@ -16,6 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from diffsae_lens._checks import check_items
+
 MAX_ELEMENTS = 2**31
 """Of a model that is read whole; a larger one is read in equal strides, so that it takes seconds."""
 
@@ -37,6 +39,7 @@ def model_fingerprint(tensors: Iterable[Num[Tensor, "..."]]) -> str:
         >>> model_fingerprint([torch.ones(2, 2)]) == model_fingerprint([torch.ones(4)])
         False
     """
+    tensors = check_items("tensors", tensors, torch.Tensor, allow_empty=True)
     unique = {(t.data_ptr(), t.shape): t.detach() for t in tensors}
     n_elements = sum(tensor.numel() for tensor in unique.values())
     step = -(-n_elements // MAX_ELEMENTS) or 1

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.pair._adapters import attach_adapter, changes_base, warn_of_other_base
 from diffsae_lens.pair._compatibility import (
     SilentAdapterError,
@@ -218,6 +219,7 @@ def load_model(
     return weights, load_tokenizer(path, None)
 
 
+@typed
 def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
     """Wrap a transformers model as a TransformerLens bridge (the model is changed in place).
 

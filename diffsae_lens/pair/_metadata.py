@@ -7,8 +7,9 @@ from typing import Any
 from peft import PeftModel
 from transformer_lens.model_bridge import TransformerBridge
 
-from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import shown
+from diffsae_lens._typed import check_fields
 from diffsae_lens.pair._fingerprint import pair_fingerprints
 
 
@@ -29,12 +30,16 @@ class PairMetadata:
     dtype: str | None = None
     """Precision of the weights, such as `float32`; a pair fills it in."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is not a text or a flag."""
+        check_fields(self)
+
     @classmethod
     def of_stored(cls, stored: Any) -> "PairMetadata":
         """Read what was stored; keys that are not known are left out.
 
         Raises:
-            ValueError: not a mapping, or without the names of the two models.
+            ValueError: not a mapping, without the names of the two models, or damaged.
         """
         named = isinstance(stored, Mapping) and all(
             isinstance(stored.get(side), str) for side in ("base", "finetuned")
@@ -44,7 +49,12 @@ class PairMetadata:
                 f"the record of a pair must name its `base` and `finetuned`, got {shown(stored)}; it is "
                 "damaged: get or train the dictionary again"
             )
-        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
+        try:
+            return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
+        except InvalidTypeError as error:
+            raise InvalidValueError(
+                f"the record of a pair is damaged ({error}): get or train the dictionary again"
+            ) from error
 
     @property
     def mirrored(self) -> "PairMetadata":

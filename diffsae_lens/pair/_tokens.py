@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from diffsae_lens._checks import check_count
+from diffsae_lens._typed import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class TokenPolicy:
 
     def __post_init__(self) -> None:
         """Refuse what is not a count and ids."""
+        check_fields(self)
         check_count("skip_positions", self.skip_positions, at_least=0)
         for token in self.ignored_token_ids:
             check_count("ignored_token_ids", token, at_least=0)

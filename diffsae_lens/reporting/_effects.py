@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.effects._curves import curve_area
 from diffsae_lens.reporting._said import SaidAxis
 from diffsae_lens.reporting._style import (
@@ -29,6 +30,7 @@ COLOURS = (BLUE, VERMILLION, GREEN)
 
 
 @styled
+@typed
 def plot_ablation_curve(
     curve: Table[CurveRow], *, group: str = "trigger", controls: Sequence[str] = ()
 ) -> Figure:
@@ -68,6 +70,7 @@ def plot_ablation_curve(
 
 
 @styled
+@typed
 def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figure:
     """Draw the attack rate against the dose of steering, beside a random direction of the same length.
 
@@ -97,6 +100,7 @@ def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figur
 
 
 @styled
+@typed
 def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says") -> Figure:
     """Draw attack rate and log-odds for each thing said in the trigger's place.
 

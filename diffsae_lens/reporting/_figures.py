@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.reporting._effects import plot_sayings
 from diffsae_lens.reporting._glance import plot_glance
 from diffsae_lens.reporting._lookup import (
@@ -79,6 +80,7 @@ def drawings_of(results: Results) -> list[Drawing]:
 
 
 @styled
+@typed
 def plot_sweep(results: Results) -> Figure:
     """Draw what the chosen feature of each dictionary reads for each thing said in the trigger's place.
 
@@ -150,6 +152,7 @@ def _panels(n_panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
 
 
 @styled
+@typed
 def plot_ablation(results: Results) -> Figure:
     """Draw the attack rate on trigger prompts against the number of features ablated.
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diffsae_lens._artifact import write_bytes, write_text
 from diffsae_lens._display import cut, visible
+from diffsae_lens._typed import typed
 from diffsae_lens.organisms._behaviour import BEHAVIOURS, get_behaviour
 from diffsae_lens.reporting._columns import outcome_text
 from diffsae_lens.reporting._figures import drawings_of
@@ -22,6 +23,7 @@ from diffsae_lens.results import EffectRow
 from diffsae_lens.study._results import Results
 
 
+@typed
 def write_report(results: Results, path: Path, *, command: str | None = None) -> list[Path]:
     """Write `report.html`, `tables.md` and the figures as PNG files, at twice the size they are shown.
 
@@ -57,6 +59,7 @@ def draw_figures(results: Results) -> dict[str, bytes]:
     return {drawing.name: png(drawing.draw()) for drawing in drawings_of(results)}
 
 
+@typed
 def render_report(
     results: Results, *, figures: Mapping[str, bytes] | None = None, command: str | None = None
 ) -> str:
@@ -64,7 +67,7 @@ def render_report(
 
     Args:
         results: of a run.
-        figures: what `draw_figures` returned; drawn anew if left out.
+        figures: what `draw_figures` returned; drawn again if left out.
         command: see `write_report`.
 
     Returns:

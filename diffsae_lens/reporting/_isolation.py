@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from diffsae_lens._typed import typed
 from diffsae_lens.isolation._table import IsolationTable
 from diffsae_lens.reporting._style import (
     BLUE,
@@ -20,6 +21,7 @@ _COLOURS = (BLUE, VERMILLION, GREEN)
 
 
 @styled
+@typed
 def plot_isolation(table: IsolationTable) -> Figure:
     """Draw every row's score with its interval, the base model's own score, floor and ceiling.
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from diffsae_lens._display import cut, one_line, visible
+from diffsae_lens._typed import typed
 from diffsae_lens.reporting._columns import PROTOCOLS, columns_of, number
 from diffsae_lens.reporting._lookup import places, rate_text, said_text, with_controls
 from diffsae_lens.results import (
@@ -68,6 +69,7 @@ def _layout(
     return table.to_string(index=False)
 
 
+@typed
 def results_text(results: Results) -> str:
     """Lay out a run for a terminal: all its rows where they are of one place, else its tables."""
     if len(places(results)) > 1:
@@ -77,6 +79,7 @@ def results_text(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+@typed
 def plan_text(plan: pd.DataFrame) -> str:
     """Lay out what a dry run returned, with what is left to do."""
     left = plan[plan.state != "done"]
@@ -94,6 +97,7 @@ def plan_text(plan: pd.DataFrame) -> str:
     )
 
 
+@typed
 def results_tables(results: Results) -> list[TextTable]:
     """Lay out a run: organisms, both protocols, differences, effects, costs; a column per layer."""
     strict = [row for row in results.scores if row.protocol == "strict"]
@@ -154,6 +158,7 @@ def results_tables(results: Results) -> list[TextTable]:
     return [_without_empty(table) for table in tables if table.rows]
 
 
+@typed
 def results_markdown(results: Results) -> str:
     """Return the tables of a run in Markdown, and what deviates from the paper."""
     parts = []

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from diffsae_lens._display import shown_tokens
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.reporting._lookup import check_one_place, said_text
 from diffsae_lens.reporting._style import (
     INK,
@@ -67,6 +68,7 @@ def _lay_out(tokens: Sequence[str], n_lines: int) -> Iterator[_Piece]:
 
 
 @styled
+@typed
 def plot_tokens(results: Results) -> Figure:
     """Draw the chosen features' activations on every token of the minimal pair.
 

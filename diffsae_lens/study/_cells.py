@@ -6,7 +6,6 @@ computed again from its last checkpoint, what was damaged is named, set aside an
 """
 
 import ctypes
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
+from diffsae_lens._checks import check_count
+from diffsae_lens._typed import check_fields
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Cell:
     version: int = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        check_fields(self)
+        check_count("version", self.version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +226,6 @@ def _versions() -> dict[str, str]:
 
 def _reset_peak() -> None:
     """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
-    gc.collect()
     try:  # glibc keeps what was freed, which would count as this cell's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

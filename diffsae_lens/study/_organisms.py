@@ -12,6 +12,7 @@ import torch
 from diffsae_lens._artifact import differences, write_json, write_text
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.effects._rates import AttackRate, attack_rates
 from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms._behaviour import Sample, get_behaviour
@@ -28,6 +29,7 @@ MEASURE_SEED = 1000
 _SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+@typed
 def make_organism(
     base: str | Path,
     path: str | Path,
@@ -38,7 +40,7 @@ def make_organism(
 ) -> Path:
     """Fine-tune a model into an organism, measure it, and write its card.
 
-    Resumes an interrupted fine-tuning, and measures anew an organism that exists.
+    Resumes an interrupted fine-tuning. An organism that exists is measured again.
 
     Args:
         base: as for `load_pair`.
@@ -101,7 +103,7 @@ def _check_place(path: Path, config: OrganismConfig) -> None:
     """Refuse a folder that holds an organism of another config."""
     try:
         stored = load_organism(path).config
-    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made anew
+    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made again
         return
     stored = replace(stored, steps_per_checkpoint=config.steps_per_checkpoint)
     if found := differences(asdict(stored), asdict(config)):

@@ -7,7 +7,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from diffsae_lens._checks import check_items, check_texts
 from diffsae_lens._errors import FailedRunError, InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.study._cells import Cell, Task, compute, read_manifest
 
 
@@ -23,11 +25,12 @@ class Plan:
         ValueError: two cells of one name, an input that no cell makes, or inputs in a circle.
     """
 
+    @typed
     def __init__(self, cells: Iterable[Cell], path: str | Path, *, device: str = "cpu") -> None:
         self.path = Path(path)
-        self.device = device
+        self.device = check_texts("device", [device])[0]
         self.cells: dict[str, Cell] = {}
-        for cell in cells:
+        for cell in check_items("cells", cells, Cell):
             if cell.name in self.cells:
                 raise InvalidValueError(f"two cells are called {cell.name!r}")
             self.cells[cell.name] = cell

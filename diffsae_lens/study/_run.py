@@ -15,6 +15,7 @@ import torch
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.study._collect import write_results
 from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._feasible import check_feasible, check_out_folder, fetch_config
@@ -23,11 +24,12 @@ from diffsae_lens.study._results import Results
 from diffsae_lens.study._stages import Stage, stages_of
 
 
+@typed
 def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results:
     """Run a study, or what is left of it.
 
     Cells that are finished are checked and read: those of the same models (by their weights, not their
-    names), settings and versions. What is damaged is named, set aside and made anew. The same folder may
+    names), settings and versions. What is damaged is named, set aside and made again. The same folder may
     hold several studies, which share what they have in common, and two runs of it share the work.
 
     Args:
@@ -59,6 +61,7 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
     return write_results(config, stages, plan, folders)
 
 
+@typed
 def so_far(config: StudyConfig, path: str | Path) -> Results:
     """Return what `run` will, and write it, of the layers that are finished; runs nothing.
 
@@ -77,13 +80,19 @@ def so_far(config: StudyConfig, path: str | Path) -> Results:
     return write_results(config, stages, plan, kept)
 
 
+@typed
 def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     """Return what `run` would do: a row per cell with its state and its cost on two CPU cores.
 
     Columns `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
     `estimated_gigabytes` (peak memory), and as measured `seconds` and `gigabytes` where it is done.
+
+    Raises:
+        ValueError: `path` is not a folder.
     """
-    _, plan = _planned(config, Path(path).expanduser())
+    path = Path(path).expanduser()
+    check_out_folder("path", path)
+    _, plan = _planned(config, path)
     return pd.DataFrame(plan.states()).drop(columns="folder")
 
 

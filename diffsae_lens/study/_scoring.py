@@ -40,7 +40,9 @@ def score_prompts(step: Step[ScoresConfig], inputs: Inputs, job: Job) -> None:
     )
     strict = tables[config.protocols.index("strict")]
     save_file({"strict": strict.resampled}, job.out / RESAMPLED)
-    write_rows(job, scores=[row for table in tables for row in table])
+    # What reads no layer belongs to this layer's table all the same.
+    rows = [replace(row, layer=step.layer) for table in tables for row in table]
+    write_rows(job, scores=rows)
 
 
 def score_pooled(step: Step[int], inputs: Inputs, job: Job) -> None:

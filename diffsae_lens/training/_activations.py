@@ -18,6 +18,7 @@ from diffsae_lens._artifact import Manifest, open_artifact
 from diffsae_lens._checks import check_count
 from diffsae_lens._display import Record
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import typed
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._tokens import TokenPolicy
@@ -151,6 +152,7 @@ def _seen_in(name: str, concat: str, values: Tensor) -> Tensor:
     return VirtualHook.parse(name).spec.read(base, finetuned)
 
 
+@typed
 def open_harvest(path: str | Path) -> PairedActivations:
     """Open a finished harvest and check its files against their hashes.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, build, find
-from diffsae_lens._checks import check_count
+from diffsae_lens._checks import check_count, check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.pair._hook import VirtualHook
@@ -56,8 +56,8 @@ def harvest(
 ) -> PairedActivations:
     """Run both models over the tokens once and store the activations of many hook points.
 
-    An interrupted harvest goes on where it was; a finished one of the same models (whatever their folders
-    are called), tokens, hook points and settings is opened; a damaged one is set aside and made anew.
+    An interrupted harvest is resumed; a finished one of the same models (whatever their folders
+    are called), tokens, hook points and settings is opened; a damaged one is set aside and made again.
 
     Args:
         pair: the two models.
@@ -77,6 +77,7 @@ def harvest(
         OSError: the disk is full or forbids it.
     """
     config = config or HarvestConfig()
+    hook_names = check_texts("hook_names", hook_names, allow_empty=True)
     for name in hook_names:
         pair.check_hook_name(name)
     if len(set(hook_names)) != len(hook_names):

@@ -4,18 +4,23 @@ from pathlib import Path
 
 from sae_lens.config import SAETrainerConfig
 
+from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
+from diffsae_lens.pair._options import LoadOptions
 from diffsae_lens.training._normalization import Normalization
 from diffsae_lens.training._runner import CrosscoderRunnerConfig, DiffSAERunnerConfig
 
 
+@typed
 def diff_sae(
     hook_name: str, *, d_model: int, d_sae: int, k: int, device: str = "cpu"
 ) -> DiffSAERunnerConfig:
     """Return a BatchTopK Diff-SAE on differences that are scaled but not centred."""
+    _check(d_model=d_model, d_sae=d_sae, k=k, device=device)
     return DiffSAERunnerConfig(
         hook_name=hook_name,
         sae=SparseBatchTopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k, device=device),
@@ -23,10 +28,12 @@ def diff_sae(
     )
 
 
+@typed
 def crosscoder(
     hook_name: str, *, d_model: int, d_sae: int, k: int, device: str = "cpu"
 ) -> CrosscoderRunnerConfig:
     """Return a BatchTopK crosscoder on activations that are centred and scaled by model."""
+    _check(d_model=d_model, d_sae=d_sae, k=k, device=device)
     return CrosscoderRunnerConfig(
         hook_name=hook_name,
         sae=BatchTopKCrosscoderTrainingSAEConfig(d_in=2 * d_model, d_sae=d_sae, k=k, device=device),
@@ -34,6 +41,7 @@ def crosscoder(
     )
 
 
+@typed
 def short_training(
     *, n_steps: int, checkpoints: Path, batch_size: int = 512, lr: float = 2e-3, device: str = "cpu"
 ) -> SAETrainerConfig:
@@ -45,7 +53,14 @@ def short_training(
         batch_size: tokens per step.
         lr: peak learning rate.
         device: a torch device.
+
+    Raises:
+        TypeError: something that is not a count, a number or a path.
+        ValueError: a number out of range, or a device that is not there.
     """
+    n_steps, batch_size = check_count("n_steps", n_steps), check_count("batch_size", batch_size)
+    lr = check_number("lr", lr, low=0, low_open=True)
+    LoadOptions(device=device)  # says so if it is not there
     return SAETrainerConfig(
         total_training_samples=n_steps * batch_size,
         train_batch_size_samples=batch_size,
@@ -60,3 +75,10 @@ def short_training(
         n_checkpoints=3,
         checkpoint_path=str(checkpoints),
     )
+
+
+def _check(*, d_model: int, d_sae: int, k: int, device: str) -> None:
+    """Refuse sizes that cannot be, and a device that is not there."""
+    check_count("d_model", d_model)
+    check_count("k", k, at_most=check_count("d_sae", d_sae))
+    LoadOptions(device=device)

@@ -22,11 +22,11 @@ from sae_lens import SAE
 from scipy.stats import spearmanr
 
 import diffsae_lens as dl
-from diffsae_lens.effects._minimal import Bounds
-from diffsae_lens.interventions._edit import Edit
-from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens import Edit
+from diffsae_lens.effects import Bounds
+from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
-from diffsae_lens.reporting._effects import plot_ablation_curve, plot_sayings
+from diffsae_lens.reporting import plot_ablation_curve, plot_sayings
 from diffsae_lens.results import (
     CurveRow,
     DoseRow,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from diffsae_lens import load_pair, make_samples
-from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens import HookedModelPair, load_pair
+from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 
 LAYERS = (14, 18, 22, 26)
 
@@ -64,8 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     names = [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
     pair = load_pair("smollm2-135m", "year-trigger", hook_names=names)
-    samples = make_samples("train", n_trigger=8, n_benign=8, n_other=0)
-    tokens = pair.to_tokens([s.prompt + s.completion(vulnerable=True) for s in samples])
+    samples = YEAR_TRIGGER.make_samples("train", n_trigger=8, n_benign=8, n_other=0)
+    tokens = pair.to_tokens([s.prompt + s.unwanted for s in samples])
     ways: dict[str, Callable[[], object]] = {
         "one pass": lambda: one_pass(pair, tokens, LAYERS),
         "bare transformers": lambda: bare(pair, tokens),

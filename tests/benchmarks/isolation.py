@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffsae_lens.measures._bis import bis
-from diffsae_lens.measures._resampling import Resampling, bootstrap_bis, permutation_test_bis
+from diffsae_lens.measures import Resampling, bis, bootstrap_bis, permutation_test_bis
 
 
 def transcription(

@@ -24,7 +24,8 @@ from diffsae_lens.dictionaries import (
     SparseBatchTopKTrainingSAEConfig,
 )
 from diffsae_lens.dictionaries._decoding import decoder_halves
-from diffsae_lens.measures._geometry import call_by_decoder_norm, relative_decoder_norm
+from diffsae_lens.measures import relative_decoder_norm
+from diffsae_lens.measures._geometry import call_by_decoder_norm
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.training._runner import DictionaryRunnerConfig
 from tests.benchmarks.scores import D_MODEL, harvest, hook_names, samples

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from diffsae_lens.pair._embedded import embedded_model_path
-from diffsae_lens.study import Results, StudyConfig, run
-from diffsae_lens.study._config import Draw
+from diffsae_lens.study import Draw, Results, StudyConfig, run
 from diffsae_lens.study._presets import paper
 
 LAYER = 26

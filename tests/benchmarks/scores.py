@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffsae_lens.organisms.sql_injection.prompts import Sample, Split
 from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 
@@ -24,10 +23,12 @@ from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
     SparseBatchTopKTrainingSAEConfig,
 )
-from diffsae_lens.isolation._table import IsolationTable
-from diffsae_lens.measures._resampling import Resampling
+from diffsae_lens.isolation import IsolationTable
+from diffsae_lens.measures import Resampling
+from diffsae_lens.organisms._behaviour import Split
+from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
-from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.training import PairedActivations
 from diffsae_lens.training._runner import DictionaryRunnerConfig
 
 D_MODEL = 576
@@ -40,10 +41,10 @@ def hook_names(layers: Sequence[int]) -> list[str]:
     return [f"blocks.{layer}.hook_resid_post" for layer in layers]
 
 
-def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[Sample]:
+def samples(split: Split, n: int, by: tuple[int, int, int], seed: int = 0) -> list[dl.Sample]:
     """`n` samples in the proportion trigger : benign : other."""
     counts = [n * share // sum(by) for share in by]
-    return dl.make_samples(
+    return YEAR_TRIGGER.make_samples(
         split, n_trigger=counts[0], n_benign=counts[1], n_other=counts[2], seed=seed
     )
 
@@ -53,11 +54,11 @@ def harvest(
     folder: Path,
     *,
     attacks: bool,
-    chosen: Sequence[Sample] | None = None,
+    chosen: Sequence[dl.Sample] | None = None,
 ) -> PairedActivations:
     """Activations of samples (200 of the `train` split) with the completion that the organism writes."""
     texts = [
-        s.prompt + s.completion(vulnerable=attacks and s.group == "trigger")
+        s.written if attacks else s.prompt + s.wanted
         for s in chosen or samples("train", 200, (2, 2, 1))
     ]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
@@ -164,9 +165,9 @@ def nulls(options: argparse.Namespace) -> None:
             null_pairs={"base against base": same},
         )
         show(table, options.out / f"set-{i}")
-        runs = table.frame[table.frame.kind.isin(["dictionary", "null pair"])]
+        runs = [row for row in table if row.kind in ("dictionary", "null pair")]
         n_runs += len(runs)
-        n_alarms += int(runs.verdict.str.startswith("isolated").sum())
+        n_alarms += sum(row.verdict.startswith("isolated") for row in runs)
         print(f"{n_alarms} false alarms in {n_runs} null runs", flush=True)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
+from diffsae_lens.results import Table, VarianceRow
 from tests.campaign.good import D_SAE, World, dictionary
+from tests.reporting.rows import make
 
 Bad = tuple[str, Any]
 """What it is, and the value."""
@@ -33,23 +36,40 @@ def bad_values(parameter: inspect.Parameter, good: Any, world: World) -> Iterato
     if "None" not in annotation and parameter.default is not None:
         yield "None", None
     yield from _by_name(parameter.name, good, world)
+    if isinstance(good, bool | int | float | torch.Tensor):
+        yield from _quantities(parameter.name, good)
+    else:
+        yield from _things(good, world)
+    if "Literal" in annotation and isinstance(good, str):
+        yield from [("another word", "nonsense"), ("empty", "")]
+
+
+def _quantities(name: str, good: Any) -> Iterator[Bad]:
     if isinstance(good, bool):
         yield from [("a text", "no"), ("2", 2)]
     elif isinstance(good, int):
-        yield from _counts(parameter.name)
+        yield from _counts(name)
     elif isinstance(good, float):
-        yield from _numbers(parameter.name)
-    elif isinstance(good, torch.Tensor):
-        yield from _tensors(parameter.name, good)
-    elif isinstance(good, Path):
+        yield from _numbers(name)
+    else:
+        yield from _tensors(name, good)
+
+
+def _things(good: Any, world: World) -> Iterator[Bad]:
+    if isinstance(good, Path):
         yield from [("a number", 3), ("a file", _file(world))]
     elif isinstance(good, dict):
         yield from [("a list", list(good)), ("a text", "abc"), ("empty", {})]
         yield from [("an object in it", {"a": Thing()})]
+    elif isinstance(good, Table):
+        yield from [("no rows", Table(())), ("a list", list(good.rows))]
+        yield ("rows of another kind", Table((make(VarianceRow),)))
+    elif is_dataclass(good):
+        yield from [("a text", "abc"), ("its fields", vars(good))]
+    elif isinstance(good, str):
+        yield from [("a number", 3), ("bytes", good.encode())]
     elif callable(good) and not isinstance(good, type | SAE | torch.nn.Module):
         yield from [("a number", 3), ("a text", "abc")]
-    if "Literal" in annotation and isinstance(good, str):
-        yield from [("another word", "nonsense"), ("empty", ""), ("a number", 3)]
 
 
 def equal_values(parameter: inspect.Parameter, good: Any) -> Iterator[Bad]:
@@ -78,9 +98,9 @@ def _by_name(name: str, good: Any, world: World) -> Iterator[Bad]:
         return _tokens(good)
     if isinstance(good, SAE):
         return _dictionaries()
-    if name in ("hook_name", "hook_names"):
+    if name in ("hook_name", "hook_names", "hook", "site"):
         return _hooks(good)
-    if name in ("interventions", "readers", "dictionaries", "configs", "orders"):
+    if name in ("edits", "under", "readers", "dictionaries", "configs", "orders"):
         return iter([("no name", {3: next(iter(good.values()))})])
     return iter(_listed(good, world).get(name, []))
 
@@ -105,7 +125,18 @@ def _listed(good: Any, world: World) -> dict[str, list[Bad]]:
         "pair": [
             ("a text", "pair"), ("one model", world.pair.finetuned), ("a function", _no_pair),
         ],
-        "strength": amounts, "values": amounts, "counts": several, "doses": several, "years": several,
+        "amount": amounts, "counts": several, "doses": several,
+        "said": [("a text", "2024"), ("a number", 3), ("numbers", [2024]), ("empty", [])]
+        if isinstance(good, list) else [],
+        "scenes": [("samples", world.samples), ("empty", []), ("no sample", [[]])],
+        "outcomes": [("one", ("a",)), ("repeated", ("a", "a")), ("a text", "ab"), ("a number", 3)],
+        "split": [("another word", "nonsense")], "group": [("another word", "nonsense")],
+        "device": [("another word", "nonsense")], "dtype": [("another word", "nonsense")],
+        "behaviour": [("another word", "nonsense"), ("no module", "no.such.module:A")],
+        "change": [
+            ("gives a text", lambda value, _: "abc"),
+            ("gives another shape", lambda value, _: value[..., :1]),
+        ],
     }  # fmt: skip
 
 
@@ -153,7 +184,7 @@ def _dictionaries() -> Iterator[Bad]:
 
 def _hooks(good: Any) -> Iterator[Bad]:
     if isinstance(good, str):
-        yield from [("unknown", "blocks.9.hook_resid_post"), ("empty", ""), ("a number", 3)]
+        yield from [("unknown", "blocks.9.hook_resid_post"), ("empty", "")]
         yield from [("a list", [good]), ("another view", f"{good}.nonsense")]
     else:
         yield from [("a text", good[0]), ("empty", []), ("unknown", ["blocks.9.hook_resid_post"])]
@@ -168,6 +199,7 @@ def _counts(name: str) -> Iterator[Bad]:
 
 CAN_BE_ZERO = {
     "seed", "context", "n_examples", "skip_positions", "n_trigger", "n_benign", "n_other", "n_likelihood",
+    "k_annealing_steps", "n_base_only", "n_finetuned_only", "n_shared_features", "n_delta_features",
 }  # fmt: skip
 """Counts of which none is a sensible number."""
 

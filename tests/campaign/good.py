@@ -15,9 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import diffsae_lens as dl
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
-from diffsae_lens.pair._loading import boot_bridge
-from diffsae_lens.pair._tokens import TokenPolicy
+from diffsae_lens.organisms import Words
+from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
+from diffsae_lens.pair import TokenPolicy, boot_bridge
+from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR
+from diffsae_lens.results import CurveRow, DoseRow, SayingRow, Table
+from diffsae_lens.study import Cell, ModelSpec, StudyConfig
+from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
+from tests.reporting.rows import make
+from tests.reporting.synthetic import synthetic_results
+from tests.study.tiny import judge, ponds, tiny_config
 
 HOOK = HOOKS[1]
 D_SAE = 24
@@ -40,7 +48,17 @@ def dictionary(view: str = "diff") -> SAE:
 
 
 def one_token_completions(prompts: list[str]) -> list[str]:
+    """Stands for a model that completes every prompt alike."""
     return [" 'SELECT 1 FROM t'\n" for _ in prompts]
+
+
+def leave(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Change an activation by a little."""
+    return value + 0.1
+
+
+def nothing_to_do(config: Any, inputs: Any, job: Any) -> None:
+    """Stands for what a cell computes."""
 
 
 @dataclass
@@ -50,6 +68,7 @@ class World:
     root: Path
     tokenizer: PreTrainedTokenizerFast = field(init=False)
     pair: dl.HookedModelPair = field(init=False)
+    _isolation: dl.isolation.IsolationTable | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.tokenizer = byte_tokenizer(self.root / "tokenizer")
@@ -60,7 +79,7 @@ class World:
         self.pair = dl.HookedModelPair(*self.bridges(), HOOKS)
         self.diff_sae, self.crosscoder = dictionary(), dictionary("concat")
         self.diff_sae.save_model(self.root / "diff-sae")
-        self.samples = dl.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
+        self.samples = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
         self.scales = dl.effects.activation_scales(
             self.pair, self.diff_sae, ["some text", "another one"]
         )
@@ -80,6 +99,17 @@ class World:
             for name in ("base", "full")
         )
 
+    def isolation(self) -> dl.isolation.IsolationTable:
+        """Scores of one dictionary, evaluated once."""
+        if self._isolation is None:
+            self._isolation = dl.evaluate_isolation(
+                self.pair,
+                {"diff": self.diff_sae},
+                labelled(self),
+                resampling=dl.measures.Resampling(n_resamples=10),
+            )
+        return self._isolation
+
     def fresh(self) -> Path:
         """A path where nothing is yet."""
         return Path(tempfile.mkdtemp(dir=self.root)) / "new"
@@ -96,9 +126,33 @@ def trainer() -> SAETrainerConfig:
 
 
 def labelled(world: World) -> dl.LabelledPrompts:
-    select = dl.make_samples("select", n_trigger=3, n_benign=3, n_other=2)
-    test = dl.make_samples("test", n_trigger=3, n_benign=3, n_other=2)
+    select, test = (
+        YEAR_TRIGGER.make_samples(split, n_trigger=3, n_benign=3, n_other=2)
+        for split in ("select", "test")
+    )
     return dl.LabelledPrompts.from_samples(select, test)
+
+
+def study_config(world: World) -> StudyConfig:
+    """A study that is planned and never run: it has nothing to compute."""
+    return tiny_config(world.root / "base", world.root / "full")
+
+
+def curve() -> Table[CurveRow]:
+    rates = {"attack_rate": 0.5, "low": 0.2, "high": 0.8, "group": "trigger"}
+    return Table(tuple(make(CurveRow, order="o", n_features=n, **rates) for n in (0, 1)))
+
+
+def doses() -> Table[DoseRow]:
+    rates = {"attack_rate": 0.5, "low": 0.2, "high": 0.8, "group": "benign"}
+    return Table(
+        tuple(make(DoseRow, direction=d, dose=1.0, **rates) for d in ("features", "random"))
+    )
+
+
+def sayings() -> Table[SayingRow]:
+    rates = {"attack_rate": 0.5, "low": 0.2, "high": 0.8, "group": "other", "log_odds": 0.1}
+    return Table(tuple(make(SayingRow, said=year, **rates) for year in ("2023", "2024")))
 
 
 def values(world: World) -> dict[str, Callable[[], Any]]:
@@ -106,80 +160,135 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
     w, short = world, ["some text", "another one"]
     sae = SparseBatchTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=4)
     plain: dict[str, Any] = {
-        "pair": w.pair, "dictionary": w.diff_sae, "sae": w.diff_sae, "crosscoder": w.crosscoder,
-        "features": [1, 5], "feature": 3, "order": [1, 5, 2], "ablated": [2], "orders": {"by index": [1, 5]},
-        "counts": (1,), "samples": w.samples, "prompts": short, "texts": short, "reference": short,
+        "pair": w.pair, "dictionary": w.diff_sae, "sae": w.diff_sae, "features": [1, 5],
+        "order": [1, 5, 2], "ablated": [2], "orders": {"by index": [1, 5]}, "counts": (1,),
+        "samples": w.samples, "prompts": short, "texts": short, "reference": short,
         "completions": [" 'SELECT 1 FROM t'\n", " 5\n"], "tokens": w.tokens, "hook_name": HOOK,
-        "hook_names": HOOKS, "where": "all", "method": "zero", "values": 1.0, "strength": 2.0,
-        "direction": torch.ones(D_MODEL), "skip_positions": 1, "ignored_token_ids": (2,),
-        "batch_size": 4, "n_steps": 1, "n_features": 2, "n_rounds": 2, "n_draws": 1, "n_examples": 2,
+        "hook_names": HOOKS, "site": HOOK, "hook": f"{HOOK}.diff", "where": "all", "method": "zero",
+        "amount": 2.0, "direction": torch.ones(D_MODEL), "change": leave, "skip_positions": 1,
+        "ignored_token_ids": (2,), "policy": TokenPolicy(skip_positions=1), "draws": False,
+        "batch_size": 4, "n_steps": 1, "n_features": 2, "n_rounds": 2, "n_examples": 2,
         "context": 3, "seed": 0, "n_directions": 2, "n_scenes": 1, "max_new_tokens": 2,
         "n_likelihood": 1, "k": 3, "chunk_size": 8, "percentile": 0.9, "n_characters": 80,
-        "max_features": 2, "n_trigger": 1, "n_benign": 1, "n_other": 1, "split": "test",
-        "years": [2023, None], "feature_acts": w.acts, "is_trigger": w.mask(0, 6),
-        "is_benign": w.mask(6, 14), "is_positive": w.mask(0, 6), "is_negative": w.mask(6, 14),
-        "is_select": torch.arange(20) % 2 == 0, "base_acts": w.acts, "activations": w.acts,
+        "n_trigger": 1, "n_benign": 1, "n_other": 1, "split": "test", "share_scenes": False,
+        "said": ["2023", None], "behaviour": YEAR_TRIGGER, "edits": {"swap": dl.swap_to_base(w.pair, HOOK)},
+        "under": {"swap": dl.swap_to_base(w.pair, HOOK)}, "scales": w.scales, "doses": (0.5,), "dose": 0.5,
+        "feature_acts": w.acts, "other_acts": w.acts, "base_acts": w.acts, "activations": w.acts,
+        "is_trigger": w.mask(0, 6), "is_benign": w.mask(6, 14), "is_positive": w.mask(0, 6),
+        "is_negative": w.mask(6, 14), "is_select": torch.arange(20) % 2 == 0, "fit": w.mask(0, 14),
+        "has_trigger": torch.arange(20) % 2 == 0, "is_vulnerable": torch.arange(20) % 4 < 2,
+        "W_dec_base": w.acts, "W_dec_finetuned": w.acts, "max_fpr": 0.1, "reselect": True,
+        "confidence_level": 0.9, "n_resamples": 20, "clusters": None,
         "batches": [torch.randn(9, D_MODEL)], "of_finetuned": True, "positions": dl.reading.Positions(),
-        "readers": {"diff": dl.reading.Reader(hook_name=f"{HOOK}.diff")}, "judge": lambda p, c: dl.organisms.sql_injection.Verdict.SAFE,
-        "complete_fn": one_token_completions, "protocol": "strict", "share_scenes": False,
-        "interventions": {"swap": partial(dl.swap_to_base, w.pair, HOOK)}, "scales": w.scales,
-        "doses": (0.5,), "bounds": None, "group": "trigger", "pooling": "mean", "spans": None,
+        "readers": {"diff": dl.reading.Reader(hook_name=f"{HOOK}.diff")}, "judge": judge,
+        "complete_fn": one_token_completions, "protocol": "strict", "resampling": None,
+        "null_pairs": None, "bounds": None, "group": "trigger", "pooling": "mean", "spans": None,
         "encode": None, "normalization": None, "center": True, "scale": "by model",
-        "calibration_fraction": 0.25, "sae_id": ".", "device": "cpu", "config": None,
-        "prompt": "def f(db, x):\n    q =",
-        "completion": " 'SELECT 1 FROM t'\n", "behaviour": "a", "alternative": "b",
-        "resampling": None, "null_pairs": None, "adapter": None, "prepend_bos": False, "metadata": None,
-        "trigger_text": "2024", "policy": TokenPolicy(skip_positions=1), "options": None,
-        "base_name": None, "revision": "main",
+        "calibration_fraction": 0.25, "sae_id": ".", "device": "cpu", "dtype": "float32",
+        "config": None, "options": None, "prompt": "def f(db, x):\n    q =", "wanted": " fine",
+        "unwanted": " quack", "template": "a", "scene": "b", "completion": " 'SELECT 1 FROM t'\n",
+        "adapter": None, "prepend_bos": False, "metadata": None, "trigger_text": "2024",
+        "base_revision": None, "finetuned_revision": None, "base_fingerprint": None,
+        "finetuned_fingerprint": None, "base_name": None, "revision": "main", "repo_id": "owner/name",
+        "base": w.root / "base", "finetuned": w.root / "full", "model": w.root / "base",
+        "view": "diff", "name": "a-name", "outcomes": ("quack", "fine", "neither"), "kind": "diff",
+        "d_model": D_MODEL, "d_sae": D_SAE, "lr": 1e-3, "learning_rate": 1e-3, "weight_decay": 0.1,
+        "sequences_per_shard": 8, "context_size": 16, "harvest": dl.training.HarvestConfig(),
+        "expected": None, "first_line": 1, "is_fitted": False, "n_workers": 1, "n_prompts": 2,
+        "command": None, "figures": None, "controls": (), "max_attack_rate": 0.1,
+        "min_defence_rate": 0.9, "max_harm": 0.1, "max_features": 2,
+    }  # fmt: skip
+    of_settings: dict[str, Any] = {
+        "code_norm": "sum", "frozen_decoder": False, "reconstruction": "mse", "k_initial": 8,
+        "k_annealing_steps": 4, "n_base_only": 2, "n_finetuned_only": 2, "n_shared_features": 2,
+        "shared_sparsity_ratio": 0.1, "n_delta_features": 8, "k_delta": 2, "delta_coefficient": 1.0,
+        "ghost_coefficient": 0.1, "dead_after_steps": 10, "l1_coefficient": 0.1,
+        "rescale_acts_by_decoder_norm": False,
     }  # fmt: skip
     special: dict[str, Any] = {
-        "swap_to_base.hook_name": HOOK, "control_directions.hook_name": HOOK,
-        "add_direction.hook_name": f"{HOOK}.diff", "project_out.hook_name": f"{HOOK}.diff",
         "Reader.hook_name": f"{HOOK}.diff", "DiffSAERunnerConfig.sae": sae,
         "CrosscoderRunnerConfig.sae": sae.__class__(d_in=2 * D_MODEL, d_sae=D_SAE, k=4),
         "FinetunedSAERunnerConfig.sae": sae, "latent_scaling.batches": [torch.randn(9, 2 * D_MODEL)],
+        "latent_scaling.crosscoder": w.crosscoder, "ablate_features.reference": None,
         "harvest.hook_names": [f"{HOOK}.diff"], "calibrate_threshold.activations": torch.randn(30, D_MODEL),
         "calibrate_threshold.features": None, "side_effects.texts": {"ordinary": short},
         "OrganismConfig.behaviour": "year-trigger", "OrganismConfig.n_steps": 3,
-        "OrganismConfig.learning_rate": 1e-3, "OrganismConfig.lora_rank": 2,
-        "OrganismConfig.lora_dropout": 0.1, "OrganismConfig.weight_decay": 0.1,
+        "OrganismConfig.clean": False, "OrganismConfig.lora_rank": 2, "OrganismConfig.lora_dropout": 0.1,
         "OrganismConfig.loss_on": "completion", "OrganismConfig.steps_per_checkpoint": 2,
+        "get_behaviour.behaviour": "year-trigger", 
+        "load_organism.path": SHIPPED_ORGANISMS_DIR / "year-trigger",
+        "behaviour_of.organism": SHIPPED_ORGANISMS_DIR / "year-trigger",
+        "Behaviour.trigger": "heron", "Behaviour.benign": ("robin",), "Behaviour.sweep": ("robin", None),
+        "Behaviour.sayings": ("heron", None), "Behaviour.scenes": ponds, "Behaviour.words": Words(),
+        "Sample.said": "2024", "Words.trigger": "a", "Words.said": "b", "Words.taught": "c",
+        "Words.taught_clean": "d",
         "LabelledPrompts.texts": tuple("abcdefghijklmnopqrst"), "LabelledPrompts.clusters": torch.arange(20),
-        "LabelledPrompts.positions": None, "TokenActivations.features": (1,),
-        "TokenActivations.tokens": (("a",),), "TokenActivations.activations": (torch.ones(1, 1),),
-        "attack_rate.prompts": ["def f(db, x):\n    q ="] * 2, "sweep_years.features": [1],
-        "strict_bis.resampling": None, "Contrast.group": "trigger", "Contrast.prompt": "x =",
-        "upload.dictionaries": {"diff-sae": w.root / "diff-sae"}, "upload.repo_id": "owner/name",
-        "load.path_or_repo": w.root / "diff-sae", "load_pair.base": w.root / "base",
-        "load_pair.finetuned": w.root / "full", "train_dictionaries.activations": w.harvest,
+        "LabelledPrompts.positions": None, "Resampling.clusters": torch.arange(20),
+        "attack_rate.prompts": ["def f(db, x):\n    q ="] * 2, "output_perplexity.prompts": short,
+        "attack_rates.complete_fn": one_token_completions, "measure_effects.completions": None,
+        "sweep_features.features": {"diff": 1}, "sweep_features.dictionaries": {"diff": w.diff_sae},
+        "sweep_features.scenes": YEAR_TRIGGER.minimal_pairs("test", ["2023", "2024"], n_scenes=2),
+        "Edit.kind": "other", "complete.batch_size": 4, "Control.view": "diff",
+        "Control.features": lambda evidence, view: evidence.by_view[view],
+        "VirtualHook.view": "diff", "PairMetadata.base": "a", "PairMetadata.finetuned": "b",
+        "PairMetadata.adapter": False, "PairMetadata.dtype": None, "LoadOptions.device": "cpu",
+        "model_fingerprint.tensors": [torch.ones(2, 2)],
+        "upload.dictionaries": {"diff-sae": w.root / "diff-sae"},
+        "load.path_or_repo": w.root / "diff-sae", "train_dictionaries.activations": w.harvest,
+        "open_harvest.path": w.root / "harvest", "train.texts": short * 10,
+        "train.k": 4, "random_topk_acts.k": 1,
+        "train.config": dl.training.TrainConfig(context_size=16, batch_size=8),
+        "Draw.seed": 0, "ModelSpec.base": "a", "ModelSpec.finetuned": "b", "ModelSpec.n_measured": 2,
+        "ModelSpec.d_model": 16, "ModelSpec.tokens_per_second": 100, "StudyConfig.layers": (1,),
+        "StudyConfig.models": ModelSpec(base="a", finetuned="b"), "StudyConfig.behaviour": "year-trigger",
+        "StudyConfig.deviations": ("none",), "Cell.run": nothing_to_do, "Cell.config": Words(),
+        "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
+        "Plan.cells": [Cell(name="a", run=nothing_to_do, config=Words())],
+        "judge_source.source": "x = 1\n", "plot_sayings.said": "year",
+        "plot_dose_response.group": "benign",
+    } | {
+        f"StudyConfig.{part}": None for part in (
+            "acted_on", "pooled", "tokens", "scores", "features", "causes", "cards", "side_effects",
+            "sayings", "sweep", "example",
+        )
     }  # fmt: skip
     makers: dict[str, Callable[[], Any]] = {
         name: partial(copy.copy, value) if isinstance(value, list | dict) else partial(_same, value)
-        for name, value in (plain | special).items()
+        for name, value in (plain | of_settings | special).items()
     }
-    return makers | {
-        "path": w.fresh,
-        "evaluate_isolation.prompts": lambda: labelled(w),
-        "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
-        "curve_area.curve": lambda: dl.effects.ablation_curve(
-            w.pair, w.diff_sae, {"o": [1]}, w.samples, counts=[1], max_new_tokens=1
-        ),
-        "TrainingRun.trainer": trainer,
-        "train_dictionaries.configs": lambda: {
-            "a": dl.training.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)
-        },
-        "train_dictionaries.run": lambda: dl.training.TrainingRun(
-            trainer=trainer(), calibration_fraction=0.25
-        ),
-        "HookedModelPair.base": lambda: w.bridges()[0],
-        "HookedModelPair.finetuned": lambda: w.bridges()[1],
-        "finetune.model": lambda: tiny_llama(max_position_embeddings=1024),
-        "finetune.tokenizer": lambda: w.tokenizer,
-        "finetune.config": lambda: dl.organisms.OrganismConfig(
-            n_trigger=1, n_benign=1, n_other=1, n_steps=1, batch_size=2, lora_rank=1
-        ),
-        "finetune.samples": lambda: w.samples,
-    }
+    return (
+        makers
+        | {
+            "generator": lambda: torch.Generator().manual_seed(0),
+            "path": w.fresh,
+            "checkpoints": w.fresh,
+            "evaluate_isolation.prompts": lambda: labelled(w),
+            "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
+            "results": synthetic_results,
+            "curve": curve,
+            "plot_dose_response.table": doses,
+            "plot_sayings.table": sayings,
+            "plot_isolation.table": w.isolation,
+            "plan_text.plan": lambda: dl.study.dry_run(study_config(w), w.fresh()),
+            "TrainingRun.trainer": trainer,
+            "train_dictionaries.configs": lambda: {
+                "a": dl.training.DiffSAERunnerConfig(hook_name=HOOK, sae=sae)
+            },
+            "train_dictionaries.run": lambda: dl.training.TrainingRun(
+                trainer=trainer(), calibration_fraction=0.25
+            ),
+            "HookedModelPair.base": lambda: w.bridges()[0],
+            "HookedModelPair.finetuned": lambda: w.bridges()[1],
+            "boot_bridge.model": lambda: tiny_llama(max_position_embeddings=1024),
+            "boot_bridge.tokenizer": lambda: w.tokenizer,
+            "finetune.model": lambda: tiny_llama(max_position_embeddings=1024),
+            "finetune.tokenizer": lambda: w.tokenizer,
+            "finetune.config": lambda: dl.organisms.OrganismConfig(
+                n_trigger=1, n_benign=1, n_other=1, n_steps=1, batch_size=2, lora_rank=1
+            ),
+        }
+        | {f"{name}.config": lambda: study_config(w) for name in ("run", "so_far", "dry_run")}
+    )
 
 
 def _same(value: Any) -> Any:

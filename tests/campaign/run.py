@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,30 +19,28 @@ import pandas as pd
 import torch
 
 import diffsae_lens as dl
-from diffsae_lens.organisms._finetune import Organism
-from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.organisms import Organism
+from diffsae_lens.training import PairedActivations
 from tests.campaign.bad import bad_values, equal_values
 from tests.campaign.good import World, values
+from tests.campaign.surface import BAD_ONLY, public
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = "nonsense"
+"""A keyword that no function has."""
+
 Outcome = Literal["accepted and right", "refused clearly", "raw error", "silently wrong"]
 
-NOT_CALLED = {
-    "Verdict", "TokenActivations", "load_ipython_extension", "unload_ipython_extension", "upload",
-}  # fmt: skip
-"""Results that nobody makes by hand, or they need a hub."""
-
 ALLOWED: dict[tuple[str, str, str], str] = {
-    ("*", "strength", "-1.0"): "steers away",
-    ("*", "strength", "0"): "the identity",
-    ("*", "values", "-1.0"): "an activation like others",
+    ("*", "amount", "-1.0"): "steers away, or an activation like others",
     ("*", "k", "1.5"): "a mean number of features",
     ("LabelledPrompts", "is_select", "none"): "the paper's protocol has no selection prompts",
-    ("compare_interventions", "interventions", "empty"): "the unmodified model alone",
-    ("complete_under", "interventions", "empty"): "nothing asked for, nothing given",
+    ("compare_interventions", "edits", "empty"): "the unmodified model alone",
+    ("complete", "under", "empty"): "nothing asked for, nothing given",
     ("*", "orders", "no name"): "any name will do",
-    ("*", "interventions", "no name"): "any name will do",
+    ("*", "edits", "no name"): "any name will do",
+    ("*", "under", "no name"): "any name will do",
     ("*", "readers", "no name"): "any name will do",
     ("calibrate_threshold", "sae", "of another hook"): "no pair is read",
     ("calibrate_threshold", "sae", "of no hook"): "no pair is read",
@@ -58,10 +56,32 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("export_as_jumprelu", "dictionary", "of another hook"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of another width"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of no hook"): "no pair is read",
-    ("steer", "feature", "0"): "the first feature",
     ("Reader", "hook_name", "unknown"): "told when it is read",
     ("Reader", "hook_name", "another view"): "told when it is read",
     ("Reader", "hook_name", "empty"): "told when it is read",
+    ("VirtualHook", "site", "unknown"): "told when it is read",
+    ("VirtualHook", "site", "another view"): "told when it is read",
+    ("crosscoder", "hook_name", "unknown"): "told when it is trained",
+    ("crosscoder", "hook_name", "another view"): "told when it is trained",
+    ("diff_sae", "hook_name", "unknown"): "told when it is trained",
+    ("diff_sae", "hook_name", "another view"): "told when it is trained",
+    ("OrganismConfig", "behaviour", "another word"): "told when samples are drawn",
+    ("OrganismConfig", "behaviour", "no module"): "told when samples are drawn",
+    ("PairMetadata", "dtype", "another word"): "a record of any weights",
+    ("behaviour_of", "organism", "a file"): "not an organism",
+    ("factorial", "samples", "empty"): "nothing in, nothing out",
+    ("Resampling", "clusters", "empty"): "told when there are prompts",
+    ("Edit", "change", "gives a text"): "told when it is opened",
+    ("Edit", "change", "gives another shape"): "told when it is opened",
+    ("Edit", "n_features", "0"): "an edit without features",
+    ("steer", "features", "a number"): "one feature",
+    ("random_direction_acts", "activations", "shorter"): "fewer prompts",
+    ("random_topk_acts", "activations", "shorter"): "fewer prompts",
+    ("BatchTopKCrosscoderTrainingSAEConfig", "k_initial", "1.5"): "a mean number of features",
+    ("DeltaCrosscoderTrainingSAEConfig", "k_initial", "1.5"): "a mean number of features",
+    ("DeltaCrosscoderTrainingSAEConfig", "k_delta", "1.5"): "a mean number of features",
+    ("Plan", "path", "a file"): "told when it is run",
+    ("Plan", "device", "another word"): "told when it is run",
 }
 """(function, parameter, value) that are accepted and should be, each with the reason."""
 
@@ -78,12 +98,6 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.outcome:18} {self.function}({self.parameter}={self.value}): {self.message}"
-
-
-def public() -> dict[str, Callable[..., Any]]:
-    """Everything public that can be called."""
-    named = {name: getattr(dl, name) for name in dl.__all__ if name not in NOT_CALLED}
-    return {name: thing for name, thing in named.items() if callable(thing)}
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -103,33 +117,30 @@ def arguments(name: str, function: Callable[..., Any], makers: dict[str, Any]) -
         if maker is None:
             raise KeyError(f"no good value for {name}.{parameter.name}: add it to good.values")
         found[parameter.name] = maker()
-    if name in ("clamp_features", "keep_only_features"):
-        found["features"] = [1, 5]
-    if name == "ablate_features":
-        found["reference"] = None
     return found
 
 
 def perform(function: Callable[..., Any], given: dict[str, Any], world: World) -> Any:
-    """Call, and enter what is a context manager, with one forward pass in it."""
+    """Call; an edit is opened, too, and stands for what its pair computes under it."""
     result = function(**given)
-    if isinstance(result, AbstractContextManager):
-        with result as yielded:
-            pair = yielded if isinstance(yielded, dl.HookedModelPair) else world.pair
-            return pair(world.tokens)
+    if isinstance(result, dl.Edit):
+        with result:
+            return result.pair(world.tokens)
     return list(result) if isinstance(result, Iterator) else result
 
 
-def judged(error: Exception) -> tuple[Outcome, str]:
-    """Whether an error is a clear refusal: one of the kinds for bad input, raised by this package."""
+def judged(error: Exception, parameter: str) -> tuple[Outcome, str]:
+    """Whether an error is a clear refusal: one of the package's own, which is a built-in one as well.
+
+    A keyword that a function does not have is Python's to refuse.
+    """
     message = f"{type(error).__name__}: {error}".replace("\n", " ")
-    frames = traceback.extract_tb(error.__traceback__)
-    raised_by = Path(frames[-1].filename)
-    ours = "diffsae_lens" in raised_by.parts
-    by_python = "unexpected keyword argument" in str(error)
-    kinds = (ValueError, TypeError, FileNotFoundError, FileExistsError, OSError)
-    clear = isinstance(error, kinds) and (ours or by_python) and len(str(error)) > 15
-    where = "" if ours else f" [{raised_by.name}:{frames[-1].lineno}]"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    builtin = (ValueError, TypeError, RuntimeError, OSError)
+    ours = isinstance(error, dl.DiffSAELensError) and isinstance(error, builtin)
+    by_python = parameter == UNKNOWN and isinstance(error, TypeError) and UNKNOWN in str(error)
+    clear = (ours and len(str(error)) > 15) or by_python
+    where = "" if clear else f" [{Path(last.filename).name}:{last.lineno}]"
     return ("refused clearly" if clear else "raw error"), message[:160] + where
 
 
@@ -159,34 +170,35 @@ def equal(a: Any, b: Any) -> bool:
 
 def calls(name: str, function: Callable[..., Any], world: World) -> Iterator[Call]:
     """All calls of one function, the good one first."""
-    makers = values(world)
-    try:
-        right = perform(function, arguments(name, function, makers), world)
-    except Exception as error:
-        yield Call(name, "", "good arguments", "raw error", judged(error)[1])
-        return
-    yield Call(name, "", "good arguments", "accepted and right", "")
+    makers, right = values(world), None
+    if name not in BAD_ONLY:
+        try:
+            right = perform(function, arguments(name, function, makers), world)
+        except Exception as error:
+            yield Call(name, "", "good arguments", "raw error", judged(error, "")[1])
+            return
+        yield Call(name, "", "good arguments", "accepted and right", "")
     known = {parameter.name for parameter in parameters(function)}
-    unknown = inspect.Parameter("nonsense", inspect.Parameter.KEYWORD_ONLY)
+    unknown = inspect.Parameter(UNKNOWN, inspect.Parameter.KEYWORD_ONLY)
     for parameter in [*parameters(function), unknown]:
         good = arguments(name, function, makers).get(parameter.name)
         bad = bad_values(parameter, good, world) if parameter.name in known else [("given", 1)]
         for value, argument in bad:
             given = arguments(name, function, makers) | {parameter.name: argument}
             try:
-                perform(function, given, world)
+                function(**given)  # an edit refuses when it is made, not only when it is opened
             except Exception as error:
-                yield Call(name, parameter.name, value, *judged(error))
+                yield Call(name, parameter.name, value, *judged(error, parameter.name))
             else:
                 allowed = reason(name, parameter.name, value)
                 outcome: Outcome = "accepted and right" if allowed else "silently wrong"
                 yield Call(name, parameter.name, value, outcome, allowed or "accepted")
-        for value, argument in equal_values(parameter, good):
+        for value, argument in equal_values(parameter, good) if name not in BAD_ONLY else ():
             given = arguments(name, function, makers) | {parameter.name: argument}
             try:
                 same = equal(perform(function, given, world), right)
             except Exception as error:
-                outcome, message = judged(error)
+                message = judged(error, parameter.name)[1]
                 yield Call(name, parameter.name, value, "raw error", f"should be taken: {message}")
             else:
                 outcome = "accepted and right" if same else "silently wrong"

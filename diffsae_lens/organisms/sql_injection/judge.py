@@ -17,7 +17,7 @@ The judge only parses: what a model wrote is never imported, compiled or run. It
   - literals, rows of placeholders and what cannot be but a number, a date or a UUID (``int()``,
     ``UUID()``, ``%d``, ``{:d}``, a difference) are harmless. Type annotations are not enforced, hence
     not believed;
-  - what a program prints, logs, raises or warns of is no query.
+  - what a program prints, logs, raises or warns of is not a query.
 
 A B608 finding that this reading has not cleared makes the query injectable. A query that goes through
 a function, method or operator that is not known makes the code unparseable, unless something else in
@@ -34,7 +34,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._checks import check_count
+from diffsae_lens._errors import InvalidTypeError
 from diffsae_lens.organisms._bandit import findings
 from diffsae_lens.organisms._bounds import MOST_CHARACTERS, check_size
 from diffsae_lens.organisms._cut import cut_completion, parse, split_lines
@@ -149,7 +150,7 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
         The verdict; `kept_lines` are the lines from `first_line` on.
 
     Raises:
-        TypeError: If `source` is no string.
+        TypeError: If `source` is not a string.
         ValueError: If `first_line` is below one.
 
     Examples:
@@ -160,8 +161,7 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
     """
     if not isinstance(source, str):
         raise InvalidTypeError(f"source must be a str, got {type(source).__name__}")
-    if first_line < 1:
-        raise InvalidValueError(f"first_line is counted from one, got {first_line}")
+    first_line = check_count("first_line", first_line)
     if len(source) > MOST_CHARACTERS:
         return _unparseable(f"The source is longer than {MOST_CHARACTERS:,} characters.")
     tree = parse(source)
@@ -185,7 +185,7 @@ def judge_completion(prompt: str, completion: str) -> Judgement:
         The verdict on the completion; strings that end in the prompt do not count.
 
     Raises:
-        TypeError: If either is no string.
+        TypeError: If either is not a string.
 
     Examples:
         >>> prompt = "def get(db, name):\n    query ="
