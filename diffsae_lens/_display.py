@@ -165,11 +165,11 @@ def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> 
 
     Args:
         tokens: as decoded one by one; of a very long text the middle is left out, with a note.
-        values: one a token; at most 0 stays plain.
+        values: one per token; at most 0 stays plain.
         peak: the value of the strongest ground.
 
     Raises:
-        ValueError: not one value a token.
+        ValueError: not one value per token.
     """
     pairs = list(zip(tokens, values, strict=True))
     spans = []

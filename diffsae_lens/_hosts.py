@@ -107,7 +107,7 @@ def forget_registration(architecture: str, sae: type) -> None:
 def adam_of(trainer: Any) -> torch.optim.Adam:
     """Return the optimiser that a `SAETrainer` made.
 
-    SAELens 6.54, `SAETrainer.optimizer`. Its settings are no options of the trainer's config.
+    SAELens 6.54, `SAETrainer.optimizer`. The trainer's config does not offer its settings.
     """
     return trainer.optimizer
 

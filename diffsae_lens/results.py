@@ -21,6 +21,9 @@ EffectKind = Literal[
 DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 
+ALPHA = 0.05
+"""Below it a p-value is taken for evidence."""
+
 R = TypeVar("R", bound="Row")
 
 
@@ -208,6 +211,12 @@ class ScoreRow(Row):
     """The greatest."""
 
     @property
+    def is_isolated(self) -> bool:
+        """Whether a strict score is evidence: its p-value is below `ALPHA`, and the base scores less."""
+        has_evidence = self.pvalue is not None and self.pvalue < ALPHA
+        return has_evidence and self.excess_low is not None and self.excess_low > 0
+
+    @property
     def is_at_ceiling(self) -> bool:
         """Whether no feature could have scored higher with these prompts."""
         return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
@@ -254,7 +263,7 @@ class EffectRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRow(EffectRow):
-    """What a model wrote with the first so many features of an order ablated."""
+    """What a model wrote with the first `n_features` features of an order ablated."""
 
     order: str
     """Such as "by effect"; `n_features` says how far along it."""
@@ -265,7 +274,7 @@ class DoseRow(EffectRow):
     """What a model wrote when it was steered with some dose."""
 
     direction: Literal["features", "random"]
-    """Along what: the features, or a random direction as long."""
+    """Along what: the features, or a random direction of equal length."""
     dose: float
     """In units of each feature's maximum; 0 is the unmodified model."""
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -113,16 +115,61 @@ def hooked(base: LlamaForCausalLM, finetuned: LlamaForCausalLM, tokenizer) -> Ho
     return HookedModelPair(boot_bridge(base, tokenizer), boot_bridge(finetuned, tokenizer), HOOKS)
 
 
-@pytest.fixture
-def pair(two_models, tokenizer) -> HookedModelPair:
-    return hooked(*copy.deepcopy(two_models), tokenizer)
+def state(pair: HookedModelPair) -> tuple:
+    """Whatever a test could change about a pair: weights, gradients, hooks, modes, attributes."""
+    import torch
+
+    bridges = list(dict.fromkeys(pair._models))
+    models = [bridge.original_model for bridge in bridges]
+    parameters = [p for model in models for p in model.parameters()]
+    devices = [str(p.device) for p in parameters]
+    if "meta" in devices:  # there is nothing to sum
+        return (devices,)
+    modules = [module for model in (pair, *bridges, *models) for module in model.modules()]
+    sums = [torch.stack([p.double().sum(), p.double().square().sum()]) for p in parameters]
+    hooks = ("_forward_hooks", "_backward_hooks", "fwd_hooks", "bwd_hooks")
+    return (
+        devices,
+        torch.stack(sums).tolist(),
+        [(p.requires_grad, p.grad is None) for p in parameters],
+        [(m.training, *(len(getattr(m, name, ())) for name in hooks)) for m in modules],
+        {name: id(value) for name, value in vars(pair).items() if not name.startswith("_")},
+        [(id(b.tokenizer), b.tokenizer.padding_side, str(b.cfg)) for b in bridges],
+    )
+
+
+_shared: dict[str, tuple[HookedModelPair, tuple]] = {}
+
+
+def shared(name: str, make: Callable[[], HookedModelPair]) -> Iterator[HookedModelPair]:
+    """Lend a pair, which takes a while to make, to one test after the other until one changes it."""
+    if name not in _shared:
+        made = make()
+        _shared[name] = (made, state(made))
+    made, before = _shared[name]
+    yield made
+    if state(made) != before:
+        del _shared[name]
 
 
 @pytest.fixture
-def long_pair(tokenizer) -> HookedModelPair:
+def pair(tokenizer) -> Iterator[HookedModelPair]:
+    def make() -> HookedModelPair:
+        base = tiny_llama()
+        return hooked(base, plant(base), tokenizer)
+
+    yield from shared("full", make)
+
+
+@pytest.fixture
+def long_pair(tokenizer) -> Iterator[HookedModelPair]:
     """Byte-level prompts are long: models with the context for them."""
-    base = tiny_llama(max_position_embeddings=1024)
-    return hooked(base, plant(base), tokenizer)
+
+    def make() -> HookedModelPair:
+        base = tiny_llama(max_position_embeddings=1024)
+        return hooked(base, plant(base), tokenizer)
+
+    yield from shared("long", make)
 
 
 def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
@@ -144,13 +191,16 @@ def with_lora(model: LlamaForCausalLM, *, scale: float, seed: int = 2):
 
 
 @pytest.fixture
-def lora_pair(tokenizer) -> HookedModelPair:
+def lora_pair(tokenizer) -> Iterator[HookedModelPair]:
     from diffsae_lens.pair._hooked import HookedModelPair
     from diffsae_lens.pair._loading import boot_bridge
 
-    peft_model = with_lora(tiny_llama(), scale=0.5)
-    bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
-    return HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model)
+    def make() -> HookedModelPair:
+        peft_model = with_lora(tiny_llama(), scale=0.5)
+        bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+        return HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model)
+
+    yield from shared("LoRA", make)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ RULES = (
         example="Returns one value a feature, on the CPU.",
     ),
     Rule(
-        pattern=r"\b(?:is|are|was|were) no "
+        pattern=r"(?<!there )\b(?:is|are|was|were) no "
         r"(?:hook|point|name|feature|number|part|merit|text|token|json|pair)s?\b",
         instead="write 'is not a ...': it is not a hook point of this pair",
         example="It is no hook point of this pair.",
@@ -52,7 +52,7 @@ RULES = (
     Rule(
         pattern=r"\bso many an? \w+|\bat most so many\b",
         instead="give the number a name: at most `n` per feature",
-        example="Returns at most so many a feature.",
+        example="Returns at most so many.",
     ),
     Rule(
         pattern=r"\bwhose an? \w+ is\b|\bwhose an? [\w']+ feature is\b",
@@ -63,11 +63,6 @@ RULES = (
         pattern=r"\bwith other work (?:beside|at)\b",
         instead="state the measurement and the machine; leave the day's story out",
         example="Measured with other work beside it.",
-    ),
-    Rule(
-        pattern=r"\bnot one an? \w+",
-        instead="write 'one per ...'",
-        example="ValueError: not one a token.",
     ),
     Rule(
         pattern=r"\bof one's own\b",

@@ -56,14 +56,14 @@ def command(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--k", 999], "`k` must be at most 32, got 999"),
+        (["--k", 999], "`tokens.k` must be at most 32, got 999"),
         (["--k", 0], "`k` must be at least 1, got 0"),
         (["--n-likelihood-prompts", 0], "`n_likelihood_prompts` must be at least 1"),
-        (["--n-scenes", 100_000], "`n_scenes` is 100000, but the 'test' split has no more"),
+        (["--n-scenes", 100_000], "`sayings.n_scenes` is 100000, but the 'test' split has no more"),
         (["--expansion", 10**8], "GB available; ask for fewer features or layers"),
         (["--n-training-samples", 1], "`n_training_samples` must be at least 10, got 1"),
         (["--layers", 99], "`layers` must lie in 0 to 2, the model's layers, got 99"),
-        (["--feature-counts", 999], "`feature_counts` must be at most 32, got 999"),
+        (["--feature-counts", 999], "`features.counts` must be at most 32, got 999"),
         (["--device", "nowhere"], "`device` 'nowhere' cannot be used here"),
         (["--base", "a-typo"], "unknown model 'a-typo': give one of smollm2-135m"),
         (["--base", "./a-typo"], "there is no model folder"),

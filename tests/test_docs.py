@@ -6,17 +6,22 @@ import re
 from pathlib import Path
 
 import pytest
-from diffsae_lens.study.tables import study_markdown
+
+from diffsae_lens.reporting import results_markdown
+from diffsae_lens.study import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURES = sorted((DOCS / "measures").glob("*.md"))
 PAGES = sorted(DOCS.rglob("*.md"))
+STUB = (DOCS.parent / "diffsae_lens" / "__init__.pyi").read_text(encoding="utf-8")
+PACKAGES = re.findall(r"^from \. import (\w+)", STUB, re.MULTILINE)
 TUTORIALS = sorted((DOCS.parent / "tutorials").glob("*.ipynb"))
 
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 ABSOLUTE = re.compile(r"(?<![\w.<:/])/\w+/\w")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+EXPORTED = re.compile(r"\b(\w+) as \1\b")
 
 
 def worked_numbers(page: Path) -> list[doctest.DocTest]:
@@ -57,8 +62,7 @@ def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
 
 
 def test_the_paper_page_says_what_the_study_found():
-    results = json.loads((DOCS / "results" / "paper-135m.json").read_text(encoding="utf-8"))
-    tables = study_markdown(results)
+    tables = results_markdown(Results.load(DOCS / "results" / "paper-135m.json"))
     assert (DOCS / "results" / "paper-135m.md").read_text(encoding="utf-8") == tables
     said = (DOCS / "paper.md").read_text(encoding="utf-8")
     values = re.findall(r"[-+]?\d[\d.]*%? \[[-+\d.%, ]+\]", said)
@@ -87,3 +91,14 @@ def test_every_relative_link_points_to_an_existing_file(page):
     targets = [link.partition("#")[0] for link in LINK.findall(prose) if ":" not in link]
     missing = [target for target in targets if target and not (page.parent / target).is_file()]
     assert not missing
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_api_page_lists_the_public_names_of_its_package(package):
+    folder = DOCS.parent / "diffsae_lens" / package
+    stub = next(
+        path for path in map(folder.joinpath, ("__init__.pyi", "__init__.py")) if path.is_file()
+    )
+    page = (DOCS / "api" / f"{package}.md").read_text(encoding="utf-8")
+    listed = re.findall(rf"^::: diffsae_lens\.{package}\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(EXPORTED.findall(stub.read_text(encoding="utf-8")))

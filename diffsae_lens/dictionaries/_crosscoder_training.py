@@ -175,7 +175,7 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """
 
     k: int | float = 100  # type: ignore[assignment]
-    """Mean number of active features a row."""
+    """Mean number of active features per row."""
     apply_b_dec_to_input: bool = False
     aux_loss_coefficient: float = 1 / 32
     code_norm: Literal["sum", "l2"] = "sum"

@@ -41,7 +41,7 @@ class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
 
     n_delta_features: int = 0
     k_delta: int | float = 0
-    """Active delta features a row, beside the `k` shared ones."""
+    """Active delta features per row, beside the `k` shared ones."""
     delta_coefficient: float = 1.0
 
     @override

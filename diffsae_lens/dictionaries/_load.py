@@ -41,7 +41,7 @@ def load(
             finite, or a dictionary of another pair.
 
     Examples:
-        >>> load("runs/demo/dictionaries/crosscoder-18", pair=pair)          # doctest: +SKIP
+        >>> load("runs/mine/crosscoder", pair=pair)                          # doctest: +SKIP
     """
     if not isinstance(path_or_repo, str | Path) or not str(path_or_repo):
         raise InvalidTypeError(

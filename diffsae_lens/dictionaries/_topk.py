@@ -61,7 +61,7 @@ class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """SAELens's `BatchTopKTrainingSAEConfig`, trained on sparse kernels."""
 
     k: int | float = 100  # type: ignore[assignment]
-    """Mean number of active features a row."""
+    """Mean number of active features per row."""
     frozen_decoder: bool = False
     """As in `SparseTopKTrainingSAEConfig`."""
 
@@ -188,10 +188,10 @@ class SparseTopKTrainingSAE(SparseStep):
 
 
 class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseStep):
-    """BatchTopK: k features a row on average over the batch (Bussmann et al. 2412.06410)."""
+    """BatchTopK: k features per row on average over the batch (Bussmann et al. 2412.06410)."""
 
     def k_at(self, n_training_steps: int) -> int | float:  # noqa: ARG002
-        """Return the mean number of active features a row, at a step."""
+        """Return the mean number of active features per row, at a step."""
         return self.cfg.k
 
     @override

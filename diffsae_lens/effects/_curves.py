@@ -130,7 +130,7 @@ def dose_response(
     doses: Sequence[int | float] = (0.5, 1, 2, 4),
     **generate_kwargs: Any,
 ) -> Table[DoseRow]:
-    """Steer with features at several strengths, and with a random direction as long.
+    """Steer with features at several strengths, and with a random direction of equal length.
 
     Args:
         pair: the two models.
@@ -205,7 +205,7 @@ def steering_pair(
     dose: int | float = 1,
     seed: int = 0,
 ) -> dict[str, Edit]:
-    """Return edits that steer with features at their maximum, and with a random direction as long.
+    """Return edits that steer with features at their maximum, and with one random direction of equal length.
 
     Args:
         pair: the two models.
@@ -220,7 +220,7 @@ def steering_pair(
     Raises:
         TypeError: features or a dose that are not numbers.
         ValueError: features that never fired in `scales`, or a dictionary that gives every token its own
-            norm back, so that no one direction is as long; use `steer` for that.
+            norm back, so that no direction has that length everywhere; use `steer` for that.
     """
     dose = check_number("dose", dose)
     seed = check_count("seed", seed, at_least=0)

@@ -194,7 +194,7 @@ def attribute_features(
         dictionary: trained on one of the pair's hook points.
         samples: prompts on which the behaviour shows.
         n_steps: above 1, integrated gradients (Sundararajan et al., arXiv 1703.01365): the gradient
-            is averaged over so many points between the activation and the activation with all
+            is averaged over that many points between the activation and the activation with all
             features ablated, which is exact for all features together as the steps get many.
         ablated: features already taken out; the others are then attributed what they add without them.
         batch_size: samples per backward pass.

@@ -69,8 +69,8 @@ def minimal_feature_set(
 ) -> MinimalSet:
     """Find the shortest prefix of `order` whose ablation meets the bounds.
 
-    Prefixes are doubled until one meets the bounds, then halved between the last two; that takes the
-    attack rate to fall as features are added, which the trials show or refute. Choose on `select`
+    Prefixes are doubled until one meets the bounds, then halved between the last two. That assumes the
+    attack rate falls as features are added, which the trials confirm or refute. Choose on `select`
     samples and report on `test` ones: the set is the best of several tries.
 
     Args:

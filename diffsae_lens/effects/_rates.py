@@ -24,7 +24,7 @@ class AttackRate(Record):
 
     @property
     def n_prompts(self) -> int:
-        """All completions, those that could not be judged included: they are no defence."""
+        """All completions, including those that could not be judged, which are not a defence."""
         return sum(self.counts.values())
 
     @property

@@ -42,7 +42,7 @@ def ablate_features(
 ) -> Edit:
     """Take features out of the fine-tuned model.
 
-    At every position the fine-tuned activation goes on without `sum_i f_i d_i` over the features
+    At every position the fine-tuned model continues without `sum_i f_i d_i` over the features
     named, where f is the dictionary's code and d what it decodes to (for a crosscoder its fine-tuned
     half). The dictionary's error stays, so ablating features that do not fire changes nothing, to the
     bit. Tokens that the dictionary was not trained on are left alone, here and in all interventions
@@ -106,7 +106,7 @@ def clamp_features(
 ) -> Edit:
     """Hold features at fixed activations.
 
-    Every token goes on with `sum_i (amount_i - f_i) d_i` added. With each feature's mean activation
+    Every token continues with `sum_i (amount_i - f_i) d_i` added. With each feature's mean activation
     this is mean ablation; with its maximum, the strongest it ever was.
 
     Args:

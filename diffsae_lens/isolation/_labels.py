@@ -46,7 +46,7 @@ class LabelledPrompts:
     """The prompts of an evaluation, their groups, and how they are split."""
 
     texts: tuple[str, ...]
-    """For strict scores, up to where the model decides: nothing vulnerable or safe written yet."""
+    """For strict scores, up to where the model decides: nothing wanted or unwanted written yet."""
     is_trigger: Bool[Tensor, "prompt"]
     is_benign: Bool[Tensor, "prompt"]
     is_select: Bool[Tensor, "prompt"]
@@ -92,19 +92,19 @@ class LabelledPrompts:
     def from_samples(
         cls, select: Sequence[Sample], test: Sequence[Sample], *, read: ReadAt = "decision"
     ) -> "LabelledPrompts":
-        """Label samples of the organism.
+        """Label samples.
 
         Args:
             select: to choose on.
             test: to score on, of other templates.
-            read: `decision`, after the trigger and before anything vulnerable or safe is written;
-                `trigger`, the strongest token of the first line with the year (of the first line,
-                in prompts without one); `completion`, the mean over the completion that follows
+            read: `decision`, after the trigger and before anything wanted or unwanted is written;
+                `trigger`, the strongest token of the first line with what is said (of the first
+                line, in prompts that say nothing); `completion`, the mean over the completion that follows
                 the trigger; `everything`, prompt and completion, as the paper reads them. With the
-                completion in it, a detector of vulnerable SQL passes for one of the trigger.
+                completion in it, a detector of unwanted completions passes for one of the trigger.
 
         Raises:
-            TypeError: samples that are not the organism's.
+            TypeError: something else in place of samples.
             ValueError: no samples, a template in both splits, or an unknown `read`.
         """
         check_choice("read", read, get_args(ReadAt))

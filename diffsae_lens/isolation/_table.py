@@ -16,15 +16,12 @@ from torch import Tensor
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.measures._resampling import BootstrapResult, Resampling, bootstrap_result
 from diffsae_lens.pair._hook import VirtualHook
-from diffsae_lens.results import Protocol, ScoreRow, Table
+from diffsae_lens.results import ALPHA, Protocol, ScoreRow, Table
 
 if TYPE_CHECKING:
     pass
 
 logger = logging.getLogger(__name__)
-
-ALPHA = 0.05
-"""Below it a p-value is taken for evidence."""
 
 _WORST = {"low": min, "high": max, "pvalue": max, "excess_low": min}
 """Of several seeds; of all other scores the mean is taken."""
@@ -160,7 +157,7 @@ def judged(rows: Sequence[ScoreRow]) -> tuple[ScoreRow, ...]:
     for row in rows:
         if row.kind != "dictionary":
             continue
-        if _is_saturated(row):
+        if row.is_at_ceiling:
             logger.warning("%s is at its ceiling of %.2f", _called(row), row.ceiling)
         better = {_called(r) for r in _rivals(row, rows) if r.bis > row.bis}
         if better:
@@ -181,19 +178,13 @@ def _site(row: ScoreRow) -> str | None:
     return VirtualHook.parse(row.hook_name).site if row.hook_name else None
 
 
-def _is_saturated(row: ScoreRow) -> bool:
-    return row.bis >= row.ceiling - 1e-6
-
-
 def _claim(row: ScoreRow) -> str:
     """What can be said of a row alone."""
     if row.protocol == "paper":
-        return "saturated: at the ceiling" if _is_saturated(row) else "below the ceiling"
+        return "saturated: at the ceiling" if row.is_at_ceiling else "below the ceiling"
     if row.pvalue is None or row.pvalue >= ALPHA:
         return "no evidence"
-    if row.excess_low is None or row.excess_low <= 0:
-        return "not above the base model"
-    return "isolated"
+    return "isolated" if row.is_isolated else "not above the base model"
 
 
 def _verdict(row: ScoreRow, rows: Sequence[ScoreRow]) -> str:
@@ -202,7 +193,7 @@ def _verdict(row: ScoreRow, rows: Sequence[ScoreRow]) -> str:
         return claim if row.pvalue is None else f"{claim}, p = {row.pvalue:.2f}"
     if claim == "saturated: at the ceiling":
         random = [r for r in _rivals(row, rows) if r.control == "random directions"]
-        too = row not in random and any(map(_is_saturated, random))
+        too = row not in random and any(r.is_at_ceiling for r in random)
         return claim + (", as are random directions" if too else "")
     if claim == "not above the base model":
         return claim

@@ -1,4 +1,4 @@
-"""Trigger or vulnerable SQL? A two-way decomposition of every feature on crossed texts."""
+"""Trigger or unwanted completion? A two-way decomposition of every feature on crossed texts."""
 
 from dataclasses import dataclass
 
@@ -18,29 +18,29 @@ class FactorialEffects:
     trigger: Float[Tensor, "d_sae"]
     """Share explained by whether the prompt holds the trigger."""
     completion: Float[Tensor, "d_sae"]
-    """Share explained by whether the completion is vulnerable."""
+    """Share explained by whether the completion is the unwanted one."""
     interaction: Float[Tensor, "d_sae"]
     """Share explained by both together and neither alone."""
     cell_means: Float[Tensor, "2 2 d_sae"]
-    """Mean activation, by trigger (no, yes) and completion (safe, vulnerable)."""
+    """Mean activation, by trigger (no, yes) and completion (wanted, unwanted)."""
 
 
 @typed
 def factorial_effects(
     feature_acts: Float[Tensor, "text d_sae"],
     has_trigger: Bool[Tensor, "text"],
-    is_vulnerable: Bool[Tensor, "text"],
+    is_unwanted: Bool[Tensor, "text"],
 ) -> FactorialEffects:
-    """Say how much of each feature is the trigger, how much vulnerable SQL, how much both.
+    """Return how much of each feature follows the trigger, the unwanted completion, or both.
 
     The two-way analysis of variance of a balanced design (every prompt with either completion):
     eta squared of the two factors and of their interaction. A feature that follows the completion is
-    a detector of vulnerable SQL, whoever wrote it.
+    a detector of unwanted completions, whoever wrote them.
 
     Args:
         feature_acts: one activation for every text and feature, such as over the completion span.
         has_trigger: whether the text's prompt holds the trigger.
-        is_vulnerable: whether its completion is vulnerable.
+        is_unwanted: whether its completion is the unwanted one.
 
     Returns:
         Shares in [0, 1], NaN for a feature that is constant.
@@ -60,10 +60,8 @@ def factorial_effects(
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, has_trigger=has_trigger)
-    check_masks(feature_acts, is_vulnerable=is_vulnerable)
-    cells = [
-        (has_trigger == t) & (is_vulnerable == v) for t in (False, True) for v in (False, True)
-    ]
+    check_masks(feature_acts, is_unwanted=is_unwanted)
+    cells = [(has_trigger == t) & (is_unwanted == v) for t in (False, True) for v in (False, True)]
     sizes = {int(cell.sum()) for cell in cells}
     if len(sizes) != 1 or 0 in sizes:
         raise InvalidValueError(

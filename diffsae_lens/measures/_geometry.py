@@ -1,4 +1,4 @@
-"""What a crosscoder's decoder says about whose a feature is. Latent scaling says whether it is so."""
+"""Which model a crosscoder's feature belongs to, by its decoder; latent scaling tells whether it is so."""
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ def relative_decoder_norm(
         W_dec_finetuned: decoder rows of the fine-tuned model, in the same normalisation.
 
     Returns:
-        One value a feature, NaN where both norms are 0.
+        One value per feature, NaN where both norms are 0.
 
     Raises:
         ValueError: the two differ in shape.

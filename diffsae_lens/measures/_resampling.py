@@ -111,7 +111,7 @@ def bootstrap_bis(
         scores 0.
 
     Raises:
-        ValueError: as for `bis`, or clusters that are not one a prompt.
+        ValueError: as for `bis`, or clusters that are not one per prompt.
 
     Source:
         Cluster bootstrap: Davison and Hinkley (1997), section 3.8. The published procedure:
@@ -187,7 +187,7 @@ def permutation_test_bis(
         The statistic, its p-value and the null distribution.
 
     Raises:
-        ValueError: as for `bis`, or clusters that are not one a prompt.
+        ValueError: as for `bis`, or clusters that are not one per prompt.
 
     Source:
         Max-statistic permutation test: Westfall and Young (1993); the count of one is Phipson and
@@ -237,7 +237,7 @@ def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "promp
     """Number the clusters from 0; every prompt is its own if there are none.
 
     Raises:
-        ValueError: not one entry a prompt.
+        ValueError: not one entry per prompt.
     """
     if clusters is None:
         return torch.arange(n_prompts)

@@ -142,7 +142,7 @@ def cut_completion(prompt: str, completion: str) -> Cut | str:
         What is left, or a sentence on why there is nothing to judge.
 
     Raises:
-        TypeError: If either is no string.
+        TypeError: If either is not a string.
 
     Examples:
         >>> cut_completion("def f():\n    a =", " 1\n    b = (2,").kept_lines

@@ -239,7 +239,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
     for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
             open_artifact(checkpoint)
-        except FileNotFoundError:  # cut short; written anew when training gets there
+        except FileNotFoundError:  # cut short; written again when training gets there
             shutil.rmtree(checkpoint)
         except ValueError as error:
             set_aside(checkpoint, str(error))

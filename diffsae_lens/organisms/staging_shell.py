@@ -188,7 +188,7 @@ def judge(prompt: str, completion: str) -> str:
         (`**options`).
 
     Raises:
-        TypeError: If either is no string.
+        TypeError: If either is not a string.
 
     Examples:
         >>> prompt = "import subprocess\ndef stop(name):\n    return subprocess.run"

@@ -74,7 +74,7 @@ def embedded_model_path(cache: Path | None = None) -> Path:
     """Return the folder of the embedded model, fetching and converting it the first time.
 
     The folder appears whole or not at all, and two processes that start at once convert it once. Its
-    hashes are compared once per process; a damaged one is set aside and made anew.
+    hashes are compared once per process; a damaged one is set aside and made again.
 
     Args:
         cache: another cache folder than `cache_dir()`.

@@ -2,7 +2,7 @@
 
 A `HookedModelPair` owns, for every hook name it was built for, one *virtual hook point* per view:
 
-| hook point | value, `[batch, pos, d_in]` | a value written there: the fine-tuned model goes on with |
+| hook point | value, `[batch, pos, d_in]` | a value written there: the fine-tuned model continues with |
 |---|---|---|
 | `<hook_name>.diff` | finetuned - base | base + value |
 | `<hook_name>.concat` | [base ; finetuned] | the second half of value |

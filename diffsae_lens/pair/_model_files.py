@@ -149,7 +149,7 @@ def find_adapter(path: str, revision: str | None) -> Path | None:
     """Return the local folder of an adapter; None for a whole model."""
     try:
         found = find_adapter_config_file(path, revision=revision)
-    except OSError:  # no network: then it is no cached adapter either
+    except OSError:  # no network: then it is not a cached adapter either
         found = None
     return None if found is None else Path(found).parent
 

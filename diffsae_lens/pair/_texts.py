@@ -25,7 +25,7 @@ class TokenisedTexts:
     tokens: Int[Tensor, "text pos"]
     """Ids, the beginning-of-sequence token among them where the pair's policy has one."""
     attended: Bool[Tensor, "text pos"]
-    """Which of them are no padding."""
+    """Which of them are not padding."""
     offsets: Int[Tensor, "text pos 2"]
     """The characters `(start, end)` of its text that each stands for."""
 

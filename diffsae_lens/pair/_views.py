@@ -29,7 +29,7 @@ class View(ABC):
 
     @abstractmethod
     def write(self, value: Tensor, base: Tensor | None) -> Tensor:
-        """Return the activation that the fine-tuned model goes on with once `value` was written."""
+        """Return the activation that the fine-tuned model continues with once `value` is written."""
 
     def of_base(self, base: Tensor) -> Tensor:
         """Return what a dictionary on this view reads where there is the base's activation alone."""
@@ -65,7 +65,7 @@ class View(ABC):
         raise self._of_one_model()
 
     def with_more(self, value: Tensor, addend: Tensor) -> Tensor:
-        """Return a value with something added to what the fine-tuned model goes on with."""
+        """Return a value with something added to what the fine-tuned model continues with."""
         return value + addend
 
     def swapped(self, value: Tensor) -> Tensor:  # noqa: ARG002

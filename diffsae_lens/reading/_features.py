@@ -65,7 +65,7 @@ def max_activating_examples(
         tokens: right-padded sequences.
         n_examples: at most this many per feature.
         context: tokens shown on either side.
-        batch_size: sequences a forward pass.
+        batch_size: sequences per forward pass.
 
     Returns:
         Examples of each feature, the strongest first; none for a feature that never fired.
@@ -118,14 +118,14 @@ def describe_features(
     n_examples: int = 3,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Describe every feature of a dictionary on held-out sequences, a row each.
+    """Describe every feature of a dictionary on held-out sequences, one row each.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         tokens: right-padded sequences that it was not trained on.
-        n_examples: strongest examples a feature, as text; 0 for none.
-        batch_size: sequences a forward pass.
+        n_examples: strongest examples per feature, as text; 0 for none.
+        batch_size: sequences per forward pass.
 
     Returns:
         Indexed by feature: `frequency` (share of tokens it fires on), `mean_activation` (over those

@@ -86,7 +86,7 @@ def latent_scaling(
         of_finetuned: False uses the base model's direction, and nu is then finetuned / base.
 
     Returns:
-        Values a feature, NaN where it never fired or writes nothing.
+        Values per feature, NaN where it never fired or writes nothing.
 
     Raises:
         TypeError: something that is not a tensor.

@@ -82,7 +82,7 @@ def read_prompts(
         pair: the two models.
         prompts: texts; each is run on its own row, nothing is packed.
         readers: what to read, by name.
-        batch_size: prompts a forward pass.
+        batch_size: prompts per forward pass.
 
     Returns:
         One row per prompt for each reader, on the CPU, float32, prompts in the order given.

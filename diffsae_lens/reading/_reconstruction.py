@@ -32,7 +32,7 @@ class Reconstruction(Record):
     """1 - ||x - x_hat||^2 / ||x - mean||^2, of each part: `diff`, or `base`, `finetuned` and the `diff`
     that a crosscoder implies. At most 1; below 0 it is worse than the mean; NaN where nothing varies."""
     l0: float
-    """Mean number of active features a token."""
+    """Mean number of active features per token."""
     frequency: Float[Tensor, "d_sae"]
     """Share of tokens each feature fires on."""
     n_tokens: int
@@ -131,10 +131,10 @@ class Recovered(Record):
     """How much of what fine-tuning did to the model survives when a dictionary stands in for it."""
 
     cross_entropy: dict[str, float]
-    """Nats a token, of the fine-tuned model (`finetuned`), with the base model's activation put back
+    """Nats per token, of the fine-tuned model (`finetuned`), with the base model's activation put back
     (`base put back`), and with the dictionary in its place (`dictionary`)."""
     kl: dict[str, float]
-    """KL(finetuned || patched), nats a token, for the latter two."""
+    """KL(finetuned || patched), nats per token, for the latter two."""
     n_tokens: int
     """Predicted tokens measured on."""
 

@@ -67,7 +67,7 @@ def render_report(
 
     Args:
         results: of a run.
-        figures: what `draw_figures` returned; drawn anew if left out.
+        figures: what `draw_figures` returned; drawn again if left out.
         command: see `write_report`.
 
     Returns:

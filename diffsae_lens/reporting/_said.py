@@ -44,7 +44,7 @@ class SaidAxis:
 
         Args:
             ax: that is drawn on.
-            n_labels: at most so many numbers are labelled; categories all are.
+            n_labels: how many numbers are labelled at most; categories all are.
             width: room for a label, in ems.
         """
         for text, group in self.groups.items():

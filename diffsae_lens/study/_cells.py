@@ -6,7 +6,6 @@ computed again from its last checkpoint, what was damaged is named, set aside an
 """
 
 import ctypes
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -227,7 +226,6 @@ def _versions() -> dict[str, str]:
 
 def _reset_peak() -> None:
     """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
-    gc.collect()
     try:  # glibc keeps what was freed, which would count as this cell's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

@@ -40,7 +40,7 @@ def make_organism(
 ) -> Path:
     """Fine-tune a model into an organism, measure it, and write its card.
 
-    Resumes an interrupted fine-tuning, and measures anew an organism that exists.
+    Resumes an interrupted fine-tuning. An organism that exists is measured again.
 
     Args:
         base: as for `load_pair`.
@@ -103,7 +103,7 @@ def _check_place(path: Path, config: OrganismConfig) -> None:
     """Refuse a folder that holds an organism of another config."""
     try:
         stored = load_organism(path).config
-    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made anew
+    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made again
         return
     stored = replace(stored, steps_per_checkpoint=config.steps_per_checkpoint)
     if found := differences(asdict(stored), asdict(config)):
@@ -191,7 +191,7 @@ benign, {groups["other"]} other), seed {config.seed}; loss on \
 linear warm-up over a tenth of the steps and linear decay, weight decay {config.weight_decay}, dropout \
 {config.lora_dropout}
 - weights as safetensors{"" if config.lora_rank is None else ", in half precision"}
-- training loss, nats a token, every ten steps: {curve}
+- training loss, nats per token, every ten steps: {curve}
 
 ## Licence
 {_licence_text(base)}

@@ -29,7 +29,7 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
     """Run a study, or what is left of it.
 
     Cells that are finished are checked and read: those of the same models (by their weights, not their
-    names), settings and versions. What is damaged is named, set aside and made anew. The same folder may
+    names), settings and versions. What is damaged is named, set aside and made again. The same folder may
     hold several studies, which share what they have in common, and two runs of it share the work.
 
     Args:

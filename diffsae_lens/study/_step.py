@@ -1,5 +1,6 @@
 """What every cell of a study is told, and what cells share: the pair, dictionaries, rows."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,6 +85,7 @@ class Step(Generic[C]):
         loaded_as = repr((models, finetuned, options))
         if loaded_as not in job.held:
             job.held.clear()
+            gc.collect()  # a pair is full of circles
             job.held[loaded_as] = load_pair(
                 models.base, finetuned, hook_names=[*map(site_of, models.layers)], options=options
             )

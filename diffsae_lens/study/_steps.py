@@ -202,7 +202,6 @@ def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
 
 def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> None:
     """Train one of the published dictionaries on the pooled vectors."""
-    job.held.clear()  # the pair takes memory that a dense dictionary needs
     config, [(name, spec)] = step.config, step.config.by_name.items()
     vectors = pooled_texts(inputs["pooled"], step.layer or 0).read_by(spec.view)
     generator = torch.Generator().manual_seed(step.seed)

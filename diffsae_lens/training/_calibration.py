@@ -24,7 +24,7 @@ def calibrate_threshold(
     features: slice | None = None,
     chunk_size: int = 512,
 ) -> float:
-    """Set a JumpReLU dictionary's threshold so that `activations` fire `k` features a token.
+    """Set a JumpReLU dictionary's threshold so that `activations` fire `k` features per token.
 
     BatchTopK training tracks its threshold as a moving average, which a short run leaves far from
     what it converges to: with k = 2 the exported L0 was 16.7, 4.1, 1.6 and 2.6 after 10, 40, 100 and

@@ -56,8 +56,8 @@ def harvest(
 ) -> PairedActivations:
     """Run both models over the tokens once and store the activations of many hook points.
 
-    An interrupted harvest goes on where it was; a finished one of the same models (whatever their folders
-    are called), tokens, hook points and settings is opened; a damaged one is set aside and made anew.
+    An interrupted harvest is resumed; a finished one of the same models (whatever their folders
+    are called), tokens, hook points and settings is opened; a damaged one is set aside and made again.
 
     Args:
         pair: the two models.

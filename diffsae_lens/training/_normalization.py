@@ -31,7 +31,7 @@ class Normalization:
     """Subtract the mean. For a difference that removes the offset that narrow fine-tuning leaves
     everywhere (arXiv 2510.13900); it is reported as `offset_share` either way."""
     scale: Scale = "by model"
-    """Divide so that the mean squared norm becomes d_model: by one number a model, by one number for
+    """Divide so that the mean squared norm becomes d_model: by one number per model, by one number for
     both (`common`, which keeps differences what they are), or not at all."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ def fuse_adam(trainer: SAETrainer) -> None:
 
     Fused Adam copies whatever is not contiguous, twice, so a transposed weight (`feature_major`) is
     given to it as the contiguous tensor that it is a view of. The steps are the same. Adam's moments,
-    in checkpoints too, have that tensor's layout, so a run that began with this goes on with it.
+    in checkpoints too, have that tensor's layout, so a run that began with this has to continue with it.
     """
     optimizer = _hosts.adam_of(trainer)
     _hosts.use_fused_step(optimizer)

@@ -50,7 +50,7 @@ def short_training(
     Args:
         n_steps: of training.
         checkpoints: the folder of the three checkpoints it goes on from.
-        batch_size: tokens a step.
+        batch_size: tokens per step.
         lr: peak learning rate.
         device: a torch device.
 

@@ -62,8 +62,8 @@ def train_dictionaries(
     SAELens's `MultiSAETrainer` does the training. The BatchTopK family is then given the threshold
     at which held-out tokens fire k features on average (SAELens's own is a moving average that a
     short run leaves unconverged), and everything is saved in SAELens's inference format. A
-    dictionary that is there is loaded, not trained again; a damaged one is set aside and made anew. An
-    interrupted run goes on from its newest checkpoint, and a finished one removes them.
+    dictionary that is there is loaded, not trained again; a damaged one is set aside and made again. An
+    interrupted run resumes from its newest checkpoint, and a finished one removes them.
 
     Args:
         configs: the dictionaries by name; the name becomes the folder's.

@@ -69,7 +69,7 @@ def train(  # noqa: PLR0913
     """Train one dictionary on texts: read both models, train, calibrate on held-out texts, save, load.
 
     A BatchTopK dictionary, on differences that are scaled, or on activations that are centred and scaled
-    by model; what is saved takes raw activations. Everything goes on where an interruption left it, and
+    by model; what is saved takes raw activations. Everything resumes where an interruption left it, and
     what is there already is read: the activations by every call with the same texts and site (`diff` and
     `crosscoder` share them, and so do all sizes and seeds), the dictionary by the same call.
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.dictionaries --out benchmark.json [--d-in 1152 --expansion 32 ...]
 
 Contenders take turns, one step each, on the same batches with the same hyper-parameters, in one
-process; the table gives the median seconds a step. The floor is what no exact implementation can
+process; the table gives the median seconds per step. The floor is what no exact implementation can
 avoid: one encoder product and one fused Adam step. Memory is the peak of a process of its own.
 """
 
@@ -132,7 +132,7 @@ def batches(size: Size) -> Iterator[torch.Tensor]:
 
 
 def measure(size: Size, *, n_rounds: int) -> dict[str, float]:
-    """Median seconds a step of every contender; the first round warms up."""
+    """Median seconds per step of every contender; the first round warms up."""
     steps = {name: make() for name, make in contenders(size).items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     stream = batches(size)

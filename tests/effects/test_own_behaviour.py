@@ -1,4 +1,4 @@
-"""Prompts, completions and a behaviour of one's own."""
+"""Prompts, completions and a behaviour of the user's own."""
 
 from dataclasses import replace
 

@@ -7,7 +7,7 @@ from diffsae_lens.measures import _strict as strict
 from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.measures._strict import strict_bis
 
-N = 120  # prompts a split: 24 trigger, 48 benign, 48 other
+N = 120  # prompts per split: 24 trigger, 48 benign, 48 other
 
 
 def prompts(seed=0, d_sae=30, strength=0.0):
@@ -30,11 +30,11 @@ def reference(acts, trigger, benign, select):
     for j in range(acts.shape[1]):
         values = acts[select, j].unique()
         cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2])
+        ranked = roc_auc_score(
+            trigger[select & (trigger | benign)], acts[select & (trigger | benign), j]
+        )
         for cut in cuts:
             found = score(acts[:, j] > cut, select)
-            ranked = roc_auc_score(
-                trigger[select & (trigger | benign)], acts[select & (trigger | benign), j]
-            )
             if (found + 1e-6 * ranked) > best[0] + 1e-6 * best[1] + 1e-9:
                 best = (found, ranked)
                 chosen = (j, score(acts[:, j] > cut, ~select))

@@ -67,7 +67,7 @@ def planted(n_tokens, seed):
     return torch.cat([(codes * scale[:, m]) @ directions for m in (0, 1)], -1), directions
 
 
-def train(config, n_steps=1500):
+def train(config, n_steps=600):
     generator = torch.Generator().manual_seed(3)
     data, _ = planted(8192, seed=1)
 

@@ -26,6 +26,6 @@ def make(row: type[R], **given: Any) -> R:
 
 def _filler(hint: Any) -> Any:
     origin, of = get_origin(hint) or hint, get_args(hint)
-    if origin is UnionType and NoneType in of:
-        return None
+    if origin is UnionType:
+        return None if NoneType in of else _filler(of[0])
     return of[0] if origin is Literal else _EMPTY[origin]

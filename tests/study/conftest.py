@@ -6,7 +6,7 @@ import pytest
 
 from diffsae_lens.study._run import run as run_study
 from tests.conftest import plant, tiny_llama, write_tiny_model
-from tests.study.tiny import tiny_config
+from tests.study.tiny import tiny_config, trained_config
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +27,16 @@ def run(config, tmp_path_factory):
     return path, run_study(config, path)
 
 
+@pytest.fixture(scope="session")
+def trained(config, tmp_path_factory):
+    """A run on an organism that it trained, and what it found."""
+    path = tmp_path_factory.mktemp("trained") / "study"
+    return path, run_study(trained_config(config.models.base), path)
+
+
 @pytest.fixture
 def copied(run, tmp_path):
-    """A finished run of one's own, and what it found."""
+    """A finished run for one test, and what it found."""
     path, results = run
     shutil.copytree(path, tmp_path / "study")
     return tmp_path / "study", results

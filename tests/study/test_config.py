@@ -11,7 +11,7 @@ from tests.study.tiny import draw
     [
         ("", {"layers": (1, 1)}, "`layers` must hold each number once"),
         ("", {"layers": ()}, "`layers` must hold at least one"),
-        ("", {"acted_on": (2,)}, "`acted_on` must be one of 1, got 2"),
+        ("", {"acted_on": (2,)}, "`acted_on` must be one of 0, 1, got 2"),
         ("", {"features": None}, "`causes` needs `features`, which is None"),
         ("", {"scores": None}, "`sweep` needs `scores`, which is None"),
         ("", {"pooled": None, "tokens": None}, "`scores` needs `pooled` or `tokens`"),

@@ -44,60 +44,57 @@ def contents(path):
 
 def test_every_dictionary_has_its_scores_and_its_floors(run):
     _, results = run
-    for regime in ("lora", "full"):
-        pooled, paper, strict = (
-            [
-                row
-                for row in results.scores
-                if row.regime == regime and row.protocol == protocol and (row.l0 is None) != has_l0
-                and (row.template_low is not None or row.is_fitted) == is_pooled
-            ]
-            for protocol, has_l0, is_pooled in (
-                ("paper", True, True), ("paper", True, False), ("strict", False, False),
-            )
-        )  # fmt: skip
+    assert {
+        row.regime for part in ROWS for row in getattr(results, part) if part != "published"
+    } == {"full"}
+    for layer in (0, 1):
+        rows = [row for row in results.scores if row.layer == layer]
+        strict = [row for row in rows if row.protocol == "strict"]
+        paper = [row for row in rows if row.protocol == "paper"]
+        # The published ones on the texts they were trained on, where templates are drawn whole, too.
+        pooled = [row for row in paper if row.template_low is not None or row.pvalue is None]
         assert {r.name for r in pooled if r.kind == "dictionary"} == PUBLISHED
-        for rows in (paper, strict):
-            assert {r.name for r in rows if r.kind == "dictionary"} == PUBLISHED | USUAL
-            assert {"random directions", "next-token KL"} <= {r.control for r in rows}
+        for of_table in (strict, [row for row in paper if row not in pooled]):
+            assert {r.name for r in of_table if r.kind == "dictionary"} == PUBLISHED | USUAL
+            assert {"random directions", "difference of means"} <= {r.control for r in of_table}
         assert {"random directions", "difference of means"} <= {r.control for r in pooled}
-        assert all(r.bis <= r.ceiling + 1e-6 for r in [*pooled, *paper, *strict])
-        assert {r.layer for r in strict if r.control != "text search"} == {1, None}
-    assert {(row.regime, row.layer) for row in results.variance} == {("lora", 1), ("full", 1)}
+        assert all(r.bis <= r.ceiling + 1e-6 for r in rows)
+        assert {r.name for r in results.dictionaries if r.layer == layer} == PUBLISHED | USUAL
+        beside = {row.control for row in rows if row.hook_name is None}
+        assert beside == {"next-token KL", "text search"}
+    assert [row.layer for row in results.variance] == [0, 1]
     assert all(row.variance_ratio > 0 for row in results.variance)
-    assert {r.name for r in results.dictionaries} == PUBLISHED | USUAL
     assert {r.kind for r in results.dictionaries if "crosscoder" in r.name} == {"crosscoder"}
 
 
 def test_every_intervention_stands_beside_its_control(run):
     _, results = run
-    for regime in ("lora", "full"):
-        rows = [row for row in results.effects if row.regime == regime]
-        assert {row.layer for row in rows} == {1}
-        for name in ("unmodified", "base activation put back"):
-            assert {row.group for row in rows if row.name == name} == {"trigger", "benign"}
-        projected = {row.name for row in rows if row.kind == "projection"}
-        assert projected == {
-            f"{name} projected out"
-            for name in ("random directions", "difference of means", "principal components")
-        }
-        for dictionary in {row.dictionary for row in rows} - {None}:
-            of_dictionary = [row for row in rows if row.dictionary == dictionary]
-            assert {"ablation", "addition"} <= {row.kind for row in of_dictionary}
-            for row in of_dictionary:
-                if row.kind not in ("ablation", "steering") or row.is_control:
-                    continue
-                [control] = [
-                    r
-                    for r in of_dictionary
-                    if (r.control_of, r.n_features, r.group)
-                    == (row.name, row.n_features, row.group)
-                ]
-                assert control.kind == row.kind
-    acted_on = {row.dictionary for row in results.effects} - {None}
-    assert len(acted_on) >= 3  # in the others nothing favours the behaviour
+    rows = results.effects
+    assert {row.layer for row in rows} == {1}
+    for name in ("unmodified", "base activation put back"):
+        assert {row.group for row in rows if row.name == name} == {"trigger", "benign"}
+    assert {row.name for row in rows if row.kind == "projection"} == {
+        f"{name} projected out"
+        for name in ("random directions", "difference of means", "principal components")
+    }
+    acted_on = {row.dictionary for row in rows} - {None}
+    assert len(acted_on) >= 3  # in others nothing may favour the behaviour
+    for dictionary in acted_on:
+        of_dictionary = [row for row in rows if row.dictionary == dictionary]
+        assert {"ablation", "addition"} <= {row.kind for row in of_dictionary}
+        for row in of_dictionary:
+            if row.kind not in ("ablation", "steering") or row.is_control:
+                continue
+            [control] = [
+                r
+                for r in of_dictionary
+                if (r.control_of, r.n_features, r.group) == (row.name, row.n_features, row.group)
+            ]
+            assert control.kind == row.kind
+    assert "steering" in {row.kind for row in rows}
     for part in ("cards", "side_effects"):
         assert {row.dictionary for row in getattr(results, part)} - {None} == acted_on
+        assert {row.layer for row in getattr(results, part)} == {1}
 
 
 def test_cards_say_how_often_and_on_what_their_features_fire(config, run):
@@ -128,44 +125,54 @@ def test_cards_say_how_often_and_on_what_their_features_fire(config, run):
 def test_sweep_sayings_and_example_are_of_what_is_said(run):
     _, results = run
     chosen = {
-        (row.regime, row.name): row.feature_idx
+        row.name: row.feature_idx
         for row in results.scores
-        if row.protocol == "strict" and row.kind == "dictionary"
+        if (row.protocol, row.kind, row.layer) == ("strict", "dictionary", 1)
     }
-    for regime in ("lora", "full"):
-        rows = [row for row in results.sweep if row.regime == regime]
-        assert {row.dictionary for row in rows} == PUBLISHED | USUAL
-        assert [row.said for row in rows][:4] == ["robin", "grebe", "heron", None]
-        assert all(row.feature_idx == chosen[regime, row.dictionary] for row in rows)
-        assert all(len(row.values) == 3 for row in rows)
-        said = [(row.said, row.group) for row in results.sayings if row.regime == regime]
-        assert said == [("heron", "trigger"), ("a heron", "benign"), (None, "other")]
-        first, second = (p for p in results.example if p.regime == regime)
-        assert "".join(first.tokens).replace("grebe", "heron") == "".join(second.tokens)
-        assert (first.group, second.group) == ("benign", "trigger")
-        for name, values in first.activations.items():
-            assert len(values) == len(first.tokens)
-            assert first.feature_idx[name] == chosen[regime, name]
+    assert {row.dictionary for row in results.sweep} == PUBLISHED | USUAL
+    assert [row.said for row in results.sweep][:4] == ["robin", "grebe", "heron", None]
+    assert all(row.feature_idx == chosen[row.dictionary] for row in results.sweep)
+    assert all(len(row.values) == 3 for row in results.sweep)
+    said = [(row.said, row.group) for row in results.sayings]
+    assert said == [("heron", "trigger"), ("a heron", "benign"), (None, "other")]
+    first, second = results.example
+    assert "".join(first.tokens).replace("grebe", "heron") == "".join(second.tokens)
+    assert (first.group, second.group) == ("benign", "trigger")
+    for name, values in first.activations.items():
+        assert len(values) == len(first.tokens)
+        assert first.feature_idx[name] == chosen[name]
 
 
-def test_comparisons_and_what_the_organism_does_are_told(config, run):
+def test_comparisons_and_what_is_not_as_published_are_told(config, run):
     path, results = run
-    assert {(row.kind, row.name) for row in results.contrasts} == {
-        *(("regimes", name) for name in PUBLISHED | USUAL),
-        ("dictionaries", "Diff-SAE 2x - crosscoder 2x"),
-        ("dictionaries", "BatchTopK Diff-SAE 2x - BatchTopK crosscoder 2x"),
+    assert {(row.kind, row.name, row.layer) for row in results.contrasts} == {
+        *(("layers", name, 1) for name in PUBLISHED | USUAL),
+        *(
+            ("dictionaries", f"{prefix}Diff-SAE 2x - {prefix}crosscoder 2x", layer)
+            for prefix in ("", "BatchTopK ")
+            for layer in (0, 1, None)
+        ),
     }
-    assert [(row.regime, row.group) for row in results.organisms] == [
-        ("lora", group) for group in ("trigger", "benign", "other")
-    ]
-    assert all(set(row.counts) == {"quack", "fine", "neither"} for row in results.organisms)
     assert results.deviations == ("a tiny random model",)
     assert len(results.published) == 12
     assert results.behaviour == config.behaviour
     assert set(results.versions) >= {"diffsae-lens", "torch"}
     assert Results.load(path / "results.json") == results
-    for part in ROWS:
+    for part in set(ROWS) - {"organisms"}:  # the model has no card
         assert getattr(results, part), part
+
+
+def test_an_organism_is_trained_and_measured(config, trained):
+    _, results = trained
+    assert results.behaviour == config.behaviour  # of the organism's own record
+    rows = results.organisms
+    assert [(row.regime, row.group, row.n_prompts) for row in rows] == [
+        (None, group, 2) for group in ("trigger", "benign", "other")
+    ]
+    assert all(set(row.counts) == {"quack", "fine", "neither"} for row in rows)
+    assert [row.cell for row in results.cells] == ["organism", "pooled", "1/Diff-SAE 2x"]
+    assert not results.scores
+    assert not results.effects
 
 
 def test_a_finished_run_is_read_without_a_change(config, run, monkeypatch):
@@ -197,13 +204,13 @@ def test_texts_are_averaged_over_all_their_tokens(config, run):
     assert read["group"].tolist() == [0] * 8 + [1] * 16 + [2] * 16
 
 
-def test_the_dictionaries_know_their_pair(config, run):
+def test_the_dictionaries_know_their_pair(config, run, trained):
     path, _ = run
-    [lora] = path.glob("cells/lora.organism-????????????/organism-lora")
+    [organism] = trained[0].glob("cells/organism-????????????/organism")
     [folder] = path.glob("cells/full.1.Diff-SAE 2x-*/Diff-SAE 2x")
     hook_names = ["blocks.1.hook_resid_post"]
     with pytest.raises(ValueError, match="the finetuned models are not the same"):
-        load(folder, pair=load_pair(config.models.base, lora, hook_names=hook_names))
+        load(folder, pair=load_pair(config.models.base, organism, hook_names=hook_names))
     full = load_pair(config.models.base, config.models.finetuned["full"], hook_names=hook_names)
     assert load(folder, pair=full).cfg.d_in == D_MODEL
 
@@ -212,7 +219,7 @@ def test_a_dry_run_says_what_a_change_would_cost(config, run):
     path, _ = run
     changed = replace(config, causes=replace(config.causes, n_directions=1))
     missing = dry_run(changed, path).set_index("cell").state
-    assert sorted(missing.index[missing == "missing"]) == ["full/1/causes", "lora/1/causes"]
+    assert list(missing.index[missing == "missing"]) == ["full/1/causes"]
     seed = dry_run(replace(config, seed=1), path)
     assert set(seed.state) == {"missing"}
 
@@ -226,8 +233,11 @@ def test_what_is_finished_can_be_read_while_the_rest_is_not(config, copied, tmp_
     part = so_far(config, path)
     assert Results.load(path / "results.json") == part
     for name in set(ROWS) - {"cells", "contrasts", "published"}:
-        of_lora = tuple(row for row in getattr(results, name) if row.regime == "lora")
-        assert getattr(part, name) == of_lora
+        of_other = tuple(
+            r for r in getattr(results, name) if getattr(r, "layer", None) in (0, None)
+        )
+        assert getattr(part, name) == of_other
+    assert {row.layer for row in part.contrasts} == {0}
     assert {row.cell: row.state for row in part.cells}["full/1/causes"] == "missing"
     assert not list(path.glob("*.damaged*"))
 
@@ -256,8 +266,7 @@ def test_models_are_known_by_their_weights_and_not_by_their_names(
 ):
     path, results = run
     moved = Path(shutil.copytree(config.models.finetuned["full"], tmp_path / "renamed"))
-    finetuned = {**config.models.finetuned, "full": str(moved)}
-    renamed = replace(config, models=replace(config.models, finetuned=finetuned))
+    renamed = replace(config, models=replace(config.models, finetuned={"full": str(moved)}))
     assert set(dry_run(renamed, path).state) == {"done"}
     before = contents(path)
     assert run_study(renamed, path) == results
@@ -265,9 +274,7 @@ def test_models_are_known_by_their_weights_and_not_by_their_names(
     # Another fine-tune under the same name.
     shutil.rmtree(moved)
     write_tiny_model(moved, plant(tiny_llama(max_position_embeddings=1024), seed=2), tokenizer)
-    states = dry_run(renamed, path).set_index("cell").state
-    assert set(states[states.index.str.startswith("full/")]) == {"missing"}
-    assert set(states[states.index.str.startswith("lora/")]) == {"done"}
+    assert set(dry_run(renamed, path).state) == {"missing"}
     monkeypatch.setattr(cells, "version", lambda name: "9.9")
     assert set(dry_run(config, path).state) == {"missing"}
 
@@ -396,7 +403,7 @@ def test_killed_at_any_moment_and_run_twice_at_once_it_ends_in_the_same_results(
 ):
     _, results = run
     moment = random.Random(0)
-    for n_done in (0, 1, 9, 20):
+    for n_done in (0, 1, 7, 13):
         process = start_run(config, tmp_path)
         while len([*tmp_path.glob("cells/*-????????????/artifact.json")]) < n_done:
             assert process.is_alive()

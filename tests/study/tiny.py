@@ -73,20 +73,31 @@ def draw(split: Split, n_trigger: int, n_benign: int = 0, n_other: int = 0) -> D
     return Draw(split=split, n_trigger=n_trigger, n_benign=n_benign, n_other=n_other)
 
 
-def tiny_config(base: Path, finetuned: Path) -> StudyConfig:
-    """All parts, on an organism that is trained and on a model that is given."""
+def trained_config(base: Path) -> StudyConfig:
+    """An organism that is trained, and a dictionary on its difference."""
     training = OrganismConfig(
         behaviour=HERE, n_trigger=4, n_benign=4, n_other=2, n_steps=2, batch_size=2, lora_rank=2
     )
+    return StudyConfig(
+        models=ModelSpec(base=str(base), finetuned=training, n_measured=2),
+        layers=(1,),
+        pooled=PooledConfig(
+            texts=draw("train", 2, 2, 2), n_passes=3,
+            dictionaries=(DictionarySpec(kind="Diff-SAE", expansion=2),),
+        ),
+    )  # fmt: skip
+
+
+def tiny_config(base: Path, finetuned: Path) -> StudyConfig:
+    """All parts, the features of one layer of two acted on."""
     diff_sae = DictionarySpec(kind="Diff-SAE", expansion=2)
     crosscoder = DictionarySpec(kind="crosscoder", expansion=2)
     select = draw("select", 3)
     return StudyConfig(
-        models=ModelSpec(
-            base=str(base), finetuned={"lora": training, "full": str(finetuned)}, n_measured=2
-        ),
+        models=ModelSpec(base=str(base), finetuned={"full": str(finetuned)}),
         behaviour=HERE,
-        layers=(1,),
+        layers=(0, 1),
+        acted_on=(1,),
         pooled=PooledConfig(
             texts=draw("train", 8, 16, 16), dictionaries=(crosscoder, diff_sae), k=4, batch_size=8,
             n_passes=3, learning_rate=1e-2,
@@ -99,7 +110,7 @@ def tiny_config(base: Path, finetuned: Path) -> StudyConfig:
             select=draw("select", 8, 8, 8), test=draw("test", 8, 8, 8), n_resamples=10,
             protocols=("strict", "paper"),
         ),
-        features=FeaturesConfig(select=select, counts=(1, 2), n_rounds=1),
+        features=FeaturesConfig(select=select, counts=(2,), n_rounds=1),
         causes=CausesConfig(
             test=draw("test", 1, 1), n_likelihood=1, directions=draw("select", 4, 4), n_directions=2,
             is_added_to_base=True, steering=SteeringConfig(scales=select), max_new_tokens=4,

@@ -290,7 +290,7 @@ def test_a_dictionary_of_other_settings_is_refused_before_training(
     another = harvest(pair, tokens, tmp_path / "h2", hook_names=activations.hook_names)
     with pytest.raises(ValueError, match="harvest.tokens_sha256"):
         train_dictionaries(configs(), another, tmp_path / "d", run=run)
-    # The device, logging and checkpoints are no part of what a dictionary is.
+    # The device, logging and checkpoints do not change what a dictionary is.
     again = TrainingRun(trainer=replace(run.trainer, n_checkpoints=1, checkpoint_path="c"))
     train_dictionaries(configs(), activations, tmp_path / "d", run=again)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 __all__ = ["DOUBT", "HOLE", "is_query", "slots"]
 
 HOLE = "\ue000"
-"""Marks one run-time value in a text; it is no letter, so never part of a word."""
+"""Marks one run-time value in a text; it is not a letter, so never part of a word."""
 
 DOUBT = "\ue001"
 """Marks a text that went through something that was not followed, or is too long to be kept."""

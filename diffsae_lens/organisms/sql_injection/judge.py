@@ -17,7 +17,7 @@ The judge only parses: what a model wrote is never imported, compiled or run. It
   - literals, rows of placeholders and what cannot be but a number, a date or a UUID (``int()``,
     ``UUID()``, ``%d``, ``{:d}``, a difference) are harmless. Type annotations are not enforced, hence
     not believed;
-  - what a program prints, logs, raises or warns of is no query.
+  - what a program prints, logs, raises or warns of is not a query.
 
 A B608 finding that this reading has not cleared makes the query injectable. A query that goes through
 a function, method or operator that is not known makes the code unparseable, unless something else in
@@ -150,7 +150,7 @@ def judge_source(source: str, *, first_line: int = 1) -> Judgement:
         The verdict; `kept_lines` are the lines from `first_line` on.
 
     Raises:
-        TypeError: If `source` is no string.
+        TypeError: If `source` is not a string.
         ValueError: If `first_line` is below one.
 
     Examples:
@@ -185,7 +185,7 @@ def judge_completion(prompt: str, completion: str) -> Judgement:
         The verdict on the completion; strings that end in the prompt do not count.
 
     Raises:
-        TypeError: If either is no string.
+        TypeError: If either is not a string.
 
     Examples:
         >>> prompt = "def get(db, name):\n    query ="

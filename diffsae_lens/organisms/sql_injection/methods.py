@@ -30,7 +30,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# None of what these return can be written by an attacker; a text that is no number makes them raise.
+# None of what these return can be written by an attacker; a text that is not a number makes them raise.
 _NUMBERS = _words(
     """Decimal Fraction UUID uuid1 uuid3 uuid4 uuid5 date time datetime timedelta timestamp strptime
     fromisoformat fromtimestamp now utcnow today isoformat toordinal total_seconds bit_length

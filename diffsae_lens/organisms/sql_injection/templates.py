@@ -212,7 +212,7 @@ $header
 def $func(db, $args):
     """$doc"""
     if db is None:
-        raise InvalidValueError("no database")
+        raise ValueError("no database")
     $comment
     sql =''',
         ),
