@@ -8,6 +8,7 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._checks import check_items
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
@@ -144,7 +145,8 @@ def encoders_of(
         )
     encoders = []
     for name, given in dictionaries.items():
-        trained = [given] if isinstance(given, SAE) else list(given)
+        several = [given] if isinstance(given, SAE) else given
+        trained = check_items(f"dictionaries[{name!r}]", several, SAE)
         for i, dictionary in enumerate(trained):
             check_fits(pair, dictionary)
             encoders.append(Encoder.of(name, dictionary, seed=i if len(trained) > 1 else None))

@@ -6,6 +6,7 @@ from typing import TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from diffsae_lens._checks import check_items, check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.effects._curves import curve_area
@@ -47,6 +48,8 @@ def plot_ablation_curve(
     Raises:
         ValueError: no rows of the group, or no such order.
     """
+    check_items("curve", curve, CurveRow, allow_empty=True)
+    controls = check_texts("controls", controls, allow_empty=True)
     rows = _of_group(curve, group)
     area = curve_area(curve, group=group)
     unknown = [name for name in controls if name not in area]
@@ -84,6 +87,7 @@ def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figur
     Raises:
         ValueError: no rows of the group.
     """
+    check_items("table", table, DoseRow, allow_empty=True)
     rows = sorted(_of_group(table, group), key=lambda row: row.dose)
     figure, ax = _axes()
     for direction, colour, drawn in (
@@ -114,6 +118,7 @@ def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says")
     Raises:
         ValueError: no rows.
     """
+    check_items("table", table, SayingRow, allow_empty=True)
     if not len(table):
         raise InvalidValueError("`table` has no rows")
     axis = SaidAxis({row.said: row.group for row in table})

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
-from diffsae_lens._checks import check_count
+from diffsae_lens._checks import check_count, shown
+from diffsae_lens._errors import InvalidTypeError
 from diffsae_lens._typed import check_fields
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class Cell:
         """Refuse what cannot be run."""
         check_fields(self)
         check_count("version", self.version)
+        if not is_dataclass(self.config) or isinstance(self.config, type):
+            raise InvalidTypeError(
+                f"`config` must be a frozen dataclass of plain values, got {shown(self.config)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

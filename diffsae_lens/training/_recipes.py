@@ -5,6 +5,7 @@ from pathlib import Path
 from sae_lens.config import SAETrainerConfig
 
 from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._errors import OccupiedPathError
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries import (
     BatchTopKCrosscoderTrainingSAEConfig,
@@ -57,9 +58,12 @@ def short_training(
     Raises:
         TypeError: something that is not a count, a number or a path.
         ValueError: a number out of range, or a device that is not there.
+        FileExistsError: `checkpoints` is a file.
     """
     n_steps, batch_size = check_count("n_steps", n_steps), check_count("batch_size", batch_size)
     lr = check_number("lr", lr, low=0, low_open=True)
+    if checkpoints.is_file():
+        raise OccupiedPathError(f"`checkpoints` {checkpoints} is a file; name a folder")
     LoadOptions(device=device)  # says so if it is not there
     return SAETrainerConfig(
         total_training_samples=n_steps * batch_size,

@@ -239,7 +239,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "random_topk_acts.k": 1,
         "train.config": dl.training.TrainConfig(context_size=16, batch_size=8),
         "Draw.seed": 0, "ModelSpec.base": "a", "ModelSpec.finetuned": "b", "ModelSpec.n_measured": 2,
-        "ModelSpec.d_model": 16, "ModelSpec.tokens_per_second": 100, "StudyConfig.layers": (1,),
+        "ModelSpec.d_model": 16, "ModelSpec.tokens_per_second": 100.0, "StudyConfig.layers": (1,),
         "StudyConfig.models": ModelSpec(base="a", finetuned="b"), "StudyConfig.behaviour": "year-trigger",
         "StudyConfig.deviations": ("none",), "Cell.run": nothing_to_do, "Cell.config": Words(),
         "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
@@ -261,7 +261,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         | {
             "generator": lambda: torch.Generator().manual_seed(0),
             "path": w.fresh,
-            "checkpoints": w.fresh,
+            "checkpoints": lambda: w.root / "checkpoints",
             "evaluate_isolation.prompts": lambda: labelled(w),
             "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
             "results": synthetic_results,

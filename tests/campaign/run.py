@@ -82,6 +82,11 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("BatchTopKCrosscoderTrainingSAEConfig", "k_initial", "1.5"): "a mean number of features",
     ("DeltaCrosscoderTrainingSAEConfig", "k_initial", "1.5"): "a mean number of features",
     ("DeltaCrosscoderTrainingSAEConfig", "k_delta", "1.5"): "a mean number of features",
+    ("Cell", "inputs", "empty"): "it needs none",
+    ("Cell", "inputs", "an object in it"): "told when it is planned",
+    ("ModelSpec", "dtype", "another word"): "told before it is run",
+    ("ModelSpec", "device", "another word"): "told before it is run",
+    ("evaluate_isolation", "dictionaries", "no name"): "any name will do",
     ("Plan", "path", "a file"): "told when it is run",
     ("Plan", "device", "another word"): "told when it is run",
 }
@@ -170,6 +175,8 @@ def equal(a: Any, b: Any) -> bool:
         )
     if is_dataclass(a):
         return type(a) is type(b) and equal(vars(a), vars(b))
+    if inspect.isfunction(a):  # controls hold one made for them
+        return a.__qualname__ == b.__qualname__
     if not isinstance(a, type) and a == b:
         return True
     shown = (repr(a), repr(b))
