@@ -67,6 +67,8 @@ def _classes(hint: Any) -> tuple[type, ...]:
     if hint is Any:
         return ()
     origin = get_origin(hint) or hint
+    if hint is Any:
+        return ()
     if hint is None or origin is NoneType:
         return (NoneType,)
     if isinstance(origin, type) and issubclass(origin, AbstractArray):
