@@ -18,8 +18,8 @@ from diffsae_lens._tensor_checks import INTEGERS, check_finite, check_tokens, sh
 
 __all__ = [
     "INTEGERS", "MAX_NAME_BYTES", "check_callable", "check_choice", "check_count", "check_finite",
-    "check_folder_name", "check_indices", "check_items", "check_keys", "check_number", "check_texts",
-    "check_tokens", "shown",
+    "check_folder_name", "check_indices", "check_items", "check_keys", "check_list", "check_number",
+    "check_texts", "check_tokens", "shown",
 ]  # fmt: skip
 
 MAX_NAME_BYTES = 200
@@ -268,6 +268,24 @@ def check_items(
     if not items and not allow_empty:
         raise InvalidValueError(f"`{name}` is empty; give at least one {names}")
     return items
+
+
+def check_list(name: str, items: Any, of: str) -> list[Any]:
+    """Return a collection as a list, whatever it holds.
+
+    Args:
+        name: what the argument is called, for the message.
+        items: a list, a tuple or another collection; not a string or a mapping.
+        of: what it should hold, for the message, such as "numbers".
+
+    Raises:
+        TypeError: not a collection.
+    """
+    if isinstance(items, str | bytes | dict) or not isinstance(items, Iterable):
+        raise InvalidTypeError(
+            f"`{name}` must be a list of {of}, got {shown(items)}; put it in a list"
+        )
+    return list(items)
 
 
 def check_keys(name: str, given: Collection[str], known: Collection[str]) -> None:

@@ -64,6 +64,8 @@ def _classes(hint: Any) -> tuple[type, ...]:
     if get_origin(hint) in (Union, UnionType):
         members = [_classes(member) for member in get_args(hint)]
         return tuple(c for member in members for c in member) if all(members) else ()
+    if hint is Any:
+        return ()
     origin = get_origin(hint) or hint
     if hint is None or origin is NoneType:
         return (NoneType,)

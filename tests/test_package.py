@@ -1,7 +1,10 @@
+import inspect
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,29 +15,71 @@ from diffsae_lens.cli.commands import parser
 from diffsae_lens.organisms import _bandit as bandit
 from diffsae_lens.pair._embedded import embedded_model_path
 
-PUBLIC = [
-    "Contrast", "CrosscoderRunnerConfig", "DiffSAERunnerConfig", "FinetunedSAERunnerConfig",
-    "HookedModelPair", "LabelledPrompts", "Normalization", "OrganismConfig", "Positions",
-    "Reader", "TokenActivations", "TrainingRun", "Verdict", "ablate_features",
-    "ablation_curve", "ablation_effects", "activation_scales", "add_direction",
-    "attack_rate", "attack_rates", "attribute_features", "auroc", "average_precision",
-    "bis", "calibrate_threshold", "clamp_features", "compare_interventions", "complete",
-    "complete_under", "control_directions", "curve_area", "describe_features",
-    "dose_response", "evaluate_isolation", "export_as_jumprelu", "feature_activations",
-    "finetune", "greedy_order", "harvest", "induce_features", "judge_completion",
-    "keep_only_features", "latent_scaling", "load", "load_ipython_extension", "load_pair",
-    "log_odds", "make_samples", "matched_features", "max_activating_examples",
-    "minimal_feature_set", "minimal_pairs", "ordinary_texts", "project_out", "read_prompts",
-    "reconstruction", "recovered", "side_effects", "steer", "strict_bis", "swap_to_base",
-    "sweep_years", "token_activations", "train_dictionaries", "unload_ipython_extension",
-    "upload",
+NAMESPACES = [
+    "dictionaries", "effects", "interventions", "isolation", "measures", "organisms", "pair", "reading",
+    "reporting", "study", "training",
 ]  # fmt: skip
+EVERYDAY = [
+    "Behaviour", "DiffSAELensError", "Edit", "HookedModelPair", "LabelledPrompts", "Sample",
+    "ablate_features", "attribute_features", "compare_interventions", "complete", "describe_features",
+    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_pair",
+    "steer", "swap_to_base", "token_activations", "train",
+]  # fmt: skip
+FOR_IPYTHON = ["load_ipython_extension", "unload_ipython_extension"]
+PACKAGES = [*NAMESPACES, "organisms.sql_injection"]
 
 
-def test_the_public_names_are_these_and_exist():
-    assert sorted(diffsae_lens.__all__) == PUBLIC
-    for name in PUBLIC:
-        assert getattr(diffsae_lens, name).__doc__
+def test_the_top_level_is_short_and_everything_else_is_in_a_namespace():
+    assert sorted(diffsae_lens.__all__) == sorted([*EVERYDAY, *FOR_IPYTHON, *NAMESPACES])
+    assert 15 <= len(EVERYDAY) <= 25
+    for name in NAMESPACES:
+        assert getattr(diffsae_lens, name).__name__ == f"diffsae_lens.{name}"
+    found = {
+        name for package in PACKAGES for name in import_module(f"diffsae_lens.{package}").__all__
+    }
+    assert set(EVERYDAY) - found == {"DiffSAELensError"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_namespace_shows_its_public_names_alone(package):
+    module = import_module(f"diffsae_lens.{package}")
+    assert dir(module) == sorted(module.__all__)
+    assert module.__all__
+    assert not [name for name in module.__all__ if name.startswith("_")]
+    assert module.__doc__
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("package", ["", *PACKAGES])
+def test_every_public_name_says_what_it_is(package):
+    module = import_module(f"diffsae_lens.{package}".rstrip("."))
+    silent = []
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if isinstance(thing, ModuleType) or inspect.isroutine(thing):
+            doc = thing.__doc__
+        elif inspect.isclass(thing):  # neither inherited nor what a dataclass writes for itself
+            doc = vars(thing).get("__doc__")
+            doc = None if doc and doc.startswith(f"{name}(") else doc
+        else:
+            continue  # a constant: its module says what it is
+        if not doc or len(doc.strip()) < 10:
+            silent.append(name)
+    assert not silent
+
+
+def test_importing_is_light():
+    """All but `dictionaries`, whose import registers its classes with SAELens."""
+    light = [f"import diffsae_lens.{package}" for package in PACKAGES if package != "dictionaries"]
+    assert not heavy_after("; ".join(["import diffsae_lens", "dir(diffsae_lens)", *light]))
+    assert heavy_after("import diffsae_lens; diffsae_lens.effects.log_odds")
+
+
+def heavy_after(code: str) -> list[str]:
+    """The heavy packages that are imported after some code has run in a fresh interpreter."""
+    end = "; import sys; print(*{'torch', 'sae_lens', 'transformers', 'pandas'} & set(sys.modules))"
+    command = [sys.executable, "-W", "ignore", "-c", code + end]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 HIDDEN = ("bandit", "gguf", "matplotlib")

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_choice, check_count, check_indices, check_items, check_number
+from diffsae_lens._checks import (
+    check_choice,
+    check_count,
+    check_indices,
+    check_items,
+    check_list,
+    check_number,
+)
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._decoding import decoder_rows, restores_norms
@@ -141,7 +148,7 @@ def dose_response(
         TypeError, ValueError: doses that are not finite numbers or are repeated, features that never
             fired in `scales`, or as for `steer` and `compare_interventions`.
     """
-    doses = [check_number("doses", dose) for dose in doses]
+    doses = [check_number("doses", dose) for dose in check_list("doses", doses, "numbers")]
     if not doses or len(set(doses)) != len(doses):
         raise InvalidValueError(f"`doses` must be one or more, none of them repeated, got {doses}")
     features = check_features(scales.dictionary, features, allow_empty=False)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_count, check_items
+from diffsae_lens._checks import check_count, check_items, check_list
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import check_features, check_fits
@@ -95,7 +95,10 @@ def sweep_features(
         ValueError: no scenes, scenes that do not say the same things, a dictionary of another pair, or a
             feature that it does not have.
     """
-    scenes = [check_items(f"scenes[{i}]", scene, Sample) for i, scene in enumerate(scenes)]
+    scenes = [
+        check_items(f"scenes[{i}]", scene, Sample)
+        for i, scene in enumerate(check_list("scenes", scenes, "lists of Sample"))
+    ]
     said = [[sample.said for sample in scene] for scene in scenes]
     if not said or any(other != said[0] for other in said):
         raise InvalidValueError(

@@ -1,13 +1,13 @@
 """Interventions and directions that need no dictionary: the controls of those that do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffsae_lens._checks import check_count, check_items, shown
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._checks import check_count, check_items, check_list
+from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.interventions._edit import Edit, Where
 from diffsae_lens.measures._floors import mean_difference, top_components
@@ -161,12 +161,8 @@ def add_direction(
 
 
 def _policy(skip_positions: int, ignored_token_ids: Sequence[int]) -> TokenPolicy:
-    if not isinstance(ignored_token_ids, Iterable):
-        raise InvalidTypeError(
-            f"`ignored_token_ids` must be a list of token ids, got {shown(ignored_token_ids)}; "
-            "put it in a list"
-        )
-    return TokenPolicy(skip_positions=skip_positions, ignored_token_ids=tuple(ignored_token_ids))
+    ignored = check_list("ignored_token_ids", ignored_token_ids, "token ids")
+    return TokenPolicy(skip_positions=skip_positions, ignored_token_ids=tuple(ignored))
 
 
 @typed

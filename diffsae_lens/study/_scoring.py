@@ -80,7 +80,7 @@ def show_example(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
     """Read the chosen features token by token on scenes, with the trigger and without."""
     pair, behaviour = step.pair(inputs, job), step.behaviour
     dictionaries, chosen = load_dictionaries(inputs, pair=pair), chosen_by_score(inputs)
-    said = (behaviour.benign[-1], behaviour.trigger)
+    said = (behaviour.benign[-1] if behaviour.benign else None, behaviour.trigger)
     n_scenes = step.config.n_scenes
     scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=step.seed)
     samples = [sample for scene in scenes for sample in scene]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._model_files import resolve_model
 from diffsae_lens.study import _causes as causes
@@ -60,7 +61,7 @@ class _Stages:
 
     def __post_init__(self) -> None:
         spec, finetuned = self.config.models, self.config.models.organisms[self.regime]
-        self.behaviour = self.config.behaviour_name
+        self.behaviour = get_behaviour(self.config.behaviour_name)
         self.trained = finetuned if isinstance(finetuned, OrganismConfig) else None
         path = None if self.trained is not None else str(finetuned)
         self.models = Models(
@@ -87,7 +88,7 @@ class _Stages:
             self._add("tokens", steps.harvest_tokens, texts, cost=costs.reading(texts))
         for layer in config.layers:
             self._layer(layer)
-        if config.sayings is not None:
+        if config.sayings is not None and self.behaviour.sayings:
             self._add("sayings", causes.say, config.sayings, cost=costs.with_pair(60))
         return self.found
 
@@ -125,13 +126,14 @@ class _Stages:
                 "features", causes.choose, config.features, layer, dictionaries,
                 cost=costs.choosing(),
             )  # fmt: skip
+        swept = config.sweep if self.behaviour.sweep else None
         chosen = dictionaries | {"features": self._name("features", layer)}
         scored = dictionaries | {"scores": self._name("scores", layer)}
         parts: tuple[tuple[str, Run, Any, Mapping[str, str], Cost], ...] = (
             ("causes", causes.causes, config.causes, chosen, costs.causes()),
             ("cards", feature_cards.make_cards, config.cards, chosen, costs.with_pair(60)),
             ("side_effects", causes.spare, config.side_effects, chosen, costs.with_pair(40)),
-            ("sweep", scoring.sweep, config.sweep, scored, costs.with_pair(60)),
+            ("sweep", scoring.sweep, swept, scored, costs.with_pair(60)),
             ("example", scoring.show_example, config.example, scored, costs.with_pair(5)),
         )
         for part, run, of_part, inputs, cost in parts:
@@ -169,7 +171,7 @@ class _Stages:
     ) -> None:
         step: Step[Any] = Step(
             models=self.models,
-            behaviour_name=self.behaviour,
+            behaviour_name=self.config.behaviour_name,
             layer=layer,
             seed=self.config.seed,
             config=config,

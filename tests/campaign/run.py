@@ -75,6 +75,8 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("Edit", "change", "gives another shape"): "told when it is opened",
     ("Edit", "n_features", "0"): "an edit without features",
     ("steer", "features", "a number"): "one feature",
+    ("*", "dose", "-1.0"): "steers away",
+    ("*", "dose", "0"): "nothing",
     ("random_direction_acts", "activations", "shorter"): "fewer prompts",
     ("random_topk_acts", "activations", "shorter"): "fewer prompts",
     ("BatchTopKCrosscoderTrainingSAEConfig", "k_initial", "1.5"): "a mean number of features",
@@ -122,7 +124,13 @@ def arguments(name: str, function: Callable[..., Any], makers: dict[str, Any]) -
 
 def perform(function: Callable[..., Any], given: dict[str, Any], world: World) -> Any:
     """Call; an edit is opened, too, and stands for what its pair computes under it."""
-    result = function(**given)
+    return opened(function(**given), world)
+
+
+def opened(result: Any, world: World) -> Any:
+    """What edits compute, and anything else as it is."""
+    if isinstance(result, dict):
+        return {key: opened(value, world) for key, value in result.items()}
     if isinstance(result, dl.Edit):
         with result:
             return result.pair(world.tokens)

@@ -16,7 +16,7 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
 from diffsae_lens.reporting._isolation import plot_isolation
 from diffsae_lens.results import ScoreRow
-from tests.conftest import D_MODEL, HOOKS, tiny_llama
+from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
 
 make_samples = get_behaviour("year-trigger").make_samples
 
@@ -39,7 +39,7 @@ def dictionary(view, d_in, seed=0):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prompts():
     """Short prompts in the manner of the organism's: templates stand for scenes."""
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,15 @@ def prompts():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def pair(tokenizer):
+    base = tiny_llama()
+    return HookedModelPair(
+        boot_bridge(copy.deepcopy(base), tokenizer), boot_bridge(plant(base), tokenizer), HOOKS
+    )
+
+
+@pytest.fixture(scope="module")
 def dictionaries():
     return {
         "diff-sae": dictionary("diff", D_MODEL),
@@ -71,9 +79,19 @@ def dictionaries():
     }
 
 
+@pytest.fixture(scope="module")
+def tables(pair, dictionaries, prompts):
+    """By protocol, from one reading of the prompts."""
+    protocols = ("strict", "paper")
+    found = evaluate_protocols(
+        pair, dictionaries, prompts, protocols=protocols, resampling=draws(10)
+    )
+    return dict(zip(protocols, found, strict=True))
+
+
 @pytest.mark.parametrize("protocol", ["paper", "strict"])
-def test_every_dictionary_and_control_has_a_row(pair, dictionaries, prompts, protocol):
-    table = evaluate_isolation(pair, dictionaries, prompts, protocol=protocol, resampling=draws(20))
+def test_every_dictionary_and_control_has_a_row(dictionaries, tables, protocol):
+    table = tables[protocol]
     frame = table.to_frame()
     assert list(frame.name[:3]) == list(dictionaries)
     assert set(frame.kind[:3]) == {"dictionary"}
@@ -102,15 +120,13 @@ def test_every_dictionary_and_control_has_a_row(pair, dictionaries, prompts, pro
     assert any("diff-sae" in label for label in drawn)
 
 
-def test_the_same_seed_gives_the_same_table(pair, dictionaries, prompts):
-    one, two = (
-        evaluate_isolation(pair, dictionaries, prompts, resampling=draws(10)).to_frame()
-        for _ in range(2)
-    )
-    assert one.equals(two)
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_the_same_seed_gives_the_same_table(pair, dictionaries, prompts, tables, protocol):
+    again = evaluate_isolation(pair, dictionaries, prompts, protocol=protocol, resampling=draws(10))
+    assert again.rows == tables[protocol].rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base_pair(tokenizer):
     model = tiny_llama()
     return HookedModelPair(
@@ -248,17 +264,10 @@ def test_a_pair_without_a_difference_is_scored_by_the_papers_protocol_too(
     assert (row.bis, row.high) == (0, 0)
 
 
-def test_rows_say_in_fields_what_they_are(pair, dictionaries, prompts):
-    strict, paper = evaluate_protocols(
-        pair, dictionaries, prompts, protocols=("strict", "paper"), resampling=draws(5)
-    )
-    for protocol, table in (("strict", strict), ("paper", paper)):
-        alone = evaluate_isolation(
-            pair, dictionaries, prompts, protocol=protocol, resampling=draws(5)
-        )
-        assert table.rows == alone.rows  # one reading of the prompts or two
+def test_rows_say_in_fields_what_they_are(tables):
+    for protocol, table in tables.items():
         assert {row.protocol for row in table} == {protocol}
-    for row in strict:
+    for row in tables["strict"]:
         assert row.layer == (None if row.control in ("next-token KL", "text search") else 1)
         assert row.is_floor == (
             row.control in ("untrained dictionary", "random directions", "principal components")

@@ -396,7 +396,7 @@ def test_a_wrong_argument_is_refused() -> None:
         completion(None, "")
     with pytest.raises(TypeError, match="completion must be a str, got list"):
         completion("", [])
-    with pytest.raises(ValueError, match="counted from one, got 0"):
+    with pytest.raises(ValueError, match="`first_line` must be at least 1, got 0"):
         judge_source("", first_line=0)
 
 
