@@ -48,7 +48,7 @@ def test_the_worked_numbers_of_a_measure_are_what_the_code_gives(page):
 def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert len(outputs) > 5
+    assert len(outputs) >= 5
     shown = [v for o in outputs for k, v in o.get("data", o).items() if "image/" not in k]
     text = json.dumps(shown)
     assert not ABSOLUTE.search(text)
@@ -58,7 +58,7 @@ def test_tutorials_hold_outputs_that_say_nothing_of_the_machine(notebook):
     assert "error" not in kinds
     sources = ["".join(cell["source"]) for cell in cells]
     assert any("## An error on purpose" in source for source in sources)
-    assert any(line.startswith("assert ") for s in sources for line in s.splitlines())
+    assert any(line.lstrip().startswith("assert ") for s in sources for line in s.splitlines())
 
 
 def test_the_paper_page_says_what_the_study_found():

@@ -176,7 +176,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "feature_acts": w.acts, "other_acts": w.acts, "base_acts": w.acts, "activations": w.acts,
         "is_trigger": w.mask(0, 6), "is_benign": w.mask(6, 14), "is_positive": w.mask(0, 6),
         "is_negative": w.mask(6, 14), "is_select": torch.arange(20) % 2 == 0, "fit": w.mask(0, 14),
-        "has_trigger": torch.arange(20) % 2 == 0, "is_vulnerable": torch.arange(20) % 4 < 2,
+        "has_trigger": torch.arange(20) % 2 == 0, "is_unwanted": torch.arange(20) % 4 < 2,
         "W_dec_base": w.acts, "W_dec_finetuned": w.acts, "max_fpr": 0.1, "reselect": True,
         "confidence_level": 0.9, "n_resamples": 20, "clusters": None,
         "batches": [torch.randn(9, D_MODEL)], "of_finetuned": True, "positions": dl.reading.Positions(),

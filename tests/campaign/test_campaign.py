@@ -17,6 +17,7 @@ def wrong(found: list[Call]) -> list[str]:
     return [str(call) for call in found if call.outcome in ("raw error", "silently wrong")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_shape_checks")
 def test_bad_calls_are_refused_clearly():
     found = campaign([name for name in public() if name not in SLOW])
