@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diffsae_lens._artifact import write_bytes, write_text
 from diffsae_lens._display import cut, visible
+from diffsae_lens._errors import OccupiedPathError
 from diffsae_lens._typed import typed
 from diffsae_lens.organisms._behaviour import BEHAVIOURS, get_behaviour
 from diffsae_lens.reporting._columns import outcome_text
@@ -40,6 +41,8 @@ def write_report(results: Results, path: Path, *, command: str | None = None) ->
         ValueError: `results` contradict themselves; nothing is written then.
         OSError: a file cannot be written.
     """
+    if path.is_file():
+        raise OccupiedPathError(f"`path` {path} is a file; name a folder")
     figures = draw_figures(results)
     page = render_report(results, figures=figures, command=command)
     tables = results_markdown(results)
