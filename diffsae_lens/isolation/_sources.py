@@ -145,6 +145,8 @@ def encoders_of(
         )
     encoders = []
     for name, given in dictionaries.items():
+        if not isinstance(name, str):
+            raise InvalidTypeError(f"`dictionaries` must have texts for names, got {name!r}")
         several = [given] if isinstance(given, SAE) else given
         trained = check_items(f"dictionaries[{name!r}]", several, SAE)
         for i, dictionary in enumerate(trained):

@@ -44,6 +44,7 @@ class Draw:
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be."""
+        check_fields(self)
         check_choice("split", self.split, get_args(Split))
         for name in ("n_trigger", "n_benign", "n_other", "seed"):
             check_count(name, getattr(self, name), at_least=0)
@@ -126,6 +127,7 @@ class DictionarySpec:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        check_fields(self)
         check_choice("kind", self.kind, ("Diff-SAE", "crosscoder"))
         check_count("expansion", self.expansion)
 
@@ -156,6 +158,7 @@ class PooledConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         _check_training(self, "n_passes")
         check_number("l1_coefficient", self.l1_coefficient, low=0)
 
@@ -181,6 +184,7 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         _check_training(self, "n_steps")
 
     @property
@@ -222,6 +226,7 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         check_count("select.n_trigger", self.select.n_trigger)
         check_count("n_rounds", self.n_rounds)
         check_counts("counts", self.counts)
@@ -238,6 +243,7 @@ class SteeringConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is not a number."""
+        check_fields(self)
         check_number("dose", self.dose)
 
 
@@ -262,6 +268,7 @@ class CausesConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         check_count("test.n_trigger", self.test.n_trigger)
         for name in ("n_likelihood", "n_directions", "max_new_tokens"):
             check_count(name, getattr(self, name))
@@ -280,6 +287,7 @@ class CardsConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         check_count("texts.n_trigger", self.texts.n_trigger)
         for name in ("n_features", "n_likelihood"):
             check_count(name, getattr(self, name))
@@ -296,6 +304,7 @@ class SideEffectsConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         check_count("texts.n_trigger", self.texts.n_trigger, at_least=0, at_most=0)
         check_count("n_ordinary", self.n_ordinary)
 
@@ -308,6 +317,7 @@ class ScenesConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_fields(self)
         check_count("n_scenes", self.n_scenes)
 
 

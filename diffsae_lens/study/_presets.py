@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffsae_lens._checks import check_count
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.organisms._behaviour import Split
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
@@ -92,6 +92,7 @@ class DemoOptions:
         )
 
 
+@typed
 def demo(options: DemoOptions | None = None) -> StudyConfig:
     """The main job, end to end: diff two models, score the features, switch the behaviour off."""
     o = options or DemoOptions()

@@ -5,6 +5,7 @@
 Prints seconds of each, their ratio, and how many completions are the same.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ N_PROMPTS, N_EDITS, N_ROUNDS = 10, 12, 2
 
 def main() -> None:
     """Time both, interleaved."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     [hook_name] = hook_names([18])
     pair = dl.load_pair("smollm2-135m", "year-trigger", hook_names=[hook_name])
     prompts = [s.prompt for s in samples("test", N_PROMPTS, (1, 0, 0))]

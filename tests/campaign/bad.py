@@ -100,7 +100,9 @@ def _by_name(name: str, good: Any, world: World) -> Iterator[Bad]:
         return _dictionaries()
     if name in ("hook_name", "hook_names", "hook", "site"):
         return _hooks(good)
-    if name in ("edits", "under", "readers", "dictionaries", "configs", "orders"):
+    if name in ("edits", "under", "readers", "dictionaries", "configs", "orders") and isinstance(
+        good, dict
+    ):
         return iter([("no name", {3: next(iter(good.values()))})])
     return iter(_listed(good, world).get(name, []))
 

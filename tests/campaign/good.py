@@ -20,7 +20,7 @@ from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair import TokenPolicy, boot_bridge
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR
 from diffsae_lens.results import CurveRow, DoseRow, SayingRow, Table
-from diffsae_lens.study import Cell, ModelSpec, StudyConfig
+from diffsae_lens.study import Cell, DictionarySpec, Draw, ModelSpec, StudyConfig
 from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 from tests.reporting.rows import make
@@ -202,7 +202,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "code_norm": "sum", "frozen_decoder": False, "reconstruction": "mse", "k_initial": 8,
         "k_annealing_steps": 4, "n_base_only": 2, "n_finetuned_only": 2, "n_shared_features": 2,
         "shared_sparsity_ratio": 0.1, "n_delta_features": 8, "k_delta": 2, "delta_coefficient": 1.0,
-        "ghost_coefficient": 0.1, "dead_after_steps": 10, "l1_coefficient": 0.1,
+        "ghost_coefficient": 0.1, "dead_after_steps": 10,
         "rescale_acts_by_decoder_norm": False,
     }  # fmt: skip
     special: dict[str, Any] = {
@@ -252,9 +252,24 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             "sayings", "sweep", "example",
         )
     }  # fmt: skip
+    draw = Draw(split="select", n_trigger=2)
+    of_studies: dict[str, Any] = {
+        "DictionarySpec.kind": "Diff-SAE", "expansion": 2, "n_passes": 2, "l1_coefficient": 0.1,
+        "is_added_to_base": False, "directions": None, "steering": None, "n_ordinary": 1,
+        "select": draw, "test": draw, "SteeringConfig.scales": draw, "SteeringConfig.dose": 0.5,
+        "protocols": ("strict",), "layers": (1,), "n_training_samples": 20, "n_score_prompts": 20,
+        "n_generation_prompts": 2, "n_likelihood_prompts": 1, "feature_counts": (2,),
+        "SideEffectsConfig.texts": Draw(split="test", n_benign=2), "DemoOptions.base": "a",
+        "DemoOptions.finetuned": "year-trigger", "DemoOptions.behaviour": "year-trigger",
+    } | {
+        f"{name}.texts": draw for name in ("PooledConfig", "TokensConfig", "CardsConfig")
+    } | {
+        f"{name}.dictionaries": (DictionarySpec(kind="Diff-SAE", expansion=2),)
+        for name in ("PooledConfig", "TokensConfig")
+    }  # fmt: skip
     makers: dict[str, Callable[[], Any]] = {
         name: partial(copy.copy, value) if isinstance(value, list | dict) else partial(_same, value)
-        for name, value in (plain | of_settings | special).items()
+        for name, value in (plain | of_settings | special | of_studies).items()
     }
     return (
         makers

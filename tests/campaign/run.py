@@ -86,7 +86,9 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("Cell", "inputs", "an object in it"): "told when it is planned",
     ("ModelSpec", "dtype", "another word"): "told before it is run",
     ("ModelSpec", "device", "another word"): "told before it is run",
-    ("evaluate_isolation", "dictionaries", "no name"): "any name will do",
+    ("DemoOptions", "device", "another word"): "told before it is run",
+    ("DemoOptions", "behaviour", "another word"): "told by `demo`",
+    ("DemoOptions", "behaviour", "no module"): "told by `demo`",
     ("Plan", "path", "a file"): "told when it is run",
     ("Plan", "device", "another word"): "told when it is run",
 }
