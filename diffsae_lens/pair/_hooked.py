@@ -55,6 +55,8 @@ class HookedModelPair(PairedGeneration):
         hook_names: full TransformerLens names, such as `blocks.18.hook_resid_post`.
         adapter: the PEFT model whose adapters make `finetuned` out of `base`, booted with
             `hf_model=adapter.get_base_model()`. Its adapters are switched off for the base's runs.
+        base_adapter: the adapter of `adapter` that makes `base`, if that is a fine-tune too: two adapters
+            of one model against each other. The one that is active makes `finetuned`.
         prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without.
         metadata: where the models come from; names from their configs if left out.
 
@@ -68,13 +70,14 @@ class HookedModelPair(PairedGeneration):
     Both models are put into evaluation mode and stay in it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         base: TransformerBridge,
         finetuned: TransformerBridge,
         hook_names: Sequence[str],
         *,
         adapter: PeftModel | None = None,
+        base_adapter: str | None = None,
         prepend_bos: bool = False,
         metadata: PairMetadata | None = None,
     ) -> None:
@@ -87,7 +90,7 @@ class HookedModelPair(PairedGeneration):
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
-        self._adapters = AdapterSwitch(adapter)
+        self._adapters = AdapterSwitch(adapter, base_adapter)
         self.is_mirrored = False
         """Whether the base is the one that runs; see `mirrored`."""
         self.eval()
@@ -97,7 +100,7 @@ class HookedModelPair(PairedGeneration):
         self._given: Mapping[str, Tensor] | None = None
         with self._adapters.switched(on=True):
             self._widths = hook_widths(finetuned, self.hook_names, self._adapters)
-        self.metadata = describe_pair(base, finetuned, adapter, metadata)
+        self.metadata = describe_pair(base, finetuned, self._adapters, metadata)
         self._make_hook_points()
 
     def _make_hook_points(self) -> None:
