@@ -1,9 +1,9 @@
 """Holds on other packages that none of them promises to keep: one test per hold, which says what moved."""
 
-from types import importlib
+import importlib
+from types import SimpleNamespace
 
 import pytest
-import SimpleNamespace
 import torch
 from IPython.core.formatters import DisplayFormatter
 from sae_lens import (
