@@ -243,7 +243,18 @@ def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., 
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
         there = _there(edit.pair, rows)
         positions = _positions(edit, value, there)
-        own = value[there]
+        new = write(value[there], positions)
+        written_at = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
+        if new is not None:
+            written_at[there] = True if positions is None else positions
+        edit.pair.note_written(written_at)
+        if new is None or rows == slice(None):
+            return new
+        whole = value.clone()
+        whole[there] = new
+        return whole
+
+    def write(own: Tensor, positions: Tensor | None) -> Tensor | None:
         if len(own) == 0 or (positions is not None and not positions.any()):
             return None
         for acted in counts:
@@ -257,11 +268,7 @@ def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., 
             return None
         for acted in counts:
             acted.n_changes += 1
-        if rows == slice(None):
-            return new
-        whole = value.clone()
-        whole[there] = new
-        return whole
+        return new
 
     return hook_fn
 

@@ -83,6 +83,15 @@ class PairedGeneration(PairedText):
         """Which tokens of the pass under way are of the prompt, if `forward` was told; else None."""
         return None if self._run is None else self._run.shown(self._run.prompt_mask)
 
+    def note_written(self, written_at: Tensor) -> None:
+        """Have the hook under way write at these positions alone, `[batch, pos]`, for hooks to call.
+
+        Where every hook of a point says so, the fine-tuned model goes on as it was at all others; by
+        default it goes on everywhere with the value, which of `.base` is another one.
+        """
+        if self._run is not None:
+            self._run.written_at.append(written_at)
+
     @property
     def n_prompt(self) -> int | None:
         """Columns of the (padded) prompt while `generate` runs; None in a plain forward pass."""
@@ -91,7 +100,7 @@ class PairedGeneration(PairedText):
     @contextmanager
     def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
         """Have forward passes of the fine-tuned model show the pair's hook points."""
-        raise NotImplementedError
+        raise NotImplementedError(shared)
         yield
 
     def _reads_base(self) -> bool:

@@ -45,6 +45,8 @@ class PairedPass:
     """Tokens that the fine-tuned model's KV cache holds."""
     prompt_mask: Tensor | None = None
     """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
+    written_at: list[Tensor] = field(default_factory=list)
+    """Where each hook of the point under way wrote, `[batch, pos]`, of those that said so."""
     _taken: Tensor | None = None
     _activations: dict[str, Tensor] = field(default_factory=dict)
     _cache: DynamicCache | None = None
@@ -174,11 +176,16 @@ class PairedPass:
             base = base.repeat_interleave(len(current) // len(base), dim=0)
         changed = False
         for hooked in self.hooked[site]:
-            view = hooked.spec
-            written = _fire(self.points[hooked.name], view.read(base, current))
+            view, point = hooked.spec, self.points[hooked.name]
+            self.written_at = []
+            written = _fire(point, view.read(base, current))
             if written is not None:
-                current = view.write(written, base).to(finetuned.dtype)
-                changed = True
+                new = view.write(written, base).to(finetuned.dtype)
+                # Elsewhere the stream stays what it is, whatever the view shows there.
+                if self.written_at and len(self.written_at) == len(point.fwd_hooks):
+                    acted = torch.stack(self.written_at).any(0)
+                    new = new if acted.all() else torch.where(acted[..., None], new, current)
+                current, changed = new, True
         return current.reshape(finetuned.shape) if changed else None
 
 
