@@ -2,8 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from diffsae_lens._errors import FailedRunError, InvalidValueError
 from diffsae_lens.pair._greedy import Steps, greedy
 from diffsae_lens.pair._metadata import PairMetadata
-from diffsae_lens.pair._paired_pass import PairedPass
 from diffsae_lens.pair._shared import SharedRows, n_alike
-from diffsae_lens.pair._texts import PairedText
+from diffsae_lens.pair._under_way import PassUnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -36,72 +34,13 @@ _FAULTS = (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeE
 Stepping = Literal["cached", "whole", "not at all"]
 
 
-class PairedGeneration(PairedText):
-    """A pair of models that generates, and what hooks may ask about the pass under way."""
+class PairedGeneration(PassUnderWay):
+    """A pair of models that generates."""
 
     metadata: PairMetadata
     hook_names: tuple[str, ...]
-    _run: PairedPass | None = None
-    _n_prompt: int | None = None
     _stepping: Stepping | None = None
     _shares: bool | None = None
-
-    @property
-    def rows(self) -> Tensor | None:
-        """The numbers of the rows that the pass under way computes, `[batch]`; None if it has them all.
-
-        Rows that read one text (`repeats`) are computed once for as long as nothing tells them apart,
-        and rows that have ended are no longer there.
-        """
-        return None if self._run is None else self._run.rows
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
-        return None if self._run is None else self._run.shown(self._run.attention_mask)
-
-    @property
-    def tokens(self) -> Tensor | None:
-        """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
-        return None if self._run is None else self._run.shown(self._run.tokens)
-
-    @property
-    def columns(self) -> Tensor | None:
-        """Where in the (padded) sequence the tokens of the forward pass under way stand, `[pos]`."""
-        return None if self._run is None else self._run.columns
-
-    @property
-    def positions(self) -> Tensor | None:
-        """How many tokens of its row stand before each token of the pass under way, `[batch or 1, pos]`.
-
-        Padding does not count and is -1; tokens that the KV cache holds count.
-        """
-        return None if self._run is None else self._run.shown(self._run.positions)
-
-    @property
-    def prompt_mask(self) -> Tensor | None:
-        """Which tokens of the pass under way are of the prompt, if `forward` was told; else None."""
-        return None if self._run is None else self._run.shown(self._run.prompt_mask)
-
-    def note_written(self, written_at: Tensor) -> None:
-        """Have the hook under way write at these positions alone, `[batch, pos]`, for hooks to call.
-
-        Where every hook of a point says so, the fine-tuned model goes on as it was at all others; by
-        default it goes on everywhere with the value, which of `.base` is another one.
-        """
-        if self._run is not None:
-            self._run.written_at.append(written_at)
-
-    @property
-    def n_prompt(self) -> int | None:
-        """Columns of the (padded) prompt while `generate` runs; None in a plain forward pass."""
-        return self._n_prompt
-
-    @contextmanager
-    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
-        """Have forward passes of the fine-tuned model show the pair's hook points."""
-        raise NotImplementedError(shared)
-        yield
 
     def _reads_base(self) -> bool:
         """Whether a hook in use needs the base to run."""
@@ -209,10 +148,12 @@ class PairedGeneration(PairedText):
         self.check_context(tokens.shape[1] + max_new_tokens)
         options = {name: options[name] for name in self.keep_logits(1) if name in options}
         # As TransformerBridge.generate has it: one end or several, after which a row is filled with one.
-        ends = getattr(self.cfg, "eos_token_id", None) if eos_token_id is None else eos_token_id
+        ends: Any = (
+            getattr(self.cfg, "eos_token_id", None) if eos_token_id is None else eos_token_id
+        )
         ends = self.tokenizer.eos_token_id if ends is None else ends
         stops = [ends] if isinstance(ends, int) else list(ends or [])
-        filler = ends if isinstance(ends, int) else self.tokenizer.eos_token_id
+        filler: Any = ends if isinstance(ends, int) else self.tokenizer.eos_token_id
         before, self._n_prompt = self._n_prompt, tokens.shape[1]
         try:
             with self._running(shared) as run:

@@ -149,7 +149,7 @@ class PairedPass:
         self.shared.spread(cache)
         if self._cache is not None:
             texts = torch.arange(self.shared.n_texts).repeat_interleave(self.shared.n)
-            self._cache.reorder_cache(texts)
+            self._cache.reorder_cache(texts)  # type: ignore[arg-type]
         self._taken = torch.arange(self.shared.n_texts * self.shared.n)
 
     def take(self, index: Tensor) -> None:
@@ -157,7 +157,7 @@ class PairedPass:
         if self._taken is not None:
             self._taken = self._taken[index.cpu()]
         if self._cache is not None:
-            self._cache.reorder_cache(index)
+            self._cache.reorder_cache(index)  # type: ignore[arg-type]
 
     def _grab(self, activation: Tensor, hook: HookPoint, *, site: str, n: int) -> None:  # noqa: ARG002
         """Keep an activation of the base."""

@@ -77,7 +77,7 @@ class SharedRows:
     def index(self, block: int, readings: Sequence[int]) -> Int[Tensor, "row"]:
         """Return where readings stand among the rows of a block."""
         there = self.readings(block)
-        alike = next((i for i in there if self.depths[i] > block), None)
+        alike = next((i for i in there if self.depths[i] > block), 0)
         at = [there.index(i if self.depths[i] <= block else alike) for i in readings]
         return (len(there) * torch.arange(self.n_texts)[:, None] + torch.tensor(at)).flatten()
 
