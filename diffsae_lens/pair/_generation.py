@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from diffsae_lens._errors import FailedRunError, InvalidValueError
+from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
+from diffsae_lens._tensor_checks import shown
 from diffsae_lens.pair._greedy import Steps, greedy
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._shared import SharedRows, n_alike
@@ -74,6 +75,10 @@ class PairedGeneration(PassUnderWay):
         """
         kwargs = {"do_sample": False, "verbose": False, **kwargs}
         prepend_bos = kwargs.pop("prepend_bos", None)
+        if repeats is not None and not isinstance(input, list):
+            raise InvalidTypeError(
+                f"`input` must be a list of texts where `repeats` is given, got {shown(input)}"
+            )
         if not isinstance(input, Tensor):
             return self._generate_text(input, prepend_bos, repeats, kwargs)
         n_prompt = input.shape[-1]
@@ -170,6 +175,8 @@ class PairedGeneration(PassUnderWay):
 
     def _shared(self, tokens: Tensor, repeats: Sequence[Sequence[str]]) -> SharedRows | None:
         """How rows are computed that repeat texts, by the hook points that act on each; None as any are."""
+        if not repeats:
+            raise InvalidValueError("`repeats` is empty; give the hook points of each reading")
         if self._shares is None:
             self._shares = self._way_to_step() == "cached" and self._twin()._shares_rightly()
         return self._rows_of(tokens, repeats) if self._shares else None

@@ -178,19 +178,22 @@ class PairedPass:
         for hooked in self.hooked[site]:
             view, point = hooked.spec, self.points[hooked.name]
             self.written_at = []
-            written = _fire(point, view.read(base, current))
+            value = view.read(base, current)
+            written, in_place = _fire(point, value)
             if written is not None:
                 new = view.write(written, base).to(finetuned.dtype)
                 # Elsewhere the stream stays what it is, whatever the view shows there.
-                if self.written_at and len(self.written_at) == len(point.fwd_hooks):
-                    acted = torch.stack(self.written_at).any(0)
+                if self.written_at and not in_place:
+                    acted = torch.stack([*self.written_at, written.ne(value).any(-1)]).any(0)
                     new = new if acted.all() else torch.where(acted[..., None], new, current)
                 current, changed = new, True
         return current.reshape(finetuned.shape) if changed else None
 
 
-def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
-    """Show `value` to the point's hooks; return what they wrote, or None if they only looked.
+def _fire(point: HookPoint, value: Tensor) -> tuple[Tensor | None, bool]:
+    """Show `value` to the point's hooks; return what they wrote, None if they only looked.
+
+    And whether they wrote into `value` itself.
 
     Editing the value in place and returning it is how TransformerLens hooks are usually written,
     so a changed version counts as a write. A backward hook needs the value to be on the path of
@@ -205,8 +208,9 @@ def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
             f"got {tuple(written.shape)}"
         )
     edited = (
-        value.ne(before).any()
+        bool(value.ne(before).any())
         if isinstance(before, Tensor)
         else _hosts.tensor_version(value) != before
     )
-    return written if written is not value or edited or point.has_hooks("bwd") else None
+    wrote = written is not value or edited or point.has_hooks("bwd")
+    return (written if wrote else None), edited

@@ -54,10 +54,10 @@ class PassUnderWay(PairedText):
         return None if self._run is None else self._run.shown(self._run.prompt_mask)
 
     def note_written(self, written_at: Tensor) -> None:
-        """Have the hook under way write at these positions alone, `[batch, pos]`, for hooks to call.
+        """Say at which positions the hook under way writes, `[batch, pos]`, for hooks to call.
 
-        Where every hook of a point says so, the fine-tuned model goes on as it was at all others; by
-        default it goes on everywhere with the value, which of `.base` is another one.
+        The fine-tuned model then goes on as it was at those where no hook writes. By default it goes on
+        with the value everywhere, and that of `.base` is another model's.
         """
         if self._run is not None:
             self._run.written_at.append(written_at)
