@@ -1,7 +1,7 @@
 """Rows that read one text are computed once for as long as nothing tells them apart, with equal results."""
 
 import copy
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,7 +25,14 @@ FEW = ("llama", "gpt2", "gpt_neox", "gemma2", "qwen3", "mixtral")
 
 
 def lora(model):
-    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    # All linear layers, but of experts, which PEFT warns of, and fused ones, which the bridge splits.
+    few = {"mixtral": ["q_proj", "v_proj"], "gpt2": ["c_proj"], "gpt_neox": ["dense_4h_to_h"]}
+    config = LoraConfig(
+        r=2,
+        target_modules=few.get(model.config.model_type, "all-linear"),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(2)
         adapter = get_peft_model(model, config)
@@ -79,11 +86,11 @@ def edits_of(pair):
     }
 
 
-def one_by_one(pair, edits, **options):
+def one_by_one(pair, edits, new=NEW, **options):
     written = {}
     for name, edit in edits.items():
         with running(pair, edit) as acting:
-            written[name] = complete(acting, PROMPTS, **NEW, **options)
+            written[name] = complete(acting, PROMPTS, **new, **options)
     return written
 
 
@@ -91,14 +98,11 @@ def one_by_one(pair, edits, **options):
 def counted_rows(pair):
     """The rows that each block of the fine-tuned model computes, pass by pass."""
     rows = [[] for _ in pair.finetuned.blocks]
-    with ExitStack() as stack:
-        for seen, block in zip(rows, pair.finetuned.blocks, strict=True):
-            handle = block.register_forward_hook(
-                lambda _, args, out, seen=seen: seen.append(
-                    len(out[0] if isinstance(out, tuple) else out)
-                )
-            )
-            stack.callback(handle.remove)
+    looks = [
+        (f"blocks.{i}.hook_mlp_out", lambda value, hook, seen=seen: seen.append(len(value)))
+        for i, seen in enumerate(rows)
+    ]
+    with pair.finetuned.hooks(looks):
         yield rows
 
 
@@ -146,15 +150,20 @@ def test_the_base_reads_a_prompt_once(pair):
 
 def test_rows_that_ended_leave_the_batch(pair):
     edits = edits_of(pair)
-    tokens = pair.generate(PROMPTS, return_type="tokens", stop_at_eos=False, **NEW)
-    ends = {"eos_token_id": int(tokens[0, -4])}  # after the third token at the latest
-    expected = one_by_one(pair, edits, **ends)
-    assert expected["unmodified"] != complete(pair, PROMPTS, **NEW)
+    new = {"max_new_tokens": 16}
+    with side_by_side(pair, list(edits.values())) as repeats:
+        read = pair.generate(
+            PROMPTS, repeats=repeats, return_type="tokens", stop_at_eos=False, **new
+        )
+    often = read[:, -16:].flatten().mode().values
+    expected = one_by_one(pair, edits, new=new, eos_token_id=int(often))
     with counted_rows(pair) as rows:
-        assert complete(pair, PROMPTS, under=edits, **ends, **NEW) == expected
+        written = complete(pair, PROMPTS, under=edits, eos_token_id=int(often), **new)
+    assert written == expected
+    assert written != complete(pair, PROMPTS, under=edits, **new)
     sizes = rows[0][1:]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] < sizes[0] == len(PROMPTS) * len(edits)
+    assert sizes[-1] < len(PROMPTS) * len(edits)
 
 
 def test_other_options_take_the_plain_way(pair):

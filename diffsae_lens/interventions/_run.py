@@ -5,10 +5,11 @@ a row for each edit and prompt takes a fraction of the time of one batch per edi
 common, the prompt below the lowest edited layer, is computed once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_keys
 from diffsae_lens._typed import typed
@@ -167,6 +168,14 @@ def _completed(
         begun = [pair.with_bos(text) for text in texts]
         width = max(len(ids) for ids in pair.tokenizer(begun, add_special_tokens=False).input_ids)
         rows = [n * i + at for i in indices for at in range(n)]
-        for row, ids in zip(rows, tokens[:, width:], strict=True):
+        for row, ids in zip(rows, _ended(tokens[:, width:], generating), strict=True):
             completions[row] = str(pair.tokenizer.decode(ids, skip_special_tokens=True))
     return completions
+
+
+def _ended(written: Tensor, generating: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield rows up to the end asked for: what fills them up need not be a special token."""
+    end = generating.get("eos_token_id") if generating.get("stop_at_eos", True) else None
+    for ids in written:
+        ends = (ids == end).nonzero()[:, 0] if end is not None else ids[:0]
+        yield ids[: int(ends[0]) + 1] if len(ends) else ids

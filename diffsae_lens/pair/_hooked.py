@@ -245,19 +245,23 @@ class HookedModelPair(PairedGeneration):
         kwargs["prepend_bos"] = False  # it stands in the text
         shared = None
         if repeats is not None:
-            input, prompt_mask = self._repeated(input, prompt_mask, len(repeats))
+            if not isinstance(input, Tensor):
+                raise InvalidTypeError(
+                    "`input` must be tokens `[batch, pos]` where `repeats` is given"
+                )
+            masks = {"prompt_mask": prompt_mask, "attention_mask": kwargs.get("attention_mask")}
+            repeated = {
+                name: mask.repeat_interleave(len(repeats), dim=0)
+                for name, mask in masks.items()
+                if mask is not None
+            }
+            input = input.repeat_interleave(len(repeats), dim=0)
             shared = self._shared(input, repeats)
+            prompt_mask = repeated.pop("prompt_mask", None)
+            kwargs |= repeated
         with self._running(shared) as run:
             run.prompt_mask = prompt_mask
             return self.finetuned(input, **kwargs)
-
-    @staticmethod
-    def _repeated(input: Any, prompt_mask: Tensor | None, n: int) -> tuple[Tensor, Tensor | None]:
-        """Tokens, and which are of the prompt, with `n` rows for each."""
-        if not isinstance(input, Tensor):
-            raise InvalidTypeError("`input` must be tokens `[batch, pos]` where `repeats` is given")
-        mask = None if prompt_mask is None else prompt_mask.repeat_interleave(n, dim=0)
-        return input.repeat_interleave(n, dim=0), mask
 
     @torch.no_grad()
     def activations(
