@@ -267,6 +267,8 @@ def test_rows_part_where_their_depths_say(depths):
         (lambda pair: pair.generate("one text", repeats=[[]]), "list of texts"),
         (lambda pair: pair("one text", repeats=[[]]), "must be tokens"),
         (lambda pair: pair.generate(["a text"], repeats=[]), "`repeats` is empty"),
+        (lambda pair: pair.generate(["a text"], repeats=3), "`repeats` must be a list"),
+        (lambda pair: pair.generate(["a text"], repeats=["a name"]), "`repeats` must be a list"),
         (lambda pair: pair.generate(["a text"], repeats=[["blocks.0.hook_resid_post"]]), "view"),
     ],
 )

@@ -13,7 +13,7 @@ from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueE
 from diffsae_lens._tensor_checks import shown
 from diffsae_lens.pair._greedy import Steps, greedy
 from diffsae_lens.pair._metadata import PairMetadata
-from diffsae_lens.pair._shared import SharedRows, n_alike
+from diffsae_lens.pair._shared import SharedRows, check_repeats, n_alike
 from diffsae_lens.pair._under_way import PassUnderWay
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class PairedGeneration(PassUnderWay):
             raise InvalidTypeError(
                 f"`input` must be a list of texts where `repeats` is given, got {shown(input)}"
             )
+        repeats = None if repeats is None else check_repeats(repeats)
         if not isinstance(input, Tensor):
             return self._generate_text(input, prepend_bos, repeats, kwargs)
         n_prompt = input.shape[-1]
@@ -175,8 +176,6 @@ class PairedGeneration(PassUnderWay):
 
     def _shared(self, tokens: Tensor, repeats: Sequence[Sequence[str]]) -> SharedRows | None:
         """How rows are computed that repeat texts, by the hook points that act on each; None as any are."""
-        if not repeats:
-            raise InvalidValueError("`repeats` is empty; give the hook points of each reading")
         if self._shares is None:
             self._shares = self._way_to_step() == "cached" and self._twin()._shares_rightly()
         return self._rows_of(tokens, repeats) if self._shares else None

@@ -38,7 +38,7 @@ from diffsae_lens.pair._generation import PairedGeneration
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata, describe_pair
 from diffsae_lens.pair._paired_pass import PairedPass
-from diffsae_lens.pair._shared import SharedRows
+from diffsae_lens.pair._shared import SharedRows, check_repeats
 from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._views import VIEWS
 
@@ -249,6 +249,7 @@ class HookedModelPair(PairedGeneration):
                 raise InvalidTypeError(
                     "`input` must be tokens `[batch, pos]` where `repeats` is given"
                 )
+            repeats = check_repeats(repeats)
             masks = {"prompt_mask": prompt_mask, "attention_mask": kwargs.get("attention_mask")}
             repeated = {
                 name: mask.repeat_interleave(len(repeats), dim=0)

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens import _hosts
+from diffsae_lens._checks import check_list
+from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.pair._hook import VirtualHook
 
 _ENDS = ("hook_resid_post", "hook_out")
@@ -32,6 +34,24 @@ def n_alike(hooks: Sequence[str], n_blocks: int) -> int:
         30
     """
     return min((_n_before(VirtualHook.parse(name)) for name in hooks), default=n_blocks)
+
+
+def check_repeats(repeats: Any) -> list[list[str]]:
+    """Return the hook points of each reading of a text.
+
+    Raises:
+        TypeError: not a list of lists of names.
+        ValueError: no reading, or a name that is not a virtual hook point's.
+    """
+    readings = [
+        check_list("repeats", hooks, "virtual hook points")
+        for hooks in check_list("repeats", repeats, "lists of virtual hook points")
+    ]
+    if not readings:
+        raise InvalidValueError("`repeats` is empty; give the hook points of each reading")
+    for name in {name for hooks in readings for name in hooks}:
+        VirtualHook.parse(name)
+    return readings
 
 
 def _n_before(hook: VirtualHook) -> int:

@@ -5,7 +5,9 @@ from torch.testing import assert_close
 
 from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
-from diffsae_lens.interventions._features import ablate_features
+from diffsae_lens.interventions._directions import perturb, swap_to_base
+from diffsae_lens.interventions._edit import running
+from diffsae_lens.interventions._features import ablate_features, induce_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.conftest import HOOKS
 from tests.interventions.test_features import D_SAE, dictionary
@@ -112,6 +114,42 @@ def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):
     for feature, effect in zip((2, 9), effects, strict=True):
         with ablate_features(long_pair, sae, [feature]):
             assert_close(before - log_odds(long_pair, SAMPLES).mean(), effect)
+
+
+def test_likelihoods_under_edits_are_what_they_are_under_each_alone(long_pair):
+    sae = dictionary()
+    edits = {
+        "unmodified": None,
+        "ablated": ablate_features(long_pair, sae, [0, 1, 2]),
+        "low": swap_to_base(long_pair, HOOKS[0]),
+        "after the prompt": swap_to_base(long_pair, HOOKS[1], where="generated"),
+        "added to the base": induce_features(long_pair, sae, [0, 1, 2]),
+        "drawn": perturb(long_pair, HOOKS[1]),
+    }
+    together = likelihoods(long_pair, SAMPLES, under=edits, batch_size=1)
+    assert list(together) == list(edits)
+    for name, edit in edits.items():
+        with running(long_pair, edit) as acting:
+            alone = likelihoods(acting, SAMPLES, batch_size=1)
+        assert_close(together[name].unwanted, alone.unwanted, atol=1e-4, rtol=1e-5)
+        assert_close(together[name].wanted, alone.wanted, atol=1e-4, rtol=1e-5)
+        assert_close(together[name].n_wanted_tokens, alone.n_wanted_tokens)
+    assert len({scored.unwanted.sum().item() for scored in together.values()}) == len(edits)
+    with pytest.raises(TypeError, match=r"`under\['bad'\]` must be an Edit"):
+        likelihoods(long_pair, SAMPLES, under={"bad": 3})
+    never = swap_to_base(long_pair, HOOKS[0], where=lambda tokens: tokens < 0)
+    with pytest.raises(RuntimeError, match="never acted"):
+        likelihoods(long_pair, SAMPLES, under={"never": never, "unmodified": None})
+
+
+def test_many_edits_share_the_passes_below_them(long_pair):
+    sae, seen = dictionary(), []
+    ablation_effects(long_pair, sae, [2], SAMPLES)  # whether the pair can share is found out once
+    look = [("blocks.0.hook_mlp_out", lambda value, hook: seen.append(len(value)))]
+    with long_pair.finetuned.hooks(look):
+        ablation_effects(long_pair, sae, list(range(10)), SAMPLES)
+    # Of 11 readings of 3 prompts, 2 prompts fit a pass of 32 rows; each of 2 completions.
+    assert sum(seen) == 2 * len(SAMPLES)
 
 
 def at_layer_0() -> SAE:
