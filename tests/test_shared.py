@@ -261,6 +261,7 @@ def test_rows_part_where_their_depths_say(depths):
     assert shared.rows.tolist() == every.tolist()
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
