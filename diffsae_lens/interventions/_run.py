@@ -177,5 +177,5 @@ def _ended(written: Tensor, generating: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yield rows up to the end asked for: what fills them up need not be a special token."""
     end = generating.get("eos_token_id") if generating.get("stop_at_eos", True) else None
     for ids in written:
-        ends = (ids == end).nonzero()[:, 0] if end is not None else ids[:0]
-        yield ids[: int(ends[0]) + 1] if len(ends) else ids
+        ends = [] if end is None else (ids == end).nonzero()[:, 0].tolist()
+        yield ids[: ends[0] + 1] if ends else ids

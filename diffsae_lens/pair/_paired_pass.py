@@ -183,11 +183,20 @@ class PairedPass:
             if written is not None:
                 new = view.write(written, base).to(finetuned.dtype)
                 # Elsewhere the stream stays what it is, whatever the view shows there.
-                if self.written_at and not in_place:
+                if self._is_partial(point, written, in_place=in_place):
                     acted = torch.stack([*self.written_at, written.ne(value).any(-1)]).any(0)
                     new = new if acted.all() else torch.where(acted[..., None], new, current)
                 current, changed = new, True
         return current.reshape(finetuned.shape) if changed else None
+
+    def _is_partial(self, point: HookPoint, written: Tensor, *, in_place: bool) -> bool:
+        """Whether hooks said where they write, and what others write shows elsewhere too.
+
+        It does not where they wrote into the value itself, or put equal values on the gradient's path.
+        """
+        all_said = len(self.written_at) == len(point.fwd_hooks)
+        shows = not in_place and not point.has_hooks("bwd")
+        return bool(self.written_at) and shows and (all_said or not written.requires_grad)
 
 
 def _fire(point: HookPoint, value: Tensor) -> tuple[Tensor | None, bool]:

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
-from diffsae_lens.interventions._directions import perturb, swap_to_base
+from diffsae_lens.interventions._directions import add_direction, perturb, swap_to_base
 from diffsae_lens.interventions._edit import running
 from diffsae_lens.interventions._features import ablate_features, induce_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
@@ -93,6 +93,24 @@ def test_attribution_without_some_features_is_that_of_the_rest(long_pair):
     with ablate_features(long_pair, sae, [*ablated, feature]):
         effect = (without - log_odds(long_pair, SAMPLES).mean()).item()
     assert attribution[feature].item() == pytest.approx(effect, rel=0.5)
+
+
+def test_attribution_goes_through_an_edit_that_is_open_at_the_same_hook(long_pair):
+    sae = dictionary()
+    hook = f"{HOOKS[1]}.diff"
+
+    def by_hand(value, hook):
+        push = 3.0 * sae.W_dec[2].detach()
+        acted = long_pair.prompt_mask & (torch.arange(value.shape[1]) > 0)
+        return torch.where(acted[..., None], value + push, value)
+
+    with long_pair.hooks([(hook, by_hand)]):
+        expected = attribute_features(long_pair, sae, SAMPLES[:1])
+    push = add_direction(long_pair, hook, 3.0 * sae.W_dec[2].detach(), where="prompt")
+    with push:
+        found = attribute_features(long_pair, sae, SAMPLES[:1])
+    assert_close(found, expected)
+    assert expected.abs().max() > 1e-3
 
 
 def test_greedy_order_takes_the_best_of_what_is_left(long_pair):
