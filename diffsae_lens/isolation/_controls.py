@@ -26,6 +26,7 @@ from diffsae_lens.measures._floors import (
     random_direction_acts,
     top_components,
 )
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
@@ -167,7 +168,7 @@ def untrained_encoder(
 
 @torch.no_grad()
 def next_token_kl(
-    pair: HookedModelPair, prompts: Sequence[str], *, batch_size: int = 16
+    pair: HookedModelPair, prompts: Sequence[Text], *, batch_size: int = 16
 ) -> Features:
     """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
 

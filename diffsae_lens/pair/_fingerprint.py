@@ -69,7 +69,10 @@ def pair_fingerprints(
     if adapter is None:
         of_base = model_fingerprint(base.state_dict().values())
         return of_base, model_fingerprint(finetuned.state_dict().values())
-    added = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    added: dict[str, Tensor] = {}
+    for i, name in enumerate(adapter.active_adapters):
+        state = get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False)
+        added |= {f"{name}:{key}" if i else key: tensor for key, tensor in state.items()}
     places = {tensor.data_ptr() for tensor in added.values()}
     of_base = model_fingerprint(
         tensor for tensor in base.state_dict().values() if tensor.data_ptr() not in places

@@ -1,6 +1,7 @@
 """What torch asks of a module, answered by two models: parameters, state, device, evaluation mode."""
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -11,13 +12,43 @@ from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
 from diffsae_lens import _hosts
-from diffsae_lens._errors import InvalidTypeError
+from diffsae_lens._errors import FailedRunError, InvalidTypeError
 
 
 class PairedModule(HookedRootModule):
     """A root module whose weights are those of `_models`, which lie outside its module tree."""
 
     _models: tuple[TransformerBridge, TransformerBridge]
+
+    _watched: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
+
+    def watch(self, lent: Iterable[Tensor]) -> None:
+        """Refuse to run once tensors whose memory the models' weights share have been written to.
+
+        Args:
+            lent: a user's own; those that share no memory are left out.
+        """
+        ours = {parameter.data_ptr() for parameter in self.parameters()}
+        self._watched = tuple(
+            (weakref.ref(tensor), _hosts.tensor_version(tensor))
+            for tensor in lent
+            if tensor.data_ptr() in ours
+        )
+
+    def check_unchanged(self) -> None:
+        """Refuse to run on weights that were written to after they were compared.
+
+        Raises:
+            RuntimeError: says what to do.
+        """
+        for reference, version in self._watched:
+            tensor = reference()
+            if tensor is not None and _hosts.tensor_version(tensor) != version:
+                raise FailedRunError(
+                    "a model in memory that the pair was made of was changed since, and the pair has its "
+                    "weights: make a new pair with `load_pair`, or one of a copy of the model before you "
+                    "train it on"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +113,8 @@ class PairedModule(HookedRootModule):
             )
         for model in self._named_models().values():
             _hosts.apply_to_tensors(model, fn, recurse)
+        # Weights that were moved are no longer anybody else's.
+        self.watch([tensor for ref, _ in self._watched if (tensor := ref()) is not None])
         for bridge in self._models:
             bridge.cfg.device = str(next(bridge.original_model.parameters()).device)
         return self
