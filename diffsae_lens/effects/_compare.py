@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._checks import check_count, check_list, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.effects._likelihood import (
@@ -131,6 +131,7 @@ def output_perplexity(
         ValueError: not as many completions as prompts, or one beyond the context.
     """
     completions = check_texts("completions", completions, allow_empty=True)
+    prompts = check_list("prompts", prompts, "texts")
     read = pair.rendered(prompts, name="prompts", to_be_continued=True) if prompts else []
     if len(read) != len(completions):
         raise InvalidValueError(

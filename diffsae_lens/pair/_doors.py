@@ -13,7 +13,7 @@ from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._adapter_sources import Adapter, AdapterInFolder, AdapterInMemory
 from diffsae_lens.pair._memory import unbridged
 from diffsae_lens.pair._model_files import find_adapter, resolve_model
-from diffsae_lens.pair._options import LoadOptions
+from diffsae_lens.pair._options import LoadOptions, Placement
 from diffsae_lens.pair._sources import InBridge, InFolder, InMemory, Source, UnderAdapter, under
 from diffsae_lens.pair._verification import check_same
 from diffsae_lens.pair._vocabulary import n_rows

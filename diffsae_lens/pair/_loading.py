@@ -1,6 +1,7 @@
 """Load a base and a fine-tuned model as a `HookedModelPair`, compared with the plain models."""
 
 import logging
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,8 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
             f"TransformerLens cannot wrap a {type(model).__name__}: {error}; its bridge does not support "
             "this architecture or size"
         ) from error
+    # A bridge's own tokenizer is another object, read from this one's folder, which may be a temporary one.
+    weakref.finalize(bridge, lambda kept: None, tokenizer)  # noqa: ARG005
     # With `hf_model=` the bridge takes the device from what the machine has, not from the model.
     bridge.cfg.device = str(model.device)
     return bridge

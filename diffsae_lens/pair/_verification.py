@@ -42,12 +42,13 @@ def check_same(side: str, bridge: TransformerBridge, plain: Any, d_vocab: int) -
     Raises:
         MismatchError: names the side.
     """
-    was_training = bridge.training
+    modes = {part: part.training for part in (*bridge.modules(), *bridge.original_model.modules())}
     bridge.train(False)
     try:
         found = bridge(probe(d_vocab).to(plain.device)).float().cpu()
     finally:
-        bridge.train(was_training)
+        for part, training in modes.items():
+            part.training = training
     wanted = plain_logits(plain, d_vocab, plain.device)
     if not (found - wanted).abs().max() <= TOLERANCE.get(plain.dtype, 1e-3) * wanted.std():
         raise MismatchError(

@@ -48,7 +48,8 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
     path = Path(path).expanduser()
     check_count("n_workers", n_workers)
     check_out_folder("path", path)
-    models, options = config.models, config.models.options  # says so if the device is not there
+    models = config.models
+    _ = models.options  # says so if the device is not there
     fetch_config(models.base, models.base_revision)
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
@@ -56,7 +57,7 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
     stages, plan = _planned(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
-    with _executor(n_workers, options.device) as executor:
+    with _executor(n_workers, models.device) as executor:
         folders = plan.run(executor=executor)
     return write_results(config, stages, plan, folders)
 
