@@ -53,6 +53,9 @@ WAY_OUT = """
 - **The adapter does not fit.** It was made for another model, some of its weights are missing, or it is not
   a LoRA adapter. There is no right answer on this base; the message says what was expected.
 
+[Your own models](own_models.md) has the messages of the ten most common mistakes, and the forms in which models
+are taken.
+
 A family that is not on this page may work: every pair that `load_pair` makes is first compared with the
 plain models.
 """
