@@ -111,6 +111,17 @@ def test_an_adapter_that_saved_resized_embeddings_is_right(tmp_path, tokenizer):
     assert torch.equal(base.get_input_embeddings().weight, before)
 
 
+def test_a_tokenizer_may_have_more_tokens_than_the_models_can_read(tmp_path, tokenizer):
+    base = tiny_llama()
+    for name, model in (("base", base), ("full", plant(base))):
+        model.save_pretrained(tmp_path / name)
+        chat_tokenizer(tokenizer, tmp_path / name, "<image>")
+    pair = load_pair(tmp_path / "base", tmp_path / "full", hook_names=HOOKS)
+    assert pair.tokenise(["ab"]).lengths == [2]
+    with pytest.raises(ValueError, match=r"`texts`\[1\] holds the token '<image>', for which"):
+        pair.tokenise(["ab", "ab<image>"])
+
+
 def test_renamed_special_tokens_have_to_be_asked_for(tmp_path, tokenizer, caplog):
     base = tiny_llama(vocab_size=264)
     for name, added in (("base", "<|reserved|>"), ("chat", "<|user|>")):

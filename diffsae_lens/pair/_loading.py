@@ -128,16 +128,17 @@ def _tokenizer(
     base: Source, finetuned: Source | Adapter, options: LoadOptions, rows: int
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of both models."""
-    wanted = options.tokenizer
+    wanted, beside = options.tokenizer, None
     if isinstance(wanted, PreTrainedTokenizerBase):
         chosen = wanted
     elif wanted in (None, "base", "finetuned"):
-        chosen = choose_tokenizer(base.tokenizer(), finetuned.tokenizer(), wanted)  # type: ignore[arg-type]
+        beside = base.tokenizer()
+        chosen = choose_tokenizer(beside, finetuned.tokenizer(), wanted)  # type: ignore[arg-type]
     else:
         chosen = load_tokenizer(resolve_model(wanted, tokenizer=True), None)  # type: ignore[arg-type]
         if chosen is None:
             raise InvalidValueError(f"`tokenizer`: {wanted} holds no tokenizer")
-    check_rows(chosen, rows)
+    check_rows(chosen, rows, beside=beside)
     check_prepend_bos(options.prepend_bos, chosen)
     return in_folder(chosen) if chosen is wanted or not _is_on_disk(chosen) else chosen
 

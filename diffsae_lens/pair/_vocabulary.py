@@ -122,20 +122,33 @@ def _say_roles(
             )  # fmt: skip
 
 
-def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer with tokens that the models have no embeddings for.
+def check_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: int, *, beside: PreTrainedTokenizerBase | None
+) -> None:
+    """Refuse a tokenizer with added tokens that the models have no embeddings for.
+
+    Args:
+        tokenizer: by which both models read.
+        rows: how many tokens they have embeddings for.
+        beside: the base's own, whose tokens are nothing new: some have more than their model can read.
 
     Raises:
         ValueError: names one.
     """
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
-    if beyond:
-        i, token = beyond[0]
-        raise InvalidValueError(
-            f"the tokenizer has {token!r} at {i}, but the models have embeddings for {rows} tokens; give "
-            "the tokenizer that they were trained with (`tokenizer='base'`), or a fine-tuned model with "
-            "resized embeddings"
-        )
+    if not beyond:
+        return
+    i, token = beyond[0]
+    problem = (
+        f"the tokenizer has {token!r} at {i}, but the models have embeddings for {rows} tokens"
+    )
+    if beside is None or token in beside.get_vocab():
+        logger.info("%s: no text may hold it", problem)
+        return
+    raise InvalidValueError(
+        f"{problem}; take the base's with `tokenizer='base'`, or give a fine-tuned model with resized "
+        "embeddings"
+    )
 
 
 def in_folder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
