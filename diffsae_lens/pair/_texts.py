@@ -154,7 +154,8 @@ class PairedText(PairedModule):
             i = int((tokens >= self.cfg.d_vocab).any(1).nonzero()[0])
             token = self.tokenizer.decode([int(tokens[i].max())])
             raise InvalidValueError(
-                f"`{name}`[{i}] holds the token {token!r}, for which the models have no embedding; leave it out"
+                f"`{name}`[{i}] holds the token {token!r}, for which the models have no embedding; leave "
+                "it out"
             )
         attended = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
         ends = torch.tensor([0 if one.content_end is None else one.content_end for one in read])
