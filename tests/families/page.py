@@ -41,8 +41,8 @@ without a cache.
 "LoRA" has the target modules that PEFT chooses by itself, or the attention's inputs where PEFT has no
 choice for the family.
 
-The last table has models, PEFT models and bridges in memory in place of folders, for a few families; its adapters
-are on all linear layers. [Your own models](own_models.md) says what is taken.
+The last table has models, PEFT models and bridges in memory in place of folders, for a few families; its
+adapters are on all linear layers. [Your own models](own_models.md) says what is taken.
 """
 
 WAY_OUT = """
