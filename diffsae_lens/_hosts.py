@@ -138,6 +138,20 @@ def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
     ]
 
 
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def hub_error() -> type[Exception]:
+    """Return the class of all errors of the connection to the hub and of its refusals.
+
+    huggingface_hub 2.4, `errors.HTTPError`, which belongs to the HTTP library of that version and which
+    nothing public names; `HfHubHTTPError` alone leaves out time-outs.
+    """
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
 # --- transformers -----------------------------------------------------------------------------------
 
 

@@ -193,6 +193,20 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     )
 
 
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def test_the_hub_raises_its_http_librarys_errors():
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert issubclass(HfHubHTTPError, _hosts.hub_error())
+    with pytest.raises(_hosts.hub_error()):
+        get_session().build_request("GET", "http://127.0.0.1:1/") and get_session().send(
+            get_session().build_request("GET", "http://127.0.0.1:1/")
+        )
+
+
 # --- transformers, IPython --------------------------------------------------------------------------
 
 
