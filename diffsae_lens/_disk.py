@@ -88,21 +88,6 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
-def read_lines(path: str | Path) -> list[Any]:
-    """Read a file of JSON lines; empty lines are left out.
-
-    Raises:
-        ValueError: a line is not JSON; names it.
-    """
-    rows = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise InvalidValueError(f"{path}, line {number} is not JSON ({error}); mend it") from error
-    return rows
-
-
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits."""
     with Path(path).open("rb") as file:

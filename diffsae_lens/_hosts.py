@@ -6,6 +6,7 @@ version breaks it. Imports nothing of the package.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,6 +151,19 @@ def hub_error() -> type[Exception]:
     from huggingface_hub import errors
 
     return errors.HTTPError  # type: ignore[attr-defined]
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def bind_requests(request: Any, server: str, timeout: float) -> None:
+    """Have a request of the client go to a server, end after a time and follow no redirection, in place.
+
+    neuronpedia 1.2, `NPRequest.BASE_URL` and `send_request`, which every call goes through. The client
+    waits for ever, and a redirection would take the key along in its header.
+    """
+    request.BASE_URL = server
+    request.send_request = partial(request.send_request, timeout=timeout, allow_redirects=False)
 
 
 # --- transformers -----------------------------------------------------------------------------------
