@@ -127,9 +127,10 @@ def upload(
         return hub.create_commit(
             repo_id, operations, commit_message="Upload dictionaries", revision=revision
         ).commit_url
-    except (hub_error(), OSError, ValueError) as error:
+    except (hub_error(), OSError, RuntimeError, ValueError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise FailedRunError(
-            f"{hub.endpoint} did not confirm the upload to {repo_id!r}: {one_line(str(error))}; it is one "
+            f"{hub.endpoint} did not confirm the upload to {repo_id!r}: {one_line(f'{error}{cause}')}; it is one "
             "commit, so the repository has all of it or is as it was. Log in with `hf auth login` if "
             "that is what it asks for, then call it again"
         ) from error

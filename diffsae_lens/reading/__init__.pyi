@@ -13,8 +13,8 @@ from ._labels import label_features as label_features
 from ._latent_scaling import LatentScaling as LatentScaling
 from ._latent_scaling import latent_scaling as latent_scaling
 from ._neuronpedia import NeuronpediaExport as NeuronpediaExport
-from ._neuronpedia import NeuronpediaTarget as NeuronpediaTarget
 from ._neuronpedia import export_to_neuronpedia as export_to_neuronpedia
+from ._neuronpedia_client import NeuronpediaTarget as NeuronpediaTarget
 from ._prompts import Positions as Positions
 from ._prompts import Reader as Reader
 from ._prompts import feature_activations as feature_activations
