@@ -128,11 +128,11 @@ def upload(
             repo_id, operations, commit_message="Upload dictionaries", revision=revision
         ).commit_url
     except (hub_error(), OSError, RuntimeError, ValueError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        cause = f" ({error.__cause__})" if isinstance(error, RuntimeError) else ""
         raise FailedRunError(
-            f"{hub.endpoint} did not confirm the upload to {repo_id!r}: {one_line(f'{error}{cause}')}; it is one "
-            "commit, so the repository has all of it or is as it was. Log in with `hf auth login` if "
-            "that is what it asks for, then call it again"
+            f"{hub.endpoint} did not confirm the upload to {repo_id!r}: {one_line(f'{error}{cause}')}; "
+            "it is one commit, so the repository has all of it or is as it was. Log in with `hf auth "
+            "login` if that is what it asks for, then call it again"
         ) from error
 
 

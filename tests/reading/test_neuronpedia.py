@@ -244,8 +244,8 @@ def test_vectors_are_what_the_finetuned_model_is_given(site, target, tmp_path, v
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_asked(site, target, tmp_path):
-    def send(found, sae=None, to=target):
-        export_to_neuronpedia(found, sae or dictionary(), to, tmp_path / "done.json", api_key=KEY)
+    def send(found, sae=dictionary(), to=target):  # noqa: B008
+        export_to_neuronpedia(found, sae, to, tmp_path / "done.json", api_key=KEY)
 
     silent = replace(evidence()[0], fires=())
     with pytest.raises(ValueError, match="fires on none of its texts"):
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(site, target, tmp
 @pytest.mark.parametrize(
     "setting",
     [{"model_id": "Big"}, {"source_set": "a--b"}, {"server": "http://neuronpedia.org/api"},
-     {"timeout": 0}, {"n_layers": 0}, {"description": ""}],
+     {"timeout": 0.0}, {"n_layers": 0}, {"description": ""}],
 )  # fmt: skip
 def test_settings_that_the_server_would_refuse(setting):
     with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must"):
