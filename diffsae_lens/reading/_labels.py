@@ -17,7 +17,12 @@ from scipy.stats import binomtest
 from diffsae_lens._checks import check_count, check_items
 from diffsae_lens._disk import place_of, read_json, write_json
 from diffsae_lens._display import TOKEN_LIMIT, Record, cut, one_line
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
+from diffsae_lens._errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    MissingFileError,
+    OccupiedPathError,
+)
 from diffsae_lens._tensor_checks import shown
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.reading._evidence import FeatureEvidence, feature_id
@@ -64,8 +69,10 @@ class FileLabeller:
     """Folder of the two files; another one for other questions."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a path."""
+        """Refuse what is not a folder's path."""
         check_fields(self)
+        if Path(self.path).expanduser().is_file():
+            raise OccupiedPathError(f"`path` {self.path} is a file; name a folder")
 
     def label(self, prompts: Mapping[str, str]) -> Mapping[str, str]:
         """Write the prompts, and return the answers if they are there.
@@ -86,7 +93,7 @@ class FileLabeller:
                 f"{answered} is not there yet: write an answer to each of the {len(prompts)} prompts of "
                 f'{asked} into it, {{"id": "answer", ...}}, then call this again'
             )
-        return read_json(answered)
+        return _texts(str(answered), read_json(answered))
 
 
 @typed
@@ -222,10 +229,14 @@ def _check_ids(name: str, given: Mapping[str, str], known: set[str], *, every: b
 
 
 def _ask(labeller: Labeller, prompts: dict[str, str]) -> Mapping[str, str]:
-    answers = labeller.label(prompts)
-    if not isinstance(answers, Mapping) or not all(isinstance(a, str) for a in answers.values()):
-        raise InvalidTypeError(f"`labeller` must return texts by id, got {shown(answers)}")
+    answers = _texts("`labeller`", labeller.label(prompts))
     _check_ids("answers", answers, set(prompts))
+    return answers
+
+
+def _texts(origin: str, answers: Any) -> Mapping[str, str]:
+    if not isinstance(answers, Mapping) or not all(isinstance(a, str) for a in answers.values()):
+        raise InvalidTypeError(f"{origin} must give texts by id, got {shown(answers)}")
     return answers
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,15 @@ from diffsae_lens.organisms import Words
 from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair import TokenPolicy, boot_bridge
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR
-from diffsae_lens.results import CurveRow, DoseRow, SayingRow, Table
+from diffsae_lens.reading import FeatureEvidence
+from diffsae_lens.results import (
+    CurveRow,
+    DoseRow,
+    FeatureCard,
+    FeatureExample,
+    SayingRow,
+    Table,
+)
 from diffsae_lens.study import Cell, DictionarySpec, Draw, ModelSpec, StudyConfig
 from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
@@ -59,6 +67,18 @@ def leave(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def nothing_to_do(config: Any, inputs: Any, job: Any) -> None:
     """Stands for what a cell computes."""
+
+
+class Sure:
+    """Answers every question with the number of the first text, which is a label, too."""
+
+    def label(self, prompts: Mapping[str, str]) -> Mapping[str, str]:
+        return dict.fromkeys(prompts, "1")
+
+
+def evidence() -> FeatureEvidence:
+    examples = (make(FeatureExample, tokens=["a"], activations=[1.0]),)
+    return make(FeatureEvidence, dictionary="diff", fires=examples, silent=examples)
 
 
 @dataclass
@@ -233,6 +253,14 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "VirtualHook.view": "diff", "PairMetadata.base": "a", "PairMetadata.finetuned": "b",
         "PairMetadata.adapter": False, "PairMetadata.dtype": None, "LoadOptions.device": "cpu",
         "model_fingerprint.tensors": [torch.ones(2, 2)],
+        "upload.license": "mit", "variance_explained": None, "n_fires": 3, "n_silent": 3,
+        "evidence": [evidence()], "labels": {evidence().id: "a label"}, "labeller": Sure(),
+        "label_cards.labels": {}, "cards": [make(FeatureCard)], "n_layers": 2, "vectors": False,
+        "model_id": "a-model", "source_set": "a-set", "description": "what it is", "api_key": "key",
+        "server": "https://127.0.0.1:9/api", "timeout": 1.0,
+        "target": dl.reading.NeuronpediaTarget(
+            model_id="a-model", source_set="a-set", server="http://127.0.0.1:9/api", timeout=1.0
+        ),
         "upload.dictionaries": {"diff-sae": w.root / "diff-sae"},
         "load.path_or_repo": w.root / "diff-sae", "train_dictionaries.activations": w.harvest,
         "open_harvest.path": w.root / "harvest", "train.texts": short * 10, "train.k": 4,

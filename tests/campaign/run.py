@@ -89,6 +89,8 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("DemoOptions", "device", "another word"): "told before it is run",
     ("DemoOptions", "behaviour", "another word"): "told by `demo`",
     ("DemoOptions", "behaviour", "no module"): "told by `demo`",
+    ("EvidenceConfig", "n_silent", "0"): "none are shown",
+    ("label_cards", "labels", "empty"): "cards stay as they are",
     ("Plan", "path", "a file"): "told when it is run",
     ("Plan", "device", "another word"): "told when it is run",
 }

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import binomtest
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from scipy.stats import binomtest
 
 from diffsae_lens.reading import (
     EvidenceConfig,
@@ -128,8 +128,8 @@ def test_files_go_out_and_come_in(tmp_path):
     with pytest.raises(ValueError, match="answers other questions than these"):
         label_features([evidence(3, n=2)], labeller)
     for bad, error, message in (
-        ("[1]", TypeError, "must return texts by id"),
-        (json.dumps(dict.fromkeys(asked, 3)), TypeError, "must return texts by id"),
+        ("[1]", TypeError, "answers.json must give texts by id"),
+        (json.dumps(dict.fromkeys(asked, 3)), TypeError, "answers.json must give texts by id"),
         (
             json.dumps({next(iter(asked)): "x", "other": "y"}),
             ValueError,
