@@ -105,7 +105,7 @@ def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pa
 def test_the_sharing_guide_labels_publishes_and_exports(
     pair, dictionary, tmp_path, monkeypatch, request
 ):
-    hub = request.getfixturevalue("hub")
+    repositories = request.getfixturevalue("hub").answer.repositories
     torch.manual_seed(0)
     acts = pair.activations(pair.tokenise(TEXTS), dictionary.cfg.metadata.hook_name)
     codes = dictionary.encode(next(iter(acts.values())))[:, 1:].amax(1)
@@ -124,4 +124,4 @@ def test_the_sharing_guide_labels_publishes_and_exports(
         )  # fmt: skip
     assert [score.n_examples for score in guide.scores]
     assert guide.done.n_sent == len(features) == len(site.answer.features)
-    assert "diff-sae/sae_weights.safetensors" in hub.answer.repositories["me/mine"]
+    assert "diff-sae/sae_weights.safetensors" in repositories["me/mine"]

@@ -15,9 +15,6 @@ from diffsae_lens.dictionaries._publish import model_card, upload
 from tests.conftest import D_MODEL, HOOKS
 from tests.standin import serving
 
-# huggingface_hub's own, on the way without its Xet protocol
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 TOKEN = "hf_secret"
 HOOK = f"{HOOKS[1]}.concat"
 
