@@ -36,10 +36,10 @@ def reference(acts, trigger, benign, select):
             trigger[select & (trigger | benign)], acts[select & (trigger | benign), j]
         )
         fires = acts[:, j, None] > cuts
-        for i, found in enumerate(score(fires, select).tolist()):
+        for found, scored in zip(score(fires, select), score(fires, ~select), strict=True):
             if (found + 1e-6 * ranked) > best[0] + 1e-6 * best[1] + 1e-9:
                 best = (found, ranked)
-                chosen = (j, score(fires[:, i : i + 1], ~select).item())
+                chosen = (j, scored.item())
     return chosen
 
 
