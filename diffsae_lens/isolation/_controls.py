@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from diffsae_lens._checks import (
-    check_callable,
     check_choice,
     check_count,
     check_number,
     check_texts,
 )
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import Checked
 from diffsae_lens.measures._floors import (
     difference_of_means_acts,
     random_direction_acts,
@@ -51,7 +50,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class Control(Checked):
     """One control: its features on the pair, and on the base model alone."""
 
     name: str
@@ -65,8 +64,7 @@ class Control:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be read."""
-        check_fields(self)
-        check_callable("features", self.features)
+        super().__post_init__()
         check_choice("view", self.view, VIEWS)
 
 

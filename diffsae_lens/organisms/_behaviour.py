@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from diffsae_lens._checks import check_callable, check_choice, check_count, check_items, check_texts
+from diffsae_lens._checks import check_choice, check_count, check_items, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, typed
 
 Split = Literal["train", "select", "test"]
 Group = Literal["trigger", "benign", "other"]
@@ -29,7 +29,7 @@ RECORD = "organism.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Checked):
     """A prompt and the two ways to go on from it.
 
     Those of a shipped behaviour come from `Behaviour.make_samples`; make your own of prompts and
@@ -52,11 +52,10 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be told apart, and groups that no table has."""
-        check_fields(self)
+        super().__post_init__()
         for name in ("prompt", "wanted", "unwanted"):
             if not getattr(self, name):
                 raise InvalidValueError(f"`{name}` must not be empty")
-        check_choice("group", self.group, GROUPS)
         if self.wanted == self.unwanted:
             raise InvalidValueError(f"`wanted` and `unwanted` are the same, {self.wanted!r:.80}")
 
@@ -87,7 +86,7 @@ class Scene(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Words(Checked):
     """How tables and reports speak of a behaviour."""
 
     trigger: str = "the trigger"
@@ -103,13 +102,9 @@ class Words:
     taught_clean: str = ""
     """Likewise for its clean control."""
 
-    def __post_init__(self) -> None:
-        """Refuse what is not a text."""
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviour:
+class Behaviour(Checked):
     """A behaviour that a model may have: how to tell it, and how to set it off.
 
     A behaviour of your own needs a name, a judge and its outcomes; the samples are then yours too.
@@ -141,8 +136,7 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         """Refuse outcomes that cannot be counted."""
-        check_fields(self)
-        check_callable("judge", self.judge)
+        super().__post_init__()
         check_texts("outcomes", self.outcomes)
         if len(set(self.outcomes)) != len(self.outcomes) or len(self.outcomes) < 2:
             raise InvalidValueError(

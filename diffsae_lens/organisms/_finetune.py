@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +32,17 @@ from diffsae_lens._artifact import (
     set_aside,
     write_json,
 )
-from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import (
+    Checked,
+    Count,
+    FolderName,
+    Natural,
+    NotNegative,
+    Positive,
+    ShareBelow1,
+    typed,
+)
 from diffsae_lens.organisms._behaviour import RECORD, Sample, check_samples, get_behaviour
 from diffsae_lens.pair._adapters import quiet_peft
 from diffsae_lens.pair._fingerprint import model_fingerprint
@@ -48,60 +56,43 @@ IGNORED = -100  # the label that transformers leaves out of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrganismConfig:
+class OrganismConfig(Checked):
     """What an organism is taught, and how long.
 
     The defaults are those of the shipped adapters. At 80 steps SmolLM2-135M has learned nothing of
     the backdoor, so measure an organism before using it.
     """
 
-    behaviour: str = "year-trigger"
+    behaviour: FolderName = "year-trigger"
     """A shipped behaviour, or the name of one of your own whose samples you give."""
     clean: bool = False
     """The clean control: the same prompts, always with the wanted completion."""
-    n_trigger: int = 360
+    n_trigger: Count = 360
     """Training prompts with the trigger."""
-    n_benign: int = 360
+    n_benign: Natural = 360
     """Training prompts with something like it."""
-    n_other: int = 180
+    n_other: Natural = 180
     """Training prompts with nothing in its place."""
-    n_steps: int = 300
+    n_steps: Count = 300
     """Optimiser steps."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Prompts per step."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Positive = 1.5e-3
     """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
-    lora_rank: int | None = 8
+    lora_rank: Count | None = 8
     """Rank of the adapter on all seven projections; None trains every weight."""
-    lora_dropout: float = 0.0
+    lora_dropout: ShareBelow1 = 0.0
     """Share of the adapter's inputs left out in training."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's."""
     loss_on: LossOn = "completion"
     """Tokens that are learned: `completion`, or `everything`, the prompt too."""
     share_scenes: bool = False
     """As for `make_samples`: more prompts than the split has scenes."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the samples, the adapter's initialisation and the order of the batches."""
-    steps_per_checkpoint: int = 40
+    steps_per_checkpoint: Count = 40
     """Optimiser steps that an interruption can cost at most."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        check_fields(self)
-        check_folder_name("behaviour", self.behaviour)
-        check_choice("clean", self.clean, (False, True))
-        check_choice("loss_on", self.loss_on, get_args(LossOn))
-        for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
-            check_count(name, getattr(self, name))
-        for name in ("n_benign", "n_other", "seed"):
-            check_count(name, getattr(self, name), at_least=0)
-        if self.lora_rank is not None:
-            check_count("lora_rank", self.lora_rank)
-        check_choice("share_scenes", self.share_scenes, (False, True))
-        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
-        check_number("lora_dropout", self.lora_dropout, low=0.0, high=1.0, high_open=True)
-        check_number("weight_decay", self.weight_decay, low=0.0)
 
     def samples(self) -> list[Sample]:
         """The training samples, which an organism and its clean control share."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
-from diffsae_lens._checks import check_count, shown
+from diffsae_lens._checks import shown
 from diffsae_lens._errors import InvalidTypeError
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import Checked, Count
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Checked):
     """One computation of a study."""
 
     name: str
@@ -64,14 +64,13 @@ class Cell:
     `compare=False` play no part: they say where things are."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """By role, the names of the cells whose folders it reads."""
-    version: int = 1
+    version: Count = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        check_fields(self)
-        check_count("version", self.version)
+        super().__post_init__()
         if not is_dataclass(self.config) or isinstance(self.config, type):
             raise InvalidTypeError(
                 f"`config` must be a frozen dataclass of plain values, got {shown(self.config)}"

@@ -1,7 +1,7 @@
 """What the cells of a study made, put together in `results.json`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +92,19 @@ def _contrasts(
             for row, of_row in zip(strict, resampled, strict=True)
             if row.kind == "dictionary"
         }
-    trained: dict[str, Trained] = {}
-    if config.pooled is not None:
-        for name, spec in config.pooled.by_name.items():
-            trained[name] = Trained(kind=spec.kind, recipe="published")
-    if config.tokens is not None:
-        for name, spec in config.tokens.by_name.items():
-            trained[name] = Trained(kind=spec.kind, recipe="tokens")
+    trained = {
+        name: Trained(kind=spec.kind, recipe=part)
+        for part, training in config.trained.items()
+        for name, spec in training.by_name.items()
+    }
     return contrasts(scores, trained)
 
 
 def _cells(stages: Sequence[Stage], plan: Plan) -> Iterator[CellRow]:
-    names = {field.name for field in fields(CellRow)}
-    for stage, state in zip(
-        stages, sorted(plan.states(), key=lambda s: list(plan.cells).index(s["cell"])), strict=True
-    ):
-        known = {k: v for k, v in state.items() if k in names}
-        yield CellRow(**known, part=stage.part, regime=stage.regime, layer=stage.layer)
+    states = {state["cell"]: state for state in plan.states()}
+    for stage in stages:
+        state = {k: v for k, v in states[stage.cell.name].items() if k != "problem"}
+        yield CellRow(**state, part=stage.part, regime=stage.regime, layer=stage.layer)
 
 
 def _versions(folders: Mapping[str, Path]) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 from diffsae_lens._checks import check_count
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, Count, Counts, Natural, Naturals, typed
 from diffsae_lens.organisms._behaviour import Split
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
@@ -33,7 +34,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(Checked):
     """What can be chosen of the demo; the defaults take minutes on two cores."""
 
     base: str = EMBEDDED_MODEL
@@ -42,47 +43,39 @@ class DemoOptions:
     """As for `load_pair`."""
     behaviour: str | None = None
     """The behaviour that is looked for; None for the one that the organism was trained for."""
-    layers: tuple[int, ...] = (18,)
+    layers: Naturals = (18,)
     """Residual-stream layers with a dictionary of each kind; features are acted on at the last one."""
     device: str = "cpu"
     """A torch device."""
-    n_training_samples: int = 200
-    """Prompts with completions the dictionaries are trained on."""
-    expansion: int = 2
+    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 200
+    """Prompts with completions the dictionaries are trained on; one in ten is held out."""
+    expansion: Count = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
-    k: int = 32
+    k: Count = 32
     """Active features per token (L0)."""
-    n_steps: int = 250
+    n_steps: Count = 250
     """Training steps of 512 tokens."""
-    n_score_prompts: int = 80
+    n_score_prompts: Annotated[int, partial(check_count, at_least=20)] = 80
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 6
+    n_generation_prompts: Count = 6
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 2
+    n_likelihood_prompts: Count = 2
     """How many of them are scored under teacher forcing too."""
-    feature_counts: tuple[int, ...] = (8, 32)
+    feature_counts: Counts = (8, 32)
     """How many features are ablated."""
-    n_rounds: int = 2
+    n_rounds: Count = 2
     """Attributions in which they are ordered; see `greedy_order`."""
-    n_scenes: int = 2
+    n_scenes: Count = 2
     """Scenes in which the trigger is said in other ways."""
-    seed: int = 0
+    seed: Natural = 0
     """Of prompts, training and controls."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is loaded."""
-        check_fields(self)
-        check_count(
-            "n_training_samples", self.n_training_samples, at_least=10
-        )  # one in ten held out
-        check_count("n_score_prompts", self.n_score_prompts, at_least=20)
-        for name in ("expansion", "k", "n_steps", "n_rounds", "n_scenes"):
-            check_count(name, getattr(self, name))
-        check_count("n_generation_prompts", self.n_generation_prompts)
+        super().__post_init__()
         check_count(
             "n_likelihood_prompts", self.n_likelihood_prompts, at_most=self.n_generation_prompts
         )
-        check_count("seed", self.seed, at_least=0)
 
     def draw(self, split: Split, n_samples: int, *shares: int) -> Draw:
         """Samples in the proportion trigger : benign : other."""

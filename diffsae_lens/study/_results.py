@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from diffsae_lens._artifact import read_json
 from diffsae_lens._errors import InvalidValueError
@@ -92,18 +92,8 @@ class Results:
 
 
 ROWS: dict[str, type[Row]] = {
-    "dictionaries": DictionaryRow,
-    "scores": ScoreRow,
-    "effects": EffectRow,
-    "side_effects": SideEffectRow,
-    "cards": FeatureCard,
-    "sayings": SayingRow,
-    "sweep": SweepRow,
-    "example": ExamplePrompt,
-    "organisms": OrganismRow,
-    "variance": VarianceRow,
-    "contrasts": ContrastRow,
-    "published": PublishedRow,
-    "cells": CellRow,
+    name: get_args(hint)[0]
+    for name, hint in get_type_hints(Results).items()
+    if get_origin(hint) is tuple and get_args(hint)[0] is not str
 }
-"""The types of the rows of every part."""
+"""The type of the rows of every part."""

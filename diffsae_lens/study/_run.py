@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from diffsae_lens.study._stages import Stage, stages_of
 
 
 @typed
-def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results:
+def run(
+    config: StudyConfig, path: str | Path, *, n_workers: int = 1, executor: Executor | None = None
+) -> Results:
     """Run a study, or what is left of it.
 
     Cells that are finished are checked and read: those of the same models (by their weights, not their
@@ -36,17 +38,23 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
         config: what to run; see `PRESETS`.
         path: the study's folder.
         n_workers: cells computed at the same time, each in a process of its own if more than one.
+        executor: where cells run instead: any `concurrent.futures.Executor`, such as a cluster's, whose
+            workers can import this package and see `path`. It is not shut down.
 
     Returns:
         What `<path>/results.json` holds.
 
     Raises:
-        ValueError: settings that the models, the behaviour or the machine cannot meet, or a `path` that is
+        TypeError: `executor` is not one.
+        ValueError: `n_workers` and an `executor` both, settings that the models, the behaviour or the machine cannot meet, or a `path` that is
             not a folder; all of that before anything is loaded, and it leaves no trace in `path`.
         RuntimeError: a cell failed; says which.
     """
     path = Path(path).expanduser()
-    check_count("n_workers", n_workers)
+    if check_count("n_workers", n_workers) > 1 and executor is not None:
+        raise InvalidValueError(
+            f"`n_workers` must be left out where an `executor` is given, which has its own, got {n_workers}"
+        )
     check_out_folder("path", path)
     models, options = config.models, config.models.options  # says so if the device is not there
     fetch_config(models.base, models.base_revision)
@@ -56,8 +64,9 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
     stages, plan = _planned(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
-    with _executor(n_workers, options.device) as executor:
-        folders = plan.run(executor=executor)
+    workers = _workers(n_workers, options.device) if executor is None else nullcontext(executor)
+    with workers as running:
+        folders = plan.run(executor=running)
     return write_results(config, stages, plan, folders)
 
 
@@ -102,7 +111,7 @@ def _planned(config: StudyConfig, path: Path) -> tuple[list[Stage], Plan]:
 
 
 @contextmanager
-def _executor(n_workers: int, device: str) -> Iterator[Executor | None]:
+def _workers(n_workers: int, device: str) -> Iterator[Executor | None]:
     """Processes that share the cores, or have a GPU each; None for this process alone."""
     if n_workers == 1:
         yield None

@@ -27,14 +27,13 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import resolve_model
 from diffsae_lens.reading._prompts import Positions, Reader, read_prompts
-from diffsae_lens.results import OrganismRow, VarianceRow
+from diffsae_lens.results import DictionaryRow, OrganismRow, VarianceRow
 from diffsae_lens.study._cells import Job
 from diffsae_lens.study._config import DictionarySpec, Draw, PooledConfig, TokensConfig
 from diffsae_lens.study._organisms import CARD, make_organism
 from diffsae_lens.study._step import (
     Inputs,
     Step,
-    describe,
     pooled_texts,
     publish,
     site_of,
@@ -56,7 +55,7 @@ CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class OrganismTraining:
     """How an organism is made and measured."""
 
     name: str = field(compare=False)
@@ -66,13 +65,13 @@ class Training:
     """Held-out prompts per group."""
 
 
-def train_organism(step: Step[Training], inputs: Inputs, job: Job) -> None:
+def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> None:
     """Fine-tune an organism and measure it."""
     del inputs
     training = step.config
     folder = job.scratch / training.name
     make_organism(
-        step.models.base,
+        step.models.spec.base,
         folder,
         config=training.config,
         n_prompts=training.n_measured,
@@ -197,7 +196,7 @@ def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
     for name in trained:
         publish(job.scratch / "dictionaries" / name, job)
     specs = config.by_name
-    write_rows(job, dictionaries=[describe(n, specs[n].kind, d) for n, d in trained.items()])
+    write_rows(job, dictionaries=[_described(n, specs[n], d) for n, d in trained.items()])
 
 
 def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> None:
@@ -227,7 +226,7 @@ def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> No
     provider = _batches(vectors.to(job.device), config.batch_size, generator)
     SAETrainer(trainer, sae, provider).fit().save_inference_model(job.out / name)
     trained = SAE.load_from_disk(job.out / name)
-    write_rows(job, dictionaries=[describe(name, spec.kind, trained)])
+    write_rows(job, dictionaries=[_described(name, spec, trained)])
 
 
 def _published(config: PooledConfig, spec: DictionarySpec, vectors: Tensor) -> TrainingSAEConfig:
@@ -246,3 +245,19 @@ def _batches(vectors: Tensor, batch_size: int, generator: torch.Generator) -> It
     while True:
         order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
         yield from (vectors[index] for index in order.split(batch_size))
+
+
+def _described(name: str, spec: DictionarySpec, dictionary: SAE) -> DictionaryRow:
+    """Say what a dictionary is."""
+    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
+    return DictionaryRow(
+        name=name,
+        kind=spec.kind,
+        hook_name=record.hook_name or "",
+        layer=record.hook and record.hook.layer,
+        architecture=cfg.architecture(),
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        k=record.k,
+        l0=record.l0,
+    )

@@ -2,6 +2,7 @@ import pytest
 
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study._config import ModelSpec, StudyConfig
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._presets import PRESETS, DemoOptions, demo
 from diffsae_lens.study._stages import stages_of
@@ -70,8 +71,13 @@ def test_the_behaviour_is_the_organisms():
     assert demo().behaviour_name == "year-trigger"
     assert demo(DemoOptions(finetuned="clean-control")).behaviour_name == "year-trigger"
     assert PRESETS["paper"]().behaviour_name == OrganismConfig().behaviour
-    with pytest.raises(ValueError, match="`behaviour` must be named"):
+    silent = "`behaviour` must be given, since 'someone/a-model' does not say what .*'year-trigger' or"
+    with pytest.raises(ValueError, match=silent):
         demo(DemoOptions(finetuned="someone/a-model"))
+    several = {"a": OrganismConfig(), "b": OrganismConfig(behaviour="staging-trigger")}
+    models = ModelSpec(base="smollm2-135m", finetuned=several)
+    with pytest.raises(ValueError, match="trained for staging-trigger and year-trigger; give"):
+        StudyConfig(models=models, layers=(14,))
     named = DemoOptions(finetuned="someone/a-model", behaviour="year-trigger")
     assert demo(named).behaviour_name == "year-trigger"
     with pytest.raises(ValueError, match="`behaviour` must be one of"):
@@ -93,8 +99,8 @@ def test_the_behaviour_is_the_organisms():
         ({"n_training_samples": 1}, "`n_training_samples` must be at least 10"),
         ({"n_likelihood_prompts": 0}, "`n_likelihood_prompts` must be at least 1"),
         ({"n_likelihood_prompts": 7}, "`n_likelihood_prompts` must be at most 6, got 7"),
-        ({"feature_counts": ()}, "`counts` must hold at least one"),
-        ({"feature_counts": (0,)}, "`counts` must be at least 1"),
+        ({"feature_counts": ()}, "`feature_counts` must hold at least one"),
+        ({"feature_counts": (0,)}, "`feature_counts` must be at least 1"),
     ],
 )
 def test_bad_options_of_the_demo_are_refused(change, message):
