@@ -175,11 +175,11 @@ def compare_interventions(
         knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an edit called `unmodified`, or as for `complete` and
-            `measure_effects`.
+        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, or as for
+            `complete` and `measure_effects`.
     """
     samples = _check_measured(pair, samples, n_likelihood)
-    check_edits("edits", edits)
+    check_edits("edits", edits, pair)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
@@ -239,9 +239,10 @@ def side_effects(
 
     Raises:
         TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, no texts of a kind or one beyond the context, or a `batch_size` below 1.
+        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
+            `batch_size` below 1.
     """
-    check_edits("edits", edits)
+    check_edits("edits", edits, pair)
     batch_size = check_count("batch_size", batch_size)
     if not isinstance(texts, Mapping):
         raise InvalidTypeError(

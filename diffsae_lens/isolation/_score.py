@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from functools import partial
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffsae_lens._checks import check_choice, check_items
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
+from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.isolation._labels import LabelledPrompts, Labels, check_scorable, warn_of_overlap
 from diffsae_lens.isolation._sources import (
     Candidate,
@@ -105,7 +107,7 @@ def evaluate_protocols(
     Returns:
         A table per protocol.
     """
-    encoders = encoders_of(pair, dictionaries)
+    encoders = [e for _, e in encoders_of(dictionaries, partial(check_fits, pair))]
     check_scorable(pair, prompts, resampling, strict="strict" in protocols)
     for name, null_pair in (null_pairs or {}).items():
         _check_null_pair(name, null_pair, encoders)
@@ -113,12 +115,12 @@ def evaluate_protocols(
     resampling = resampling or Resampling(n_resamples=200)
     poolings = {p: prompts.positions or _POOLINGS[p] for p in protocols}
     source = PromptSource(pair=pair, prompts=prompts, encoders=encoders, seed=resampling.seed)
-    found = source.candidates(poolings)
+    candidates = source.candidates(poolings)
     for name, null_pair in (null_pairs or {}).items():
         theirs = [e.on_null_pair(name) for e in encoders]
         for protocol, (coded, _) in read_encoded(null_pair, prompts, theirs, poolings).items():
-            found[protocol] += coded
-    return [score(found[p], prompts.labels, p, resampling) for p in protocols]
+            candidates[protocol] += coded
+    return [score(candidates[p], prompts.labels, p, resampling) for p in protocols]
 
 
 def score(
@@ -172,7 +174,6 @@ def _strict(candidate: Candidate, labels: Labels, resampling: Resampling) -> Sco
         base_acts=candidate.base_acts,
         resampling=replace(resampling, clusters=labels.clusters),
     )
-    assert found.distribution is not None  # resampled, so there is one
     row = ScoreRow(
         **candidate.identity,
         protocol="strict",
@@ -193,7 +194,7 @@ def _strict(candidate: Candidate, labels: Labels, resampling: Resampling) -> Sco
         pvalue=found.pvalue,
         feature_idx=found.feature_idx,
     )
-    return row, found.distribution
+    return row, cast("Tensor", found.distribution)  # there is one, since it was resampled
 
 
 def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scored:

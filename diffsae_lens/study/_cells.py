@@ -139,17 +139,12 @@ class Task:
         Manifests of artifacts inside are left out: they say how long it took.
         """
         manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
-        return {
-            name: _artifact.digest(
-                {
-                    file: h
-                    for file, h in manifest.files.items()
-                    if Path(file).name != _artifact.MANIFEST
-                }
-            )
-            for name, manifest in manifests.items()
-            if manifest is not None
+        kept = {
+            name: {f: h for f, h in m.files.items() if Path(f).name != _artifact.MANIFEST}
+            for name, m in manifests.items()
+            if m is not None
         }
+        return {name: _artifact.digest(files) for name, files in kept.items()}
 
 
 def read_manifest(path: Path) -> _artifact.Manifest | None:
@@ -232,11 +227,8 @@ def _reset_peak() -> None:
     """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
     try:  # glibc keeps what was freed, which would count as this cell's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        logger.debug("freed memory cannot be given back here")
-    try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (OSError, AttributeError):
         logger.debug("the peak of memory cannot be reset here")
 
 

@@ -21,7 +21,7 @@ from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._feasible import check_feasible, check_out_folder, fetch_config
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._results import Results
-from diffsae_lens.study._stages import Stage, stages_of
+from diffsae_lens.study._stages import cells_of
 
 
 @typed
@@ -39,15 +39,17 @@ def run(
         path: the study's folder.
         n_workers: cells computed at the same time, each in a process of its own if more than one.
         executor: where cells run instead: any `concurrent.futures.Executor`, such as a cluster's, whose
-            workers can import this package and see `path`. It is not shut down.
+            workers see `path`. It is not shut down. Threads of one process share torch's generator, which
+            training seeds, so give a pool of threads one worker.
 
     Returns:
         What `<path>/results.json` holds.
 
     Raises:
         TypeError: `executor` is not one.
-        ValueError: `n_workers` and an `executor` both, settings that the models, the behaviour or the machine cannot meet, or a `path` that is
-            not a folder; all of that before anything is loaded, and it leaves no trace in `path`.
+        ValueError: `n_workers` and an `executor` both, settings that the models, the behaviour or the machine
+            cannot meet, or a `path` that is not a folder; all of that before anything is loaded, and it
+            leaves no trace in `path`.
         RuntimeError: a cell failed; says which.
     """
     path = Path(path).expanduser()
@@ -61,13 +63,13 @@ def run(
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
             fetch_config(finetuned, models.finetuned_revision)
-    stages, plan = _planned(config, path)
+    plan = _planned(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
-    workers = _workers(n_workers, options.device) if executor is None else nullcontext(executor)
+    workers = nullcontext(executor) if executor else _workers(n_workers, options.device)
     with workers as running:
         folders = plan.run(executor=running)
-    return write_results(config, stages, plan, folders)
+    return write_results(config, plan, folders)
 
 
 @typed
@@ -77,16 +79,16 @@ def so_far(config: StudyConfig, path: str | Path) -> Results:
     Raises:
         ValueError: no layer is finished.
     """
-    stages, plan = _planned(config, Path(path).expanduser())
+    plan = _planned(config, Path(path).expanduser())
+    steps = {name: cell.config for name, cell in plan.cells.items()}
     done = {name: task.path for name, task in plan.tasks.items() if task.state()[0] == "done"}
-    missing = {(s.regime, s.layer) for s in stages if s.cell.name not in done}
-    finished = [s for s in stages if s.layer is not None and (s.regime, s.layer) not in missing]
-    if not finished:
+    missing = {(s.regime, s.layer) for name, s in steps.items() if name not in done}
+    layers = {(s.regime, s.layer) for s in steps.values() if s.layer is not None} - missing
+    if not layers:
         raise InvalidValueError(f"no layer of the study in {path} is finished")
-    regimes = {stage.regime for stage in finished}
-    whole = finished + [s for s in stages if s.layer is None and s.regime in regimes]
-    kept = {s.cell.name: done[s.cell.name] for s in stages if s in whole and s.cell.name in done}
-    return write_results(config, stages, plan, kept)
+    whole = layers | {(regime, None) for regime, _ in layers}
+    kept = {n: p for n, p in done.items() if (steps[n].regime, steps[n].layer) in whole}
+    return write_results(config, plan, kept)
 
 
 @typed
@@ -101,13 +103,11 @@ def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     """
     path = Path(path).expanduser()
     check_out_folder("path", path)
-    _, plan = _planned(config, path)
-    return pd.DataFrame(plan.states()).drop(columns="folder")
+    return pd.DataFrame(_planned(config, path).states()).drop(columns="folder")
 
 
-def _planned(config: StudyConfig, path: Path) -> tuple[list[Stage], Plan]:
-    stages = stages_of(config)
-    return stages, Plan([s.cell for s in stages], path, device=config.models.device)
+def _planned(config: StudyConfig, path: Path) -> Plan:
+    return Plan(cells_of(config), path, device=config.models.device)
 
 
 @contextmanager

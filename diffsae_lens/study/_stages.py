@@ -25,27 +25,15 @@ from diffsae_lens.study._step import Models, Step
 EMBEDDED_TOKENS_PER_SECOND = 450
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A cell of a study, and what it is of."""
-
-    part: str
-    """What it computes, such as `scores`, or the dictionary that it trains."""
-    regime: str | None
-    layer: int | None
-    """None for what is computed once for all layers."""
-    cell: Cell
-
-
-def stages_of(config: StudyConfig) -> list[Stage]:
-    """List the cells of a study, in an order in which they can be computed.
+def cells_of(config: StudyConfig) -> list[Cell]:
+    """List the cells of a study, each with a `Step`, in an order in which they can be computed.
 
     Raises:
         ValueError: there is no such model.
     """
     spec = config.models
     base_weights = weights_identity(spec.base, spec.base_revision)
-    stages: list[Stage] = []
+    cells: list[Cell] = []
     for regime, finetuned in spec.organisms.items():
         trained = finetuned if isinstance(finetuned, OrganismConfig) else None
         path = None if trained is not None else str(finetuned)
@@ -58,19 +46,19 @@ def stages_of(config: StudyConfig) -> list[Stage]:
             dtype=spec.dtype,
             prepend_bos=spec.prepend_bos,
         )
-        stages += _Stages(config=config, regime=regime, trained=trained, models=models).all()
-    return stages
+        cells += _Cells(config=config, regime=regime, trained=trained, models=models).all()
+    return cells
 
 
 @dataclass(kw_only=True)
-class _Stages:
+class _Cells:
     """The cells of one organism."""
 
     config: StudyConfig
     regime: str | None
     trained: OrganismConfig | None
     models: Models
-    found: list[Stage] = field(default_factory=list)
+    found: list[Cell] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         spec = self.config.models
@@ -78,7 +66,7 @@ class _Stages:
         self.slower = EMBEDDED_TOKENS_PER_SECOND / spec.tokens_per_second
         self.behaviour = get_behaviour(self.config.behaviour_name)
 
-    def all(self) -> list[Stage]:
+    def all(self) -> list[Cell]:
         """The organism, what is read and said once, then layer by layer."""
         config = self.config
         self._organism()
@@ -206,6 +194,8 @@ class _Stages:
         pair: bool = True,
     ) -> None:
         step: Step[Any] = Step(
+            part=part,
+            regime=self.regime,
             models=self.models,
             behaviour_name=self.config.behaviour_name,
             layer=layer,
@@ -220,7 +210,7 @@ class _Stages:
             inputs={**needs, **(inputs or {})},
             cost=cost,
         )
-        self.found.append(Stage(part=part, regime=self.regime, layer=layer, cell=cell))
+        self.found.append(cell)
 
     def _name(self, part: str, layer: int | None = None) -> str:
         return "/".join(str(n) for n in (self.regime, layer, part) if n is not None)

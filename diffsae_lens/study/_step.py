@@ -50,6 +50,10 @@ class Models:
 class Step(Generic[C]):
     """What a cell of a study is told."""
 
+    part: str = field(compare=False)
+    """What it computes, such as `scores`, or the dictionary that it trains."""
+    regime: str | None = field(compare=False)
+    """Of the organism."""
     models: Models
     behaviour_name: str
     layer: int | None

@@ -5,7 +5,7 @@ from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.study._config import ModelSpec, StudyConfig
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._presets import PRESETS, DemoOptions, demo
-from diffsae_lens.study._stages import stages_of
+from diffsae_lens.study._stages import cells_of
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,9 +34,9 @@ def test_nothing_is_scored_on_texts_that_a_dictionary_was_trained_on(preset):
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "demo"])
 def test_presets_are_whole_plans(preset, tmp_path):
     config = PRESETS[preset]()
-    stages = stages_of(config)
-    plan = Plan([stage.cell for stage in stages], tmp_path)
-    assert {stage.regime for stage in stages} == set(config.models.organisms)
+    cells = cells_of(config)
+    plan = Plan(cells, tmp_path)
+    assert {cell.config.regime for cell in cells} == set(config.models.organisms)
     assert {name.split("/")[0] for name in plan.order} == set(config.models.organisms)
     assert config.deviations
     assert not list(tmp_path.iterdir())
@@ -44,7 +44,7 @@ def test_presets_are_whole_plans(preset, tmp_path):
 
 @pytest.mark.real_model
 def test_the_demo_is_a_plan_of_about_ten_cells():
-    parts = [stage.part for stage in stages_of(demo(DemoOptions(layers=(14, 18))))]
+    parts = [cell.config.part for cell in cells_of(demo(DemoOptions(layers=(14, 18))))]
     assert parts == [
         "organism", "tokens", "dictionaries", "scores", "dictionaries", "scores", "features", "causes",
         "cards", "side_effects", "sweep", "example", "sayings",
@@ -71,7 +71,9 @@ def test_the_behaviour_is_the_organisms():
     assert demo().behaviour_name == "year-trigger"
     assert demo(DemoOptions(finetuned="clean-control")).behaviour_name == "year-trigger"
     assert PRESETS["paper"]().behaviour_name == OrganismConfig().behaviour
-    silent = "`behaviour` must be given, since 'someone/a-model' does not say what .*'year-trigger' or"
+    silent = (
+        "`behaviour` must be given, since 'someone/a-model' does not say what .*'year-trigger' or"
+    )
     with pytest.raises(ValueError, match=silent):
         demo(DemoOptions(finetuned="someone/a-model"))
     several = {"a": OrganismConfig(), "b": OrganismConfig(behaviour="staging-trigger")}

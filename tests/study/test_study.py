@@ -22,7 +22,7 @@ from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._results import ROWS, Results
 from diffsae_lens.study._run import dry_run, so_far
 from diffsae_lens.study._run import run as run_study
-from diffsae_lens.study._stages import stages_of
+from diffsae_lens.study._stages import cells_of
 from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
 from tests.study.tiny import QUACKS
 
@@ -422,8 +422,7 @@ def test_killed_at_any_moment_and_run_twice_at_once_it_ends_in_the_same_results(
 
 def test_a_plan_does_not_depend_on_when_it_is_made(config, tmp_path):
     keys = [
-        [task.key for task in Plan([s.cell for s in stages_of(config)], tmp_path).tasks.values()]
-        for _ in range(2)
+        [task.key for task in Plan(cells_of(config), tmp_path).tasks.values()] for _ in range(2)
     ]
     assert keys[0] == keys[1]
     assert not [*tmp_path.iterdir()]
