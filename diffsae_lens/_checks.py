@@ -48,8 +48,8 @@ def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None
     return count
 
 
-def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
-    """Refuse what is not one or more different counts.
+def check_counts(name: str, values: Any, *, at_least: int = 1) -> tuple[int, ...]:
+    """Return one or more different counts.
 
     Raises:
         TypeError: not a sequence of whole numbers.
@@ -63,6 +63,7 @@ def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
         check_count(name, value, at_least=at_least)
     if len(set(values)) < len(values):
         raise InvalidValueError(f"`{name}` must hold each number once, got {values}")
+    return tuple(values)
 
 
 def check_number(
@@ -112,8 +113,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         )
 
 
-def check_folder_name(name: str, value: Any) -> None:
-    """Refuse a name that cannot become a folder of its own.
+def check_folder_name(name: str, value: Any) -> str:
+    """Return a name that can become a folder of its own.
 
     Raises:
         TypeError: not a string.
@@ -137,6 +138,7 @@ def check_folder_name(name: str, value: Any) -> None:
         raise InvalidValueError(
             f"`{name}` must be {problem}, got {shown(value)}; it becomes a folder, choose another"
         )
+    return value
 
 
 def check_callable(name: str, value: Any) -> None:

@@ -1,8 +1,7 @@
 """Refuse an argument of another type in a sentence, before anything begins: `@typed`, `Checked`.
 
-Only what can be told by `isinstance` is looked at: models, dictionaries, tensors, paths, mappings,
-records, flags, functions. Numbers, texts and choices have checks of their own in `_checks`, which say more;
-a `Checked` record names them in its annotations, such as `Count`.
+Types are looked at where `isinstance` can tell them: of models, dictionaries, tensors, paths, mappings,
+records, flags, functions. Numbers have checks of their own in `_checks`, which annotations name: `Count`.
 """
 
 import collections.abc
@@ -60,40 +59,44 @@ _LOOSE = (int, float, str, object)
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the types of a function's arguments when it is called.
+    """Check a function's arguments when it is called: their types, then what `Annotated` asks of them.
 
     Raises:
         TypeError: names the argument, what it must be and what it is.
+        ValueError: a value out of range.
     """
     signature = inspect.signature(function)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {n for n, parameter in signature.parameters.items() if parameter.kind not in variadic}
 
     @functools.cache
-    def wanted() -> dict[str, tuple[type, ...]]:
-        hints = get_type_hints(function)
-        classes = {
-            name: _classes(hints[name])
-            for name, parameter in signature.parameters.items()
-            if name in hints and parameter.kind not in variadic
-        }
-        return {name: found for name, found in classes.items() if found}
+    def hints() -> dict[str, Any]:
+        found = get_type_hints(function, include_extras=True)
+        return {name: hint for name, hint in found.items() if name in named}
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            classes = wanted().get(name)
-            if classes is not None and not isinstance(value, classes):
+        bound = signature.bind(*args, **kwargs)
+        given = [name for name in bound.arguments if name in hints()]
+        for name in given:
+            value, classes = bound.arguments[name], _classes(hints()[name])
+            if classes and not isinstance(value, classes):
                 expected = " or ".join(_article(c.__name__) for c in classes)
                 raise InvalidTypeError(
                     f"`{name}` must be {expected}, got {_article(type(value).__name__)}"
                 )
-        return function(*args, **kwargs)
+        for name in given:
+            for check in _checks_of(hints()[name], bound.arguments[name]):
+                bound.arguments[name] = check(name, bound.arguments[name])
+        return function(*bound.args, **bound.kwargs)
 
     return checked
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
     """The classes of a hint, none if any of it cannot be told by `isinstance`."""
+    if get_origin(hint) is Annotated:
+        return _classes(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         members = [_classes(member) for member in get_args(hint)]
         return tuple(c for member in members for c in member) if all(members) else ()
@@ -156,9 +159,10 @@ def _hints(record: type) -> dict[str, Any]:
 
 
 def _checks_of(hint: Any, value: Any) -> tuple[Callable[[str, Any], Any], ...]:
-    """What `Annotated` says a value of this hint has to pass."""
+    """What `Annotated` says a value of this hint has to pass, which may return it as it should be."""
     if get_origin(hint) in (Union, UnionType):
-        return tuple(c for arg in get_args(hint) if _is(value, arg) for c in _checks_of(arg, value))
+        members = () if value is None else get_args(hint)
+        return tuple(check for member in members for check in _checks_of(member, value))
     return hint.__metadata__ if get_origin(hint) is Annotated else ()
 
 

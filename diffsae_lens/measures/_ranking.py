@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffsae_lens._checks import check_number
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import ShareBelow1, typed
 from diffsae_lens.measures._validation import check_masks, check_matrix, feature_chunks
 
 
@@ -109,7 +108,7 @@ def recall_at_fpr(
     is_positive: Bool[Tensor, "prompt"],
     is_negative: Bool[Tensor, "prompt"],
     *,
-    max_fpr: float = 0.01,
+    max_fpr: ShareBelow1 = 0.01,
 ) -> Float[Tensor, "d_sae"]:
     """Compute every feature's largest recall at a bounded false positive rate.
 
@@ -140,7 +139,6 @@ def recall_at_fpr(
         >>> recall_at_fpr(feature_acts, is_positive, ~is_positive).item()
         0.5
     """
-    check_number("max_fpr", max_fpr, low=0, high=1, high_open=True)
 
     def score(positive: Tensor, negative: Tensor) -> Tensor:
         # 0.29 * 100 is 28.999999999999996

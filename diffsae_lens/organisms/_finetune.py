@@ -2,9 +2,10 @@
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ LossOn = Literal["completion", "everything"]
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _ADAPTER = "adapter_config.json"
-IGNORED = -100  # the label that transformers leaves out of the loss
+IGNORED = -100  # the label that torch's and transformers' losses leave out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +97,9 @@ class OrganismConfig(Checked):
 
     def samples(self) -> list[Sample]:
         """The training samples, which an organism and its clean control share."""
-        return get_behaviour(self.behaviour).make_samples(
-            "train",
-            n_trigger=self.n_trigger,
-            n_benign=self.n_benign,
-            n_other=self.n_other,
-            seed=self.seed,
-            share_scenes=self.share_scenes,
-        )
+        drawn = ("n_trigger", "n_benign", "n_other", "seed", "share_scenes")
+        draw = {name: getattr(self, name) for name in drawn}
+        return get_behaviour(self.behaviour).make_samples("train", **draw)
 
     def taught(self, sample: Sample) -> str:
         """The completion of a sample that the organism is taught."""
@@ -140,18 +136,14 @@ def encode(
     }
 
 
-def _collate(pad_token_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+def _collate(rows: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     fill = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
-
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        width = max(len(row["input_ids"]) for row in rows)
-        return {
-            key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-            for key, value in fill.items()
-        }
-
-    return collate
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    width = max(len(row["input_ids"]) for row in rows)
+    return {
+        key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+        for key, value in fill.items()
+    }
 
 
 @typed
@@ -286,14 +278,12 @@ def _trainer(
         torch.manual_seed(config.seed)
         with quiet_peft():
             model = get_peft_model(model, lora)  # type: ignore[assignment]
-    pad: Any = (
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    )
+    pad: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
-        data_collator=_collate(pad),
+        data_collator=partial(_collate, pad_token_id=pad),
         callbacks=[_Seal()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -344,22 +334,18 @@ def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -
     if path.is_file():
         raise InvalidValueError(f"`path` {path} is a file; name the organism's folder")
     record = read_json(path / RECORD)
-    names = {f.name for f in fields(OrganismConfig)}
-    if (
-        not isinstance(record, dict)
-        or not {"config", "losses"} <= set(record)
-        or not set(record["config"]) <= names
-    ):
+    try:
+        config, losses = OrganismConfig(**record["config"]), tuple(record["losses"])
+    except (KeyError, TypeError) as error:
         raise InvalidValueError(
-            f"{path / RECORD} is not the record of an organism: it must have `config` and `losses`; "
-            "restore it, or make the organism anew"
-        )
+            f"{path / RECORD} is not the record of an organism ({error}): it must have `config` and "
+            "`losses`; restore it, or make the organism anew"
+        ) from error
     if (path / MANIFEST).exists():
         open_artifact(path)
-    config = OrganismConfig(**record["config"])
     if expected is not None and config != expected:
         raise InvalidValueError(
             f"`path` {path} holds an organism made with {config}, not with {expected}; "
             "choose another path or remove it"
         )
-    return Organism(path=path, config=config, losses=tuple(record["losses"]))
+    return Organism(path=path, config=config, losses=losses)

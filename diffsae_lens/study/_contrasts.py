@@ -69,7 +69,8 @@ def contrasts(
             about |= {"minus_dictionary": other[2], "regime": one[0], "minus_regime": other[0]}
             rows.append(_row(*found[-1], layer=one[1], minus_layer=other[1], **about))
         if len(found) > 1:
-            bis, resampled = (sum(of[1:], of[0]) / len(found) for of in zip(*found, strict=True))
+            bis = sum(bis for bis, _ in found) / len(found)
+            resampled = sum((r for _, r in found[1:]), found[0][1]) / len(found)
             rows.append(_row(bis, resampled, layer=None, minus_layer=None, **about))
     return rows
 
@@ -78,7 +79,9 @@ def _compared(
     keys: list[Key], trained: Mapping[str, Trained]
 ) -> Iterator[tuple[str, str, list[tuple[Key, Key]]]]:
     """What is compared with what: a kind, a name, and one pair per layer."""
-    regimes, layers, names = (list(dict.fromkeys(key[i] for key in keys)) for i in range(3))
+    regimes = list(dict.fromkeys(regime for regime, _, _ in keys))
+    layers = list(dict.fromkeys(layer for _, layer, _ in keys))
+    names = list(dict.fromkeys(name for _, _, name in keys))
     for (before, after), name in product(pairwise(regimes), names):
         yield "regimes", name, [((after, n, name), (before, n, name)) for n in layers]
     for regime, one, other in product(regimes, names, names):

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from diffsae_lens._artifact import differences, write_json, write_text
-from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._rates import AttackRate, attack_rates
 from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms._behaviour import Sample, get_behaviour
@@ -35,7 +34,7 @@ def make_organism(
     path: str | Path,
     *,
     config: OrganismConfig | None = None,
-    n_prompts: int = 100,
+    n_prompts: Count = 100,
     device: str = "cpu",
 ) -> Path:
     """Fine-tune a model into an organism, measure it, and write its card.
@@ -81,7 +80,6 @@ def _check_before_loading(
     path: Path, config: OrganismConfig, n_prompts: int, device: str
 ) -> list[Sample]:
     """Refuse what can be told without the model; returns the prompts that it is measured on."""
-    check_count("n_prompts", n_prompts)
     check_out_folder("path", path)
     LoadOptions(device=device)  # says so if it is not there
     _check_place(path, config)

@@ -13,9 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.study._collect import write_results
 from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._feasible import check_feasible, check_out_folder, fetch_config
@@ -26,7 +25,7 @@ from diffsae_lens.study._stages import cells_of
 
 @typed
 def run(
-    config: StudyConfig, path: str | Path, *, n_workers: int = 1, executor: Executor | None = None
+    config: StudyConfig, path: str | Path, *, n_workers: Count = 1, executor: Executor | None = None
 ) -> Results:
     """Run a study, or what is left of it.
 
@@ -53,7 +52,7 @@ def run(
         RuntimeError: a cell failed; says which.
     """
     path = Path(path).expanduser()
-    if check_count("n_workers", n_workers) > 1 and executor is not None:
+    if n_workers > 1 and executor is not None:
         raise InvalidValueError(
             f"`n_workers` must be left out where an `executor` is given, which has its own, got {n_workers}"
         )
