@@ -71,17 +71,7 @@ def average_precision(
     least as great: sum_n (R_n - R_{n-1}) P_n over the distinct activations in descending order.
     In (0, 1], higher is better; a constant feature has the share of positives.
 
-    Args:
-        feature_acts: one activation for every prompt and feature.
-        is_positive: the prompts that should come first, such as those with the trigger.
-        is_negative: the prompts that should come last. Prompts in neither mask do not count.
-
-    Returns:
-        One value for every feature, float64 on the CPU.
-
-    Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping.
+    Arguments and errors are those of `auroc`; one value for every feature, float64 on the CPU.
 
     Source:
         Equal to `sklearn.metrics.average_precision_score`.
@@ -117,18 +107,14 @@ def recall_at_fpr(
     counts. In [0, 1], higher is better. Unlike BIS it has no ceiling below 1. The threshold is
     set on the prompts that are scored: with few negatives that is optimistic.
 
+    Errors are those of `auroc`; one value for every feature, float64 on the CPU.
+
     Args:
         feature_acts: one activation for every prompt and feature.
-        is_positive: the prompts on which it should fire, such as those with the trigger.
-        is_negative: the prompts on which it should not. Prompts in neither mask do not count.
-        max_fpr: the largest share of negatives on which it may fire; with 0 it may on none.
-
-    Returns:
-        One value for every feature, float64 on the CPU.
-
-    Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping; `max_fpr` outside [0, 1).
+        is_positive: the prompts on which it should fire.
+        is_negative: the prompts on which it should not.
+        max_fpr: the largest share of negatives on which it may fire, 0 to less than 1; with 0 it may on
+            none.
 
     Source:
         The point of `sklearn.metrics.roc_curve` with the largest fpr <= `max_fpr`.
