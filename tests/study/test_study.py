@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +25,7 @@ from diffsae_lens.study._run import dry_run, so_far
 from diffsae_lens.study._run import run as run_study
 from diffsae_lens.study._stages import cells_of
 from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
-from tests.study.tiny import QUACKS
+from tests.study.tiny import QUACKS, trained_config
 
 PUBLISHED = {"crosscoder 2x", "Diff-SAE 2x"}
 USUAL = {"BatchTopK Diff-SAE 2x", "BatchTopK crosscoder 2x"}
@@ -389,6 +390,23 @@ def test_processes_side_by_side_come_to_the_same(config, copied):
     assert side_by_side.effects == results.effects
     found, expected = ([row.bis for row in r.scores] for r in (side_by_side, results))
     assert found == pytest.approx(expected)
+
+
+def test_cells_run_on_an_executor_of_ones_own(config, trained, tmp_path, no_shape_checks):
+    _, results = trained
+    alone = trained_config(config.models.base)
+    with ThreadPoolExecutor(1) as executor:
+        found = run_study(alone, tmp_path / "run", executor=executor)
+        assert executor.submit(lambda: "open").result() == "open"  # it is left to its owner
+    assert without_costs(found) == without_costs(results)
+    assert {row.state for row in found.cells} == {"done"}
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(ValueError, match="`n_workers` must be left out where an `executor`"),
+    ):
+        run_study(alone, tmp_path / "run", n_workers=2, executor=executor)
+    with pytest.raises(TypeError, match="`executor` must be an Executor or None, got an int"):
+        run_study(alone, tmp_path / "run", executor=2)
 
 
 def start_run(config, path):
