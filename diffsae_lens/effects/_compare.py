@@ -60,6 +60,7 @@ class Effects:
             layer=layer,
             n_features=n_features,
             **self.rate.columns(),
+            defence_rate=self.rate.defence_rate,
             log_odds=self.likelihoods.log_odds.mean().item(),
             cross_entropy=self.likelihoods.cross_entropy.mean().item(),
             perplexity=float(np.nanmedian(self.perplexity.numpy())),

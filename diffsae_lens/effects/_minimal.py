@@ -104,6 +104,7 @@ def minimal_feature_set(
         trials[n_features] = TrialRow(
             n_features=n_features,
             **rate.columns(),
+            defence_rate=rate.defence_rate,
             harm=harm,
             meets=rate.rate <= bounds.max_attack_rate
             and rate.defence_rate >= bounds.min_defence_rate

@@ -56,18 +56,9 @@ def sweep_trigger(
     for i, (text, samples) in enumerate(zip(said, by_said, strict=True)):
         written = completions[i * n_scenes : (i + 1) * n_scenes]
         rate = attack_rate([s.prompt for s in samples], written, behaviour=behaviour)
-        low, high = rate.interval()
-        row = SayingRow(
-            said=text,
-            group=samples[0].group,
-            n_prompts=rate.n_prompts,
-            counts=rate.counts,
-            attack_rate=rate.rate,
-            low=low,
-            high=high,
-            log_odds=likelihoods(pair, samples).log_odds.mean().item(),
-        )
-        rows.append(row)
+        odds = likelihoods(pair, samples).log_odds.mean().item()
+        group = samples[0].group
+        rows.append(SayingRow(said=text, group=group, **rate.columns(), log_odds=odds))
     return Table(tuple(rows))
 
 

@@ -20,6 +20,7 @@ from diffsae_lens.dictionaries import (
     PaperDiffSAETrainingSAEConfig,
 )
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._rates import AttackRate
 from diffsae_lens.organisms._behaviour import GROUPS
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._hook import VirtualHook
@@ -94,17 +95,10 @@ def read_card(step: Step[None], inputs: Inputs, job: Job) -> None:
 
 def card_rows(organism: Path) -> list[OrganismRow]:
     """Read how often an organism shows its behaviour from its card."""
-    rates = read_json(organism / CARD)["rates"]
+    rates = read_json(organism / CARD)["rates"].items()
     return [
-        OrganismRow(
-            group=group,
-            n_prompts=sum(rate["counts"].values()),
-            counts=rate["counts"],
-            attack_rate=rate["rate"],
-            low=rate["interval"][0],
-            high=rate["interval"][1],
-        )
-        for group, rate in rates.items()
+        OrganismRow(group=group, **AttackRate(counts=rate["counts"]).columns())
+        for group, rate in rates
     ]
 
 
