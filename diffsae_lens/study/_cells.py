@@ -25,13 +25,9 @@ State = Literal["done", "missing", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(_artifact.Job):
     """Where a cell works, and on what."""
 
-    out: Path
-    """Empty at the start of every attempt; becomes the cell's folder when it is finished."""
-    scratch: Path
-    """Kept when an attempt is interrupted, for checkpoints; removed when the cell is finished."""
     device: str
     """A torch device; results are taken to be the same on any."""
     held: dict[str, Any] = field(default_factory=dict)
@@ -177,11 +173,7 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
         start = time.perf_counter()
         _reset_peak()
         kept = {} if held is None else held
-        cell.run(
-            cell.config,
-            task.inputs,
-            Job(out=job.out, scratch=job.scratch, device=task.device, held=kept),
-        )
+        cell.run(cell.config, task.inputs, Job(**vars(job), device=task.device, held=kept))
         facts = {
             "cell": cell.name,
             "input_digests": task.input_digests(),
