@@ -1,9 +1,9 @@
 """The one scorer: every dictionary and every control by the same protocol, in one table."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,9 @@ from diffsae_lens.isolation._sources import (
     read_encoded,
 )
 from diffsae_lens.isolation._table import IsolationTable, judged
-from diffsae_lens.measures._bis import bis
+from diffsae_lens.measures._bis import BisResult, bis
 from diffsae_lens.measures._resampling import Resampling, bootstrap_bis, permutation_test_bis
-from diffsae_lens.measures._strict import strict_bis
+from diffsae_lens.measures._strict import StrictBisResult, strict_bis
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.reading._prompts import Positions
 from diffsae_lens.results import Protocol, ScoreRow
@@ -176,23 +176,10 @@ def _strict(candidate: Candidate, labels: Labels, resampling: Resampling) -> Sco
     )
     row = ScoreRow(
         **candidate.identity,
+        **_columns(found),
         protocol="strict",
-        bis=found.bis,
-        low=found.low,
-        high=found.high,
         ceiling=1.0,
-        base_bis=found.base_bis,
         excess=found.excess,
-        excess_low=found.excess_low,
-        auroc=found.auroc,
-        average_precision=found.average_precision,
-        recall_at_1_percent=found.recall_at_1_percent,
-        select_bis=found.select_bis,
-        precision=found.precision,
-        recall=found.recall,
-        fpr_benign=found.fpr_benign,
-        pvalue=found.pvalue,
-        feature_idx=found.feature_idx,
     )
     return row, cast("Tensor", found.distribution)  # there is one, since it was resampled
 
@@ -202,17 +189,12 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
     found = bis(candidate.acts, *groups)
     row = ScoreRow(
         **candidate.identity,
+        **_columns(found),
         protocol="paper",
-        bis=found.bis,
         low=None,
         high=None,
-        ceiling=found.ceiling,
         base_bis=bis(candidate.base_acts, *groups).bis,
-        precision=found.precision,
-        recall=found.recall,
-        fpr_benign=found.fpr_benign,
         pvalue=None,
-        feature_idx=found.feature_idx,
         l0=(candidate.acts > 0).float().sum(1).mean().item(),
     )
     if candidate.is_fitted and labels.is_select.all():
@@ -235,3 +217,9 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
         of_templates = bootstrap_bis(candidate.acts, *groups, resampling=whole)
         row = replace(row, template_low=of_templates.low, template_high=of_templates.high)
     return row, drawn.distribution
+
+
+def _columns(found: StrictBisResult | BisResult) -> dict[str, Any]:
+    """What was measured that rows have a column for."""
+    columns = {field.name for field in fields(ScoreRow)}
+    return {f.name: getattr(found, f.name) for f in fields(found) if f.name in columns}
