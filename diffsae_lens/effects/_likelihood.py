@@ -74,8 +74,8 @@ def likelihoods(
     totals = torch.zeros(2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
     for row, which in enumerate(COMPLETIONS):
-        for index, chunk in _batches(samples, batch_size, "scoring completions"):
-            tokens, labels = _encode(pair, chunk, which)
+        batches = _encoded(pair, samples, which, batch_size, "scoring completions")
+        for index, tokens, labels in batches:
             totals[row, index] = score_completions(pair, tokens, labels).cpu()
             n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
     return Likelihoods(unwanted=totals[0], wanted=totals[1], n_wanted_tokens=n_tokens[1])
@@ -93,17 +93,13 @@ def log_odds(
     return likelihoods(pair, samples, batch_size=batch_size).log_odds
 
 
-def _batches(
-    samples: Sequence[Sample], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Sample]]]:
+def _encoded(
+    pair: HookedModelPair, samples: Sequence[Sample], which: Completion, batch_size: int, desc: str
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield the places of a batch's samples, and their tokens and labels."""
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
-        yield index, [samples[i] for i in index]
-
-
-def _encode(
-    pair: HookedModelPair, samples: Sequence[Sample], which: Completion
-) -> tuple[Tensor, Tensor]:
-    return encode_completions(pair, [(sample.prompt, getattr(sample, which)) for sample in samples])
+        texts = [(samples[i].prompt, getattr(samples[i], which)) for i in index]
+        yield index, *encode_completions(pair, texts)
 
 
 def encode_completions(
@@ -228,8 +224,7 @@ def attribute_features(
         return value + written(value, codes, -taken)
 
     for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
-        for _, chunk in _batches(samples, batch_size, "attributing"):
-            tokens, labels = _encode(pair, chunk, which)
+        for _, tokens, labels in _encoded(pair, samples, which, batch_size, "attributing"):
             for fraction in fractions:
                 move = partial(without, fraction=fraction, tokens=tokens)
                 value, gradient = _gradient(pair, hook_name, tokens, labels, move)

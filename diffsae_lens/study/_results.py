@@ -59,17 +59,15 @@ class Results:
         Raises:
             ValueError: a part is missing or not known, or a row of one is not valid.
         """
-        names = {part.name for part in fields(cls)}
-        if not isinstance(results, Mapping) or set(results) != names:
-            found = set(results) if isinstance(results, Mapping) else set()
+        try:
+            rows: dict[str, Any] = {
+                name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
+            }
+            return cls(**{**results, "deviations": tuple(results["deviations"]), **rows})
+        except (KeyError, TypeError) as error:  # names parts that are missing or not known
             raise InvalidValueError(
-                f"results lack {sorted(names - found)} and have {sorted(found - names)}, which is not "
-                "known; they were made by another version of this package"
-            )
-        typed: dict[str, Any] = {
-            name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
-        }
-        return cls(**{**results, "deviations": tuple(results["deviations"]), **typed})
+                f"these are not results of a study ({error}); another version of this package made them"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
