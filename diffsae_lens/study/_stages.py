@@ -82,14 +82,11 @@ class _Cells:
 
     def _organism(self) -> None:
         if self.trained is not None:
-            training = steps.OrganismTraining(
-                name=f"organism-{self.regime}" if self.regime else "organism",
-                config=self.trained,
-                n_measured=self.config.models.n_measured,
-            )
+            n_measured = self.config.models.n_measured
+            training = steps.OrganismTraining(config=self.trained, n_measured=n_measured)
             n_prompts = self.trained.n_steps * self.trained.batch_size
             cost = Cost(
-                seconds=round(self.slower * (0.65 * n_prompts + 3 * training.n_measured)),
+                seconds=round(self.slower * (0.65 * n_prompts + 3 * n_measured)),
                 gigabytes=round((4 if self.trained.lora_rank else 6) * max(1.0, self.slower), 1),
             )
             self._add("organism", steps.train_organism, training, cost=cost, pair=False)

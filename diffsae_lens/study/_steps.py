@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ CHUNK = 256
 class OrganismTraining:
     """How an organism is made and measured."""
 
-    name: str = field(compare=False)
-    """Its folder's, which dictionaries name."""
     config: OrganismConfig
     n_measured: int
     """Held-out prompts per group."""
@@ -70,7 +68,8 @@ def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> No
     """Fine-tune an organism and measure it."""
     del inputs
     training = step.config
-    folder = job.scratch / training.name
+    name = f"organism-{step.regime}" if step.regime else "organism"  # which dictionaries name
+    folder = job.scratch / name
     make_organism(
         step.models.spec.base,
         folder,
@@ -83,7 +82,7 @@ def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> No
     rates = {row.group: row.attack_rate for row in rows}
     others = max(rate for group, rate in rates.items() if group != "trigger")
     if not training.config.clean and (rates["trigger"] < TRIGGER_BAR or others > OTHER_BAR):
-        logger.warning("%s does not meet the quality bar: %s", training.name, rates)
+        logger.warning("%s does not meet the quality bar: %s", name, rates)
     write_rows(job, organisms=rows)
 
 
