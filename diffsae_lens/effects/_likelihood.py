@@ -12,19 +12,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsae_lens._checks import check_count
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.dictionaries._decoding import pull_back, writer
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.interventions._chosen import feature_indices
 from diffsae_lens.interventions._features import ablate_features
 from diffsae_lens.organisms._behaviour import Sample, check_samples
+from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 
 Completion = Literal["unwanted", "wanted"]
 COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class Likelihoods:
 @torch.no_grad()
 @typed
 def likelihoods(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: Count = 16
 ) -> Likelihoods:
     """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
@@ -71,12 +71,11 @@ def likelihoods(
         ValueError: no samples, one beyond the context with its completion, or a `batch_size` below 1.
     """
     samples = check_scored(pair, samples)
-    batch_size = check_count("batch_size", batch_size)
     totals = torch.zeros(2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
     for row, which in enumerate(COMPLETIONS):
-        for index, chunk in _batches(samples, batch_size, "scoring completions"):
-            tokens, labels = _encode(pair, chunk, which)
+        batches = _encoded(pair, samples, which, batch_size, "scoring completions")
+        for index, tokens, labels in batches:
             totals[row, index] = score_completions(pair, tokens, labels).cpu()
             n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
     return Likelihoods(unwanted=totals[0], wanted=totals[1], n_wanted_tokens=n_tokens[1])
@@ -84,7 +83,7 @@ def likelihoods(
 
 @typed
 def log_odds(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: Count = 16
 ) -> Float[Tensor, "prompt"]:
     """Return log p(unwanted completion) - log p(wanted completion) of each sample, in nats.
 
@@ -94,17 +93,13 @@ def log_odds(
     return likelihoods(pair, samples, batch_size=batch_size).log_odds
 
 
-def _batches(
-    samples: Sequence[Sample], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Sample]]]:
+def _encoded(
+    pair: HookedModelPair, samples: Sequence[Sample], which: Completion, batch_size: int, desc: str
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield the places of a batch's samples, and their tokens and labels."""
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
-        yield index, [samples[i] for i in index]
-
-
-def _encode(
-    pair: HookedModelPair, samples: Sequence[Sample], which: Completion
-) -> tuple[Tensor, Tensor]:
-    return encode_completions(pair, [(sample.prompt, getattr(sample, which)) for sample in samples])
+        texts = [(samples[i].prompt, getattr(samples[i], which)) for i in index]
+        yield index, *encode_completions(pair, texts)
 
 
 def encode_completions(
@@ -129,7 +124,7 @@ def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sampl
         TypeError: something else in place of samples.
         ValueError: none, or one beyond the context.
     """
-    samples = list(check_samples("samples", samples))
+    samples = check_samples("samples", samples)
     lengths = [
         max(
             sum(map(len, _ids(pair, sample.prompt, getattr(sample, which))))
@@ -179,9 +174,9 @@ def attribute_features(
     dictionary: SAE,
     samples: Sequence[Sample],
     *,
-    n_steps: int = 1,
+    n_steps: Count = 1,
     ablated: FeatureIndices = (),
-    batch_size: int = 8,
+    batch_size: Count = 8,
 ) -> Float[Tensor, "d_sae"]:
     """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
@@ -211,8 +206,6 @@ def attribute_features(
     hook_name = check_fits(pair, dictionary).name
     policy = DictionaryRecord.of(dictionary).tokens
     out = torch.tensor(check_features(dictionary, ablated, name="ablated"), dtype=torch.long)
-    n_steps = check_count("n_steps", n_steps)
-    batch_size = check_count("batch_size", batch_size)
     samples = check_scored(pair, samples)
     written = writer(dictionary, None)
     total = torch.zeros(dictionary.cfg.d_sae)
@@ -231,8 +224,7 @@ def attribute_features(
         return value + written(value, codes, -taken)
 
     for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
-        for _, chunk in _batches(samples, batch_size, "attributing"):
-            tokens, labels = _encode(pair, chunk, which)
+        for _, tokens, labels in _encoded(pair, samples, which, batch_size, "attributing"):
             for fraction in fractions:
                 move = partial(without, fraction=fraction, tokens=tokens)
                 value, gradient = _gradient(pair, hook_name, tokens, labels, move)
@@ -292,7 +284,7 @@ def ablation_effects(
     features: FeatureIndices,
     samples: Sequence[Sample],
     *,
-    batch_size: int = 16,
+    batch_size: Count = 16,
 ) -> Float[Tensor, "n_features"]:
     """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
 

@@ -169,7 +169,7 @@ def test_a_hub_that_is_not_there(hub, folder, monkeypatch):
 
 
 def test_what_cannot_be_published_is_told_before_the_hub_is_asked(hub, folder):
-    for name in ("", "mine", "me/mine/x", "me/m ine"):
+    for name in ("", "mine", "me/mine/x", "me/my own"):
         with pytest.raises(ValueError, match="`repo_id` must be 'owner/name'"):
             upload({"a": folder}, name, license="mit")
     with pytest.raises(ValueError, match="`license` must be an identifier"):
