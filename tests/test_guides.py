@@ -102,11 +102,9 @@ def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pa
     assert planted.j > 0.9 > found.j
 
 
-def test_the_sharing_guide_labels_publishes_and_exports(
-    pair, dictionary, tmp_path, monkeypatch, request
-):
+def test_the_sharing_guide_labels_publishes_and_exports(guide, tmp_path, monkeypatch, request):
     repositories = request.getfixturevalue("hub").answer.repositories
-    torch.manual_seed(0)
+    pair, dictionary = guide.pair, guide.trained
     acts = pair.activations(pair.tokenise(TEXTS), dictionary.cfg.metadata.hook_name)
     codes = dictionary.encode(next(iter(acts.values())))[:, 1:].amax(1)
     features = ((codes[:4] > 0).any(0) & (codes[4:] > 0).any(0)).nonzero()[:2, 0].tolist()
@@ -118,10 +116,10 @@ def test_the_sharing_guide_labels_publishes_and_exports(
             "diffsae_lens.reading._neuronpedia_client.bind_requests",
             lambda request, server, timeout: bind_requests(request, f"{site.url}/api", timeout),
         )
-        guide = follow(
+        page = follow(
             "sharing", pair=pair, dictionary=dictionary, features=features, texts=TEXTS[:4],
             other_texts=TEXTS[4:], ask=lambda prompt: "1",
         )  # fmt: skip
-    assert [score.n_examples for score in guide.scores]
-    assert guide.done.n_sent == len(features) == len(site.answer.features)
+    assert [score.n_examples for score in page.scores]
+    assert page.done.n_sent == len(features) == len(site.answer.features)
     assert "diff-sae/sae_weights.safetensors" in repositories["me/mine"]
