@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from diffsae_lens import _hosts
 from tests.conftest import tiny_llama, with_lora
+from tests.standin import serving
 
 # --- torch ------------------------------------------------------------------------------------------
 
@@ -200,13 +201,30 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
 
 def test_the_hub_raises_its_http_librarys_errors():
     from huggingface_hub import get_session
-    from huggingface_hub.errors import HfHubHTTPError
 
-    assert issubclass(HfHubHTTPError, _hosts.hub_error())
-    with pytest.raises(_hosts.hub_error()):
-        get_session().build_request("GET", "http://127.0.0.1:1/") and get_session().send(
-            get_session().build_request("GET", "http://127.0.0.1:1/")
-        )
+    session = get_session()
+    try:
+        session.send(session.build_request("GET", "http://127.0.0.1:9/"))
+    except Exception as error:
+        assert isinstance(error, _hosts.hub_error()), "the hub's errors are another library's"
+    else:
+        pytest.fail("somebody answers at a port where nobody listens")
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def test_neuronpedias_requests_go_where_they_are_told_and_no_further():
+    from neuronpedia import FeatureRequest
+
+    with serving(lambda asked: (302, b"")) as stand_in:
+        request = FeatureRequest(api_key="key")
+        _hosts.bind_requests(request, f"{stand_in.url}/api", 1.0)
+        with pytest.raises(Exception, match="invalid JSON"):
+            request.get("model", "1-set", 3)
+    assert [asked.path for asked in stand_in.asked] == ["/api/feature/model/1-set/3"], (
+        "NPRequest no longer goes through BASE_URL and send_request"
+    )
 
 
 # --- transformers, IPython --------------------------------------------------------------------------
