@@ -153,6 +153,7 @@ def replication(folder, scales, *, config=None):
 def crosscode(folder, *, activation="relu", scales=None, biases=True, n_points=1):
     W_enc, b_enc = drawn(0, 2, n_points, D_MODEL, D_SAE, scale=0.5), drawn(1, D_SAE, scale=0.3)
     W_dec, b_dec = drawn(2, D_SAE, 2, n_points, D_MODEL, scale=0.3), drawn(3, 2, n_points, D_MODEL)
+    b_enc += 2 * (activation == "topk")  # so that k of them are above 0 in every row
     logs = drawn(4, D_SAE, scale=0.3)
     names = {
         "relu": ("ReLUActivation", {}),

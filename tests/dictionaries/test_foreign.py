@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi
 from sae_lens import JumpReLUSAE, TopKSAE
 from torch.testing import assert_close
 
@@ -35,8 +34,8 @@ def check(sae, forward, x=None):
     x = 2 * drawn(20, 64, 2, D_MODEL) if x is None else x
     codes, rebuilt = forward(x.astype(np.float64))
     given = torch.from_numpy(x).flatten(1)
-    assert_close(sae.encode(given), torch.tensor(codes).float(), atol=1e-5, rtol=1e-5)
-    assert_close(sae(given), torch.tensor(rebuilt).float().flatten(1), atol=1e-5, rtol=1e-5)
+    assert_close(sae.encode(given), torch.tensor(codes.copy()).float(), atol=1e-5, rtol=1e-5)
+    assert_close(sae(given), torch.tensor(rebuilt.copy()).float().flatten(1), atol=1e-5, rtol=1e-5)
     assert 0.05 < (codes != 0).mean() < 0.95
 
 
@@ -220,9 +219,18 @@ def test_a_loaded_dictionary_reads_and_edits_a_pair_and_is_saved(tmp_path, pair,
 def test_a_repository_of_the_hub(tmp_path, monkeypatch):
     forward = dictionary_learning_crosscoder(tmp_path / "layer13", norm="SAE")
     (tmp_path / "README.md").write_text("a card")
-    names = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, repo_id: names)
-    monkeypatch.setattr(_files, "hf_hub_download", lambda repo, name: str(tmp_path / name))
+    asked = []
+
+    def download(repo_id, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(_files, "snapshot_download", download)
     check(dl.load_foreign("someone/crosscoders", sae_id="layer13", hook=CONCAT), forward)
+    assert "layer13/model.safetensors" in asked
+    named = "layer13/model.safetensors"
+    check(dl.load_foreign("someone/crosscoders", sae_id=named, hook=CONCAT), forward)
+    assert asked[-3:] == [named, "layer13/*.json", "layer13/*.yaml"]
     with pytest.raises(FileNotFoundError, match="sae_id"):
         dl.load_foreign("someone/crosscoders", hook=CONCAT)
+    assert "model.safetensors" in asked

@@ -25,6 +25,7 @@ _ROUNDING = 0.02
 
 def read(file: ForeignFile, stated: Stated) -> Foreign:
     """Read a CrossCoder, a BatchTopKCrossCoder or a BatchTopKSAE."""
+    file.ignore("target_rms")  # part of the global scale already
     if file.tensors["encoder.weight"].ndim == 2:
         foreign = Foreign(
             W_enc=file.tensor("encoder.weight", "D d").T[None],

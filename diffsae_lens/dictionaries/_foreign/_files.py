@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +23,7 @@ _KNOWN = (
     "sae_weights.pt",
 )  # fmt: skip
 """Names of weights, as the formats' own code writes them."""
+_ENDINGS = (".safetensors", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,26 +119,19 @@ def open_file(path_or_repo: str | Path, sae_id: str, *, finetuned_first: bool) -
         ValueError: several files of weights, a pickle that needs code, or damaged files.
     """
     path = Path(path_or_repo).expanduser()
-    if path.is_file():
-        names = {entry.name for entry in path.parent.iterdir()}
-        weights, settings = path, _settings(names, path.name)
-        beside = settings and path.parent / settings
-    elif path.is_dir():
-        folder = path / sae_id
-        if not folder.is_dir():
-            raise MissingFileError(what_is_there(folder))
-        names = {entry.name for entry in folder.iterdir()}
-        weights = folder / _choose(names, str(folder))
-        settings = _settings(names, weights.name)
-        beside = settings and folder / settings
-    elif is_local(str(path_or_repo), path):
+    if not path.exists() and not is_local(str(path_or_repo), path):
+        path = _from_hub(str(path_or_repo), sae_id)
+    path = path if path.is_file() else path / sae_id
+    if not path.exists():
         raise MissingFileError(what_is_there(path))
-    else:
-        weights, beside = _from_hub(str(path_or_repo), sae_id)
+    folder = path if path.is_dir() else path.parent
+    names = {entry.name for entry in folder.iterdir()}
+    weights = folder / _choose(names, str(folder)) if path.is_dir() else path
+    settings = _settings(names, weights.name)
     return ForeignFile(
         path=weights,
         tensors=read_tensors(weights),
-        config=_read_settings(beside),
+        config=_read_settings(folder / settings) if settings else {},
         finetuned_first=finetuned_first,
     )
 
@@ -176,12 +169,12 @@ def _choose(names: Iterable[str], where: str) -> str:
     """The one file of weights among others."""
     names = sorted(names)
     found = [name for name in _KNOWN if name in names] or [
-        name for name in names if name.endswith((".safetensors", ".pt"))
+        name for name in names if name.endswith(_ENDINGS)
     ]
     if not found:
         raise MissingFileError(
-            f"{where} holds no weights (.safetensors or .pt), there is {names}; name the folder that "
-            "holds them, in a repository by `sae_id`"
+            f"{where} holds no weights (.safetensors or .pt), there is {names}; name the folder or the "
+            f"file within it by `sae_id` (of a repository only {list(_KNOWN)} are looked for)"
         )
     if len(found) > 1:
         raise InvalidValueError(
@@ -197,9 +190,7 @@ def _settings(names: Collection[str], weights: str) -> str | None:
     return next((name for name in known if name in names), None)
 
 
-def _read_settings(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read_settings(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         found = read_json(path)
     else:
@@ -212,25 +203,16 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def _from_hub(repo_id: str, sae_id: str) -> tuple[Path, Path | None]:
-    within = "" if sae_id in (".", "") else sae_id.strip("/") + "/"
+def _from_hub(repo_id: str, within: str) -> Path:
+    """The folder of a repository, with weights of the known names, or the one file named, and settings."""
+    folder, _, name = within.rpartition("/") if within.endswith(_ENDINGS) else (within, "", "")
+    folder = folder.strip("./")
+    wanted = [name] if name else [*_KNOWN]
+    patterns = [f"{folder}/{w}".lstrip("/") for w in (*wanted, "*.json", "*.yaml")]
     try:
-        files = HfApi().list_repo_files(repo_id)
-        names = {
-            name.removeprefix(within)
-            for name in files
-            if name.startswith(within) and "/" not in name.removeprefix(within)
-        }
-        weights = _choose(names, f"{repo_id}/{within}")
-        settings = _settings(names, weights)
-        downloaded = [
-            Path(hf_hub_download(repo_id, within + name)) for name in (weights, settings) if name
-        ]
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if isinstance(error, MissingFileError):
-            raise
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
         raise MissingFileError(
             f"{repo_id!r} is not a file or folder here, and as a repository of the Hugging Face hub "
-            f"its {sae_id!r} is not to be had: {error}"
+            f"it is not to be had: {error}"
         ) from error
-    return downloaded[0], downloaded[1] if settings else None

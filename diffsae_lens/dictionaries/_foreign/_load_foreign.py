@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_choice, check_number
+from diffsae_lens._checks import check_choice, check_number, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import check_fits, check_weights
@@ -90,7 +90,7 @@ def load_foreign(  # noqa: PLR0913
         texts: estimate `input_scales` on these, as the format does: sqrt(d_model) over the mean norm of
             the pair's activations. Needs `pair`; the result is close to the trained one only on texts like
             those of the training.
-        sae_id: folder within the repository or folder.
+        sae_id: folder, or file of weights, within the repository or folder.
         pair: checks at once that the dictionary fits it.
         device: a torch device; the pair's by default, else the CPU.
 
@@ -218,7 +218,7 @@ def _scaled(
         return foreign.with_input_scales(given).assuming(f"input scales {given} as stated")
     if pair is None:
         raise InvalidValueError("`pair` must be given with `texts`, got None; its models read them")
-    estimated = _estimated_scales(pair, list(texts), hook)
+    estimated = _estimated_scales(pair, check_texts("texts", texts), hook)
     return foreign.with_input_scales(estimated).assuming(
         f"input scales ({estimated[0]:.4g}, {estimated[1]:.4g}) estimated on {len(texts)} texts given, "
         "all tokens counted as in the format; those of the training are not in the file"
