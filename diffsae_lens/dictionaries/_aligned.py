@@ -1,6 +1,6 @@
 """Two dictionaries whose features have the same indices, one fine-tuned from the other.
 
-Stage-wise diffing (Transformer Circuits, December 2024) trains a dictionary on the base, and goes on from
+Stage-wise model diffing (Transformer Circuits, 2024) trains a dictionary on the base, and goes on from
 its weights on the fine-tuned model; Gemma Scope 2's dictionaries of instruction-tuned models were made so.
 A feature then has a code in either model, by either encoder. A crosscoder has one code for both models, so
 no crosscoder has these weights, and none is made of them here: the two stay two, each for its own model.

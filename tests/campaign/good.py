@@ -23,6 +23,7 @@ from diffsae_lens.results import CurveRow, DoseRow, SayingRow, Table
 from diffsae_lens.study import Cell, DictionarySpec, Draw, ModelSpec, StudyConfig
 from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
+from tests.dictionaries.foreign import dictionary_learning_sae
 from tests.reporting.rows import make
 from tests.reporting.synthetic import synthetic_results
 from tests.study.tiny import judge, ponds, tiny_config
@@ -79,6 +80,7 @@ class World:
         self.pair = dl.HookedModelPair(*self.bridges(), HOOKS)
         self.diff_sae, self.crosscoder = dictionary(), dictionary("concat")
         self.diff_sae.save_model(self.root / "diff-sae")
+        dictionary_learning_sae(self.root / "foreign")
         self.samples = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
         self.scales = dl.effects.activation_scales(
             self.pair, self.diff_sae, ["some text", "another one"]
@@ -234,7 +236,11 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "PairMetadata.adapter": False, "PairMetadata.dtype": None, "LoadOptions.device": "cpu",
         "model_fingerprint.tensors": [torch.ones(2, 2)],
         "upload.dictionaries": {"diff-sae": w.root / "diff-sae"},
-        "load.path_or_repo": w.root / "diff-sae", "train_dictionaries.activations": w.harvest,
+        "load.path_or_repo": w.root / "diff-sae", "load_foreign.path_or_repo": w.root / "foreign",
+        "load_foreign.format": "auto", "load_foreign.sign": "finetuned - base",
+        "load_foreign.first": None, "load_foreign.input_scales": None, "load_foreign.texts": None,
+        "load_foreign.threshold": 0.5, "aligned.base": dictionary("base"),
+        "aligned.finetuned": dictionary("finetuned"), "train_dictionaries.activations": w.harvest,
         "open_harvest.path": w.root / "harvest", "train.texts": short * 10, "train.k": 4,
         "random_topk_acts.k": 1,
         "train.config": dl.training.TrainConfig(context_size=16, batch_size=8),

@@ -32,6 +32,7 @@ NOT_CALLED = {
     "FactorialEffects", "PermutationResult", "StrictBisResult", "Example", "LatentScaling",
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
+    "AlignedDictionaries",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 

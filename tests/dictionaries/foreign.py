@@ -93,7 +93,11 @@ def dictionary_learning_crosscoder(
     settings = {"code_normalization": norm, "dict_size": D_SAE, "k": 4} | dict(
         zip(("code_normalization_alpha_sae", "code_normalization_alpha_cc"), ALPHAS, strict=True)
     )
-    settings = {"hub": settings, "trainer": {"trainer": settings}, None: None}[config]
+    settings = {
+        "hub": settings,
+        "trainer": {"trainer": settings | {"code_normalization": norm.lower()}},
+        None: None,
+    }[config]
     write(folder, {prefix + k: v for k, v in arrays.items()}, settings, weights=weights)
     norms = np.sqrt((W_dec.astype(np.float64) ** 2).sum(-1))  # [model, feature]
     joint = np.sqrt((norms**2).sum(0))

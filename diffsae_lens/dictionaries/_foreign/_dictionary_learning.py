@@ -68,6 +68,7 @@ def _settings(file: ForeignFile) -> dict[str, object]:
 def _code_normalisation(file: ForeignFile) -> tuple[str, list[str]]:
     """Its name, and what was assumed."""
     written = _settings(file).get("code_normalization")
+    written = written.upper() if isinstance(written, str) else written
     if not file.has("code_normalization_id"):
         if written is None:
             return "CROSSCODER", [

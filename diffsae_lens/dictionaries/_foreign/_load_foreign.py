@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,10 +17,10 @@ from diffsae_lens.dictionaries._foreign import (
     _crosscoder_replication,
     _dictionary_learning,
     _llamascopium,
+    _saelens,
 )
 from diffsae_lens.dictionaries._foreign._files import ForeignFile, open_file
 from diffsae_lens.dictionaries._foreign._mapped import Foreign, Stated, build
-from diffsae_lens.dictionaries._load import from_hub, load
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -121,9 +120,9 @@ def load_foreign(  # noqa: PLR0913
     wanted = _virtual(hook)
     given = {"sign": sign, "first": first, "threshold": threshold, "texts": texts}
     stated = Stated(given | {"input_scales": _checked_scales(input_scales)})
-    device = device or ("cpu" if pair is None else str(pair.device))
+    device = _checked_device(device or ("cpu" if pair is None else str(pair.device)))
     if format == "saelens":
-        found, record = _of_saelens(path_or_repo, sae_id, wanted, device)
+        found, record = _saelens.read(path_or_repo, sae_id, wanted, device)
     else:
         file = open_file(path_or_repo, sae_id, finetuned_first=first == "finetuned")
         recognised = _recognise(file)
@@ -141,7 +140,8 @@ def load_foreign(  # noqa: PLR0913
     stated.check_all_used(f"{path_or_repo} as {record.source_format}")
     record.write_to(found.cfg)
     check_weights(found)
-    logger.warning("%s: %s", path_or_repo, "; ".join(record.assumptions) or "nothing was assumed")
+    if record.assumptions:
+        logger.warning("%s: %s", path_or_repo, "; ".join(record.assumptions))
     if pair is not None:
         check_fits(pair, found)
     return found
@@ -161,6 +161,15 @@ def _recognise(file: ForeignFile) -> str:
             f"the formats that are read are {list(_READERS)} and 'saelens'"
         )
     return _SIGNATURES[name]
+
+
+def _checked_device(device: str) -> str:
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise InvalidValueError(
+            f"`device` must be a torch device such as 'cpu' or 'cuda', got {device!r}"
+        ) from error
 
 
 def _virtual(hook: str | VirtualHook | None) -> VirtualHook | None:
@@ -263,37 +272,4 @@ def _record(foreign: Foreign, name: str, hook: VirtualHook) -> DictionaryRecord:
         prepend_bos=foreign.prepend_bos,
         source_format=name,
         assumptions=foreign.assumptions,
-    )
-
-
-def _of_saelens(
-    path_or_repo: str | Path, sae_id: str, hook: VirtualHook | None, device: str
-) -> tuple[SAE, DictionaryRecord]:
-    """A SAELens dictionary of one model, to be read on that model's view of a pair."""
-    if hook is None or hook.view not in ("base", "finetuned"):
-        raise InvalidValueError(
-            "`hook` must be '<site>.base' or '<site>.finetuned' for a SAELens dictionary of one model, got "
-            f"{hook and hook.name!r}; one trained on a pair's own hook is loaded with `load`"
-        )
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
-        found = load(folder / sae_id, device=device)
-    else:
-        found = from_hub(str(path_or_repo), sae_id, device)
-    before = DictionaryRecord.of(found)
-    if before.hook_name not in (None, hook.site):
-        raise InvalidValueError(
-            f"`hook` must be of the site that {path_or_repo} was trained on, {before.hook_name!r}, got "
-            f"{hook.name!r}"
-        )
-    if before.hook_name_out == before.hook_name is not None:
-        found.cfg.metadata.hook_name_out = hook.name
-    trained_on = before.model_name or "a model that its metadata do not name"
-    assumption = f"trained on {trained_on} and read here on the pair's {hook.view} model"
-    return found, replace(
-        before,
-        hook_name=hook.name,
-        view=hook.view,
-        source_format="saelens",
-        assumptions=(assumption,),
     )
