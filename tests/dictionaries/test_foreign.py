@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import JumpReLUSAE, TopKSAE
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import diffsae_lens as dl
@@ -154,6 +155,13 @@ def test_llamascopium_crosscoders(tmp_path, act_fn, norm):
     sae = dl.load_foreign(tmp_path, hook=CONCAT, threshold=0.5 if act_fn == "batchtopk" else None)
     check(sae, forward)
     assert sae.cfg.d_sae == (D_SAE if act_fn == "relu" else 2 * D_SAE)
+    weights = tmp_path / "sae_weights.safetensors"
+    torch.save({"sae": load_file(weights), "version": "1"}, tmp_path / "sae_weights.pt")
+    weights.unlink()  # its other form
+    check(
+        dl.load_foreign(tmp_path, hook=CONCAT, threshold=0.5 if act_fn == "batchtopk" else None),
+        forward,
+    )
 
 
 MAKERS = {
