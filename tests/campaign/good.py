@@ -135,6 +135,14 @@ def labelled(world: World) -> dl.LabelledPrompts:
     return dl.LabelledPrompts.from_samples(select, test)
 
 
+def pooled() -> dl.isolation.PooledTexts:
+    generator, text = torch.Generator().manual_seed(2), torch.arange(20)
+    base, change = torch.randn(2, 20, D_MODEL, generator=generator)
+    return dl.isolation.PooledTexts(
+        site=HOOK, base=base, finetuned=base + change, group=text % 3, template=text % 4, scene=text % 5
+    )  # fmt: skip
+
+
 def study_config(world: World) -> StudyConfig:
     """A study that is planned and never run: it has nothing to compute."""
     return tiny_config(world.root / "base", world.root / "full")
@@ -197,6 +205,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "d_model": D_MODEL, "d_sae": D_SAE, "lr": 1e-3, "learning_rate": 1e-3, "weight_decay": 0.1,
         "sequences_per_shard": 8, "context_size": 16, "harvest": dl.training.HarvestConfig(),
         "expected": None, "first_line": 1, "is_fitted": False, "n_workers": 1, "n_prompts": 2,
+        "executor": None,
         "command": None, "figures": None, "controls": (), "max_attack_rate": 0.1,
         "min_defence_rate": 0.9, "max_harm": 0.1, "max_features": 2,
     }  # fmt: skip
@@ -285,6 +294,8 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             "checkpoints": lambda: w.root / "checkpoints",
             "evaluate_isolation.prompts": lambda: labelled(w),
             "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
+            "evaluate_pooled.dictionaries": lambda: {"diff": w.diff_sae},
+            "evaluate_pooled.texts": pooled,
             "results": synthetic_results,
             "curve": curve,
             "plot_dose_response.table": doses,
