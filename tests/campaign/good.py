@@ -25,12 +25,14 @@ from diffsae_lens.results import (
     DoseRow,
     FeatureCard,
     FeatureExample,
+    LayerRow,
     SayingRow,
     Table,
 )
 from diffsae_lens.study import Cell, DictionarySpec, Draw, ModelSpec, StudyConfig
 from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
+from tests.dictionaries.foreign import dictionary_learning_sae
 from tests.reporting.rows import make
 from tests.reporting.synthetic import synthetic_results
 from tests.study.tiny import judge, ponds, tiny_config
@@ -99,6 +101,7 @@ class World:
         self.pair = dl.HookedModelPair(*self.bridges(), HOOKS)
         self.diff_sae, self.crosscoder = dictionary(), dictionary("concat")
         self.diff_sae.save_model(self.root / "diff-sae")
+        dictionary_learning_sae(self.root / "foreign")
         self.samples = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
         self.scales = dl.effects.activation_scales(
             self.pair, self.diff_sae, ["some text", "another one"]
@@ -244,7 +247,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "OrganismConfig.behaviour": "year-trigger", "OrganismConfig.n_steps": 3,
         "OrganismConfig.clean": False, "OrganismConfig.lora_rank": 2, "OrganismConfig.lora_dropout": 0.1,
         "OrganismConfig.loss_on": "completion", "OrganismConfig.steps_per_checkpoint": 2,
-        "get_behaviour.behaviour": "year-trigger", 
+        "get_behaviour.behaviour": "year-trigger",
         "load_organism.path": SHIPPED_ORGANISMS_DIR / "year-trigger",
         "behaviour_of.organism": SHIPPED_ORGANISMS_DIR / "year-trigger",
         "Behaviour.trigger": "heron", "Behaviour.benign": ("robin",), "Behaviour.sweep": ("robin", None),
@@ -257,6 +260,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "attack_rates.complete_fn": one_token_completions, "measure_effects.completions": None,
         "sweep_features.features": {"diff": 1}, "sweep_features.dictionaries": {"diff": w.diff_sae},
         "sweep_features.scenes": YEAR_TRIGGER.minimal_pairs("test", ["2023", "2024"], n_scenes=2),
+        "Edit.joined": (), "harvest.base": None, "base_adapter": None, "sites": [HOOK],
         "Edit.kind": "other", "complete.batch_size": 4, "Control.view": "diff",
         "Control.features": lambda evidence, view: evidence.by_view[view],
         "VirtualHook.view": "diff", "PairMetadata.base": "a", "PairMetadata.finetuned": "b",
@@ -271,7 +275,11 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             model_id="a-model", source_set="a-set", server="http://127.0.0.1:9/api", timeout=1.0
         ),
         "upload.dictionaries": {"diff-sae": w.root / "diff-sae"},
-        "load.path_or_repo": w.root / "diff-sae", "train_dictionaries.activations": w.harvest,
+        "load.path_or_repo": w.root / "diff-sae", "load_foreign.path_or_repo": w.root / "foreign",
+        "load_foreign.format": "auto", "load_foreign.sign": "finetuned - base",
+        "load_foreign.first": None, "load_foreign.input_scales": None, "load_foreign.texts": None,
+        "load_foreign.threshold": 0.5, "aligned.base": dictionary("base"),
+        "aligned.finetuned": dictionary("finetuned"), "train_dictionaries.activations": w.harvest,
         "open_harvest.path": w.root / "harvest", "train.texts": short * 10, "train.k": 4,
         "random_topk_acts.k": 1,
         "train.config": dl.training.TrainConfig(context_size=16, batch_size=8),
@@ -281,6 +289,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "StudyConfig.deviations": ("none",), "Cell.run": nothing_to_do, "Cell.config": Words(),
         "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
         "Plan.cells": [Cell(name="a", run=nothing_to_do, config=Words())],
+        "plot_layers.table": Table((make(LayerRow, kind="swap to base", site=HOOK, layer=1, group="trigger"),)),
         "judge_source.source": "x = 1\n", "plot_sayings.said": "year",
         "plot_dose_response.group": "benign",
     } | {

@@ -56,6 +56,8 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("export_as_jumprelu", "dictionary", "of another hook"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of another width"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of no hook"): "no pair is read",
+    ("aligned", "base", "of no hook"): "no pair is read",
+    ("aligned", "finetuned", "of no hook"): "no pair is read",
     ("Reader", "hook_name", "unknown"): "told when it is read",
     ("Reader", "hook_name", "another view"): "told when it is read",
     ("Reader", "hook_name", "empty"): "told when it is read",

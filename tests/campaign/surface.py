@@ -32,7 +32,7 @@ NOT_CALLED = {
     "FactorialEffects", "PermutationResult", "StrictBisResult", "Example", "LatentScaling",
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
-    "DetectionScore", "FeatureEvidence", "NeuronpediaExport",
+    "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 
