@@ -153,7 +153,7 @@ def test_bad_requests_are_refused(no_shape_checks):
     ],
 )
 @pytest.mark.usefixtures("no_shape_checks")
-def test_counts_texts_samples_and_judges_are_checked(call, error, message, no_shape_checks):
+def test_counts_texts_samples_and_judges_are_checked(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
