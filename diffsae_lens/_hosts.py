@@ -5,7 +5,7 @@ why nothing public does. `tests/test_hosts.py` has one test per hold, which says
 version breaks it. Imports nothing of the package.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,14 +65,19 @@ def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
-def switch_adapter(layer: Any, *, on: bool) -> None:
-    """Switch one layer's adapters.
+def switch_adapter(layer: Any, active: Sequence[str]) -> tuple[str, ...]:
+    """Have one layer's adapters of these names act, or none; returns those that did before.
 
-    PEFT 0.21, `BaseTunerLayer._disable_adapters` (`AuxiliaryTrainingWrapper` has the same), of which
-    `disable_adapters` is the public reading. `PeftModel.disable_adapter` walks all modules four times,
-    a third of a generation step, and `enable_adapters` changes what requires a gradient.
+    PEFT 0.21, `_disable_adapters` and `_active_adapter` of `BaseTunerLayer` and of
+    `AuxiliaryTrainingWrapper`, of which `disable_adapters` and `active_adapters` are the public reading.
+    `PeftModel.disable_adapter` walks all modules four times, a third of a generation step, and
+    `enable_adapters` and `set_adapter` change what requires a gradient.
     """
-    layer._disable_adapters = not on
+    before = () if layer.disable_adapters else tuple(layer.active_adapters)
+    layer._disable_adapters = not active
+    if active:
+        layer._active_adapter = list(active)
+    return before
 
 
 # --- SAELens ----------------------------------------------------------------------------------------

@@ -6,16 +6,16 @@ alone and never read by code. Rows are written to JSON as they are and read back
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffsae_lens._rows import Row, Table
 
 __all__ = [
     "ALPHA", "CellRow", "ContrastRow", "CurveRow", "DictionaryKind", "DictionaryRow", "DoseRow",
-    "EffectKind", "EffectRow", "ExamplePrompt", "FeatureCard", "FeatureExample", "OrganismRow", "Protocol",
-    "PublishedRow", "Row", "SayingRow", "ScoreKind", "ScoreRow", "SideEffectRow", "SweepRow", "Table",
-    "TrialRow", "VarianceRow",
+    "EffectKind", "EffectRow", "ExamplePrompt", "FeatureCard", "FeatureExample", "LayerRow",
+    "OrganismRow", "Protocol", "PublishedRow", "Row", "SayingRow", "ScoreKind", "ScoreRow",
+    "SideEffectRow", "SweepRow", "Table", "TrialRow", "VarianceRow",
 ]  # fmt: skip
 
 ScoreKind = Literal["dictionary", "untrained dictionary", "null pair", "control"]
@@ -248,6 +248,30 @@ class DoseRow(EffectRow):
     """Along what: the features, or a random direction of equal length."""
     dose: float
     """In units of each feature's maximum; 0 is the unmodified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow(Row):
+    """What is left of a behaviour once one layer's activations are changed."""
+
+    kind: Literal["swap to base", "random change", "unmodified", "base model"]
+    """A random change is as long as the one that puts the base's activation back: its control."""
+    site: str | None
+    """The models' hook; None for the two models as they are."""
+    layer: int | None
+    group: str
+    n_prompts: int
+    log_odds: float
+    """Mean of log p(unwanted) - log p(wanted), in nats."""
+    log_odds_low: float | None
+    """Of its 95% t interval over prompts; None for a single prompt."""
+    log_odds_high: float | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Completions by outcome, if any were made."""
+    attack_rate: float | None = None
+    low: float | None = None
+    """Of its 95% Wilson interval."""
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

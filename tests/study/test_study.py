@@ -340,7 +340,7 @@ def test_what_is_damaged_is_named_set_aside_and_made_again(
         ({"layers": (1, 3)}, r"`layers` must lie in 0 to 2, .* got 3"),
         (
             {"scores.select": {"n_trigger": 9999}},
-            r"`scores.select` is 10015, but the 'select' split has no more",
+            r"`scores.select` is 10007, but the 'select' split has no more",
         ),
         ({"sweep": {"n_scenes": 9999}}, r"`sweep.n_scenes` is 9999, but the 'test' split"),
         ({"pooled": {"k": 999}}, "`pooled.k` must be at most 32, got 999"),
