@@ -103,7 +103,7 @@ def _row(
             prompts = [sample.prompt for sample in samples]
             written = complete(pair, prompts, **generating)
             rate = attack_rate(prompts, written, behaviour=behaviour)
-    counted = {"n_prompts": len(samples)} if rate is None else rate.columns()
+    counted: dict[str, Any] = {"n_prompts": len(samples)} if rate is None else rate.columns()
     low, high = (
         t.interval(0.95, len(odds) - 1, odds.mean(), sem(odds)) if len(odds) > 1 else (None,) * 2
     )
