@@ -159,7 +159,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):
     assert main(["demo", "--out", str(tmp_path / "run"), "--k", "0"]) == 2
-    assert "`k` must be at least 1" in capsys.readouterr().err
+    assert "`--k` must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -31,7 +31,7 @@ class Thing:
 
 def bad_values(parameter: inspect.Parameter, good: Any, world: World) -> Iterator[Bad]:
     """Values that must be refused."""
-    annotation = str(parameter.annotation)
+    annotation = str(parameter.annotation).replace("Optional[", "None | [")
     yield "an object", Thing()
     if "None" not in annotation and parameter.default is not None:
         yield "None", None
