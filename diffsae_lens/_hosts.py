@@ -6,6 +6,7 @@ version breaks it. Imports nothing of the package.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,6 +142,33 @@ def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
     trainer.checkpoint_thresholds = [
         n for n in trainer.checkpoint_thresholds if n >= trainer.n_training_samples
     ]
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def hub_error() -> type[Exception]:
+    """Return the class of all errors of the connection to the hub and of its refusals.
+
+    huggingface_hub 2.4, `errors.HTTPError`, which belongs to the HTTP library of that version and which
+    nothing public names; `HfHubHTTPError` alone leaves out time-outs.
+    """
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def bind_requests(request: Any, server: str, timeout: float) -> None:
+    """Have a request of the client go to a server, end after a time and follow no redirection, in place.
+
+    neuronpedia 1.2, `NPRequest.BASE_URL` and `send_request`, which every call goes through. The client
+    waits for ever, and a redirection would take the key along in its header.
+    """
+    request.BASE_URL = server
+    request.send_request = partial(request.send_request, timeout=timeout, allow_redirects=False)
 
 
 # --- transformers -----------------------------------------------------------------------------------

@@ -331,6 +331,8 @@ class FeatureCard(StudyRow):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
+    label: str | None = None
+    """What somebody or something calls it, see `label_cards`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from diffsae_lens import _hosts
 from tests.conftest import tiny_llama, with_lora
+from tests.standin import serving
 
 # --- torch ------------------------------------------------------------------------------------------
 
@@ -192,6 +193,33 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     trainer.fit()
     assert len(drawn) == 4, (
         "MultiSAETrainer.fit no longer goes on from n_training_samples with its data_provider"
+    )
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def test_the_hub_raises_its_http_librarys_errors():
+    from huggingface_hub import get_session
+
+    session = get_session()
+    with pytest.raises(_hosts.hub_error()):  # another library's error otherwise
+        session.send(session.build_request("GET", "http://127.0.0.1:9/"))
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def test_neuronpedias_requests_go_where_they_are_told_and_no_further():
+    from neuronpedia import FeatureRequest
+
+    with serving(lambda asked: (302, b"")) as stand_in:
+        request = FeatureRequest(api_key="key")
+        _hosts.bind_requests(request, f"{stand_in.url}/api", 1.0)
+        with pytest.raises(Exception, match="invalid JSON"):
+            request.get("model", "1-set", 3)
+    assert [asked.path for asked in stand_in.asked] == ["/api/feature/model/1-set/3"], (
+        "NPRequest no longer goes through BASE_URL and send_request"
     )
 
 

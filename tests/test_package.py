@@ -23,8 +23,8 @@ NAMESPACES = [
 EVERYDAY = [
     "Behaviour", "DiffSAELensError", "Edit", "HookedModelPair", "LabelledPrompts", "Sample",
     "ablate_features", "attribute_features", "compare_interventions", "complete", "describe_features",
-    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_pair",
-    "steer", "swap_to_base", "token_activations", "train",
+    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_foreign",
+    "load_pair", "steer", "swap_to_base", "token_activations", "train",
 ]  # fmt: skip
 FOR_IPYTHON = ["load_ipython_extension", "unload_ipython_extension"]
 PACKAGES = [*NAMESPACES, "organisms.sql_injection"]
