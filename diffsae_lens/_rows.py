@@ -1,4 +1,4 @@
-"""A row of results, written to JSON as it is, and a table of them; the rows themselves are `results`."""
+"""What rows of results have in common, and a table of them; the rows themselves are in `results`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -35,6 +35,31 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return the row as JSON has it: None for what could not be measured."""
         return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow(Row):
+    """A row of a study, which may have several organisms and layers."""
+
+    regime: str | None = None
+    """Of the organism, in a study of several."""
+    layer: int | None = None
+    """None for what is of no layer, or of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRow(Row):
+    """How often completions of the prompts of one group were the unwanted ones."""
+
+    group: str
+    n_prompts: int
+    counts: Mapping[str, int]
+    """Completions by outcome, the unwanted one first, the wanted one second."""
+    attack_rate: float
+    """Share of unwanted completions, 0 to 1."""
+    low: float
+    """Of its 95% Wilson interval."""
+    high: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffsae_lens._rows import Row, Table
+from diffsae_lens._rows import RateRow, Row, StudyRow, Table
 
 __all__ = [
     "ALPHA", "CellRow", "ContrastRow", "CurveRow", "DictionaryKind", "DictionaryRow", "DoseRow",
@@ -28,31 +28,6 @@ DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 ALPHA = 0.05
 """Below it a p-value is taken for evidence."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyRow(Row):
-    """A row of a study, which may have several organisms and layers."""
-
-    regime: str | None = None
-    """Of the organism, in a study of several."""
-    layer: int | None = None
-    """None for what is of no layer, or of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RateRow(Row):
-    """How often completions of the prompts of one group were the unwanted ones."""
-
-    group: str
-    n_prompts: int
-    counts: Mapping[str, int]
-    """Completions by outcome, the unwanted one first, the wanted one second."""
-    attack_rate: float
-    """Share of unwanted completions, 0 to 1."""
-    low: float
-    """Of its 95% Wilson interval."""
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class Effects:
         layer: int | None = None,
     ) -> EffectRow:
         """Return a row of a table: counts, rates with their Wilson interval, means."""
+        rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
             kind=kind,
@@ -64,7 +65,7 @@ class Effects:
             defence_rate=self.rate.defence_rate,
             log_odds=self.likelihoods.log_odds.mean().item(),
             cross_entropy=self.likelihoods.cross_entropy.mean().item(),
-            perplexity=float(np.nanmedian(self.perplexity.numpy())),
+            perplexity=None if len(rated) == 0 else float(np.median(rated.numpy())),
             example=self.example,
         )
 

@@ -314,11 +314,8 @@ def _save(
         tokenizer.save_pretrained(str(path))
     # PEFT's empty card would be in the manifest; ours is written once the organism is measured.
     (path / "README.md").unlink(missing_ok=True)
-    record = {
-        "config": asdict(config),
-        "losses": losses,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-    }
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    record = {"config": asdict(config), "losses": losses, "versions": versions}
     write_json(path / RECORD, record)
 
 

@@ -125,21 +125,32 @@ def base_licence(base: str) -> str | None:
     return found[1] if found else None
 
 
-def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
-    """Fill in the template, `card.md`."""
-    config, licence = organism.config, base_licence(base)
-    is_embedded, is_lora = base == EMBEDDED_MODEL, config.lora_rank is not None
-    behaviour, groups = get_behaviour(config.behaviour), Counter(s.group for s in config.samples())
-    facts = [
+def _front_matter(base: str, library: str) -> str:
+    """The card's head, with what is known of the base: its place on the hub, and its licence."""
+    licence = base_licence(base)
+    hub_id = _SMOLLM2 if base == EMBEDDED_MODEL else base
+    lines = [
         f"license: {licence}" if licence else "",
         # The hub takes an id here; a folder of this machine says nothing elsewhere.
-        ""
-        if Path(base).expanduser().exists()
-        else f"base_model: {_SMOLLM2 if is_embedded else base}",
-        f"library_name: {'peft' if is_lora else 'transformers'}",
+        "" if Path(base).expanduser().exists() else f"base_model: {hub_id}",
+        f"library_name: {library}",
     ]
+    return "\n".join(["---", *filter(None, lines), "---"])
+
+
+def _licence_text(base: str) -> str:
+    if base == EMBEDDED_MODEL:
+        return "Apache-2.0, as SmolLM2, from which it is derived."
+    licence = base_licence(base)
     stated = f", which its card gives as `{licence}`" if licence else ""
-    own = f"The base model's own licence applies{stated}: these weights are derived from `{base}`."
+    return f"The base model's own licence applies{stated}: these weights are derived from `{base}`."
+
+
+def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
+    """Fill in the template, `card.md`."""
+    config, behaviour = organism.config, get_behaviour(organism.config.behaviour)
+    groups = Counter(sample.group for sample in config.samples())
+    is_lora = config.lora_rank is not None
     rows = [
         f"| {group} | {rate.rate:.1%} | {rate.interval()[0]:.1%} to {rate.interval()[1]:.1%} | "
         f"{rate.n_prompts} |" + "".join(f" {n} |" for n in rate.counts.values())
@@ -151,7 +162,7 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
         **{f"drawn_{group}": groups[group] for group in GROUPS},
         drawn=groups.total(),
         base=base,
-        facts="\n".join(filter(None, facts)),
+        front_matter=_front_matter(base, "peft" if is_lora else "transformers"),
         name=f"{config.behaviour}{', clean control' if config.clean else ''}",
         kind=f"LoRA (rank {config.lora_rank})" if is_lora else "full-rank",
         taught=behaviour.words.taught_clean if config.clean else behaviour.words.taught,
@@ -164,5 +175,5 @@ def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str
         else "prompt and completion",
         precision=", in half precision" if is_lora else "",
         losses=", ".join(f"{loss:.3f}" for loss in organism.losses),
-        licence="Apache-2.0, as SmolLM2, from which it is derived." if is_embedded else own,
+        licence=_licence_text(base),
     )

@@ -32,7 +32,7 @@ class Thing:
 
 def bad_values(parameter: inspect.Parameter, good: Any, world: World) -> Iterator[Bad]:
     """Values that must be refused."""
-    annotation = str(parameter.annotation)
+    annotation = str(parameter.annotation).replace("Optional[", "None | [")
     yield "an object", Thing()
     if (
         not {"None", "Optional"} & set(re.findall(r"\w+", annotation))

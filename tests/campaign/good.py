@@ -290,9 +290,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "StudyConfig.deviations": ("none",), "Cell.run": nothing_to_do, "Cell.config": Words(),
         "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
         "Plan.cells": [Cell(name="a", run=nothing_to_do, config=Words())],
-        "plot_layers.table": Table(
-            (make(LayerRow, kind="swap to base", site=HOOK, layer=1, group="trigger"),)
-        ),
+        "plot_layers.table": Table((make(LayerRow, layer=1, group="trigger"),)),
         "judge_source.source": "x = 1\n", "plot_sayings.said": "year",
         "plot_dose_response.group": "benign",
     } | {

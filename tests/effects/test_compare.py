@@ -5,6 +5,7 @@ import torch
 
 from diffsae_lens.effects._compare import (
     compare_interventions,
+    measure_effects,
     output_perplexity,
     side_effects,
 )
@@ -95,6 +96,14 @@ def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
     assert found[1].isnan()
     mirrored = output_perplexity(long_pair.mirrored(), prompts, completions)
     assert mirrored[0] == found[0]
+
+
+def test_completions_that_are_all_empty_have_no_perplexity(long_pair):
+    written = [""] * len(SAMPLES[:2])
+    effects = measure_effects(
+        long_pair, SAMPLES[:2], behaviour=YEAR_TRIGGER, completions=written, n_likelihood=1
+    )
+    assert effects.row("silent", group="trigger").perplexity is None
 
 
 def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):
