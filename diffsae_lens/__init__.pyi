@@ -14,6 +14,7 @@ from . import training as training
 from ._errors import DiffSAELensError as DiffSAELensError
 from .dictionaries._display import load_ipython_extension as load_ipython_extension
 from .dictionaries._display import unload_ipython_extension as unload_ipython_extension
+from .dictionaries._foreign._load_foreign import load_foreign as load_foreign
 from .dictionaries._load import load as load
 from .effects._attribution import attribute_features as attribute_features
 from .effects._attribution import greedy_order as greedy_order

@@ -6,6 +6,7 @@ version breaks it. Imports nothing of the package.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,20 @@ def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
         group["fused"] = True
 
 
+def hooks_of(module: torch.nn.Module) -> list[Any]:
+    """Return the containers of all hooks in a module, its own and its submodules'.
+
+    torch 2.13, the attributes of `Module` whose names end in `_hooks`. A copy of a user's model must not
+    run the user's hooks, nor copy what they are bound to; nothing public copies a module without them.
+    """
+    return [
+        value
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if name.endswith("_hooks") and isinstance(value, dict)
+    ]
+
+
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
@@ -78,6 +93,23 @@ def switch_adapter(layer: Any, active: Sequence[str]) -> tuple[str, ...]:
     if active:
         layer._active_adapter = list(active)
     return before
+
+
+# --- TransformerLens --------------------------------------------------------------------------------
+
+
+def tensors_of_bridge(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a model that a bridge has wrapped, by their names in transformers.
+
+    TransformerLens 3.9: a bridge puts a component in the place of each submodule, which keeps that as
+    `_original_component`. Without these steps the names are the model's own; the components' own names
+    come beside them.
+    """
+    tensors = {}
+    for named in (model.named_buffers, model.named_parameters):
+        for name, tensor in named(remove_duplicate=False):
+            tensors[name.replace("._original_component", "")] = tensor
+    return tensors
 
 
 # --- SAELens ----------------------------------------------------------------------------------------
@@ -141,6 +173,33 @@ def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
     trainer.checkpoint_thresholds = [
         n for n in trainer.checkpoint_thresholds if n >= trainer.n_training_samples
     ]
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def hub_error() -> type[Exception]:
+    """Return the class of all errors of the connection to the hub and of its refusals.
+
+    huggingface_hub 2.4, `errors.HTTPError`, which belongs to the HTTP library of that version and which
+    nothing public names; `HfHubHTTPError` alone leaves out time-outs.
+    """
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def bind_requests(request: Any, server: str, timeout: float) -> None:
+    """Have a request of the client go to a server, end after a time and follow no redirection, in place.
+
+    neuronpedia 1.2, `NPRequest.BASE_URL` and `send_request`, which every call goes through. The client
+    waits for ever, and a redirection would take the key along in its header.
+    """
+    request.BASE_URL = server
+    request.send_request = partial(request.send_request, timeout=timeout, allow_redirects=False)
 
 
 # --- transformers -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The guides: their code is run as it stands, and does what the page says."""
 
 import re
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,14 @@ import torch
 from sae_lens import SAE
 from sklearn.metrics import roc_curve
 
+from diffsae_lens._hosts import bind_requests
 from diffsae_lens.training._harvest import HarvestConfig, harvest
-from tests.conftest import HOOKS
+from tests.conftest import HOOKS, hooked, plant, tiny_llama
+from tests.dictionaries.test_publish import hub  # noqa: F401
+from tests.reading.test_neuronpedia import KEY, Neuronpedia
+from tests.standin import serving
 
+TEXTS = ["abcdefgh", "stuvwxyz", "aaaaaaaa", "hello you", "another", "12345678", "mmmmm", "zebra"]
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -28,36 +34,34 @@ def follow(guide: str, **given) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
-@pytest.fixture
-def activations(pair, tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("guide")
+
+
+@pytest.fixture(scope="module")
+def guide(tokenizer, folder):
+    """What the dictionary guide makes."""
+    base = tiny_llama()
+    pair = hooked(base, plant(base), tokenizer)
     tokens = torch.randint(3, 259, (64, 12), generator=torch.Generator().manual_seed(0))
-    return harvest(
-        pair, tokens, tmp_path / "harvest", hook_names=[f"{HOOKS[0]}.diff"],
+    activations = harvest(
+        pair, tokens, folder / "harvest", hook_names=[f"{HOOKS[0]}.diff"],
         config=HarvestConfig(batch_size=32),
     )  # fmt: skip
+    with chdir(folder):
+        return follow("dictionary", pair=pair, activations=activations)
 
 
-@pytest.fixture
-def dictionary(pair, activations, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return follow("dictionary", pair=pair, activations=activations).trained
-
-
-def test_the_dictionary_guide_adds_an_architecture_that_learns(
-    pair, activations, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    guide = follow("dictionary", pair=pair, activations=activations)
-    x = activations.rows(58, 64)[f"{HOOKS[0]}.diff"]
+def test_the_dictionary_guide_adds_an_architecture_that_learns(guide, folder):
+    x = guide.activations.rows(58, 64)[f"{HOOKS[0]}.diff"]
     left = ((x - guide.trained(x)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     assert left < 0.5
-    again = SAE.load_from_disk(tmp_path / "runs" / "log" / "log")
+    again = SAE.load_from_disk(folder / "runs" / "log" / "log")
     assert torch.equal(again.encode(x), guide.trained.encode(x))
 
 
-def test_the_guides_penalty_is_the_formula_it_states(pair, activations, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    guide = follow("dictionary", pair=pair, activations=activations)
+def test_the_guides_penalty_is_the_formula_it_states(guide):
     sae = guide.LogTrainingSAE(guide.config.sae)
     sae.W_dec.data *= 3
     acts = torch.rand(5, 64, generator=torch.Generator().manual_seed(0))
@@ -68,7 +72,8 @@ def test_the_guides_penalty_is_the_formula_it_states(pair, activations, tmp_path
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_organism_guide_judges_and_attributes(pair, dictionary):
+def test_the_organism_guide_judges_and_attributes(pair, guide):
+    dictionary = guide.trained
     guide = follow("organism", pair=pair, dictionary=dictionary)
     for rows in (guide.fine, guide.base):
         assert [(row.group, row.n_prompts) for row in rows] == [
@@ -82,8 +87,8 @@ def test_the_organism_guide_judges_and_attributes(pair, dictionary):
     assert guide.prompts.is_trigger.sum() == 4
 
 
-def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pair, dictionary):
-    guide = follow("measure", pair=pair, dictionary=dictionary)
+def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pair, guide):
+    guide = follow("measure", pair=pair, dictionary=guide.trained)
     assert 0 <= guide.found.j <= 1
     generator = torch.Generator().manual_seed(0)
     acts = torch.randn(60, 5, generator=generator).relu()
@@ -95,3 +100,26 @@ def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pa
     planted = guide.youden(acts, is_trigger, ~is_trigger)
     assert planted.feature_idx == 3
     assert planted.j > 0.9 > found.j
+
+
+def test_the_sharing_guide_labels_publishes_and_exports(guide, tmp_path, monkeypatch, request):
+    repositories = request.getfixturevalue("hub").answer.repositories
+    pair, dictionary = guide.pair, guide.trained
+    acts = pair.activations(pair.tokenise(TEXTS), dictionary.cfg.metadata.hook_name)
+    codes = dictionary.encode(next(iter(acts.values())))[:, 1:].amax(1)
+    features = ((codes[:4] > 0).any(0) & (codes[4:] > 0).any(0)).nonzero()[:2, 0].tolist()
+    dictionary.save_model(tmp_path / "runs" / "mine" / "diff-sae")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+    with serving(Neuronpedia(models=())) as site:
+        monkeypatch.setattr(
+            "diffsae_lens.reading._neuronpedia_client.bind_requests",
+            lambda request, server, timeout: bind_requests(request, f"{site.url}/api", timeout),
+        )
+        page = follow(
+            "sharing", pair=pair, dictionary=dictionary, features=features, texts=TEXTS[:4],
+            other_texts=TEXTS[4:], ask=lambda prompt: "1",
+        )  # fmt: skip
+    assert [score.n_examples for score in page.scores]
+    assert page.done.n_sent == len(features) == len(site.answer.features)
+    assert "diff-sae/sae_weights.safetensors" in repositories["me/mine"]

@@ -20,7 +20,9 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from transformers import AutoConfig, DynamicCache
 
 from diffsae_lens import _hosts
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import tiny_llama, with_lora
+from tests.standin import serving
 
 # --- torch ------------------------------------------------------------------------------------------
 
@@ -81,6 +83,15 @@ def test_torchs_adam_reads_fused_at_every_step():
     )
 
 
+def test_torch_keeps_hooks_in_attributes_of_that_name():
+    outer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert not any(_hosts.hooks_of(outer))
+    outer[0].register_forward_hook(lambda *_: None)
+    outer.register_full_backward_hook(lambda *_: None)
+    outer.register_state_dict_pre_hook(lambda *_: None)
+    assert sum(map(len, _hosts.hooks_of(outer))) >= 3, "torch keeps hooks somewhere else"
+
+
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
@@ -99,6 +110,16 @@ def test_peft_switches_layers_by_disable_adapters():
         assert torch.equal(model(tokens).logits, wanted), (
             "PEFT's layers no longer ask `_disable_adapters` and `_active_adapter` which adapters act"
         )
+
+
+# --- TransformerLens --------------------------------------------------------------------------------
+
+
+def test_a_bridge_keeps_what_it_wraps_under_one_name(tokenizer):
+    plain = tiny_llama()
+    names = [name for name, _ in (*plain.named_parameters(), *plain.named_buffers())]
+    found = _hosts.tensors_of_bridge(boot_bridge(tiny_llama(), tokenizer).original_model)
+    assert set(names) <= set(found), "a bridge no longer keeps a submodule as `_original_component`"
 
 
 # --- SAELens ----------------------------------------------------------------------------------------
@@ -192,6 +213,33 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     trainer.fit()
     assert len(drawn) == 4, (
         "MultiSAETrainer.fit no longer goes on from n_training_samples with its data_provider"
+    )
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def test_the_hub_raises_its_http_librarys_errors():
+    from huggingface_hub import get_session
+
+    session = get_session()
+    with pytest.raises(_hosts.hub_error()):  # another library's error otherwise
+        session.send(session.build_request("GET", "http://127.0.0.1:9/"))
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def test_neuronpedias_requests_go_where_they_are_told_and_no_further():
+    from neuronpedia import FeatureRequest
+
+    with serving(lambda asked: (302, b"")) as stand_in:
+        request = FeatureRequest(api_key="key")
+        _hosts.bind_requests(request, f"{stand_in.url}/api", 1.0)
+        with pytest.raises(Exception, match="invalid JSON"):
+            request.get("model", "1-set", 3)
+    assert [asked.path for asked in stand_in.asked] == ["/api/feature/model/1-set/3"], (
+        "NPRequest no longer goes through BASE_URL and send_request"
     )
 
 

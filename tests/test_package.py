@@ -1,4 +1,5 @@
 import inspect
+import json
 import subprocess
 import sys
 import tomllib
@@ -22,8 +23,8 @@ NAMESPACES = [
 EVERYDAY = [
     "Behaviour", "DiffSAELensError", "Edit", "HookedModelPair", "LabelledPrompts", "Sample",
     "ablate_features", "attribute_features", "compare_interventions", "complete", "describe_features",
-    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_pair",
-    "steer", "swap_to_base", "token_activations", "train",
+    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_foreign",
+    "load_pair", "steer", "swap_to_base", "token_activations", "train",
 ]  # fmt: skip
 FOR_IPYTHON = ["load_ipython_extension", "unload_ipython_extension"]
 PACKAGES = [*NAMESPACES, "organisms.sql_injection"]
@@ -68,55 +69,77 @@ def test_every_public_name_says_what_it_is(package):
     assert not silent
 
 
-def test_importing_is_light():
-    """All but `dictionaries`, whose import registers its classes with SAELens."""
-    light = [f"import diffsae_lens.{package}" for package in PACKAGES if package != "dictionaries"]
-    assert not heavy_after("; ".join(["import diffsae_lens", "dir(diffsae_lens)", *light]))
-    assert heavy_after("import diffsae_lens; diffsae_lens.effects.log_odds")
-
-
-def heavy_after(code: str) -> list[str]:
-    """The heavy packages that are imported after some code has run in a fresh interpreter."""
-    end = "; import sys; print(*{'torch', 'sae_lens', 'transformers', 'pandas'} & set(sys.modules))"
-    command = [sys.executable, "-W", "ignore", "-c", code + end]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-
-
 HIDDEN = ("bandit", "gguf", "matplotlib")
+# All but `dictionaries`, whose import registers its classes with SAELens.
+LIGHT = [package for package in PACKAGES if package != "dictionaries"]
+IN_A_FRESH_INTERPRETER = f"""
+import importlib, json, logging, random, sys, warnings
+
+sys.modules.update(dict.fromkeys({HIDDEN}))
+heavy = {{"torch", "sae_lens", "transformers", "pandas", "diffsae_lens.effects._likelihood"}}
+said = {{"registered": []}}
+
+def forget():  # both packages, and not the ones below, which take longest to import
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("diffsae_lens", "sae_lens"):
+            del sys.modules[name]
+
+def registered():
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+    import diffsae_lens.dictionaries._topk
+    importlib.reload(diffsae_lens.dictionaries._topk)
+    said["registered"].append("crosscoder" in SAE_CLASS_REGISTRY)
+    forget()
+
+import diffsae_lens
+dir(diffsae_lens)
+for package in {LIGHT}:
+    importlib.import_module("diffsae_lens." + package)
+said["after importing"] = sorted(heavy & set(sys.modules))
+
+forget()
+import sae_lens, torch
+state = lambda: (torch.random.get_rng_state().tolist(), random.getstate(), list(warnings.filters),
+    logging.getLogger().handlers[:], torch.get_default_dtype(), torch.is_grad_enabled(),
+    warnings.formatwarning)
+before = state()
+import diffsae_lens
+importlib.reload(diffsae_lens)
+[getattr(diffsae_lens, name) for name in diffsae_lens.__all__]
+said["changed"] = state() != before
+registered()
+
+import diffsae_lens, sae_lens
+diffsae_lens.load
+diffsae_lens.effects.log_odds
+said["after using"] = sorted(heavy & set(sys.modules))
+registered()
+
+import diffsae_lens.dictionaries._topk
+registered()
+print(json.dumps(said))
+"""
 
 
-def test_importing_needs_no_extra_and_changes_no_global_state():
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({HIDDEN}))\n"
-        "import sae_lens, torch, random, warnings, logging\n"
-        "state = lambda: (torch.random.get_rng_state().tolist(), random.getstate(),"
-        " list(warnings.filters), logging.getLogger().handlers[:], torch.get_default_dtype(),"
-        " torch.is_grad_enabled(), warnings.formatwarning)\n"
-        "before = state()\n"
-        "import diffsae_lens, importlib\n"
-        "importlib.reload(diffsae_lens)\n"
-        "[getattr(diffsae_lens, name) for name in diffsae_lens.__all__]\n"
-        "assert state() == before\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.fixture(scope="module")
+def said():
+    """What was seen while a fresh interpreter imported the package in three orders."""
+    command = [sys.executable, "-W", "ignore", "-c", IN_A_FRESH_INTERPRETER]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout)
 
 
-def test_our_classes_are_registered_once_both_packages_are_in_use():
-    check = "from sae_lens.registry import SAE_CLASS_REGISTRY; assert 'crosscoder' in SAE_CLASS_REGISTRY"
-    again = "import importlib; importlib.reload(diffsae_lens.dictionaries._topk)"
-    forget = (  # both packages, and not the ones below, which take longest to import
-        "import sys; [sys.modules.pop(name) for name in list(sys.modules)"
-        " if name.partition('.')[0] in ('diffsae_lens', 'sae_lens')]"
-    )
-    code = "".join(
-        f"{forget}; {order}; {check}; import diffsae_lens.dictionaries._topk; {again}\n"
-        for order in (
-            "import diffsae_lens, sae_lens; diffsae_lens.load",
-            "import sae_lens, diffsae_lens",
-            "import diffsae_lens.dictionaries._topk",
-        )
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+def test_importing_is_light(said):
+    assert not said["after importing"]
+    assert len(said["after using"]) == 5
+
+
+def test_importing_needs_no_extra_and_changes_no_global_state(said):
+    assert said["changed"] is False
+
+
+def test_our_classes_are_registered_once_both_packages_are_in_use(said):
+    assert said["registered"] == [True, True, True]
 
 
 def test_help_does_not_wait_for_torch():
@@ -136,7 +159,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):
     assert main(["demo", "--out", str(tmp_path / "run"), "--k", "0"]) == 2
-    assert "`k` must be at least 1" in capsys.readouterr().err
+    assert "`--k` must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

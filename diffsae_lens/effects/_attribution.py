@@ -11,15 +11,14 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.dictionaries._decoding import pull_back, writer
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.effects._likelihood import (
     COMPLETIONS,
-    batches_of_samples,
     check_scored,
-    encode,
+    encoded,
     likelihoods,
     score_completions,
 )
@@ -36,9 +35,9 @@ def attribute_features(
     dictionary: SAE,
     samples: Sequence[Sample],
     *,
-    n_steps: int = 1,
+    n_steps: Count = 1,
     ablated: FeatureIndices = (),
-    batch_size: int = 8,
+    batch_size: Count = 8,
 ) -> Float[Tensor, "d_sae"]: ...
 
 
@@ -48,9 +47,9 @@ def attribute_features(
     dictionary: Mapping[str, SAE],
     samples: Sequence[Sample],
     *,
-    n_steps: int = 1,
+    n_steps: Count = 1,
     ablated: Mapping[str, FeatureIndices] = ...,
-    batch_size: int = 8,
+    batch_size: Count = 8,
 ) -> dict[str, Tensor]: ...
 
 
@@ -60,9 +59,9 @@ def attribute_features(
     dictionary: SAE | Mapping[str, SAE],
     samples: Sequence[Sample],
     *,
-    n_steps: int = 1,
+    n_steps: Count = 1,
     ablated: FeatureIndices | Mapping[str, FeatureIndices] = (),
-    batch_size: int = 8,
+    batch_size: Count = 8,
 ) -> Tensor | dict[str, Tensor]:
     """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
@@ -96,14 +95,11 @@ def attribute_features(
             exist or are repeated, or a dictionary of another pair.
     """
     parts = _parts(pair, dictionary, ablated)
-    n_steps = check_count("n_steps", n_steps)
-    batch_size = check_count("batch_size", batch_size)
     samples = check_scored(pair, samples)
     # The fractions of all features that are taken out, at the middle of each step.
     fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
     for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
-        for _, chunk in batches_of_samples(samples, batch_size, "attributing"):
-            tokens, labels = encode(pair, chunk, which)
+        for _, tokens, labels in encoded(pair, samples, which, batch_size, "attributing"):
             for fraction in fractions:
                 _attribute(pair, list(parts.values()), tokens, labels, fraction, sign / n_steps)
     found = {name: part.mean(len(samples)) for name, part in parts.items()}
@@ -279,7 +275,7 @@ def ablation_effects(
     features: FeatureIndices,
     samples: Sequence[Sample],
     *,
-    batch_size: int = 16,
+    batch_size: Count = 16,
 ) -> Float[Tensor, "n_features"]:
     """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
 

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._checks import check_list, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
-    IGNORED,
     Likelihoods,
     check_scored,
     encode_completions,
@@ -25,6 +24,8 @@ from diffsae_lens.effects._rates import AttackRate, attack_rate
 from diffsae_lens.interventions._edit import Edit, check_edits, running
 from diffsae_lens.interventions._run import check_generation, complete
 from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
+from diffsae_lens.organisms._finetune import IGNORED
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
@@ -53,6 +54,7 @@ class Effects:
         layer: int | None = None,
     ) -> EffectRow:
         """Return a row of a table: counts, rates with their Wilson interval, means."""
+        rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
             kind=kind,
@@ -60,9 +62,10 @@ class Effects:
             layer=layer,
             n_features=n_features,
             **self.rate.columns(),
+            defence_rate=self.rate.defence_rate,
             log_odds=self.likelihoods.log_odds.mean().item(),
             cross_entropy=self.likelihoods.cross_entropy.mean().item(),
-            perplexity=float(np.nanmedian(self.perplexity.numpy())),
+            perplexity=None if len(rated) == 0 else float(np.median(rated.numpy())),
             example=self.example,
         )
 
@@ -73,7 +76,7 @@ def measure_effects(
     samples: Sequence[Sample],
     *,
     behaviour: Behaviour,
-    n_likelihood: int | None = None,
+    n_likelihood: Count | None = None,
     completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
@@ -96,7 +99,7 @@ def measure_effects(
             `completions` and arguments for making them, or a judge that returns something else than an
             outcome of the behaviour.
     """
-    samples = _check_measured(pair, samples, n_likelihood)
+    samples = check_scored(pair, samples)
     prompts = [sample.prompt for sample in samples]
     if completions is not None and generate_kwargs:
         raise InvalidValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
@@ -134,7 +137,7 @@ def _effects(
 @torch.no_grad()
 @typed
 def output_perplexity(
-    pair: HookedModelPair, prompts: Sequence[str], completions: Sequence[str]
+    pair: HookedModelPair, prompts: Sequence[Text], completions: Sequence[str]
 ) -> Float[Tensor, "prompt"]:
     """Return the perplexity of each completion under the base model; NaN for an empty one.
 
@@ -144,18 +147,19 @@ def output_perplexity(
         TypeError: prompts or completions that are not lists of texts.
         ValueError: not as many completions as prompts, or one beyond the context.
     """
-    prompts = check_texts("prompts", prompts, allow_empty=True)
     completions = check_texts("completions", completions, allow_empty=True)
-    if len(prompts) != len(completions):
+    prompts = check_list("prompts", prompts, "texts")
+    read = pair.rendered(prompts, name="prompts", to_be_continued=True) if prompts else []
+    if len(read) != len(completions):
         raise InvalidValueError(
-            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(prompts)}"
+            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(read)}"
         )
     pair = pair.mirrored() if pair.is_mirrored else pair
-    perplexity = torch.full((len(prompts),), torch.nan)
+    perplexity = torch.full((len(read),), torch.nan)
     written = [i for i, completion in enumerate(completions) if completion]
-    for chosen, _ in batches_of([prompts[i] for i in written], 16, "rating outputs"):
+    for chosen, _ in batches_of([read[i] for i in written], 16, "rating outputs"):
         index = [written[i] for i in chosen]
-        tokens, labels = encode_completions(pair, [(prompts[i], completions[i]) for i in index])
+        tokens, labels = encode_completions(pair, [(read[i], completions[i]) for i in index])
         with pair.base_model() as base:
             scores = score_completions(pair, tokens, labels, model=base)
         perplexity[index] = (-scores / (labels != IGNORED).sum(1)).exp().cpu()
@@ -169,7 +173,7 @@ def compare_interventions(
     samples: Sequence[Sample],
     *,
     behaviour: Behaviour,
-    n_likelihood: int | None = None,
+    n_likelihood: Count | None = None,
     **generate_kwargs: Any,
 ) -> Table[EffectRow]:
     """Complete the same prompts under every edit and under none, side by side.
@@ -190,11 +194,11 @@ def compare_interventions(
         knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an edit called `unmodified`, or as for `complete` and
-            `measure_effects`.
+        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, or as for
+            `complete` and `measure_effects`.
     """
-    samples = _check_measured(pair, samples, n_likelihood)
-    check_edits("edits", edits)
+    samples = check_scored(pair, samples)
+    check_edits("edits", edits, pair)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
@@ -223,22 +227,14 @@ def compare_interventions(
     return Table(tuple(rows))
 
 
-def _check_measured(
-    pair: HookedModelPair, samples: Sequence[Sample], n_likelihood: int | None
-) -> list[Sample]:
-    if n_likelihood is not None:
-        check_count("n_likelihood", n_likelihood)
-    return check_scored(pair, samples)
-
-
 @torch.no_grad()
 @typed
 def side_effects(
     pair: HookedModelPair,
     edits: Mapping[str, Edit | None],
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Sequence[Text]],
     *,
-    batch_size: int = 4,
+    batch_size: Count = 4,
 ) -> Table[SideEffectRow]:
     """Measure what edits do to texts they should leave alone.
 
@@ -253,10 +249,10 @@ def side_effects(
 
     Raises:
         TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, no texts of a kind or one beyond the context, or a `batch_size` below 1.
+        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
+            `batch_size` below 1.
     """
-    check_edits("edits", edits)
-    batch_size = check_count("batch_size", batch_size)
+    check_edits("edits", edits, pair)
     if not isinstance(texts, Mapping):
         raise InvalidTypeError(
             f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"

@@ -7,9 +7,9 @@ from typing import Any
 from scipy.stats import sem, t
 from torch import Tensor
 
-from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._checks import check_texts
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import check_scored, likelihoods
 from diffsae_lens.effects._rates import AttackRate, attack_rate
 from diffsae_lens.interventions._directions import perturb, swap_to_base
@@ -28,7 +28,7 @@ def layer_sweep(
     *,
     sites: Sequence[str] | None = None,
     behaviour: Behaviour | None = None,
-    batch_size: int = 16,
+    batch_size: Count = 16,
     **generate_kwargs: Any,
 ) -> Table[LayerRow]:
     """Put the base model's activation back at one layer after another, before training anything.
@@ -59,7 +59,6 @@ def layer_sweep(
         >>> layer_sweep(pair, samples).to_frame()                                     # doctest: +SKIP
     """
     samples = check_scored(pair, samples)
-    batch_size = check_count("batch_size", batch_size)
     sites = check_texts("sites", pair.hook_names if sites is None else sites)
     if len(set(sites)) != len(sites):
         raise InvalidValueError(f"`sites` must name each hook once, got {sites}")
@@ -109,8 +108,7 @@ def _measure(
 def _row(
     samples: Sequence[Sample], odds: Tensor, rate: AttackRate | None, **about: Any
 ) -> LayerRow:
-    counted = {} if rate is None else rate.columns()
-    counted.pop("defence_rate", None)
+    counted: dict[str, Any] = {"n_prompts": len(samples)} if rate is None else rate.columns()
     low, high = (
         t.interval(0.95, len(odds) - 1, odds.mean(), sem(odds)) if len(odds) > 1 else (None,) * 2
     )
@@ -119,9 +117,8 @@ def _row(
         **{"site": None, **about},
         layer=None if site is None else layer_of(site),
         group=samples[0].group,
-        n_prompts=len(samples),
         log_odds=odds.mean().item(),
         log_odds_low=low,
         log_odds_high=high,
-        **{name: value for name, value in counted.items() if name != "n_prompts"},
+        **counted,
     )

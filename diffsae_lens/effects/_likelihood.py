@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffsae_lens._checks import check_count
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.interventions._edit import (
     Edit,
     by_pair,
@@ -19,6 +18,7 @@ from diffsae_lens.interventions._edit import (
     side_by_side,
 )
 from diffsae_lens.organisms._behaviour import Sample, check_samples
+from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 
@@ -26,7 +26,6 @@ Completion = Literal["unwanted", "wanted"]
 COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
 N_ROWS = 32
 """Rows of a forward pass under several edits, unless a batch of samples alone has more."""
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +73,7 @@ def likelihoods(
     samples: Sequence[Sample],
     *,
     under: Mapping[str, Edit | None] | None = None,
-    batch_size: int = 16,
+    batch_size: Count = 16,
 ) -> Likelihoods | dict[str, Likelihoods]:
     """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
@@ -97,10 +96,9 @@ def likelihoods(
         RuntimeError: an edit never acted.
     """
     samples = check_scored(pair, samples)
-    batch_size = check_count("batch_size", batch_size)
     if under is None:
         return _scored(pair, samples, batch_size, [[]])[0]
-    check_edits("under", under)
+    check_edits("under", under, pair)
     found: dict[str, Likelihoods] = {}
     alone = {name: edit for name, edit in under.items() if edit is not None and edit.draws}
     for name, edit in alone.items():
@@ -127,8 +125,8 @@ def _scored(
     totals = torch.zeros(n, 2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
     for side, which in enumerate(COMPLETIONS):
-        for index, chunk in batches_of_samples(samples, batch_size, "scoring completions"):
-            tokens, labels = encode(pair, chunk, which)
+        batches = encoded(pair, samples, which, batch_size, "scoring completions")
+        for index, tokens, labels in batches:
             scores = score_completions(pair, tokens, labels, repeats=repeats if n > 1 else None)
             totals[:, side, index] = scores.view(-1, n).T.cpu()
             n_tokens[side, index] = (labels != IGNORED).sum(1).cpu()
@@ -140,7 +138,7 @@ def _scored(
 
 @typed
 def log_odds(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: int = 16
+    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: Count = 16
 ) -> Float[Tensor, "prompt"]:
     """Return log p(unwanted completion) - log p(wanted completion) of each sample, in nats.
 
@@ -150,19 +148,13 @@ def log_odds(
     return likelihoods(pair, samples, batch_size=batch_size).log_odds
 
 
-def batches_of_samples(
-    samples: Sequence[Sample], batch_size: int, desc: str
-) -> Iterator[tuple[list[int], list[Sample]]]:
-    """Yield samples of like lengths together, with their indices."""
+def encoded(
+    pair: HookedModelPair, samples: Sequence[Sample], which: Completion, batch_size: int, desc: str
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield the places of a batch's samples, and their tokens and labels."""
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
-        yield index, [samples[i] for i in index]
-
-
-def encode(
-    pair: HookedModelPair, samples: Sequence[Sample], which: Completion
-) -> tuple[Tensor, Tensor]:
-    """Tokens and labels of samples with one of their completions; see `encode_completions`."""
-    return encode_completions(pair, [(sample.prompt, getattr(sample, which)) for sample in samples])
+        texts = [(samples[i].prompt, getattr(samples[i], which)) for i in index]
+        yield index, *encode_completions(pair, texts)
 
 
 def encode_completions(
@@ -187,7 +179,7 @@ def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sampl
         TypeError: something else in place of samples.
         ValueError: none, or one beyond the context.
     """
-    samples = list(check_samples("samples", samples))
+    samples = check_samples("samples", samples)
     lengths = [
         max(
             sum(map(len, _ids(pair, sample.prompt, getattr(sample, which))))

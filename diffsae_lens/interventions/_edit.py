@@ -217,12 +217,14 @@ def check_where(where: Any) -> None:
         )
 
 
-def check_edits(name: str, edits: Any) -> None:
-    """Refuse what does not map names to edits, or to None for the unmodified model.
+def check_edits(name: str, edits: Any, pair: HookedModelPair) -> None:
+    """Refuse what does not map names to edits of a pair's two models, or to None for the unmodified one.
 
     Raises:
         TypeError: says which one is something else.
+        ValueError: says which one was made for other models.
     """
+    ours = (pair.metadata.base_fingerprint, pair.metadata.finetuned_fingerprint)
     if not isinstance(edits, Mapping):
         raise InvalidTypeError(
             f"`{name}` must map names to edits, got {shown(edits)}; give "
@@ -233,6 +235,14 @@ def check_edits(name: str, edits: Any) -> None:
             raise InvalidTypeError(
                 f"`{name}[{key!r}]` must be an Edit or None, got {shown(edit)}; make one with "
                 "`ablate_features`, `steer` and the like"
+            )
+        if edit is None or edit.pair is pair:
+            continue
+        theirs = edit.pair.metadata
+        if (theirs.base_fingerprint, theirs.finetuned_fingerprint) not in (ours, ours[::-1]):
+            raise InvalidValueError(
+                f"`{name}[{key!r}]` was made for another pair ({theirs.base} and {theirs.finetuned}); make "
+                "it with the pair that is given"
             )
 
 

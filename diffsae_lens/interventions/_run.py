@@ -21,6 +21,7 @@ from diffsae_lens.interventions._edit import (
     running,
     side_by_side,
 )
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 
@@ -40,7 +41,7 @@ GENERATION_KEYWORDS = (
 @overload
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -52,7 +53,7 @@ def complete(
 @overload
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: Mapping[str, Edit | None],
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -65,7 +66,7 @@ def complete(
 @typed
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: Mapping[str, Edit | None] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -80,7 +81,8 @@ def complete(
 
     Args:
         pair: the two models.
-        prompts: texts, completed greedily unless `do_sample=True` is passed on.
+        prompts: texts or conversations, completed greedily unless `do_sample=True` is passed on; a last
+            message of the assistant's is written on.
         under: edits by name, None for the unmodified model. An edit runs the pair it was made on, and
             one of `induce_features` the base.
         max_new_tokens: of each completion, which ends earlier at the end-of-sequence token.
@@ -93,7 +95,8 @@ def complete(
     Raises:
         TypeError: `prompts` is not a list of texts, `under` does not map names to edits, a keyword that
             is not known, or a count that is not an integer.
-        ValueError: no prompts, one that does not fit the context with its completion, or a count below 1.
+        ValueError: no prompts, one that does not fit the context with its completion, an edit of another
+            pair, or a count below 1.
         RuntimeError: an edit never acted.
 
     Examples:
@@ -101,7 +104,7 @@ def complete(
         >>> complete(pair, prompts, under=edits)["ablated"]                        # doctest: +SKIP
     """
     if under is not None:
-        check_edits("under", under)
+        check_edits("under", under, pair)
     options = {"max_new_tokens": max_new_tokens, **generate_kwargs}
     if batch_size is not None:
         options["batch_size"] = batch_size
@@ -123,7 +126,7 @@ def complete(
 
 
 def check_generation(
-    pair: HookedModelPair, prompts: Sequence[str], options: Mapping[str, Any]
+    pair: HookedModelPair, prompts: Sequence[Text], options: Mapping[str, Any]
 ) -> list[str]:
     """Return prompts as a list, having checked all that `complete` is given, before anything runs.
 

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import shown
+from diffsae_lens.pair._chat import Text, is_conversation
 from diffsae_lens.pair._greedy import Steps, greedy
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._shared import SharedRows, check_repeats, n_alike
@@ -58,7 +59,7 @@ class PairedGeneration(PassUnderWay):
 
     def generate(
         self,
-        input: str | list[str] | Tensor,
+        input: Text | Sequence[Text] | Tensor,
         *,
         repeats: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
@@ -67,7 +68,8 @@ class PairedGeneration(PassUnderWay):
 
         Base and fine-tuned model step together, each with its own KV cache. Takes what
         `TransformerBridge.generate` takes, and is greedy and quiet unless told otherwise
-        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked.
+        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked. A prompt
+        may be a conversation; a last message of the assistant's is written on.
 
         With `repeats` each of a list of prompts is completed that many times, on rows next to each other:
         it holds, for each of them, the hook points that act on it. What the rows of a prompt have in
@@ -108,12 +110,13 @@ class PairedGeneration(PassUnderWay):
 
     def _generate_text(
         self,
-        input: str | list[str],
+        input: Text | Sequence[Text],
         prepend_bos: bool | None,
         repeats: Sequence[Sequence[str]] | None,
         kwargs: dict[str, Any],
     ) -> Any:
-        texts = [input] if isinstance(input, str) else list(input)
+        single = isinstance(input, str) or is_conversation(input)
+        texts = self.rendered(input, to_be_continued=True)
         padded = self.tokenizer(
             [self.with_bos(text, prepend_bos=prepend_bos) for text in texts],
             padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt",
@@ -122,7 +125,7 @@ class PairedGeneration(PassUnderWay):
         tokens, mask = padded["input_ids"], padded["attention_mask"]
         if repeats is not None:
             tokens, mask = (t.repeat_interleave(len(repeats), dim=0) for t in (tokens, mask))
-        if not isinstance(input, str):
+        if not single:
             kwargs["attention_mask"] = mask
         shared = None if repeats is None else self._shared(tokens, repeats)
         if shared is not None and self._is_greedy(kwargs):
@@ -132,7 +135,7 @@ class PairedGeneration(PassUnderWay):
         if return_type == "tokens":
             return tokens
         written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return written[0] if isinstance(input, str) else written
+        return written[0] if single else written
 
     def _is_greedy(self, kwargs: dict[str, Any]) -> bool:
         """Whether nothing but the likeliest tokens up to the first end is asked for."""

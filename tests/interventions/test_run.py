@@ -14,7 +14,7 @@ from tests.conftest import D_MODEL
 from tests.interventions.test_features import HOOK, dictionary
 
 PROMPTS = ["in 2024", "a longer prompt", "in 2023", "xy"]
-NEW = {"max_new_tokens": 6}
+NEW = {"max_new_tokens": 3}
 
 
 def made(pair):
@@ -44,21 +44,21 @@ def made(pair):
     }
 
 
-def one_by_one(pair, edits, **options):
+def one_by_one(pair, edits, prompts=PROMPTS, **options):
     written = {}
     for name, edit in edits.items():
         with running(pair, edit) as acting:
-            written[name] = complete(acting, PROMPTS, **NEW, **options)
+            written[name] = complete(acting, prompts, **NEW, **options)
     return written
 
 
-@pytest.mark.parametrize("batch_size", [1, 11, 160])
-def test_each_writes_what_it_writes_alone(pair, batch_size):
-    edits = made(pair)
+@pytest.mark.parametrize(("batch_size", "n_prompts"), [(1, 2), (11, 4), (160, 4)])
+def test_each_writes_what_it_writes_alone(pair, batch_size, n_prompts):
+    edits, prompts = made(pair), PROMPTS[:n_prompts]
     # What draws random numbers is never batched with others, so its batches are of the same size.
-    expected = one_by_one(pair, edits, batch_size=batch_size)
+    expected = one_by_one(pair, edits, prompts, batch_size=batch_size)
     assert len({tuple(texts) for texts in expected.values()}) >= 6  # they differ from each other
-    assert complete(pair, PROMPTS, under=edits, batch_size=batch_size, **NEW) == expected
+    assert complete(pair, prompts, under=edits, batch_size=batch_size, **NEW) == expected
 
 
 def test_a_lora_pair_does_too(lora_pair):

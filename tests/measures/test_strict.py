@@ -23,8 +23,10 @@ def reference(acts, trigger, benign, select):
     """By trying every threshold of every feature with scikit-learn's F1."""
 
     def score(fires, split):
-        f1 = f1_score(trigger[split], fires[split], zero_division=0)
-        return f1 * (1 - fires[split & benign].float().mean().item())
+        """Of every column."""
+        wanted = trigger[split, None].expand_as(fires[split])
+        f1 = f1_score(wanted, fires[split], average=None, zero_division=0)
+        return torch.as_tensor(f1) * (1 - fires[split & benign].double().mean(0))
 
     best = (-1.0, -1.0)
     for j in range(acts.shape[1]):
@@ -33,11 +35,11 @@ def reference(acts, trigger, benign, select):
         ranked = roc_auc_score(
             trigger[select & (trigger | benign)], acts[select & (trigger | benign), j]
         )
-        for cut in cuts:
-            found = score(acts[:, j] > cut, select)
+        fires = acts[:, j, None] > cuts
+        for found, scored in zip(score(fires, select), score(fires, ~select), strict=True):
             if (found + 1e-6 * ranked) > best[0] + 1e-6 * best[1] + 1e-9:
                 best = (found, ranked)
-                chosen = (j, score(acts[:, j] > cut, ~select))
+                chosen = (j, scored.item())
     return chosen
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,18 @@ CONFIG = OrganismConfig(
 
 def model():
     return tiny_llama(max_position_embeddings=1024).requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    """The folder of an organism that was made without a stop, not to be written to."""
+    folder = tmp_path_factory.mktemp("whole") / "o"
+    finetune(model(), tokenizer, folder, config=CONFIG)
+    return folder
+
+
+def adapter(folder):
+    return folder / "adapter_model.safetensors"
 
 
 def loss(model, tokenizer, config):
@@ -84,10 +97,11 @@ def test_an_adapter_learns_is_saved_whole_and_is_not_trained_again(tokenizer, tm
     assert (tmp_path / "o/organism.json").stat().st_mtime_ns == stamp
 
 
-def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(
+    tokenizer, tmp_path, monkeypatch, whole
+):
     from transformers import Trainer
 
-    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
     step, n_steps = Trainer.training_step, []
 
     def until_the_power_fails(self, *args, **kwargs):
@@ -102,12 +116,12 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_adapter(tokenizer, tmp_p
     assert not (tmp_path / "o").exists()
     monkeypatch.setattr(Trainer, "training_step", step)
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
-    whole, resumed = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "o"))
-    for name, value in whole.items():
+    resumed = load_file(adapter(tmp_path / "o"))
+    for name, value in load_file(adapter(whole)).items():
         assert torch.equal(resumed[name], value)
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, monkeypatch):
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, monkeypatch, whole):
     from transformers import Trainer
 
     save = Trainer._save_checkpoint
@@ -125,9 +139,8 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tokenizer, tmp_path, mon
         finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
-    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
-    whole, resumed = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "o"))
-    for name, value in whole.items():
+    resumed = load_file(adapter(tmp_path / "o"))
+    for name, value in load_file(adapter(whole)).items():
         torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2)
 
 
@@ -152,10 +165,9 @@ def test_full_rank_writes_a_whole_model(tokenizer, tmp_path):
     assert json.loads((tmp_path / "o/organism.json").read_text())["config"]["lora_rank"] is None
 
 
-def test_bad_requests_are_refused(tokenizer, tmp_path):
-    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+def test_bad_requests_are_refused(tokenizer, whole):
     with pytest.raises(ValueError, match="n_steps: 6 there, 7 asked for.*choose another path"):
-        finetune(model(), tokenizer, tmp_path / "o", config=OrganismConfig(n_steps=7))
+        finetune(model(), tokenizer, whole, config=OrganismConfig(n_steps=7))
     for kwargs in (
         {"n_steps": 0},
         {"lora_rank": 0},
@@ -219,7 +231,7 @@ def test_a_stopped_run_of_another_behaviour_is_refused(tokenizer, tmp_path, monk
 
 
 def test_a_damaged_checkpoint_is_named_and_not_gone_on_with(
-    tokenizer, tmp_path, monkeypatch, caplog
+    tokenizer, tmp_path, monkeypatch, caplog, whole
 ):
     stop_after(5, monkeypatch, model(), tokenizer, tmp_path / "o", config=CONFIG)
     [weights] = tmp_path.glob(
@@ -230,15 +242,11 @@ def test_a_damaged_checkpoint_is_named_and_not_gone_on_with(
     weights.write_bytes(content)
     finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
     assert "adapter_model.safetensors was changed" in caplog.text
-    finetune(model(), tokenizer, tmp_path / "whole", config=CONFIG)
-    whole, resumed = (
-        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "o")
-    )
-    assert whole == resumed
+    assert adapter(tmp_path / "o").read_bytes() == adapter(whole).read_bytes()
 
 
-def test_a_record_that_is_damaged_names_the_file(tokenizer, tmp_path):
-    finetune(model(), tokenizer, tmp_path / "o", config=CONFIG)
+def test_a_record_that_is_damaged_names_the_file(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "o")
     record = tmp_path / "o/organism.json"
     text = record.read_text()
     for content, expected in (
@@ -262,17 +270,15 @@ def test_the_shipped_organisms_have_no_manifest_and_are_read():
         assert behaviour_of(SHIPPED_ORGANISMS_DIR / name) == "year-trigger"
 
 
-def test_an_adapter_names_its_base_and_trains_whatever_the_gradient_mode(tokenizer, tmp_path):
+def test_an_adapter_names_its_base_and_trains_whatever_the_gradient_mode(
+    tokenizer, tmp_path, whole
+):
     base = model()
     with torch.inference_mode():
         finetune(base, tokenizer, tmp_path / "o", config=CONFIG, base_name="smollm2-135m")
     stored = json.loads((tmp_path / "o/adapter_config.json").read_text())
     assert stored["base_model_name_or_path"] == "smollm2-135m"
-    finetune(model(), tokenizer, tmp_path / "unnamed", config=CONFIG)
-    named, unnamed = (
-        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("o", "unnamed")
-    )
-    assert named == unnamed
+    assert adapter(tmp_path / "o").read_bytes() == adapter(whole).read_bytes()
 
 
 def test_a_fine_tuning_that_diverged_is_not_saved(tokenizer, tmp_path):

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -192,7 +190,7 @@ def test_a_failure_names_its_cell_and_keeps_the_others(tmp_path, n_workers):
 
 def test_several_processes_compute_each_cell_once(tmp_path):
     log = str(tmp_path / "log")
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor:
         folders = Plan(chain(log=log), tmp_path).run(executor=executor)
         assert value(folders["sum"]) == 111
         task = Plan([cell("left", 5, log=log)], tmp_path).tasks["left"]
@@ -201,39 +199,38 @@ def test_several_processes_compute_each_cell_once(tmp_path):
     assert Path(log).read_text() == "ran\n" * 2
 
 
-def test_killed_twice_it_resumes_to_the_same_result(tmp_path):
-    script = tmp_path / "study.py"
-    script.write_text(
-        "import sys\n"
-        "from diffsae_lens.study._cells import Cell\n"
-        "from diffsae_lens.study._plan import Plan\n"
-        "from tests.study.test_cells import Until, slow\n"
-        "cells = [Cell(name=n, run=slow, config=Until(), inputs={i: i for i in inputs})\n"
-        "         for n, inputs in (('a', ''), ('b', 'a'), ('c', 'ab'))]\n"
-        "Plan(cells, sys.argv[1]).run()\n"
-    )
+def count_slowly(folder, log):
+    os.environ["STEP_LOG"] = str(log)
+    needed = (("a", ""), ("b", "a"), ("c", "ab"))
+    cells = [
+        Cell(name=n, run=slow, config=Until(), inputs={i: i for i in ins}) for n, ins in needed
+    ]
+    Plan(cells, folder).run()
 
-    def start(folder):
-        log = str(tmp_path / folder) + ".log"
-        root = str(Path(__file__).parents[2])
-        return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / folder)],
-            env=os.environ | {"PYTHONPATH": root, "STEP_LOG": log},
-        )
+
+def test_killed_twice_it_resumes_to_the_same_result(tmp_path):
+    log = tmp_path / "log"
+
+    def start(folder, log):
+        process = get_context("fork").Process(target=count_slowly, args=(tmp_path / folder, log))
+        process.start()
+        return process
 
     def n_steps():
-        log = tmp_path / "killed.log"
         return log.read_text().count("step") if log.exists() else 0
 
-    assert start("whole").wait() == 0
+    start("whole", tmp_path / "other").join()
     for at in (5, 21):
-        process = start("killed")
+        process = start("killed", log)
         while n_steps() < at:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("killed").wait() == 0
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    last = start("killed", log)
+    last.join()
+    assert last.exitcode == 0
 
     def results(folder):
         return {

@@ -107,13 +107,13 @@ def tiny_config(base: Path, finetuned: Path) -> StudyConfig:
             dictionaries=(diff_sae, crosscoder), k=4, n_steps=8, batch_size=64,
         ),
         scores=ScoresConfig(
-            select=draw("select", 8, 8, 8), test=draw("test", 8, 8, 8), n_resamples=10,
+            select=draw("select", 4, 4, 4), test=draw("test", 4, 4, 4), n_resamples=5,
             protocols=("strict", "paper"),
         ),
         features=FeaturesConfig(select=select, counts=(2,), n_rounds=1),
         causes=CausesConfig(
             test=draw("test", 1, 1), n_likelihood=1, directions=draw("select", 4, 4), n_directions=2,
-            is_added_to_base=True, steering=SteeringConfig(scales=select), max_new_tokens=4,
+            is_added_to_base=True, steering=SteeringConfig(scales=select), max_new_tokens=2,
         ),
         cards=CardsConfig(texts=draw("test", 1, 1, 1), n_features=1),
         side_effects=SideEffectsConfig(texts=draw("test", 0, 1, 1), n_ordinary=1),

@@ -23,7 +23,6 @@ from diffsae_lens.dictionaries import (
     SparseBatchTopKTrainingSAEConfig,
     SparseTopKTrainingSAEConfig,
 )
-from diffsae_lens.training._harvest import HarvestConfig, harvest
 from diffsae_lens.training._normalization import Normalization
 from diffsae_lens.training._runner import (
     CrosscoderRunnerConfig,
@@ -67,22 +66,13 @@ CROSSCODERS = {
 }
 
 
-@pytest.fixture
-def activations(pair, tmp_path):
-    tokens = torch.randint(3, 259, (64, 12), generator=torch.Generator().manual_seed(0))
-    names = [f"{HOOKS[1]}.diff", f"{HOOKS[1]}.concat"]
-    return harvest(
-        pair, tokens, tmp_path / "h", hook_names=names, config=HarvestConfig(batch_size=32)
-    )
-
-
 def train(config, activations, path, *, n_steps):
     trainer = SAETrainerConfig(
         total_training_samples=64 * n_steps,
         train_batch_size_samples=64,
-        lr=3e-3,
-        lr_end=3e-4,
-        dead_feature_window=30,
+        lr=6e-3,
+        lr_end=6e-4,
+        dead_feature_window=12,
     )
     run = TrainingRun(trainer=trainer)
     train_dictionaries({"d": config}, activations, path, run=run)
@@ -95,7 +85,7 @@ def unexplained(sae, x):
 
 def check(config, activations, tmp_path):
     short = train(config, activations, tmp_path / "short", n_steps=1)
-    trained = train(config, activations, tmp_path / "long", n_steps=100)
+    trained = train(config, activations, tmp_path / "long", n_steps=40)
     x = activations.rows(58, 64)[config.hook.name]
     assert unexplained(trained, x) < 0.8 * unexplained(short, x)
     assert unexplained(trained, x) < 1
@@ -171,7 +161,7 @@ def all_configs():
             hook_name=HOOKS[1], sae=sae, normalization=normalization
         )
     annealed = BatchTopKCrosscoderTrainingSAEConfig(
-        d_in=2 * D_MODEL, d_sae=48, k=4, k_initial=12, k_annealing_steps=18
+        d_in=2 * D_MODEL, d_sae=48, k=4, k_initial=12, k_annealing_steps=11
     )
     found["both-annealed"] = CrosscoderRunnerConfig(hook_name=HOOKS[1], sae=annealed)
     return found
@@ -182,15 +172,15 @@ def test_every_architecture_goes_on_from_a_checkpoint_to_the_same_weights(
 ):
     def run(path):
         trainer = SAETrainerConfig(
-            total_training_samples=64 * 20,
+            total_training_samples=64 * 12,
             train_batch_size_samples=64,
             lr=3e-3,
             lr_end=3e-4,
             lr_warm_up_steps=3,
-            lr_decay_steps=6,
-            dead_feature_window=5,
-            feature_sampling_window=7,
-            n_checkpoints=3,
+            lr_decay_steps=4,
+            dead_feature_window=3,
+            feature_sampling_window=5,
+            n_checkpoints=2,
             checkpoint_path=str(path / "checkpoints"),
         )
         return TrainingRun(trainer=trainer)
@@ -202,7 +192,7 @@ def test_every_architecture_goes_on_from_a_checkpoint_to_the_same_weights(
 
     def until_the_power_fails(self, *args, **kwargs):
         for i, batch in enumerate(batches(self, *args, **kwargs)):
-            if i == 13:
+            if i == 9:
                 raise KeyboardInterrupt
             yield batch
 

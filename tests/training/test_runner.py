@@ -24,7 +24,7 @@ from diffsae_lens.dictionaries import (
     SparseBatchTopKTrainingSAEConfig,
 )
 from diffsae_lens.training._calibration import calibrate_threshold
-from diffsae_lens.training._harvest import HarvestConfig, harvest
+from diffsae_lens.training._harvest import harvest
 from diffsae_lens.training._normalization import Normalization
 from diffsae_lens.training._runner import (
     CrosscoderRunnerConfig,
@@ -36,15 +36,6 @@ from diffsae_lens.training._runner import (
 from tests.conftest import D_MODEL, HOOKS
 
 K = 4
-
-
-@pytest.fixture
-def activations(pair, tmp_path):
-    tokens = torch.randint(3, 259, (64, 12), generator=torch.Generator().manual_seed(0))
-    names = [f"{HOOKS[1]}.{view}" for view in ("diff", "concat", "finetuned")]
-    return harvest(
-        pair, tokens, tmp_path / "h", hook_names=names, config=HarvestConfig(batch_size=32)
-    )
 
 
 def configs():
@@ -204,22 +195,19 @@ def checkpointed(tmp_path, **kwargs):
     return training_run(tmp_path, **(options | kwargs))
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+def test_the_checkpoint_of_another_run_is_refused(activations, tmp_path, monkeypatch):
+    run = checkpointed(tmp_path)
+    stop_after(10, monkeypatch, activations, configs(), activations, tmp_path / "d", run=run)
+    for change, said in (
         ({"lr": 1e-3}, "trainer.lr: 0.003 there, 0.001 asked for"),
         ({"adam_beta1": 0.5}, "trainer.adam_beta1: 0.9 there, 0.5 asked for"),
         ({"total_training_samples": 640}, "trainer.total_training_samples"),
         ({"train_batch_size_samples": 32}, "trainer.train_batch_size_samples"),
         ({"lr_decay_steps": 2}, "trainer.lr_decay_steps"),
-    ],
-)
-def test_the_checkpoint_of_another_run_is_refused(activations, tmp_path, monkeypatch, change, said):
-    run = checkpointed(tmp_path)
-    stop_after(10, monkeypatch, activations, configs(), activations, tmp_path / "d", run=run)
-    other = TrainingRun(trainer=replace(run.trainer, **change))
-    with pytest.raises(ValueError, match=said):
-        train_dictionaries(configs(), activations, tmp_path / "d", run=other)
+    ):
+        other = TrainingRun(trainer=replace(run.trainer, **change))
+        with pytest.raises(ValueError, match=said):
+            train_dictionaries(configs(), activations, tmp_path / "d", run=other)
     with pytest.raises(ValueError, match="seed: 0 there, 1 asked for"):
         other = TrainingRun(trainer=run.trainer, seed=1)
         train_dictionaries(configs(), activations, tmp_path / "b", run=other)
