@@ -1,6 +1,6 @@
 """What features cause, at the price of plain generation: ratios, each measured in one run.
 
-    python -m tests.benchmarks.side_by_side [--rounds 1]
+    python -m tests.benchmarks.side_by_side [--rounds 1] [--prompts 10]
 
 Completing under 12 edits at once against bare transformers on as many rows, and against rows that share
 nothing; one edit against none; ablating 60 features against 60 plain passes over both completions.
@@ -24,7 +24,7 @@ from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL, embedded_model_path
 from tests.benchmarks.scores import hook_names, samples
 
-N_PROMPTS, N_EDITS, N_NEW, N_FEATURES, LAYER = 10, 12, 48, 60, 18
+N_EDITS, N_NEW, N_FEATURES, LAYER = 12, 48, 60, 18
 
 
 def cpu() -> str:
@@ -65,23 +65,29 @@ def compare(name: str, of: Callable[[], Any], to: dict[str, Callable[[], Any]], 
             start = time.perf_counter()
             run()
             seconds[each].append(time.perf_counter() - start)
+            print(f"  {each}: {seconds[each][-1]:.1f} s", flush=True)
     own = median(seconds.pop(name))
     for each, others in seconds.items():
-        print(f"{name}: {own:.1f} s; {each}: {median(others):.1f} s; {own / median(others):.2f}")
+        print(f"{name}, against {each}: {own / median(others):.2f}", flush=True)
 
 
 def main() -> None:
     """Time everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=1)
-    n_rounds = parser.parse_args().rounds
+    parser.add_argument("--prompts", type=int, default=10)
+    options = parser.parse_args()
+    n_rounds, n_prompts = options.rounds, options.prompts
     [hook_name] = hook_names([LAYER])
     pair = dl.load_pair(EMBEDDED_MODEL, "year-trigger", hook_names=[hook_name])
     bare, sae = bare_model(), untrained(pair, hook_name)
-    chosen = samples("test", N_PROMPTS, (1, 0, 0))
+    chosen = samples("test", n_prompts, (1, 0, 0))
     prompts = [sample.prompt for sample in chosen]
     lengths = pair.tokenise(prompts).lengths
-    print(f"{cpu()}, {torch.get_num_threads()} threads; prompts of {max(lengths)} tokens at most")
+    print(
+        f"{cpu()}, {torch.get_num_threads()} threads; prompts of {max(lengths)} tokens at most",
+        flush=True,
+    )
 
     rows = torch.randn(N_EDITS - 2, pair.cfg.d_model, generator=torch.Generator().manual_seed(0))
     under: dict[str, Edit | None] = {"unmodified": None}
@@ -104,10 +110,10 @@ def main() -> None:
 
     with torch.no_grad(), tqdm(disable=True):
         compare(
-            f"{N_EDITS} edits of {N_PROMPTS} prompts",
+            f"{N_EDITS} edits of {n_prompts} prompts",
             lambda: complete(under, shares=True),
             {
-                f"bare generate of {N_EDITS * N_PROMPTS} rows": lambda: generate(N_EDITS),
+                f"bare generate of {N_EDITS * n_prompts} rows": lambda: generate(N_EDITS),
                 "rows that share nothing": lambda: complete(under, shares=False),
             },
             n_rounds,
@@ -117,7 +123,7 @@ def main() -> None:
         ]
         print(f"{sum(same)} of {len(same)} completions the same")
         compare(
-            f"one edit of {N_PROMPTS} prompts",
+            f"one edit of {n_prompts} prompts",
             lambda: complete(one, shares=True),
             {
                 "complete without": lambda: dl.complete(pair, prompts),
