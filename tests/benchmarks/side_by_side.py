@@ -19,7 +19,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 import diffsae_lens as dl
-from diffsae_lens.effects._likelihood import COMPLETIONS, encode, score_completions
+from diffsae_lens.effects._likelihood import COMPLETIONS, encoded, score_completions
 from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL, embedded_model_path
 from tests.benchmarks.scores import hook_names, samples
@@ -132,11 +132,15 @@ def main() -> None:
             n_rounds,
         )
         few = chosen[:2]
-        encoded = [encode(pair, few, which) for which in COMPLETIONS]
+        batches = [
+            (tokens, labels)
+            for which in COMPLETIONS
+            for _, tokens, labels in encoded(pair, few, which, len(few), "encoding")
+        ]
 
         def passes() -> None:
             for _ in range(N_FEATURES):
-                for tokens, labels in encoded:
+                for tokens, labels in batches:
                     score_completions(
                         pair, tokens, labels, model=lambda ids, **kept: bare(ids, **kept).logits
                     )
