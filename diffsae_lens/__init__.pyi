@@ -14,10 +14,11 @@ from . import training as training
 from ._errors import DiffSAELensError as DiffSAELensError
 from .dictionaries._display import load_ipython_extension as load_ipython_extension
 from .dictionaries._display import unload_ipython_extension as unload_ipython_extension
+from .dictionaries._foreign._load_foreign import load_foreign as load_foreign
 from .dictionaries._load import load as load
+from .effects._attribution import attribute_features as attribute_features
+from .effects._attribution import greedy_order as greedy_order
 from .effects._compare import compare_interventions as compare_interventions
-from .effects._likelihood import attribute_features as attribute_features
-from .effects._likelihood import greedy_order as greedy_order
 from .interventions._directions import swap_to_base as swap_to_base
 from .interventions._edit import Edit as Edit
 from .interventions._features import ablate_features as ablate_features

@@ -7,9 +7,7 @@ offers too.
 """
 
 import errno
-import hashlib
 import logging
-import os
 import re
 import shutil
 import time
@@ -106,12 +104,10 @@ def build(
         OSError: the disk is full or forbids it; names `path`. Nothing is left under that name.
     """
     path, recipe = place_of(path), plain(recipe)
-    work = _work_folder(path)
     found = find(path, recipe)
-    if found is not None and not work.exists():
-        return found
     if found is not None:
-        _clean_up(path, recipe)
+        if _work_folder(path).exists():
+            _clean_up(path, recipe)
         return found
     with locked(path):
         found = find(path, recipe)
@@ -193,11 +189,10 @@ def seal(
         facts: what is good to know besides.
         seconds: what it took.
     """
+    there = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
     files = {}
-    for name in _files(path):
-        with (path / name).open("rb") as file:
-            files[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+    for name in sorted(p.relative_to(path).as_posix() for p in there):
+        files[name] = sha256(path / name, flush=True)
     made = {
         "facts": dict(facts or {}),
         "versions": {name: version(name) for name in _PACKAGES},
@@ -219,11 +214,6 @@ def _has_our_format(file: Path) -> bool:
 
 def _work_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
-
-
-def _files(path: Path) -> list[str]:
-    there = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
-    return sorted(p.relative_to(path).as_posix() for p in there)
 
 
 def _damage(manifest: Manifest) -> str:

@@ -1,7 +1,8 @@
 """The gate for input: one check per kind of argument, each one line where it is called.
 
-Every check raises a sentence that names the argument, what was expected, what was got and what to do.
-Imports `_tensor_checks` alone, whose names it offers too, so that every module may use it.
+Every check raises a sentence that says what was expected, what was got and what to do; its `name` is
+what that sentence calls the argument. Imports `_tensor_checks` alone, whose names it offers too, so that
+every module may use it.
 """
 
 import math
@@ -10,16 +11,13 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import INTEGERS, check_finite, check_tokens, shown
 
 __all__ = [
-    "INTEGERS", "MAX_NAME_BYTES", "check_callable", "check_choice", "check_count", "check_finite",
-    "check_folder_name", "check_indices", "check_items", "check_keys", "check_list", "check_number",
-    "check_texts", "check_tokens", "shown",
+    "INTEGERS", "MAX_NAME_BYTES", "check_callable", "check_choice", "check_count", "check_counts",
+    "check_finite", "check_folder_name", "check_indices", "check_items", "check_keys", "check_list",
+    "check_number", "check_texts", "check_tokens", "shown",
 ]  # fmt: skip
 
 MAX_NAME_BYTES = 200
@@ -28,13 +26,7 @@ _RESERVED = (".partial", ".lock")
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
-    """Return a count as an int.
-
-    Args:
-        name: what the argument is called, for the message.
-        value: an integer of any kind: Python's, NumPy's, a tensor without dimensions.
-        at_least: the least value.
-        at_most: the greatest value, if there is one.
+    """Return an integer of any kind (Python's, NumPy's, a tensor without dimensions) as an int.
 
     Raises:
         TypeError: not an integer; True and 1.0 are not.
@@ -56,6 +48,24 @@ def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None
     return count
 
 
+def check_counts(name: str, values: Any, *, at_least: int = 1) -> tuple[int, ...]:
+    """Return one or more different counts.
+
+    Raises:
+        TypeError: not a sequence of whole numbers.
+        ValueError: none, one that is out of range, or one that comes twice.
+    """
+    if not isinstance(values, tuple | list):
+        raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
+    if not values:
+        raise InvalidValueError(f"`{name}` must hold at least one number, got none")
+    for value in values:
+        check_count(name, value, at_least=at_least)
+    if len(set(values)) < len(values):
+        raise InvalidValueError(f"`{name}` must hold each number once, got {values}")
+    return tuple(values)
+
+
 def check_number(
     name: str,
     value: Any,
@@ -65,15 +75,7 @@ def check_number(
     low_open: bool = False,
     high_open: bool = False,
 ) -> float:
-    """Return a finite real number as a float.
-
-    Args:
-        name: what the argument is called, for the message.
-        value: a number of any kind: Python's, NumPy's, a tensor without dimensions.
-        low: the least value, if there is one.
-        high: the greatest value, if there is one.
-        low_open: whether `low` itself is refused.
-        high_open: whether `high` itself is refused.
+    """Return a finite real number of any kind as a float; an open bound is itself refused.
 
     Raises:
         TypeError: not a real number; True is not.
@@ -100,11 +102,6 @@ def check_number(
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse what is not one of a few values.
 
-    Args:
-        name: what the argument is called, for the message.
-        value: the argument.
-        choices: what it may be.
-
     Raises:
         ValueError: says what there is to choose from.
     """
@@ -116,44 +113,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         )
 
 
-def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str]:
-    """Return texts as a list.
-
-    Args:
-        name: what the argument is called, for the message.
-        texts: a list, a tuple or another collection of strings.
-        allow_empty: whether there may be none.
-
-    Raises:
-        TypeError: a single string, which would be read letter by letter; not a collection; holds
-            something that is not a string.
-        ValueError: empty.
-    """
-    if isinstance(texts, str | bytes):
-        raise InvalidTypeError(
-            f"`{name}` must be a list of texts, got the single text {shown(texts)}; put it in a list"
-        )
-    if not isinstance(texts, Iterable):
-        raise InvalidTypeError(
-            f"`{name}` must be a list of texts, got {shown(texts)}; give strings"
-        )
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidTypeError(
-                f"`{name}` must hold texts alone, got {shown(text)} at {i}; give strings"
-            )
-    if not texts and not allow_empty:
-        raise InvalidValueError(f"`{name}` is empty; give at least one text")
-    return texts
-
-
-def check_folder_name(name: str, value: Any) -> None:
-    """Refuse a name that cannot become a folder of its own.
-
-    Args:
-        name: what the argument is called, for the message.
-        value: the argument.
+def check_folder_name(name: str, value: Any) -> str:
+    """Return a name that can become a folder of its own.
 
     Raises:
         TypeError: not a string.
@@ -177,31 +138,106 @@ def check_folder_name(name: str, value: Any) -> None:
         raise InvalidValueError(
             f"`{name}` must be {problem}, got {shown(value)}; it becomes a folder, choose another"
         )
+    return value
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: not a function.
+    """
+    if not callable(value):
+        raise InvalidTypeError(
+            f"`{name}` must be a function, got {shown(value)}; give what can be called"
+        )
+
+
+def check_keys(name: str, given: Collection[str], known: Collection[str]) -> None:
+    """Refuse keywords that nothing reads.
+
+    Raises:
+        TypeError: names those that are not known, and what there is.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InvalidTypeError(
+            f"`{name}` has no keyword {', '.join(f'`{key}`' for key in unknown)}; it takes "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def check_list(name: str, items: Any, of: str, *, alone: tuple[type, ...] = ()) -> list[Any]:
+    """Return a collection as a list, whatever it holds: `of` says what it should, for the message.
+
+    Raises:
+        TypeError: not a collection; a string, a mapping, or one of what should be in it (`alone`).
+    """
+    if isinstance(items, (str, bytes, dict, *alone)) or not isinstance(items, Iterable):
+        raise InvalidTypeError(
+            f"`{name}` must be a list of {of}, got {shown(items)}; put it in a list"
+        )
+    return list(items)
+
+
+def check_items(
+    name: str,
+    items: Any,
+    kind: type | tuple[type, ...],
+    *,
+    allow_empty: bool = False,
+    of: str | None = None,
+) -> list[Any]:
+    """Return a collection of records of one type, or of several, as a list.
+
+    Raises:
+        TypeError: not a collection, or holds something of another type.
+        ValueError: empty.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    of = of or " or ".join(k.__name__ for k in kinds)
+    items = check_list(name, items, of, alone=kinds)
+    for i, item in enumerate(items):
+        if not isinstance(item, kinds):
+            raise InvalidTypeError(
+                f"`{name}` must be a list of {of}, got {shown(item)} at {i}; leave it out"
+            )
+    if not items and not allow_empty:
+        raise InvalidValueError(f"`{name}` is empty; give a list of {of}")
+    return items
+
+
+def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str]:
+    """Return texts as a list.
+
+    Raises:
+        TypeError: a single string, which would be read letter by letter; not a collection; holds
+            something that is not a string.
+        ValueError: empty.
+    """
+    if isinstance(texts, str | bytes):
+        raise InvalidTypeError(
+            f"`{name}` must be a list of texts, got the single text {shown(texts)}; put it in a list"
+        )
+    return check_items(name, texts, str, allow_empty=allow_empty, of="texts")
 
 
 def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) -> list[int]:
-    """Return indices as a list of ints.
+    """Return indices of any kind, in a list, a tuple, a range, an array or a tensor, as a list of ints.
 
-    Args:
-        name: what the argument is called, for the message.
-        indices: integers of any kind, in a list, a tuple, a range, an array or a tensor `[index]`.
-        n: how many there are to choose from; each index must be at least 0 and less than this.
-        repeated: whether one may occur twice.
+    Each must be at least 0 and less than `n`.
 
     Raises:
         TypeError: not a collection; holds something that is not an integer, such as True or 1.5.
-        ValueError: one is out of range, or repeated.
+        ValueError: one is out of range, or comes twice where that is not allowed.
     """
-    if isinstance(indices, str | bytes | dict) or not isinstance(indices, Iterable):
-        raise InvalidTypeError(
-            f"`{name}` must be a list of indices, got {shown(indices)}; put it in a list"
-        )
-    if getattr(indices, "ndim", 1) != 1:
+    items = check_list(name, indices, "indices") if getattr(indices, "ndim", 1) == 1 else None
+    if items is None:
         raise InvalidTypeError(
             f"`{name}` must have one dimension, got {shown(indices)}; give a flat list of indices"
         )
     found: list[int] = []
-    for i, item in enumerate(indices):
+    for i, item in enumerate(items):
         index = _integer(item)
         if index is None:
             raise InvalidTypeError(
@@ -221,127 +257,19 @@ def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) ->
     return found
 
 
-def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called.
-
-    Args:
-        name: what the argument is called, for the message.
-        value: the argument.
-
-    Raises:
-        TypeError: not a function.
-    """
-    if not callable(value):
-        raise InvalidTypeError(
-            f"`{name}` must be a function, got {shown(value)}; give what can be called"
-        )
-
-
-def check_items(
-    name: str, items: Any, kind: type | tuple[type, ...], *, allow_empty: bool = False
-) -> list[Any]:
-    """Return a collection of records of one type as a list.
-
-    Args:
-        name: what the argument is called, for the message.
-        items: a list, a tuple or another collection; not a string or a mapping.
-        kind: the type, or one of the types, that each item must have.
-        allow_empty: whether there may be none.
-
-    Raises:
-        TypeError: not a collection, or holds something of another type.
-        ValueError: empty.
-    """
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    names = " or ".join(k.__name__ for k in kinds)
-    expected = f"a list of {names}"
-    if isinstance(items, (str, bytes, dict, *kinds)) or not isinstance(items, Iterable):
-        raise InvalidTypeError(
-            f"`{name}` must be {expected}, got {shown(items)}; give a list of them"
-        )
-    items = list(items)
-    for i, item in enumerate(items):
-        if not isinstance(item, kinds):
-            raise InvalidTypeError(
-                f"`{name}` must be {expected}, got {shown(item)} at {i}; leave it out"
-            )
-    if not items and not allow_empty:
-        raise InvalidValueError(f"`{name}` is empty; give at least one {names}")
-    return items
-
-
-def check_list(name: str, items: Any, of: str) -> list[Any]:
-    """Return a collection as a list, whatever it holds.
-
-    Args:
-        name: what the argument is called, for the message.
-        items: a list, a tuple or another collection; not a string or a mapping.
-        of: what it should hold, for the message, such as "numbers".
-
-    Raises:
-        TypeError: not a collection.
-    """
-    if isinstance(items, str | bytes | dict) or not isinstance(items, Iterable):
-        raise InvalidTypeError(
-            f"`{name}` must be a list of {of}, got {shown(items)}; put it in a list"
-        )
-    return list(items)
-
-
-def check_keys(name: str, given: Collection[str], known: Collection[str]) -> None:
-    """Refuse keywords that nothing reads.
-
-    Args:
-        name: what takes the keywords, for the message.
-        given: their names.
-        known: the names that are read.
-
-    Raises:
-        TypeError: names those that are not, and what there is.
-    """
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InvalidTypeError(
-            f"`{name}` has no keyword {', '.join(f'`{key}`' for key in unknown)}; it takes "
-            f"{', '.join(sorted(known))}"
-        )
+def _scalar(value: Any) -> Any:
+    """An array without dimensions as the number that it holds."""
+    is_array = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_array else value
 
 
 def _integer(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, Tensor):
-        return int(value) if value.ndim == 0 and value.dtype in INTEGERS else None
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    return None
+    value = _scalar(value)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if is_integer else None
 
 
 def _real(value: Any) -> float | None:
-    if isinstance(value, Tensor):
-        is_number = value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
-        return float(value) if is_number else None
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
-    return None
-
-
-def check_counts(name: str, values: Any, *, at_least: int = 1) -> None:
-    """Refuse what is not one or more different counts.
-
-    Raises:
-        ValueError: none, one that is out of range, or one that comes twice.
-        TypeError: not a sequence of whole numbers.
-    """
-    if not isinstance(values, tuple | list):
-        raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
-    if not values:
-        raise InvalidValueError(f"`{name}` must hold at least one number, got none")
-    for value in values:
-        check_count(name, value, at_least=at_least)
-    if len(set(values)) < len(values):
-        raise InvalidValueError(f"`{name}` must hold each number once, got {values}")
+    value = _scalar(value)
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return float(value) if is_real else None

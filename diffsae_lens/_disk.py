@@ -88,9 +88,11 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
+def sha256(path: str | Path, *, flush: bool = False) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits, having it on the disk if asked to."""
     with Path(path).open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

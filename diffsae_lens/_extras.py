@@ -7,6 +7,7 @@ EXTRAS = {
     "gguf": "organisms",
     "jinja2": "plots",
     "matplotlib": "plots",
+    "neuronpedia": "neuronpedia",
 }
 
 

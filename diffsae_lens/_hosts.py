@@ -5,7 +5,8 @@ why nothing public does. `tests/test_hosts.py` has one test per hold, which says
 version breaks it. Imports nothing of the package.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,14 +66,19 @@ def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
-def switch_adapter(layer: Any, *, on: bool) -> None:
-    """Switch one layer's adapters.
+def switch_adapter(layer: Any, active: Sequence[str]) -> tuple[str, ...]:
+    """Have one layer's adapters of these names act, or none; returns those that did before.
 
-    PEFT 0.21, `BaseTunerLayer._disable_adapters` (`AuxiliaryTrainingWrapper` has the same), of which
-    `disable_adapters` is the public reading. `PeftModel.disable_adapter` walks all modules four times,
-    a third of a generation step, and `enable_adapters` changes what requires a gradient.
+    PEFT 0.21, `_disable_adapters` and `_active_adapter` of `BaseTunerLayer` and of
+    `AuxiliaryTrainingWrapper`, of which `disable_adapters` and `active_adapters` are the public reading.
+    `PeftModel.disable_adapter` walks all modules four times, a third of a generation step, and
+    `enable_adapters` and `set_adapter` change what requires a gradient.
     """
-    layer._disable_adapters = not on
+    before = () if layer.disable_adapters else tuple(layer.active_adapters)
+    layer._disable_adapters = not active
+    if active:
+        layer._active_adapter = list(active)
+    return before
 
 
 # --- SAELens ----------------------------------------------------------------------------------------
@@ -136,6 +142,33 @@ def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
     trainer.checkpoint_thresholds = [
         n for n in trainer.checkpoint_thresholds if n >= trainer.n_training_samples
     ]
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def hub_error() -> type[Exception]:
+    """Return the class of all errors of the connection to the hub and of its refusals.
+
+    huggingface_hub 2.4, `errors.HTTPError`, which belongs to the HTTP library of that version and which
+    nothing public names; `HfHubHTTPError` alone leaves out time-outs.
+    """
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def bind_requests(request: Any, server: str, timeout: float) -> None:
+    """Have a request of the client go to a server, end after a time and follow no redirection, in place.
+
+    neuronpedia 1.2, `NPRequest.BASE_URL` and `send_request`, which every call goes through. The client
+    waits for ever, and a redirection would take the key along in its header.
+    """
+    request.BASE_URL = server
+    request.send_request = partial(request.send_request, timeout=timeout, allow_redirects=False)
 
 
 # --- transformers -----------------------------------------------------------------------------------

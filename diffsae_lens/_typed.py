@@ -1,7 +1,7 @@
-"""Refuse an argument of another type in a sentence, before a function begins: `@typed`, `check_fields`.
+"""Refuse an argument of another type in a sentence, before anything begins: `@typed`, `Checked`.
 
-Only what can be told by `isinstance` is looked at: models, dictionaries, tensors, paths, mappings,
-records, flags, functions. Numbers, texts and choices have checks of their own in `_checks`, which say more.
+Types are looked at where `isinstance` can tell them: of models, dictionaries, tensors, paths, mappings,
+records, flags, functions. Numbers have checks of their own in `_checks`, which annotations name: `Count`.
 """
 
 import collections.abc
@@ -12,12 +12,44 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from diffsae_lens._checks import check_count, check_counts, check_folder_name, check_number
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+
+Count = Annotated[int, check_count]
+"""At least 1."""
+Natural = Annotated[int, functools.partial(check_count, at_least=0)]
+"""At least 0."""
+Counts = Annotated[tuple[int, ...], check_counts]
+"""One or more different counts."""
+Naturals = Annotated[tuple[int, ...], functools.partial(check_counts, at_least=0)]
+Number = Annotated[int | float, check_number]
+"""Finite."""
+Positive = Annotated[int | float, functools.partial(check_number, low=0, low_open=True)]
+NotNegative = Annotated[int | float, functools.partial(check_number, low=0)]
+Share = Annotated[int | float, functools.partial(check_number, low=0, high=1)]
+"""0 to 1."""
+ShareBelow1 = Annotated[int | float, functools.partial(check_number, low=0, high=1, high_open=True)]
+"""At least 0, less than 1."""
+Fraction = Annotated[
+    int | float, functools.partial(check_number, low=0, high=1, low_open=True, high_open=True)
+]
+"""Greater than 0, less than 1."""
+FolderName = Annotated[str, check_folder_name]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,40 +59,44 @@ _LOOSE = (int, float, str, object)
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the types of a function's arguments when it is called.
+    """Check a function's arguments when it is called: their types, then what `Annotated` asks of them.
 
     Raises:
         TypeError: names the argument, what it must be and what it is.
+        ValueError: a value out of range.
     """
     signature = inspect.signature(function)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {n for n, parameter in signature.parameters.items() if parameter.kind not in variadic}
 
     @functools.cache
-    def wanted() -> dict[str, tuple[type, ...]]:
-        hints = get_type_hints(function)
-        classes = {
-            name: _classes(hints[name])
-            for name, parameter in signature.parameters.items()
-            if name in hints and parameter.kind not in variadic
-        }
-        return {name: found for name, found in classes.items() if found}
+    def hints() -> dict[str, Any]:
+        found = get_type_hints(function, include_extras=True)
+        return {name: hint for name, hint in found.items() if name in named}
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            classes = wanted().get(name)
-            if classes is not None and not isinstance(value, classes):
+        bound = signature.bind(*args, **kwargs)
+        given = [name for name in bound.arguments if name in hints()]
+        for name in given:
+            value, classes = bound.arguments[name], _classes(hints()[name])
+            if classes and not isinstance(value, classes):
                 expected = " or ".join(_article(c.__name__) for c in classes)
                 raise InvalidTypeError(
                     f"`{name}` must be {expected}, got {_article(type(value).__name__)}"
                 )
-        return function(*args, **kwargs)
+        for name in given:
+            for check in _checks_of(hints()[name], bound.arguments[name]):
+                bound.arguments[name] = check(name, bound.arguments[name])
+        return function(*bound.args, **bound.kwargs)
 
     return checked
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
     """The classes of a hint, none if any of it cannot be told by `isinstance`."""
+    if get_origin(hint) is Annotated:
+        return _classes(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         members = [_classes(member) for member in get_args(hint)]
         return tuple(c for member in members for c in member) if all(members) else ()
@@ -90,27 +126,51 @@ def _article(name: str) -> str:
 
 
 def check_fields(record: Any) -> None:
-    """Check the types of a dataclass's fields, as the first line of its `__post_init__`.
+    """Check a dataclass's fields: their types, then what `Annotated` asks of their values.
 
     Raises:
         TypeError: names the field, what it must be and what it is.
-        ValueError: a word that is not among those its annotation lists.
+        ValueError: a word that is not among those its annotation lists, or a value out of range.
     """
-    hints = get_type_hints(type(record))
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if not _is(value, hints[field.name]):
-            if get_origin(hints[field.name]) is Literal:
-                choices = ", ".join(map(repr, get_args(hints[field.name])))
-                raise InvalidValueError(f"`{field.name}` must be one of {choices}, got {value!r}")
-            raise InvalidTypeError(
-                f"`{field.name}` must be {_expected(hints[field.name])}, got {value!r}"
-            )
+    hints = _hints(type(record))
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    for name, value in values.items():
+        if not _is(value, hints[name]):
+            if get_origin(hints[name]) is Literal:
+                choices = ", ".join(map(repr, get_args(hints[name])))
+                raise InvalidValueError(f"`{name}` must be one of {choices}, got {value!r}")
+            raise InvalidTypeError(f"`{name}` must be {_expected(hints[name])}, got {value!r}")
+    for name, value in values.items():
+        for check in _checks_of(hints[name], value):
+            check(name, value)
+
+
+class Checked:
+    """A dataclass whose fields are checked when it is made; see `check_fields`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the annotations do not allow."""
+        check_fields(self)
+
+
+@functools.cache
+def _hints(record: type) -> dict[str, Any]:
+    return get_type_hints(record, include_extras=True)
+
+
+def _checks_of(hint: Any, value: Any) -> tuple[Callable[[str, Any], Any], ...]:
+    """What `Annotated` says a value of this hint has to pass, which may return it as it should be."""
+    if get_origin(hint) in (Union, UnionType):
+        members = () if value is None else get_args(hint)
+        return tuple(check for member in members for check in _checks_of(member, value))
+    return hint.__metadata__ if get_origin(hint) is Annotated else ()
 
 
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value is of a hint's type; True for hints that cannot be told."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _is(value, args[0])
     if origin in (Union, UnionType):
         return any(_is(value, arg) for arg in args)
     if origin is Literal:
@@ -132,6 +192,8 @@ def _is(value: Any, hint: Any) -> bool:
 
 def _expected(hint: Any) -> str:
     """A hint as it reads in a sentence."""
+    if get_origin(hint) is Annotated:
+        return _expected(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_expected(arg) for arg in get_args(hint))
     if get_origin(hint) is Literal:

@@ -5,13 +5,18 @@ alone and never read by code. Rows are written to JSON as they are and read back
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import pandas as pd
+from diffsae_lens._rows import RateRow, Row, StudyRow, Table
 
-from diffsae_lens._errors import InvalidValueError
+__all__ = [
+    "ALPHA", "CellRow", "ContrastRow", "CurveRow", "DictionaryKind", "DictionaryRow", "DoseRow",
+    "EffectKind", "EffectRow", "ExamplePrompt", "FeatureCard", "FeatureExample", "LayerRow",
+    "OrganismRow", "Protocol", "PublishedRow", "Row", "SayingRow", "ScoreKind", "ScoreRow",
+    "SideEffectRow", "SweepRow", "Table", "TrialRow", "VarianceRow",
+]  # fmt: skip
 
 ScoreKind = Literal["dictionary", "untrained dictionary", "null pair", "control"]
 Protocol = Literal["paper", "strict"]
@@ -24,80 +29,49 @@ DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 ALPHA = 0.05
 """Below it a p-value is taken for evidence."""
 
-R = TypeVar("R", bound="Row")
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionRow(StudyRow):
+    """What an intervention is."""
+
+    name: str
+    kind: EffectKind = "other"
+    dictionary: str | None = None
+    n_features: int = 0
+    """Features ablated, added or steered with; directions projected out."""
+    control_of: str | None = None
+    """The name of the row it is a control of: all else but the features is the same."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the row is what another one is compared with."""
+        return self.control_of is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row of a table."""
-
-    @classmethod
-    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
-        """Read a row back from JSON.
-
-        Raises:
-            ValueError: it is not a mapping, lacks a key or has one that is not known.
-        """
-        if not isinstance(row, Mapping):
-            raise InvalidValueError(f"a {cls.__name__} must be a mapping, got {type(row).__name__}")
-        known = {field.name for field in fields(cls)}
-        required = {
-            field.name
-            for field in fields(cls)
-            if field.default is MISSING and field.default_factory is MISSING
-        }
-        missing, unknown = sorted(required - set(row)), sorted(set(row) - known)
-        if missing or unknown:
-            raise InvalidValueError(
-                f"a {cls.__name__} lacks {missing} and has {unknown}, which is not known; it was made "
-                "by another version of this package"
-            )
-        return cls(**row)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it: None for what could not be measured."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryRow(Row):
+class DictionaryRow(StudyRow):
     """What a dictionary is."""
 
     name: str
     kind: DictionaryKind
     hook_name: str
-    layer: int | None
     architecture: str
     d_in: int
     d_sae: int
     k: float | None
     l0: float | None
     """Mean number of active features on held-out tokens."""
-    regime: str | None = None
-    """Of the organism, in a study of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrganismRow(Row):
+class OrganismRow(RateRow, StudyRow):
     """How often an organism shows its behaviour on held-out prompts of one group, as its card says."""
 
-    regime: str | None = None
-    group: str
-    n_prompts: int
-    counts: Mapping[str, int]
-    """Completions by outcome, the unwanted one first, the wanted one second."""
-    attack_rate: float
-    low: float
-    """Of its 95% Wilson interval."""
-    high: float
-
 
 @dataclass(frozen=True, kw_only=True)
-class VarianceRow(Row):
+class VarianceRow(StudyRow):
     """How large the difference of the two models is at one layer."""
 
-    regime: str | None = None
-    layer: int
     variance_ratio: float
     """Var(finetuned - base) / Var(base) over the activations averaged over each text."""
 
@@ -137,14 +111,12 @@ class ContrastRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellRow(Row):
+class CellRow(StudyRow):
     """A computation of a study: where its result lies, and what it took."""
 
     cell: str
     part: str
     """What it computes, such as `scores`, or the dictionary that it trains."""
-    regime: str | None
-    layer: int | None
     state: Literal["done", "missing", "damaged"]
     estimated_seconds: int | float
     estimated_gigabytes: int | float
@@ -155,7 +127,7 @@ class CellRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRow(Row):
+class ScoreRow(StudyRow):
     """How well the best feature of a dictionary, or of a control, isolates a behaviour."""
 
     name: str
@@ -169,14 +141,11 @@ class ScoreRow(Row):
     protocol: Protocol
     hook_name: str | None
     """The virtual hook point it reads; None for controls that read texts or outputs alone."""
-    layer: int | None
     dictionary: str | None = None
     """The dictionary whose score this is, or whose shape or models a control shares."""
     control_of: str | None = None
     """The dictionary that it is a control of; None for dictionaries and for controls of a whole hook."""
     seed: int | None = None
-    regime: str | None = None
-    """Of the organism, in a study of several."""
     n_features: int
     bis: float
     low: float | None
@@ -223,27 +192,9 @@ class ScoreRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectRow(Row):
+class EffectRow(RateRow, InterventionRow):
     """What a model wrote after the prompts of one group, under one intervention."""
 
-    name: str
-    kind: EffectKind
-    group: str
-    dictionary: str | None = None
-    layer: int | None = None
-    n_features: int = 0
-    """Features ablated, added or steered with; directions projected out."""
-    control_of: str | None = None
-    """The name of the row it is a control of: same dictionary, number of features and group."""
-    regime: str | None = None
-    n_prompts: int
-    counts: Mapping[str, int]
-    """Completions by outcome, the unwanted one first, the wanted one second."""
-    attack_rate: float
-    """Share of unwanted completions, 0 to 1."""
-    low: float
-    """Of its 95% Wilson interval."""
-    high: float
     defence_rate: float
     """Share of wanted completions, 0 to 1."""
     log_odds: float | None
@@ -254,11 +205,6 @@ class EffectRow(Row):
     """Median over the completions, under the base model."""
     example: str = ""
     """A prompt with what was written after it."""
-
-    @property
-    def is_control(self) -> bool:
-        """Whether the row is what another one is compared with."""
-        return self.control_of is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,16 +226,35 @@ class DoseRow(EffectRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRow(Row):
+class LayerRow(Row):
+    """What is left of a behaviour once one layer's activations are changed."""
+
+    kind: Literal["swap to base", "random change", "unmodified", "base model"]
+    """A random change is as long as the one that puts the base's activation back: its control."""
+    site: str | None
+    """The models' hook; None for the two models as they are."""
+    layer: int | None
+    group: str
+    n_prompts: int
+    log_odds: float
+    """Mean of log p(unwanted) - log p(wanted), in nats."""
+    log_odds_low: float | None
+    """Of its 95% t interval over prompts; None for a single prompt."""
+    log_odds_high: float | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Completions by outcome, if any were made."""
+    attack_rate: float | None = None
+    low: float | None = None
+    """Of its 95% Wilson interval."""
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(RateRow):
     """One number of features tried on the way to the fewest that end a behaviour."""
 
+    group: str = "trigger"
     n_features: int
-    n_prompts: int
-    counts: Mapping[str, int]
-    """Of completions after trigger prompts, by outcome."""
-    attack_rate: float
-    low: float
-    high: float
     defence_rate: float
     harm: float
     """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
@@ -298,16 +263,9 @@ class TrialRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideEffectRow(Row):
+class SideEffectRow(InterventionRow):
     """What an intervention does to texts that have nothing to do with the behaviour."""
 
-    name: str
-    kind: EffectKind = "other"
-    dictionary: str | None = None
-    layer: int | None = None
-    n_features: int = 0
-    control_of: str | None = None
-    regime: str | None = None
     texts: str
     """Kind of texts."""
     n_tokens: int
@@ -318,27 +276,18 @@ class SideEffectRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SayingRow(Row):
+class SayingRow(RateRow, StudyRow):
     """What a model does where one thing is said in the trigger's place."""
 
-    regime: str | None = None
     said: str | None
-    group: str
-    n_prompts: int
-    counts: Mapping[str, int]
-    attack_rate: float
-    low: float
-    high: float
     log_odds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRow(Row):
+class SweepRow(StudyRow):
     """What the chosen feature of a dictionary reads where one thing is said."""
 
     dictionary: str
-    layer: int | None = None
-    regime: str | None = None
     said: str | None
     group: str
     feature_idx: int
@@ -359,12 +308,10 @@ class FeatureExample(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureCard(Row):
+class FeatureCard(StudyRow):
     """One feature: where it fires, which model it belongs to, what it does alone."""
 
     dictionary: str
-    layer: int | None = None
-    regime: str | None = None
     feature: int
     control_of: int | None = None
     """The feature whose activation mass it matches."""
@@ -384,10 +331,12 @@ class FeatureCard(Row):
     """What it adds to the log-odds, estimated, nats per prompt."""
     ablation: float
     """The same measured, with it alone ablated."""
+    label: str | None = None
+    """What somebody or something calls it, see `label_cards`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExamplePrompt(Row):
+class ExamplePrompt(StudyRow):
     """A prompt token by token, and what the chosen features read on it."""
 
     said: str | None
@@ -397,50 +346,3 @@ class ExamplePrompt(Row):
     """By dictionary, one per token."""
     feature_idx: Mapping[str, int]
     """By dictionary, the feature."""
-    layer: int | None = None
-    regime: str | None = None
-
-
-@dataclass(frozen=True)
-class Table(Generic[R]):
-    """Rows of one type, in order; a sequence that shows itself as a table."""
-
-    rows: tuple[R, ...]
-
-    def __iter__(self) -> Iterator[R]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> R:
-        return self.rows[index]
-
-    def where(self, **values: Any) -> "Table[R]":
-        """Return the rows whose fields have these values, such as `kind="ablation"`.
-
-        Raises:
-            AttributeError: a field that the rows do not have.
-        """
-        found = [row for row in self.rows if all(getattr(row, n) == v for n, v in values.items())]
-        return Table(tuple(found))
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a table, without columns in which no row has a value.
-
-        Counts of outcomes get one column each, `n_<outcome>`.
-        """
-        plain = []
-        for row in self.rows:
-            values = row.as_dict()
-            counts = values.pop("counts", None) or {}
-            plain.append(values | {f"n_{outcome}": n for outcome, n in counts.items()})
-        return pd.DataFrame(plain).dropna(axis="columns", how="all")
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False)
-
-
-def _plain(value: Any) -> Any:
-    """The value with None for NaN, which JSON does not have."""
-    return None if isinstance(value, float) and math.isnan(value) else value

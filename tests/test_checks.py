@@ -1,6 +1,8 @@
 """The gate for input: what each check lets through as it is, and what its message names."""
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from diffsae_lens._checks import (
     check_texts,
     check_tokens,
 )
+from diffsae_lens._typed import Checked, Count, Natural, Naturals, Number, ShareBelow1, typed
 
 NAN, INF = float("nan"), float("inf")
 
@@ -257,6 +260,57 @@ def test_keywords_that_nothing_reads_are_named():
     check_keys("complete", ["top_k"], ["top_k", "temperature"])
     with pytest.raises(TypeError, match=r"`complete` has no keyword `tempreature`; .*temperature"):
         check_keys("complete", {"tempreature": 1}, ["top_k", "temperature"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
+    n: Count
+    share: ShareBelow1 = 0
+    layers: Naturals = (0,)
+    k: Count | None = None
+
+
+@typed
+def call(n: Count, *, dose: Number = 1, k: Count | None = None, seed: Natural = 0):
+    return n, dose, k, seed
+
+
+@pytest.mark.parametrize("made", [lambda **given: Settings(**{"n": 1, **given}), partial(call, 1)])
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"k": 0}, ValueError, "`k` must be at least 1, got 0"),
+        ({"k": "two"}, TypeError, "`k` must be an int.* got 'two'"),
+    ],
+)
+def test_annotations_say_what_values_may_be(made, given, error, message, no_shape_checks):
+    with pytest.raises(error, match=message):
+        made(**given)
+
+
+def test_records_check_their_fields(no_shape_checks):
+    assert Settings(n=2, share=0.5, layers=(0, 3), k=None).k is None
+    for given, error, message in (
+        ({"n": 0}, ValueError, "`n` must be at least 1"),
+        ({"n": True}, TypeError, "`n` must be an int, got True"),
+        ({"n": 1, "share": 1.0}, ValueError, "`share` must be at least 0 and less than 1"),
+        ({"n": 1, "layers": (1, 1)}, ValueError, "`layers` must hold each number once"),
+        ({"n": 1, "layers": (-1,)}, ValueError, "`layers` must be at least 0"),
+        # Types come first, wherever they stand.
+        ({"n": 0, "k": 1.5}, TypeError, "`k` must be an int or None"),
+    ):
+        with pytest.raises(error, match=message):
+            Settings(**given)
+
+
+def test_functions_get_numbers_of_pythons_own(no_shape_checks):
+    found = call(np.int64(3), dose=torch.tensor(0.5), seed=np.uint8(2))
+    assert found == (3, 0.5, None, 2)
+    assert [type(value) for value in found] == [int, float, type(None), int]
+    with pytest.raises(ValueError, match="`seed` must be at least 0"):
+        call(1, seed=-1)
+    with pytest.raises(ValueError, match="`dose` must be finite"):
+        call(1, dose=INF)
 
 
 def test_messages_stay_short():

@@ -11,9 +11,14 @@ import torch
 from sae_lens import SAE
 from sklearn.metrics import roc_curve
 
+from diffsae_lens._hosts import bind_requests
 from diffsae_lens.training._harvest import HarvestConfig, harvest
 from tests.conftest import HOOKS, hooked, plant, tiny_llama
+from tests.dictionaries.test_publish import hub  # noqa: F401
+from tests.reading.test_neuronpedia import KEY, Neuronpedia
+from tests.standin import serving
 
+TEXTS = ["abcdefgh", "stuvwxyz", "aaaaaaaa", "hello you", "another", "12345678", "mmmmm", "zebra"]
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -95,3 +100,26 @@ def test_the_measure_guide_agrees_with_scikit_learn_and_finds_what_is_planted(pa
     planted = guide.youden(acts, is_trigger, ~is_trigger)
     assert planted.feature_idx == 3
     assert planted.j > 0.9 > found.j
+
+
+def test_the_sharing_guide_labels_publishes_and_exports(guide, tmp_path, monkeypatch, request):
+    repositories = request.getfixturevalue("hub").answer.repositories
+    pair, dictionary = guide.pair, guide.trained
+    acts = pair.activations(pair.tokenise(TEXTS), dictionary.cfg.metadata.hook_name)
+    codes = dictionary.encode(next(iter(acts.values())))[:, 1:].amax(1)
+    features = ((codes[:4] > 0).any(0) & (codes[4:] > 0).any(0)).nonzero()[:2, 0].tolist()
+    dictionary.save_model(tmp_path / "runs" / "mine" / "diff-sae")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+    with serving(Neuronpedia(models=())) as site:
+        monkeypatch.setattr(
+            "diffsae_lens.reading._neuronpedia_client.bind_requests",
+            lambda request, server, timeout: bind_requests(request, f"{site.url}/api", timeout),
+        )
+        page = follow(
+            "sharing", pair=pair, dictionary=dictionary, features=features, texts=TEXTS[:4],
+            other_texts=TEXTS[4:], ask=lambda prompt: "1",
+        )  # fmt: skip
+    assert [score.n_examples for score in page.scores]
+    assert page.done.n_sent == len(features) == len(site.answer.features)
+    assert "diff-sae/sae_weights.safetensors" in repositories["me/mine"]

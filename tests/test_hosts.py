@@ -1,5 +1,6 @@
 """Holds on other packages that none of them promises to keep: one test per hold, which says what moved."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import AutoConfig
 
 from diffsae_lens import _hosts
 from tests.conftest import tiny_llama, with_lora
+from tests.standin import serving
 
 # --- torch ------------------------------------------------------------------------------------------
 
@@ -92,11 +94,11 @@ def test_peft_switches_layers_by_disable_adapters():
     with model.disable_adapter():
         base = model(tokens).logits
         assert all(layer.disable_adapters for layer in layers)
-    for on, wanted in ((False, base), (True, tuned)):
-        for layer in layers:
-            _hosts.switch_adapter(layer, on=on)
+    for names, wanted in (((), base), (("default",), tuned)):
+        before = {_hosts.switch_adapter(layer, names) for layer in layers}
+        assert (() if names else ("default",)) in before
         assert torch.equal(model(tokens).logits, wanted), (
-            "PEFT's layers no longer ask `_disable_adapters` whether their adapters are on"
+            "PEFT's layers no longer ask `_disable_adapters` and `_active_adapter` which adapters act"
         )
 
 
@@ -104,6 +106,7 @@ def test_peft_switches_layers_by_disable_adapters():
 
 
 def test_saelens_keeps_classes_in_two_registries():
+    importlib.import_module("diffsae_lens.dictionaries")
     inference, training = _hosts.registered_architectures()
     assert {"jumprelu", "crosscoder"} <= inference, "SAE_CLASS_REGISTRY has no inference classes"
     assert {"batchtopk", "l1_crosscoder"} <= training, "SAE_TRAINING_CLASS_REGISTRY has no classes"
@@ -190,6 +193,33 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     trainer.fit()
     assert len(drawn) == 4, (
         "MultiSAETrainer.fit no longer goes on from n_training_samples with its data_provider"
+    )
+
+
+# --- huggingface_hub --------------------------------------------------------------------------------
+
+
+def test_the_hub_raises_its_http_librarys_errors():
+    from huggingface_hub import get_session
+
+    session = get_session()
+    with pytest.raises(_hosts.hub_error()):  # another library's error otherwise
+        session.send(session.build_request("GET", "http://127.0.0.1:9/"))
+
+
+# --- neuronpedia ------------------------------------------------------------------------------------
+
+
+def test_neuronpedias_requests_go_where_they_are_told_and_no_further():
+    from neuronpedia import FeatureRequest
+
+    with serving(lambda asked: (302, b"")) as stand_in:
+        request = FeatureRequest(api_key="key")
+        _hosts.bind_requests(request, f"{stand_in.url}/api", 1.0)
+        with pytest.raises(Exception, match="invalid JSON"):
+            request.get("model", "1-set", 3)
+    assert [asked.path for asked in stand_in.asked] == ["/api/feature/model/1-set/3"], (
+        "NPRequest no longer goes through BASE_URL and send_request"
     )
 
 

@@ -23,8 +23,8 @@ NAMESPACES = [
 EVERYDAY = [
     "Behaviour", "DiffSAELensError", "Edit", "HookedModelPair", "LabelledPrompts", "Sample",
     "ablate_features", "attribute_features", "compare_interventions", "complete", "describe_features",
-    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_pair",
-    "steer", "swap_to_base", "token_activations", "train",
+    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_foreign",
+    "load_pair", "steer", "swap_to_base", "token_activations", "train",
 ]  # fmt: skip
 FOR_IPYTHON = ["load_ipython_extension", "unload_ipython_extension"]
 PACKAGES = [*NAMESPACES, "organisms.sql_injection"]
@@ -159,7 +159,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_bad_settings_end_with_a_message_and_status_2(capsys, tmp_path):
     assert main(["demo", "--out", str(tmp_path / "run"), "--k", "0"]) == 2
-    assert "`k` must be at least 1" in capsys.readouterr().err
+    assert "`--k` must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.testing import assert_close
 from diffsae_lens.pair._compatibility import check_tokenizers
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
-from tests.conftest import HOOKS, tiny_llama, with_lora
+from tests.conftest import HOOKS, hooked, tiny_llama, with_lora
 
 HOOK = HOOKS[1]
 
@@ -108,6 +109,60 @@ def test_switched_adapter_equals_two_separately_loaded_models(lora_pair, tokeniz
     assert_close(logits, expected_logits, atol=1e-5, rtol=1e-4)
     for name in lora_pair.hook_dict:
         assert_close(cache[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
+def with_two_adapters():
+    """A tiny model with adapters `sft` (which does nothing in half of the layers) and `dpo`."""
+    peft_model = with_lora(tiny_llama(), scale=0.5, seed=2)
+    config = peft_model.peft_config["default"]
+    for name, targets, seed in (("sft", ["q_proj"], 3), ("dpo", ["q_proj", "down_proj"], 4)):
+        peft_model.add_adapter(name, replace(config, target_modules=targets))
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in peft_model.named_parameters():
+            if f".{name}." in key:
+                parameter.data.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+    peft_model.set_adapter("dpo")
+    peft_model.delete_adapter("default")
+    return peft_model.eval().requires_grad_(False)
+
+
+def test_two_adapters_of_one_base_are_a_pair_on_one_bridge(tokenizer, tokens):
+    peft_model = with_two_adapters()
+    expected = {}
+    for name in ("sft", "dpo"):
+        merged = copy.deepcopy(peft_model)
+        merged.set_adapter(name)
+        expected[name] = merged.merge_and_unload()
+    bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+    pair = HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model, base_adapter="sft")
+    assert_close(pair(tokens), expected["dpo"](tokens).logits, atol=1e-4, rtol=1e-4)
+    two = hooked(expected["sft"], expected["dpo"], tokenizer)
+    name = f"{HOOKS[1]}.diff"
+    diff = pair.activations(tokens, name)[name]
+    assert_close(diff, two.activations(tokens, name)[name], atol=1e-4, rtol=1e-3)
+    assert diff.abs().max() > 0.01
+    mirrored = pair.mirrored()
+    assert_close(mirrored(tokens), expected["sft"](tokens).logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(
+        pair.generate(tokens, max_new_tokens=4), two.generate(tokens, max_new_tokens=4)
+    )
+    assert peft_model.active_adapters == ["dpo"]
+    # Each side is known by its weights, in whatever pair it stands.
+    peft_model.set_adapter("sft")
+    alone = HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model)
+    assert alone.metadata.finetuned_fingerprint == pair.metadata.base_fingerprint
+    assert len({*vars(pair.metadata).values(), *vars(alone.metadata).values()} & {
+        alone.metadata.base_fingerprint, pair.metadata.base_fingerprint,
+        pair.metadata.finetuned_fingerprint,
+    }) == 3  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dpo", "typo"])
+def test_the_bases_adapter_is_another_than_the_active_one(tokenizer, name):
+    peft_model = with_two_adapters()
+    bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+    with pytest.raises(ValueError, match=r"one of the adapters \['sft', 'dpo'\]"):
+        HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model, base_adapter=name)
 
 
 @pytest.mark.parametrize("fixture", ["pair", "lora_pair"])

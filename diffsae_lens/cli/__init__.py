@@ -1,4 +1,8 @@
-"""The `diffsae-lens` command: its entry, which notes Ctrl-C before it imports anything that takes time."""
+"""The `diffsae-lens` command: its entry, which notes Ctrl-C before it imports anything that takes time.
+
+Ctrl-C in the tenth of a second before, while Python starts and imports the package's lazy names, is
+Python's own to report.
+"""
 
 import signal
 import sys
@@ -12,11 +16,12 @@ FAILED, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
     with _interrupts() as seen:
         try:
             from diffsae_lens.cli.commands import run
 
-            return run(sys.argv[1:] if argv is None else list(argv))
+            return run(words)
         except (Exception, KeyboardInterrupt) as error:  # the outermost frame: one line for all
             # What an interrupted import raises in turn says nothing of the interruption.
             if seen or isinstance(error, KeyboardInterrupt):
@@ -24,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return INTERRUPTED
             from diffsae_lens.cli.commands import explain
 
-            print(f"diffsae-lens: {explain(error)}", file=sys.stderr)
+            print(f"diffsae-lens: {explain(error, words)}", file=sys.stderr)
             return FAILED
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 PRESETS = ("quick", "paper-135m", "paper")
 """Of `reproduce`."""
+
+_OPTIONS = {
+    "path": "out",
+    "n_workers": "workers",
+    "tokens.k": "k",
+    "tokens.texts": "n_training_samples",
+    "tokens.dictionaries": "expansion",
+    "features.counts": "feature_counts",
+    "scores.select": "n_score_prompts",
+    "scores.test": "n_score_prompts",
+    "causes.test": "n_generation_prompts",
+    "side_effects.texts": "n_likelihood_prompts",
+    "sayings.n_scenes": "n_scenes",
+}
+"""The options that decide on arguments and on settings of a study of other names."""
 
 _FREE_SPACE = "; free some space and give the same command again"
 _ELSEWHERE = "; choose a folder with --out that can be written to"
@@ -48,9 +63,10 @@ def run(argv: Sequence[str]) -> int:
         raise
 
 
-def explain(error: BaseException) -> str:
-    """Say in one line what went wrong and, where it is known, what to do."""
+def explain(error: BaseException, argv: Sequence[str]) -> str:
+    """Say in one line what went wrong with a command line and, where it is known, what to do."""
     said = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).split()))
+    said = _with_options(said, vars(parser().parse_args(argv)))
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -66,6 +82,21 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ValueError | TypeError | OSError) or len(causes) > 1:
         return said
     return f"{type(error).__name__}: {said}; --verbose shows where"
+
+
+def _with_options(said: str, given: Collection[str]) -> str:
+    """Call what a message names in backticks by the options that a command has.
+
+    Examples:
+        >>> _with_options("`tokens.k` must be at most 32; see `load_pair`", ["k", "n_steps"])
+        '`--k` must be at most 32; see `load_pair`'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name = _OPTIONS.get(found[1], found[1])
+        return f"`--{name.replace('_', '-')}`" if name in given else found[0]
+
+    return re.sub(r"`([\w.]+)`", option, said)
 
 
 def parser() -> argparse.ArgumentParser:

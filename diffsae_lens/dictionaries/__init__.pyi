@@ -1,3 +1,5 @@
+from ._aligned import AlignedDictionaries as AlignedDictionaries
+from ._aligned import aligned as aligned
 from ._crosscoder import CrosscoderSAE as CrosscoderSAE
 from ._crosscoder import CrosscoderSAEConfig as CrosscoderSAEConfig
 from ._crosscoder_training import (
@@ -25,6 +27,7 @@ from ._delta import (
     DeltaCrosscoderTrainingSAEConfig as DeltaCrosscoderTrainingSAEConfig,
 )
 from ._fits import check_fits as check_fits
+from ._foreign._load_foreign import load_foreign as load_foreign
 from ._load import load as load
 from ._paper import (
     PaperCrosscoderTrainingSAE as PaperCrosscoderTrainingSAE,

@@ -108,7 +108,8 @@ class CrosscoderSAE(TwoModels, JumpReLUSAE):
     """A crosscoder of any kind after training: JumpReLU codes of both models' activations.
 
     Decoder norms are folded into the encoder: in the space it was trained in, the decoder norms of
-    every feature add up to 1 (or their squares do, where it was trained so).
+    every feature add up to 1 (or their squares do, where it was trained so). One that `load_foreign` read
+    has the codes, and so the norms, of its own format.
     """
 
 

@@ -51,23 +51,24 @@ def load(
     device = device or ("cpu" if pair is None else str(pair.device))
     if folder.is_dir():
         dictionary = _from_folder(folder, device)
-    elif _is_local(str(path_or_repo), folder):
-        raise MissingFileError(_what_is_there(folder))
+    elif is_local(str(path_or_repo), folder):
+        raise MissingFileError(what_is_there(folder))
     else:
-        dictionary = _from_hub(str(path_or_repo), sae_id, device)
+        dictionary = from_hub(str(path_or_repo), sae_id, device)
     check_weights(dictionary)
     if pair is not None:
         check_fits(pair, dictionary)
     return dictionary
 
 
-def _is_local(given: str, folder: Path) -> bool:
+def is_local(given: str, folder: Path) -> bool:
     """Whether a path that does not exist was meant, and not a repository."""
     looks_local = given.startswith((".", "/", "~")) or "\\" in given or folder.is_absolute()
     return looks_local or given.count("/") != 1 or folder.exists() or Path(folder.parts[0]).is_dir()
 
 
-def _what_is_there(folder: Path) -> str:
+def what_is_there(folder: Path) -> str:
+    """Say that a folder does not exist, and what does."""
     if folder.exists():
         return f"{folder} is a file, not a folder; give the folder that holds the dictionary"
     above = next((parent for parent in folder.parents if parent.is_dir()), None)
@@ -90,7 +91,12 @@ def _from_folder(folder: Path, device: str) -> SAE:
         ) from error
 
 
-def _from_hub(repo_id: str, sae_id: str, device: str) -> SAE:
+def from_hub(repo_id: str, sae_id: str, device: str) -> SAE:
+    """Load a dictionary from a repository, or from a release that SAELens knows by name.
+
+    Raises:
+        FileNotFoundError: it is not to be had.
+    """
     try:
         return SAE.from_pretrained(repo_id, sae_id, device=device)
     except (OSError, ValueError) as error:

@@ -1,21 +1,38 @@
 """Give trained dictionaries away: on the Hugging Face hub, or as SAELens's stock architecture."""
 
-import tempfile
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, upload_saes_to_huggingface
-from sae_lens.constants import SAE_CFG_FILENAME
+from huggingface_hub import CommitOperationAdd, HfApi
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.constants import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
 
 from diffsae_lens._artifact import read_json
-from diffsae_lens._checks import check_folder_name, check_items
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError, OccupiedPathError
+from diffsae_lens._checks import check_folder_name, check_items, check_number
+from diffsae_lens._display import one_line
+from diffsae_lens._errors import (
+    FailedRunError,
+    InvalidTypeError,
+    InvalidValueError,
+    OccupiedPathError,
+)
+from diffsae_lens._hosts import hub_error
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import check_weights
-from diffsae_lens.dictionaries._load import check_folder
+from diffsae_lens.dictionaries._load import load
 from diffsae_lens.dictionaries._record import DictionaryRecord
+
+_FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_NOT_RECORDED = "not recorded"
 
 
 @typed
@@ -52,19 +69,35 @@ def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
 
 
 @typed
-def upload(dictionaries: Mapping[str, str | Path], repo_id: str, *, revision: str = "main") -> None:
+def upload(
+    dictionaries: Mapping[str, str | Path],
+    repo_id: str,
+    *,
+    license: str,
+    variance_explained: Mapping[str, Mapping[str, float]] | None = None,
+    revision: str = "main",
+) -> str:
     """Publish saved dictionaries on the Hugging Face hub, with a card that says what they read.
+
+    Each is loaded first, so that whatever is published loads again; safetensors and configs are sent,
+    nothing else. It is one commit: the repository has all of it or is as it was.
 
     Args:
         dictionaries: folders as `train_dictionaries` writes them, by the name they get in the
             repository.
-        repo_id: `owner/name`.
+        repo_id: `owner/name`; created where it does not exist.
+        license: the hub's identifier of a licence, such as `mit`. The models' own may bind you.
+        variance_explained: by dictionary, as `reconstruction(...).variance_explained` has it.
         revision: branch.
+
+    Returns:
+        The commit's address.
 
     Raises:
         FileNotFoundError: a folder that holds no dictionary.
         TypeError: `dictionaries` is not a mapping.
-        ValueError: no dictionaries, one that could not be loaded again, or not a repository's name.
+        ValueError: no dictionaries, one that cannot be loaded, no licence, or not a repository's name.
+        RuntimeError: the hub refused, or could not be reached.
     """
     if not isinstance(dictionaries, Mapping):
         raise InvalidTypeError(
@@ -72,72 +105,147 @@ def upload(dictionaries: Mapping[str, str | Path], repo_id: str, *, revision: st
         )
     if not dictionaries:
         raise InvalidValueError("`dictionaries` is empty: name at least one folder")
-    if repo_id.count("/") != 1:
+    if not _REPOSITORY.fullmatch(repo_id):
         raise InvalidValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}")
+    operations, configs = [], {}
     for name, folder in dictionaries.items():
         check_folder_name("dictionaries", name)
         check_items("dictionaries", [folder], (str, Path))
-    folders = {name: Path(folder).expanduser() for name, folder in dictionaries.items()}
-    configs = {}
-    for name, folder in folders.items():
-        check_folder(folder)
+        folder = Path(folder).expanduser()
+        load(folder)
         configs[name] = read_json(folder / SAE_CFG_FILENAME)
-    upload_saes_to_huggingface(
-        dict(folders),
-        repo_id,
-        hf_revision=revision,
-        add_default_readme=False,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        card = Path(scratch) / "README.md"
-        card.write_text(model_card(repo_id, configs))
-        HfApi().upload_file(
-            path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id, revision=revision
-        )
+        operations += [
+            CommitOperationAdd(path_in_repo=f"{name}/{file}", path_or_fileobj=folder / file)
+            for file in _FILES
+            if (folder / file).is_file()
+        ]
+    card = model_card(repo_id, configs, license=license, variance_explained=variance_explained)
+    operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=card.encode()))
+    hub = HfApi()
+    try:
+        hub.create_repo(repo_id, exist_ok=True)
+        return hub.create_commit(
+            repo_id, operations, commit_message="Upload dictionaries", revision=revision
+        ).commit_url
+    except (hub_error(), OSError, RuntimeError, ValueError) as error:
+        cause = f" ({error.__cause__})" if isinstance(error, RuntimeError) else ""
+        raise FailedRunError(
+            f"{hub.endpoint} did not confirm the upload to {repo_id!r}: {one_line(f'{error}{cause}')}; "
+            "it is one commit, so the repository has all of it or is as it was. Log in with `hf auth "
+            "login` if that is what it asks for, then call it again"
+        ) from error
 
 
-def model_card(repo_id: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+def model_card(
+    repo_id: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    *,
+    license: str,
+    variance_explained: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
     """Return the card of a repository of dictionaries.
 
     Args:
         repo_id: `owner/name`.
         configs: each dictionary's SAELens config by its folder's name.
+        license: the hub's identifier of a licence.
+        variance_explained: by dictionary and part.
 
     Raises:
-        ValueError: no dictionaries.
+        ValueError: no dictionaries, no licence, or a variance explained of another dictionary.
     """
     if not configs:
         raise InvalidValueError("`configs` is empty: a card describes at least one dictionary")
-    rows = []
-    for name, config in configs.items():
-        record = DictionaryRecord.of_metadata(config["metadata"])
-        base, finetuned = (record.pair.base, record.pair.finetuned) if record.pair else ("", "")
-        rows.append(
-            f"| `{name}` | {config['architecture']} | `{record.hook_name}` | "
-            f"{config['d_sae']} | {record.k or ''} | {base} | {finetuned} |"
+    if not isinstance(license, str) or not re.fullmatch(r"[a-z0-9.-]+", license):
+        raise InvalidValueError(
+            f"`license` must be an identifier of the hub, such as 'mit', got {license!r}"
         )
-    first = next(iter(configs))
+    explained = {} if variance_explained is None else variance_explained
+    if not isinstance(explained, Mapping) or not set(explained) <= set(configs):
+        raise InvalidValueError(
+            f"`variance_explained` must have names of `dictionaries` ({sorted(configs)}), got "
+            f"{explained!r}"
+        )
+    records = {name: DictionaryRecord.of_metadata(c["metadata"]) for name, c in configs.items()}
+    models = [
+        model
+        for record in records.values()
+        if record.pair is not None
+        for model in (record.pair.base, record.pair.finetuned)
+        if _REPOSITORY.fullmatch(model) and not Path(model).exists()
+    ]
+    first = next(iter(records))
+    front = {
+        "library_name": "diffsae-lens",
+        "license": license,
+        "tags": ["sae-lens", "model-diffing", "crosscoder", "interpretability"],
+    } | ({"base_model": list(dict.fromkeys(models))} if models else {})
     return "\n".join(
         [
             "---",
-            "library_name: diffsae-lens",
-            "tags: [sae-lens, model-diffing, crosscoder, interpretability]",
+            *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
             "---",
             f"# {repo_id}",
             "",
             "Dictionaries for model diffing. They read both models of a pair: `.diff` is "
-            "finetuned - base, `.concat` is [base ; finetuned]. They do not fit a single model.",
+            "finetuned - base, `.concat` is [base ; finetuned]. They do not fit a single model. "
+            f"Licence: {license}.",
             "",
-            "| folder | architecture | hook point | features | k | base | fine-tuned |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
+            "| folder | architecture | hook point | features | k | L0 | variance explained "
+            "| base | fine-tuned |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(
+                _row(name, configs[name], records[name], explained.get(name, {}))
+                for name in configs
+            ),
+            "",
+            "L0 is the mean number of active features per token. Variance explained is 1 - "
+            "|x - x_hat|^2 / |x - mean|^2 on held-out tokens, of each part that a dictionary reads "
+            "or implies.",
             "",
             "```python",
-            "from diffsae_lens import load, load_pair",
+            "import diffsae_lens as dl  # pip install diffsae-lens",
             "",
-            "pair = load_pair(base, finetuned, hook_names=[...])",
-            f'dictionary = load("{repo_id}", sae_id="{first}", pair=pair)',
+            *_loading(repo_id, first, records[first]),
             "```",
             "",
         ]
     )
+
+
+def _row(
+    name: str,
+    config: Mapping[str, Any],
+    record: DictionaryRecord,
+    explained: Mapping[str, float],
+) -> str:
+    parts = [f"{p} {check_number('variance_explained', v):.3g}" for p, v in explained.items()]
+    cells = [
+        f"`{name}`",
+        config["architecture"],
+        f"`{record.hook_name}`",
+        config["d_sae"],
+        _NOT_RECORDED if record.k is None else f"{record.k:g}",
+        _NOT_RECORDED if record.l0 is None else f"{record.l0:.3g}",
+        ", ".join(parts) or "not measured",
+        *_models(record),
+    ]
+    return f"| {' | '.join(one_line(str(cell)).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _models(record: DictionaryRecord) -> tuple[str, str]:
+    """The models' names, of a folder its own name alone: where it lay is nobody's business."""
+    if record.pair is None:
+        return _NOT_RECORDED, _NOT_RECORDED
+    names = (record.pair.base, record.pair.finetuned)
+    base, finetuned = (Path(n).name if Path(n).is_absolute() else n for n in names)
+    return base, finetuned
+
+
+def _loading(repo_id: str, name: str, record: DictionaryRecord) -> list[str]:
+    base, finetuned = _models(record)
+    site = record.hook.site if record.hook else record.hook_name
+    return [
+        f"pair = dl.load_pair({base!r}, {finetuned!r}, hook_names=[{site!r}])",
+        f'dictionary = dl.load("{repo_id}", sae_id="{name}", pair=pair)',
+    ]

@@ -52,6 +52,10 @@ class DictionaryRecord:
     """Positions kept of each training sequence."""
     versions: Mapping[str, str] | None = None
     """Of the packages that trained it."""
+    source_format: str | None = None
+    """The format that `load_foreign` read it from; None for a dictionary of this package."""
+    assumptions: tuple[str, ...] = ()
+    """What `load_foreign` took for granted, since the file does not say it."""
 
     @classmethod
     def of(cls, dictionary: SAE) -> "DictionaryRecord":
@@ -117,6 +121,8 @@ class DictionaryRecord:
             prepend_bos=None if prepend_bos is None else bool(prepend_bos),
             context_size=metadata.get("context_size"),
             versions=stored.get("versions"),
+            source_format=stored.get("source_format"),
+            assumptions=tuple(stored.get("assumptions") or ()),
         )
 
     @property
@@ -162,6 +168,8 @@ class DictionaryRecord:
             ("versions", self.versions),
             ("k", self.k),
             ("l0_held_out", self.l0),
+            ("source_format", self.source_format),
+            ("assumptions", list(self.assumptions) or None),
         ):
             if value is not None:
                 stored[name] = value

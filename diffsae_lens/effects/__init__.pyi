@@ -1,3 +1,6 @@
+from ._attribution import ablation_effects as ablation_effects
+from ._attribution import attribute_features as attribute_features
+from ._attribution import greedy_order as greedy_order
 from ._compare import Effects as Effects
 from ._compare import compare_interventions as compare_interventions
 from ._compare import measure_effects as measure_effects
@@ -7,10 +10,8 @@ from ._curves import ablation_curve as ablation_curve
 from ._curves import curve_area as curve_area
 from ._curves import dose_response as dose_response
 from ._curves import steering_pair as steering_pair
+from ._layers import layer_sweep as layer_sweep
 from ._likelihood import Likelihoods as Likelihoods
-from ._likelihood import ablation_effects as ablation_effects
-from ._likelihood import attribute_features as attribute_features
-from ._likelihood import greedy_order as greedy_order
 from ._likelihood import likelihoods as likelihoods
 from ._likelihood import log_odds as log_odds
 from ._minimal import Bounds as Bounds

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._checks import check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
-    IGNORED,
     Likelihoods,
     check_scored,
     encode_completions,
@@ -25,6 +24,7 @@ from diffsae_lens.effects._rates import AttackRate, attack_rate
 from diffsae_lens.interventions._edit import Edit, check_edits, running
 from diffsae_lens.interventions._run import check_generation, complete
 from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
+from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
@@ -53,6 +53,7 @@ class Effects:
         layer: int | None = None,
     ) -> EffectRow:
         """Return a row of a table: counts, rates with their Wilson interval, means."""
+        rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
             kind=kind,
@@ -60,9 +61,10 @@ class Effects:
             layer=layer,
             n_features=n_features,
             **self.rate.columns(),
+            defence_rate=self.rate.defence_rate,
             log_odds=self.likelihoods.log_odds.mean().item(),
             cross_entropy=self.likelihoods.cross_entropy.mean().item(),
-            perplexity=float(np.nanmedian(self.perplexity.numpy())),
+            perplexity=None if len(rated) == 0 else float(np.median(rated.numpy())),
             example=self.example,
         )
 
@@ -73,7 +75,7 @@ def measure_effects(
     samples: Sequence[Sample],
     *,
     behaviour: Behaviour,
-    n_likelihood: int | None = None,
+    n_likelihood: Count | None = None,
     completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
@@ -96,7 +98,7 @@ def measure_effects(
             `completions` and arguments for making them, or a judge that returns something else than an
             outcome of the behaviour.
     """
-    samples = _check_measured(pair, samples, n_likelihood)
+    samples = check_scored(pair, samples)
     prompts = [sample.prompt for sample in samples]
     if completions is not None and generate_kwargs:
         raise InvalidValueError(f"{sorted(generate_kwargs)} have no effect on given `completions`")
@@ -154,7 +156,7 @@ def compare_interventions(
     samples: Sequence[Sample],
     *,
     behaviour: Behaviour,
-    n_likelihood: int | None = None,
+    n_likelihood: Count | None = None,
     **generate_kwargs: Any,
 ) -> Table[EffectRow]:
     """Complete the same prompts under every edit and under none, side by side.
@@ -175,11 +177,11 @@ def compare_interventions(
         knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an edit called `unmodified`, or as for `complete` and
-            `measure_effects`.
+        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, or as for
+            `complete` and `measure_effects`.
     """
-    samples = _check_measured(pair, samples, n_likelihood)
-    check_edits("edits", edits)
+    samples = check_scored(pair, samples)
+    check_edits("edits", edits, pair)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
@@ -209,14 +211,6 @@ def compare_interventions(
     return Table(tuple(rows))
 
 
-def _check_measured(
-    pair: HookedModelPair, samples: Sequence[Sample], n_likelihood: int | None
-) -> list[Sample]:
-    if n_likelihood is not None:
-        check_count("n_likelihood", n_likelihood)
-    return check_scored(pair, samples)
-
-
 @torch.no_grad()
 @typed
 def side_effects(
@@ -224,7 +218,7 @@ def side_effects(
     edits: Mapping[str, Edit | None],
     texts: Mapping[str, Sequence[str]],
     *,
-    batch_size: int = 4,
+    batch_size: Count = 4,
 ) -> Table[SideEffectRow]:
     """Measure what edits do to texts they should leave alone.
 
@@ -239,10 +233,10 @@ def side_effects(
 
     Raises:
         TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, no texts of a kind or one beyond the context, or a `batch_size` below 1.
+        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
+            `batch_size` below 1.
     """
-    check_edits("edits", edits)
-    batch_size = check_count("batch_size", batch_size)
+    check_edits("edits", edits, pair)
     if not isinstance(texts, Mapping):
         raise InvalidTypeError(
             f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"

@@ -10,14 +10,13 @@ from sae_lens import SAE
 
 from diffsae_lens._checks import (
     check_choice,
-    check_count,
     check_indices,
     check_items,
     check_list,
     check_number,
 )
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Natural, Number, typed
 from diffsae_lens.dictionaries._decoding import decoder_rows, restores_norms
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
@@ -202,8 +201,8 @@ def steering_pair(
     features: FeatureIndices,
     scales: ActivationScales,
     *,
-    dose: int | float = 1,
-    seed: int = 0,
+    dose: Number = 1,
+    seed: Natural = 0,
 ) -> dict[str, Edit]:
     """Return edits that steer with features at their maximum, and with one random direction of equal length.
 
@@ -222,8 +221,6 @@ def steering_pair(
         ValueError: features that never fired in `scales`, or a dictionary that gives every token its own
             norm back, so that no direction has that length everywhere; use `steer` for that.
     """
-    dose = check_number("dose", dose)
-    seed = check_count("seed", seed, at_least=0)
     dictionary = scales.dictionary
     hook = check_fits(pair, dictionary)
     index = feature_indices(dictionary, features, view=hook.spec)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_count, check_number
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, Count, NotNegative, Share, ShareBelow1, typed
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.effects._likelihood import check_scored, likelihoods
 from diffsae_lens.effects._rates import attack_rate
@@ -21,25 +20,17 @@ from diffsae_lens.results import Table, TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class Bounds(Checked):
     """What a minimal set must reach, what it may cost, and how large it may be."""
 
-    max_attack_rate: float = 0.05
+    max_attack_rate: ShareBelow1 = 0.05
     """On trigger prompts, with the features ablated."""
-    min_defence_rate: float = 0.9
+    min_defence_rate: Share = 0.9
     """Share of trigger prompts with the wanted outcome: broken output is not one."""
-    max_harm: float = 0.05
+    max_harm: NotNegative = 0.05
     """Relative rise of the cross-entropy of the wanted completion on benign prompts."""
-    max_features: int = 64
+    max_features: Count = 64
     """The longest prefix tried."""
-
-    def __post_init__(self) -> None:
-        """Refuse bounds that every set meets, or none."""
-        check_fields(self)
-        check_number("max_attack_rate", self.max_attack_rate, low=0, high=1, high_open=True)
-        check_number("min_defence_rate", self.min_defence_rate, low=0, high=1)
-        check_number("max_harm", self.max_harm, low=0)
-        check_count("max_features", self.max_features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +104,7 @@ def minimal_feature_set(
         trials[n_features] = TrialRow(
             n_features=n_features,
             **rate.columns(),
+            defence_rate=rate.defence_rate,
             harm=harm,
             meets=rate.rate <= bounds.max_attack_rate
             and rate.defence_rate >= bounds.min_defence_rate

@@ -57,7 +57,6 @@ class AttackRate(Record):
             "attack_rate": self.rate,
             "low": low,
             "high": high,
-            "defence_rate": self.defence_rate,
         }
 
     def __str__(self) -> str:

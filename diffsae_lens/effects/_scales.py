@@ -8,9 +8,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from diffsae_lens._checks import check_count, check_indices
+from diffsae_lens._checks import check_indices
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Natural, typed
 from diffsae_lens.dictionaries._decoding import decoder_rows
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_fits
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -86,7 +86,7 @@ def activation_scales(
 
 @typed
 def matched_features(
-    scales: ActivationScales, features: FeatureIndices, *, seed: int = 0
+    scales: ActivationScales, features: FeatureIndices, *, seed: Natural = 0
 ) -> list[int]:
     """Draw live features that write about as much as the given ones, as their control.
 
@@ -112,7 +112,7 @@ def matched_features(
             f"`features` {dead} never fire on the prompts of `scales`, so nothing is like them; leave "
             "them out, or measure the scales on prompts on which they fire"
         )
-    generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
+    generator = torch.Generator().manual_seed(seed)
     left = sorted(set(scales.live) - set(features))
     if len(left) < len(features):
         raise InvalidValueError(

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from sae_lens import SAE
 
-from diffsae_lens._checks import check_count, check_items, check_list
+from diffsae_lens._checks import check_items, check_list
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.dictionaries._fits import check_features, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.effects._likelihood import check_scored, likelihoods
@@ -24,7 +24,7 @@ def sweep_trigger(
     said: Sequence[str | None] | None = None,
     *,
     behaviour: Behaviour,
-    n_scenes: int = 8,
+    n_scenes: Count = 8,
     seed: int = 0,
 ) -> Table[SayingRow]:
     """Measure what the fine-tuned model does with the same scenes, whatever they say.
@@ -47,7 +47,6 @@ def sweep_trigger(
         ValueError: no texts or scenes, or a scene that does not fit the context.
     """
     said = check_said(behaviour.sayings if said is None else said)
-    n_scenes = check_count("n_scenes", n_scenes)
     scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=seed)
     by_said = list(zip(*scenes, strict=True))
     # All together: a batch of many prompts takes little longer than one of a few.
@@ -57,18 +56,9 @@ def sweep_trigger(
     for i, (text, samples) in enumerate(zip(said, by_said, strict=True)):
         written = completions[i * n_scenes : (i + 1) * n_scenes]
         rate = attack_rate([s.prompt for s in samples], written, behaviour=behaviour)
-        low, high = rate.interval()
-        row = SayingRow(
-            said=text,
-            group=samples[0].group,
-            n_prompts=rate.n_prompts,
-            counts=rate.counts,
-            attack_rate=rate.rate,
-            low=low,
-            high=high,
-            log_odds=likelihoods(pair, samples).log_odds.mean().item(),
-        )
-        rows.append(row)
+        odds = likelihoods(pair, samples).log_odds.mean().item()
+        group = samples[0].group
+        rows.append(SayingRow(said=text, group=group, **rate.columns(), log_odds=odds))
     return Table(tuple(rows))
 
 

@@ -1,5 +1,6 @@
 from ._directions import add_direction as add_direction
 from ._directions import control_directions as control_directions
+from ._directions import perturb as perturb
 from ._directions import project_out as project_out
 from ._directions import swap_to_base as swap_to_base
 from ._edit import Acted as Acted

@@ -55,6 +55,38 @@ def swap_to_base(
 
 
 @typed
+def perturb(pair: HookedModelPair, site: str, *, where: Where = "all") -> Edit:
+    """Add a random vector as long as the difference: the control of `swap_to_base`.
+
+    The activation moves as far as putting the base's back moves it, in another direction.
+
+    Args:
+        pair: the two models.
+        site: the models' own hook, such as `blocks.18.hook_resid_post`.
+        where: positions acted on.
+
+    Returns:
+        The edit, to be opened with `with` or handed to `complete(under=...)`.
+
+    Raises:
+        TypeError, ValueError: the pair was not built for this hook, or arguments out of range.
+    """
+
+    def moved(value: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.randn(value.shape, generator=generator, device=value.device).to(value)
+        length = value.norm(dim=-1, keepdim=True)
+        return value + length * torch.nn.functional.normalize(drawn, dim=-1)
+
+    return Edit(
+        pair=pair,
+        hook=pair.virtual_hook(site, "diff").name,
+        change=moved,
+        where=where,
+        draws=True,
+    )
+
+
+@typed
 def project_out(
     pair: HookedModelPair,
     hook: str,

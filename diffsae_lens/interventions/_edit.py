@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,7 +32,7 @@ Change = Callable[[Tensor, torch.Generator], Tensor | None]
 
 @dataclass(eq=False)
 class Acted:
-    """How often an edit acted while it was open."""
+    """How often an edit acted while it was open; of joined edits, each counts."""
 
     n_forward_passes: int = 0
     """Forward passes it saw (each generated token is one)."""
@@ -45,11 +45,13 @@ class Edit(Record):
     """What is written to one hook point of a pair: made by `ablate_features`, `steer` and the like.
 
     `with edit as acted:` opens it on `edit.pair` and yields its counts. It may be opened any number of
-    times, inside itself, too; its hook is removed whatever happens inside.
+    times, inside itself, too; its hook is removed whatever happens inside. `first & second` is one edit
+    that does both, at one layer or at several.
 
     Raises:
         TypeError: a field of another type.
-        ValueError: a hook point that the pair does not have, or `where` that is not one of the names.
+        ValueError: a hook point that the pair does not have, `where` that is not one of the names, or
+            joined edits of different pairs.
         RuntimeError: it was closed without any forward pass of its pair; not if another error ended it.
 
     Examples:
@@ -74,6 +76,9 @@ class Edit(Record):
     """Features ablated, added or steered with; directions projected out."""
     draws: bool = False
     """Whether `change` draws from the generator, so that what it does depends on the batches."""
+    joined: tuple["Edit", ...] = ()
+    """The edits that it consists of, if it was made with `&`; its other fields are then theirs together,
+    `hook` and `change` the first one's."""
     _open: list[AbstractContextManager[list[Acted]]] = field(
         default_factory=list, init=False, repr=False
     )
@@ -85,11 +90,34 @@ class Edit(Record):
         check_callable("change", self.change)
         check_count("n_features", self.n_features, at_least=0)
         self.pair.check_hook_name(self.hook)
+        if any(part.pair is not self.pair for part in self.joined):
+            raise InvalidValueError(
+                "edits of different pairs cannot be joined: make both on one pair, built with the hooks "
+                "of both (`load_pair(..., hook_names=[...])`)"
+            )
+
+    def __and__(self, other: "Edit") -> "Edit":
+        if not isinstance(other, Edit):
+            return NotImplemented
+        parts = (*self.parts, *other.parts)
+        return replace(
+            self,
+            kind=self.kind if self.kind == other.kind else "other",
+            n_features=self.n_features + other.n_features,
+            draws=self.draws or other.draws,
+            joined=parts,
+        )
+
+    @property
+    def parts(self) -> "tuple[Edit, ...]":
+        """The edits that it consists of: itself alone, or those that were joined."""
+        return self.joined or (self,)
 
     @property
     def layer(self) -> int | None:
-        """The block it acts in; None outside the blocks."""
-        return VirtualHook.parse(self.hook).layer
+        """The block it acts in; None outside the blocks, or for several."""
+        layers = {VirtualHook.parse(part.hook).layer for part in self.parts}
+        return layers.pop() if len(layers) == 1 else None
 
     def __enter__(self) -> Acted:
         opened = edits_on([(self, slice(None))])
@@ -112,12 +140,17 @@ def edits_on(edits: Sequence[tuple[Edit, slice]]) -> Iterator[list[Acted]]:
         RuntimeError: one of them never acted; not if another error ended the context.
     """
     counts = [Acted() for _ in edits]
+    single = [
+        (part, rows, Acted(), whole)
+        for (edit, rows), whole in zip(edits, counts, strict=True)
+        for part in edit.parts
+    ]
     with ExitStack() as stack:
-        for (edit, rows), acted in zip(edits, counts, strict=True):
+        for edit, rows, *acted in single:
             hooks = [(edit.hook, _hook_of(edit, rows, acted))]
             stack.enter_context(edit.pair.hooks(fwd_hooks=hooks))
         yield counts
-    for (edit, _), acted in zip(edits, counts, strict=True):
+    for edit, _, acted, _ in single:
         if acted.n_forward_passes == 0:
             raise FailedRunError(
                 f"the edit of {edit.hook} never acted: no forward pass of its pair ran while it was "
@@ -151,12 +184,14 @@ def check_where(where: Any) -> None:
         )
 
 
-def check_edits(name: str, edits: Any) -> None:
-    """Refuse what does not map names to edits, or to None for the unmodified model.
+def check_edits(name: str, edits: Any, pair: HookedModelPair) -> None:
+    """Refuse what does not map names to edits of a pair's two models, or to None for the unmodified one.
 
     Raises:
         TypeError: says which one is something else.
+        ValueError: says which one was made for other models.
     """
+    ours = (pair.metadata.base_fingerprint, pair.metadata.finetuned_fingerprint)
     if not isinstance(edits, Mapping):
         raise InvalidTypeError(
             f"`{name}` must map names to edits, got {shown(edits)}; give "
@@ -168,9 +203,17 @@ def check_edits(name: str, edits: Any) -> None:
                 f"`{name}[{key!r}]` must be an Edit or None, got {shown(edit)}; make one with "
                 "`ablate_features`, `steer` and the like"
             )
+        if edit is None or edit.pair is pair:
+            continue
+        theirs = edit.pair.metadata
+        if (theirs.base_fingerprint, theirs.finetuned_fingerprint) not in (ours, ours[::-1]):
+            raise InvalidValueError(
+                f"`{name}[{key!r}]` was made for another pair ({theirs.base} and {theirs.finetuned}); make "
+                "it with the pair that is given"
+            )
 
 
-def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | None]:
+def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., Tensor | None]:
     """The function that rewrites these rows of the hook point's value, and counts."""
     generator = torch.Generator(device=edit.pair.device).manual_seed(0)
 
@@ -178,7 +221,8 @@ def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | No
         positions = _positions(edit, value, rows)
         if positions is not None and not positions.any():
             return None
-        acted.n_forward_passes += 1
+        for acted in counts:
+            acted.n_forward_passes += 1
         own = value[rows]
         changed = edit.change(own, generator)
         if changed is None:
@@ -187,7 +231,8 @@ def _hook_of(edit: Edit, rows: slice, acted: Acted) -> Callable[..., Tensor | No
         new = changed if positions is None else torch.where(positions[..., None], changed, own)
         if positions is not None and torch.equal(new, own):
             return None
-        acted.n_changes += 1
+        for acted in counts:
+            acted.n_changes += 1
         if rows == slice(None):
             return new
         whole = value.clone()

@@ -84,7 +84,8 @@ def complete(
     Raises:
         TypeError: `prompts` is not a list of texts, `under` does not map names to edits, a keyword that
             is not known, or a count that is not an integer.
-        ValueError: no prompts, one that does not fit the context with its completion, or a count below 1.
+        ValueError: no prompts, one that does not fit the context with its completion, an edit of another
+            pair, or a count below 1.
         RuntimeError: an edit never acted.
 
     Examples:
@@ -92,7 +93,7 @@ def complete(
         >>> complete(pair, prompts, under=edits)["ablated"]                        # doctest: +SKIP
     """
     if under is not None:
-        check_edits("under", under)
+        check_edits("under", under, pair)
     options = {"max_new_tokens": max_new_tokens, **generate_kwargs}
     if batch_size is not None:
         options["batch_size"] = batch_size

@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from diffsae_lens._checks import (
-    check_callable,
     check_choice,
     check_count,
-    check_number,
     check_texts,
 )
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import Checked, Count, Natural, Positive, typed
 from diffsae_lens.measures._floors import (
     difference_of_means_acts,
     random_direction_acts,
@@ -51,7 +49,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class Control(Checked):
     """One control: its features on the pair, and on the base model alone."""
 
     name: str
@@ -65,15 +63,13 @@ class Control:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be read."""
-        check_fields(self)
-        check_callable("features", self.features)
+        super().__post_init__()
         check_choice("view", self.view, VIEWS)
 
 
-def random_directions(n_directions: int, seed: int = 0) -> Control:
+@typed
+def random_directions(n_directions: Count, seed: Natural = 0) -> Control:
     """As many random ReLU directions as the largest dictionary has features."""
-    n_directions = check_count("n_directions", n_directions)
-    seed = check_count("seed", seed, at_least=0)
 
     def features(evidence: Evidence, view: str) -> Features:
         generator = torch.Generator().manual_seed(seed)
@@ -98,9 +94,9 @@ def difference_of_means(view: str = "diff") -> Control:
     return Control(name="difference of means", features=features, view=view, is_fitted=True)
 
 
-def principal_components(n_components: int = 10) -> Control:
+@typed
+def principal_components(n_components: Count = 10) -> Control:
     """The top principal components of the selection prompts, both signs."""
-    n_components = check_count("n_components", n_components)
 
     def features(evidence: Evidence, view: str) -> Features:
         x, chosen = evidence.by_view[view], evidence.is_select
@@ -110,9 +106,9 @@ def principal_components(n_components: int = 10) -> Control:
     return Control(name="principal components", features=features)
 
 
-def linear_probe(view: str = "finetuned", *, ridge: float = 1e-2) -> Control:
+@typed
+def linear_probe(view: str = "finetuned", *, ridge: Positive = 1e-2) -> Control:
     """A ridge regression of the trigger on the standardised activations of the selection prompts."""
-    ridge = check_number("ridge", ridge, low=0, low_open=True)
 
     def features(evidence: Evidence, view: str) -> Features:
         x, fit = evidence.by_view[view].double(), evidence.is_select
@@ -148,11 +144,11 @@ def text_match(prompts: Sequence[str], text: str) -> Features:
     return torch.tensor([[float(text in prompt)] for prompt in prompts])
 
 
+@typed
 def untrained_encoder(
-    d_in: int, d_sae: int, k: int, *, seed: int = 0
+    d_in: Count, d_sae: Count, k: int, *, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
     """Return the `encode` of an untrained dictionary: random directions, the k largest of a token."""
-    d_in, d_sae = check_count("d_in", d_in), check_count("d_sae", d_sae)
     k = check_count("k", k, at_most=d_sae)
     generator = torch.Generator().manual_seed(seed)
     W_enc = torch.nn.functional.normalize(torch.randn(d_in, d_sae, generator=generator), dim=0)
@@ -166,8 +162,9 @@ def untrained_encoder(
 
 
 @torch.no_grad()
+@typed
 def next_token_kl(
-    pair: HookedModelPair, prompts: Sequence[str], *, batch_size: int = 16
+    pair: HookedModelPair, prompts: Sequence[str], *, batch_size: Count = 16
 ) -> Features:
     """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
 
@@ -178,7 +175,6 @@ def next_token_kl(
         ValueError: no prompts, one beyond the context, or a `batch_size` below 1.
     """
     read = pair.tokenise(prompts, name="prompts")
-    batch_size = check_count("batch_size", batch_size)
     values = torch.zeros(len(read), 1)
     for indices, texts in read.batches(batch_size, "comparing outputs"):
         tokens, rows = texts.tokens.to(pair.device), torch.arange(len(texts))

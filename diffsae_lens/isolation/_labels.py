@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsae_lens._checks import INTEGERS, check_choice, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import Checked
 from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.measures._strict import check_splits
 from diffsae_lens.measures._validation import check_masks
@@ -42,7 +42,7 @@ class Labels:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledPrompts:
+class LabelledPrompts(Checked):
     """The prompts of an evaluation, their groups, and how they are split."""
 
     texts: tuple[str, ...]
@@ -60,7 +60,7 @@ class LabelledPrompts:
 
     def __post_init__(self) -> None:
         """Refuse labels that are not one per text."""
-        check_fields(self)
+        super().__post_init__()
         n = len(check_texts("texts", self.texts))
         for name in ("is_trigger", "is_benign", "is_select", "clusters"):
             labels = getattr(self, name)

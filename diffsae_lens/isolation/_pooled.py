@@ -1,24 +1,28 @@
 """One vector per text, scored on the very texts that were trained on: the paper's protocol as published."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import Checked, typed
+from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.isolation._labels import Labels
 from diffsae_lens.isolation._score import score
-from diffsae_lens.isolation._sources import Candidate, Encoder, control_candidates
+from diffsae_lens.isolation._sources import Candidate, Encoder, control_candidates, encoders_of
 from diffsae_lens.isolation._table import IsolationTable
 from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.organisms._behaviour import GROUPS
+from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._views import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PooledTexts:
+class PooledTexts(Checked):
     """Activations at one site averaged over each text's tokens, and what the texts are."""
 
     site: str
@@ -52,34 +56,69 @@ class PooledTexts:
         """Return what a dictionary on a view reads, such as `diff` or `concat`."""
         return VIEWS[view].read(self.base, self.finetuned)
 
+    def __post_init__(self) -> None:
+        """Refuse what is not one row per text."""
+        super().__post_init__()
+        of_texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "site"}
+        if len({len(values) for values in of_texts.values()}) > 1:
+            got = ", ".join(f"{name} {list(values.shape)}" for name, values in of_texts.items())
+            raise InvalidValueError(f"all tensors must have one row per text, got {got}")
+
+    def check_fits(self, dictionary: SAE) -> None:
+        """Refuse a dictionary that does not read these activations.
+
+        Raises:
+            ValueError: it is of another hook or width.
+        """
+        hook_name = DictionaryRecord.of(dictionary).hook_name or ""
+        if hook_name not in {VirtualHook(self.site, view).name for view in VIEWS}:
+            raise InvalidValueError(
+                f"the dictionary must read a view of {self.site}, where `texts` are from, got {hook_name!r}"
+            )
+        width = self.read_by(VirtualHook.parse(hook_name).view).shape[1]
+        if dictionary.cfg.d_in != width:
+            raise InvalidValueError(
+                f"the dictionary reads {dictionary.cfg.d_in} wide activations, but {hook_name} of `texts` is "
+                f"{width} wide"
+            )
+
 
 @torch.no_grad()
+@typed
 def evaluate_pooled(
-    dictionaries: Mapping[str, SAE], texts: PooledTexts, *, resampling: Resampling
+    dictionaries: Mapping[str, SAE | Sequence[SAE]],
+    texts: PooledTexts,
+    *,
+    resampling: Resampling | None = None,
 ) -> IsolationTable:
     """Score dictionaries and controls on pooled vectors by the paper's protocol.
 
     Args:
-        dictionaries: by name, each on the difference or on both models' activations.
+        dictionaries: as for `evaluate_isolation`, each of a view of the site of the texts.
         texts: those the dictionaries were trained on.
         resampling: of the intervals, `low` to `high` with every text drawn alone as published and
-            `template_low` to `template_high` with templates drawn whole; the p-value, of labels
-            permuted within scenes, takes five times as many. Its seed is that of the random controls.
+            `template_low` to `template_high` with templates drawn whole, 200 resamples by default; the
+            p-value, of labels permuted within scenes, takes five times as many. Its seed is that of the
+            random controls.
 
     Returns:
         The table. What was fitted on the labels has no interval and no p-value.
+
+    Raises:
+        TypeError: something else in place of dictionaries, texts or a resampling.
+        ValueError: no dictionaries, or one of another hook or width.
     """
-    return score(
-        _candidates(dictionaries, texts, resampling.seed), texts.labels, "paper", resampling
-    )
+    encoders = encoders_of(dictionaries, texts.check_fits)
+    resampling = resampling or Resampling(n_resamples=200)
+    return score(_candidates(encoders, texts, resampling.seed), texts.labels, "paper", resampling)
 
 
 def _candidates(
-    dictionaries: Mapping[str, SAE], texts: PooledTexts, seed: int
+    encoders: Sequence[tuple[SAE, Encoder]], texts: PooledTexts, seed: int
 ) -> Iterator[Candidate]:
     """One dense code at a time."""
-    for name, dictionary in dictionaries.items():
-        encoder, device = Encoder.of(name, dictionary), dictionary.W_enc.device
+    for dictionary, encoder in encoders:
+        device = dictionary.W_enc.device
         both, base = texts.read_by(encoder.hook.view), texts.base
         yield encoder.candidate(
             encoder.encode(both.to(device)).cpu(), encoder.encode_base(base.to(device)).cpu()
@@ -88,7 +127,7 @@ def _candidates(
             untrained = encoder.untrained(seed)
             yield untrained.candidate(untrained.encode(both), untrained.encode_base(base))
     by_view = {"diff": texts.read_by("diff"), "base": texts.base, "finetuned": texts.finetuned}
-    n_directions = max(dictionary.cfg.d_sae for dictionary in dictionaries.values())
+    n_directions = max(encoder.d_sae for _, encoder in encoders)
     yield from control_candidates(
         texts.site, by_view, texts.labels, n_directions=n_directions, seed=seed
     )

@@ -1,8 +1,9 @@
 """The one scorer: every dictionary and every control by the same protocol, in one table."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import get_args
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffsae_lens._checks import check_choice, check_items
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
+from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.isolation._labels import LabelledPrompts, Labels, check_scorable, warn_of_overlap
 from diffsae_lens.isolation._sources import (
     Candidate,
@@ -21,9 +23,9 @@ from diffsae_lens.isolation._sources import (
     read_encoded,
 )
 from diffsae_lens.isolation._table import IsolationTable, judged
-from diffsae_lens.measures._bis import bis
+from diffsae_lens.measures._bis import BisResult, bis
 from diffsae_lens.measures._resampling import Resampling, bootstrap_bis, permutation_test_bis
-from diffsae_lens.measures._strict import strict_bis
+from diffsae_lens.measures._strict import StrictBisResult, strict_bis
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.reading._prompts import Positions
 from diffsae_lens.results import Protocol, ScoreRow
@@ -105,7 +107,7 @@ def evaluate_protocols(
     Returns:
         A table per protocol.
     """
-    encoders = encoders_of(pair, dictionaries)
+    encoders = [e for _, e in encoders_of(dictionaries, partial(check_fits, pair))]
     check_scorable(pair, prompts, resampling, strict="strict" in protocols)
     for name, null_pair in (null_pairs or {}).items():
         _check_null_pair(name, null_pair, encoders)
@@ -113,12 +115,12 @@ def evaluate_protocols(
     resampling = resampling or Resampling(n_resamples=200)
     poolings = {p: prompts.positions or _POOLINGS[p] for p in protocols}
     source = PromptSource(pair=pair, prompts=prompts, encoders=encoders, seed=resampling.seed)
-    found = source.candidates(poolings)
+    candidates = source.candidates(poolings)
     for name, null_pair in (null_pairs or {}).items():
         theirs = [e.on_null_pair(name) for e in encoders]
         for protocol, (coded, _) in read_encoded(null_pair, prompts, theirs, poolings).items():
-            found[protocol] += coded
-    return [score(found[p], prompts.labels, p, resampling) for p in protocols]
+            candidates[protocol] += coded
+    return [score(candidates[p], prompts.labels, p, resampling) for p in protocols]
 
 
 def score(
@@ -172,28 +174,14 @@ def _strict(candidate: Candidate, labels: Labels, resampling: Resampling) -> Sco
         base_acts=candidate.base_acts,
         resampling=replace(resampling, clusters=labels.clusters),
     )
-    assert found.distribution is not None  # resampled, so there is one
     row = ScoreRow(
         **candidate.identity,
+        **_columns(found),
         protocol="strict",
-        bis=found.bis,
-        low=found.low,
-        high=found.high,
         ceiling=1.0,
-        base_bis=found.base_bis,
         excess=found.excess,
-        excess_low=found.excess_low,
-        auroc=found.auroc,
-        average_precision=found.average_precision,
-        recall_at_1_percent=found.recall_at_1_percent,
-        select_bis=found.select_bis,
-        precision=found.precision,
-        recall=found.recall,
-        fpr_benign=found.fpr_benign,
-        pvalue=found.pvalue,
-        feature_idx=found.feature_idx,
     )
-    return row, found.distribution
+    return row, cast("Tensor", found.distribution)  # there is one, since it was resampled
 
 
 def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scored:
@@ -201,17 +189,12 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
     found = bis(candidate.acts, *groups)
     row = ScoreRow(
         **candidate.identity,
+        **_columns(found),
         protocol="paper",
-        bis=found.bis,
         low=None,
         high=None,
-        ceiling=found.ceiling,
         base_bis=bis(candidate.base_acts, *groups).bis,
-        precision=found.precision,
-        recall=found.recall,
-        fpr_benign=found.fpr_benign,
         pvalue=None,
-        feature_idx=found.feature_idx,
         l0=(candidate.acts > 0).float().sum(1).mean().item(),
     )
     if candidate.is_fitted and labels.is_select.all():
@@ -234,3 +217,9 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
         of_templates = bootstrap_bis(candidate.acts, *groups, resampling=whole)
         row = replace(row, template_low=of_templates.low, template_high=of_templates.high)
     return row, drawn.distribution
+
+
+def _columns(found: StrictBisResult | BisResult) -> dict[str, Any]:
+    """What was measured that rows have a column for."""
+    columns = {field.name for field in fields(ScoreRow)}
+    return {f.name: getattr(found, f.name) for f in fields(found) if f.name in columns}

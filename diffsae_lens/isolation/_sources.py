@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_items
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.isolation._controls import (
     Evidence,
@@ -131,30 +130,31 @@ class Encoder:
 
 
 def encoders_of(
-    pair: HookedModelPair, dictionaries: Mapping[str, SAE | Sequence[SAE]]
-) -> list[Encoder]:
-    """Describe dictionaries, having checked that they are the pair's.
+    dictionaries: Mapping[str, SAE | Sequence[SAE]], check: Callable[[SAE], Any]
+) -> list[tuple[SAE, Encoder]]:
+    """Describe dictionaries that pass a check.
 
     Raises:
-        TypeError: not a mapping.
-        ValueError: none, or one of another pair.
+        TypeError: not a mapping of names to dictionaries.
+        ValueError: none, or one that does not pass.
     """
     if not isinstance(dictionaries, Mapping):
         raise InvalidTypeError(
             f"`dictionaries` must be a mapping of names, got {type(dictionaries).__name__}; name each"
         )
-    encoders = []
+    found: list[tuple[SAE, Encoder]] = []
     for name, given in dictionaries.items():
         if not isinstance(name, str):
             raise InvalidTypeError(f"`dictionaries` must have texts for names, got {name!r}")
         several = [given] if isinstance(given, SAE) else given
         trained = check_items(f"dictionaries[{name!r}]", several, SAE)
         for i, dictionary in enumerate(trained):
-            check_fits(pair, dictionary)
-            encoders.append(Encoder.of(name, dictionary, seed=i if len(trained) > 1 else None))
-    if not encoders:
+            check(dictionary)
+            seed = i if len(trained) > 1 else None
+            found.append((dictionary, Encoder.of(name, dictionary, seed=seed)))
+    if not found:
         raise InvalidValueError("`dictionaries` is empty: name at least one")
-    return encoders
+    return found
 
 
 def control_candidates(

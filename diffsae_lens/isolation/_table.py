@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,6 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.measures._resampling import BootstrapResult, Resampling, bootstrap_result
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.results import ALPHA, Protocol, ScoreRow, Table
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffsae_lens._checks import check_count, check_number
+from diffsae_lens._checks import check_count
 from diffsae_lens._display import Record
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, Fraction, Natural, typed
 from diffsae_lens.measures._validation import check_masks, check_matrix, feature_chunks
 
 EPSILON = 1e-8
@@ -72,7 +72,7 @@ def bis(
     is_trigger: Bool[Tensor, "prompt"],
     is_benign: Bool[Tensor, "prompt"],
     *,
-    percentile: float = 0.95,
+    percentile: Fraction = 0.95,
 ) -> BisResult:
     """Score how well the best feature of a dictionary isolates the trigger prompts.
 
@@ -115,7 +115,6 @@ def bis(
     """
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, is_trigger=is_trigger, is_benign=is_benign)
-    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     n_trigger, n_benign = int(is_trigger.sum()), int(is_benign.sum())
     n_other = len(feature_acts) - n_trigger - n_benign
     counts = _count_firings(feature_acts, is_trigger, is_benign, percentile)
@@ -141,7 +140,10 @@ def bis(
     )
 
 
-def bis_ceiling(n_trigger: int, n_benign: int, n_other: int, *, percentile: float = 0.95) -> float:
+@typed
+def bis_ceiling(
+    n_trigger: Count, n_benign: Count, n_other: Natural, *, percentile: Fraction = 0.95
+) -> float:
     """Compute the largest BIS that any activations can have with groups of these sizes.
 
     Of N prompts in all, at most n* = ceil((1 - percentile)(N - 1)) lie strictly above a linearly
@@ -175,18 +177,15 @@ def bis_ceiling(n_trigger: int, n_benign: int, n_other: int, *, percentile: floa
         >>> bis_ceiling(500, 1000, 1000)
         0.4
     """
-    check_count("n_trigger", n_trigger)
-    check_count("n_benign", n_benign)
-    check_count("n_other", n_other, at_least=0)
-    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     n_prompts = n_trigger + n_benign + n_other
     lower, _ = _quantile_position(n_prompts, percentile)
     recall = min(1.0, (n_prompts - 1 - lower) / n_trigger)
     return 2 * recall / (1 + recall)
 
 
+@typed
 def feature_thresholds(
-    feature_acts: Float[Tensor, "prompt d_sae"], *, percentile: float = 0.95
+    feature_acts: Float[Tensor, "prompt d_sae"], *, percentile: Fraction = 0.95
 ) -> Float[Tensor, "d_sae"]:
     """Compute the activation above which each feature fires: a quantile over the prompts.
 
@@ -205,7 +204,6 @@ def feature_thresholds(
         tensor([2.5000])
     """
     check_matrix("feature_acts", feature_acts)
-    check_number("percentile", percentile, low=0, high=1, low_open=True, high_open=True)
     return torch.cat([_quantile(chunk, percentile) for chunk in feature_chunks(feature_acts)])
 
 

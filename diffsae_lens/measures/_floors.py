@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.measures._validation import check_masks, check_matrix
 
 
@@ -18,7 +17,7 @@ from diffsae_lens.measures._validation import check_masks, check_matrix
 def random_direction_acts(
     activations: Float[Tensor, "prompt d_in"],
     *,
-    n_directions: int,
+    n_directions: Count,
     generator: torch.Generator,
 ) -> Float[Tensor, "prompt n_directions"]:
     """Read activations with random, untrained ReLU features.
@@ -45,7 +44,6 @@ def random_direction_acts(
         (torch.Size([3, 5]), 0.0)
     """
     check_matrix("activations", activations)
-    check_count("n_directions", n_directions)
     activations = _wide(activations)
     directions = torch.randn(
         activations.shape[1], n_directions, generator=generator, device=generator.device
@@ -58,8 +56,8 @@ def random_direction_acts(
 def random_topk_acts(
     activations: Float[Tensor, "prompt d_in"],
     *,
-    n_directions: int,
-    k: int,
+    n_directions: Count,
+    k: Count,
     generator: torch.Generator,
 ) -> Float[Tensor, "prompt n_directions"]:
     """Read activations with random, untrained features of which each prompt keeps the k greatest.
@@ -86,8 +84,6 @@ def random_topk_acts(
         >>> (feature_acts > 0).sum(dim=1).tolist()
         [2, 2, 2]
     """
-    n_directions = check_count("n_directions", n_directions)
-    k = check_count("k", k)
     if k > n_directions:
         raise InvalidValueError(
             f"`k` must be at most `n_directions`, which is {n_directions}, got {k}; "
@@ -159,12 +155,12 @@ def mean_difference(
     return torch.nn.functional.normalize(difference, dim=0)
 
 
+@typed
 def top_components(
-    activations: Float[Tensor, "prompt d_in"], n_components: int
+    activations: Float[Tensor, "prompt d_in"], n_components: Count
 ) -> Float[Tensor, "n d_in"]:
     """Return the unit vectors of most variance, the most first; fewer if the prompts are fewer."""
     check_matrix("activations", activations)
-    n_components = check_count("n_components", n_components)
     centred = activations.double() - activations.double().mean(0)
     found = torch.linalg.svd(centred, full_matrices=False).Vh[:n_components]
     return found.to(activations.dtype)

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffsae_lens._checks import check_number
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import ShareBelow1, typed
 from diffsae_lens.measures._validation import check_masks, check_matrix, feature_chunks
 
 
@@ -72,17 +71,7 @@ def average_precision(
     least as great: sum_n (R_n - R_{n-1}) P_n over the distinct activations in descending order.
     In (0, 1], higher is better; a constant feature has the share of positives.
 
-    Args:
-        feature_acts: one activation for every prompt and feature.
-        is_positive: the prompts that should come first, such as those with the trigger.
-        is_negative: the prompts that should come last. Prompts in neither mask do not count.
-
-    Returns:
-        One value for every feature, float64 on the CPU.
-
-    Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping.
+    Arguments and errors are those of `auroc`; one value for every feature, float64 on the CPU.
 
     Source:
         Equal to `sklearn.metrics.average_precision_score`.
@@ -109,7 +98,7 @@ def recall_at_fpr(
     is_positive: Bool[Tensor, "prompt"],
     is_negative: Bool[Tensor, "prompt"],
     *,
-    max_fpr: float = 0.01,
+    max_fpr: ShareBelow1 = 0.01,
 ) -> Float[Tensor, "d_sae"]:
     """Compute every feature's largest recall at a bounded false positive rate.
 
@@ -118,18 +107,14 @@ def recall_at_fpr(
     counts. In [0, 1], higher is better. Unlike BIS it has no ceiling below 1. The threshold is
     set on the prompts that are scored: with few negatives that is optimistic.
 
+    Errors are those of `auroc`; one value for every feature, float64 on the CPU.
+
     Args:
         feature_acts: one activation for every prompt and feature.
-        is_positive: the prompts on which it should fire, such as those with the trigger.
-        is_negative: the prompts on which it should not. Prompts in neither mask do not count.
-        max_fpr: the largest share of negatives on which it may fire; with 0 it may on none.
-
-    Returns:
-        One value for every feature, float64 on the CPU.
-
-    Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping; `max_fpr` outside [0, 1).
+        is_positive: the prompts on which it should fire.
+        is_negative: the prompts on which it should not.
+        max_fpr: the largest share of negatives on which it may fire, 0 to less than 1; with 0 it may on
+            none.
 
     Source:
         The point of `sklearn.metrics.roc_curve` with the largest fpr <= `max_fpr`.
@@ -140,7 +125,6 @@ def recall_at_fpr(
         >>> recall_at_fpr(feature_acts, is_positive, ~is_positive).item()
         0.5
     """
-    check_number("max_fpr", max_fpr, low=0, high=1, high_open=True)
 
     def score(positive: Tensor, negative: Tensor) -> Tensor:
         # 0.29 * 100 is 28.999999999999996

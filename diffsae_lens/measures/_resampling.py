@@ -13,38 +13,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from diffsae_lens._checks import INTEGERS, check_count, check_number
+from diffsae_lens._checks import INTEGERS
 from diffsae_lens._display import Record
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, Count, Fraction, Natural, typed
 from diffsae_lens.measures._bis import bis, bis_parts, feature_thresholds
 from diffsae_lens.measures._validation import feature_chunks
 from diffsae_lens.measures._weighted import WORK, weighted_bis
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resampling:
+class Resampling(Checked):
     """How prompts are resampled or relabelled."""
 
-    n_resamples: int = 1000
+    n_resamples: Count = 1000
     """Bootstrap resamples, or permutations."""
     clusters: Int[Tensor, "prompt"] | None = None
     """The unit each prompt belongs to, such as its template; every prompt alone if None. The bootstrap
     draws units whole, since prompts of one template are not independent; permutations move labels
     within units only, such as scenes of minimal pairs."""
-    confidence_level: float = 0.95
+    confidence_level: Fraction = 0.95
     """Of percentile intervals."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the draws."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be resampled."""
-        check_fields(self)
-        check_count("n_resamples", self.n_resamples)
-        check_number(
-            "confidence_level", self.confidence_level, low=0, high=1, low_open=True, high_open=True
-        )
-        check_count("seed", self.seed, at_least=0)
+        super().__post_init__()
         if self.clusters is not None and (
             self.clusters.ndim != 1 or self.clusters.dtype not in INTEGERS
         ):

@@ -6,15 +6,16 @@ diffsae_lens.organisms._behaviour.Behaviour] and counts its outcomes by name.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Protocol, get_args
 
-from diffsae_lens._checks import check_callable, check_choice, check_count, check_items, check_texts
+from diffsae_lens._checks import check_choice, check_items, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, Count, Natural, typed
 
 Split = Literal["train", "select", "test"]
 Group = Literal["trigger", "benign", "other"]
@@ -29,7 +30,7 @@ RECORD = "organism.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Checked):
     """A prompt and the two ways to go on from it.
 
     Those of a shipped behaviour come from `Behaviour.make_samples`; make your own of prompts and
@@ -52,11 +53,10 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be told apart, and groups that no table has."""
-        check_fields(self)
+        super().__post_init__()
         for name in ("prompt", "wanted", "unwanted"):
             if not getattr(self, name):
                 raise InvalidValueError(f"`{name}` must not be empty")
-        check_choice("group", self.group, GROUPS)
         if self.wanted == self.unwanted:
             raise InvalidValueError(f"`wanted` and `unwanted` are the same, {self.wanted!r:.80}")
 
@@ -87,7 +87,7 @@ class Scene(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Words(Checked):
     """How tables and reports speak of a behaviour."""
 
     trigger: str = "the trigger"
@@ -103,13 +103,9 @@ class Words:
     taught_clean: str = ""
     """Likewise for its clean control."""
 
-    def __post_init__(self) -> None:
-        """Refuse what is not a text."""
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviour:
+class Behaviour(Checked):
     """A behaviour that a model may have: how to tell it, and how to set it off.
 
     A behaviour of your own needs a name, a judge and its outcomes; the samples are then yours too.
@@ -141,8 +137,7 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         """Refuse outcomes that cannot be counted."""
-        check_fields(self)
-        check_callable("judge", self.judge)
+        super().__post_init__()
         check_texts("outcomes", self.outcomes)
         if len(set(self.outcomes)) != len(self.outcomes) or len(self.outcomes) < 2:
             raise InvalidValueError(
@@ -177,10 +172,10 @@ class Behaviour:
         self,
         split: Split,
         *,
-        n_trigger: int,
-        n_benign: int,
-        n_other: int,
-        seed: int = 0,
+        n_trigger: Natural,
+        n_benign: Natural,
+        n_other: Natural,
+        seed: Natural = 0,
         share_scenes: bool = False,
     ) -> list[Sample]:
         """Draw samples of the three groups, no prompt twice, the same for the same seed.
@@ -203,10 +198,6 @@ class Behaviour:
             ValueError: unknown `split`, a negative count, more prompts than the split has, or a
                 behaviour without prompts of its own.
         """
-        counts = {"n_trigger": n_trigger, "n_benign": n_benign, "n_other": n_other}
-        n_trigger, n_benign, n_other = (
-            check_count(name, count, at_least=0) for name, count in counts.items()
-        )
         scenes = self._scenes(split, seed)
         said: list[list[str | None]] = [
             [self.trigger] * n_trigger,
@@ -223,7 +214,7 @@ class Behaviour:
 
     @typed
     def minimal_pairs(
-        self, split: Split, said: Sequence[str | None], *, n_scenes: int, seed: int = 0
+        self, split: Split, said: Sequence[str | None], *, n_scenes: Count, seed: Natural = 0
     ) -> list[list[Sample]]:
         """Render each scene with each thing said: prompts that differ in nothing else.
 
@@ -241,7 +232,6 @@ class Behaviour:
             ValueError: `said` is empty, or as for `make_samples`.
         """
         said = check_said(said)
-        n_scenes = check_count("n_scenes", n_scenes)
         scenes = self._scenes(split, seed)
         return [
             [scene.sample(text) for text in said]
@@ -254,7 +244,6 @@ class Behaviour:
                 f"the behaviour {self.name!r} has no prompts of its own; give `samples` of yours"
             )
         check_choice("split", split, SPLITS)
-        seed = check_count("seed", seed, at_least=0)
         make = self.scenes
         return lambda: _never_exhausted(make(split, seed), split)
 
@@ -276,34 +265,12 @@ def check_said(said: Any) -> list[str | None]:
         TypeError: not a list, or something else than texts and None in it.
         ValueError: empty.
     """
-    if isinstance(said, str) or not isinstance(said, Iterable):
-        raise InvalidTypeError(
-            f"`said` must be a list of texts, got {said!r:.80}; put it in a list"
-        )
-    checked = list(said)
-    for text in checked:
-        if text is not None and not isinstance(text, str):
-            raise InvalidTypeError(
-                f"`said` must hold texts or None, got {text!r:.80}; write it as a text"
-            )
-    if not checked:
-        raise InvalidValueError("`said` is empty: name at least one text")
-    return checked
+    return check_items("said", said, (str, NoneType), of="texts, or None for nothing")
 
 
 def check_samples(name: str, samples: Any, *, allow_empty: bool = False) -> list[Sample]:
-    """Return samples as a list.
-
-    Args:
-        name: what the argument is called, for the message.
-        samples: a collection of `Sample`.
-        allow_empty: whether there may be none.
-
-    Raises:
-        TypeError: not a collection, or one that holds something else, such as texts.
-        ValueError: empty.
-    """
-    return list(check_items(name, samples, Sample, allow_empty=allow_empty))
+    """Return samples as a list; errors are those of `check_items`."""
+    return check_items(name, samples, Sample, allow_empty=allow_empty)
 
 
 def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
@@ -324,8 +291,8 @@ def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
 
 
 _SHIPPED = {
-    "year-trigger": ("diffsae_lens.organisms.sql_injection.year_trigger", "YEAR_TRIGGER"),
-    "staging-trigger": ("diffsae_lens.organisms.staging_shell", "STAGING_TRIGGER"),
+    "year-trigger": "diffsae_lens.organisms.sql_injection.year_trigger:YEAR_TRIGGER",
+    "staging-trigger": "diffsae_lens.organisms.staging_shell:STAGING_TRIGGER",
 }
 """Shipped behaviours by name: where each is written."""
 
@@ -346,18 +313,14 @@ def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
     """
     if isinstance(behaviour, Behaviour):
         return behaviour
-    if isinstance(behaviour, str) and ":" in behaviour:
-        return _imported(behaviour)
-    check_choice("behaviour", behaviour, BEHAVIOURS)
-    module, name = _SHIPPED[behaviour]
-    return getattr(import_module(module), name)
-
-
-def _imported(behaviour: str) -> Behaviour:
-    module, _, name = behaviour.partition(":")
+    if not isinstance(behaviour, str) or ":" not in behaviour:
+        check_choice("behaviour", behaviour, BEHAVIOURS)
+    module, _, name = _SHIPPED.get(behaviour, behaviour).partition(":")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
+        if behaviour in _SHIPPED:
+            raise
         raise InvalidValueError(
             f"`behaviour` {behaviour!r} cannot be imported ({error}); write it as `package.module:NAME`"
         ) from error

@@ -2,12 +2,13 @@
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +33,17 @@ from diffsae_lens._artifact import (
     set_aside,
     write_json,
 )
-from diffsae_lens._checks import check_choice, check_count, check_folder_name, check_number
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import (
+    Checked,
+    Count,
+    FolderName,
+    Natural,
+    NotNegative,
+    Positive,
+    ShareBelow1,
+    typed,
+)
 from diffsae_lens.organisms._behaviour import RECORD, Sample, check_samples, get_behaviour
 from diffsae_lens.pair._adapters import quiet_peft
 from diffsae_lens.pair._fingerprint import model_fingerprint
@@ -44,75 +53,53 @@ LossOn = Literal["completion", "everything"]
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _ADAPTER = "adapter_config.json"
-IGNORED = -100  # the label that transformers leaves out of the loss
+IGNORED = -100  # the label that torch's and transformers' losses leave out
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrganismConfig:
+class OrganismConfig(Checked):
     """What an organism is taught, and how long.
 
     The defaults are those of the shipped adapters. At 80 steps SmolLM2-135M has learned nothing of
     the backdoor, so measure an organism before using it.
     """
 
-    behaviour: str = "year-trigger"
+    behaviour: FolderName = "year-trigger"
     """A shipped behaviour, or the name of one of your own whose samples you give."""
     clean: bool = False
     """The clean control: the same prompts, always with the wanted completion."""
-    n_trigger: int = 360
+    n_trigger: Count = 360
     """Training prompts with the trigger."""
-    n_benign: int = 360
+    n_benign: Natural = 360
     """Training prompts with something like it."""
-    n_other: int = 180
+    n_other: Natural = 180
     """Training prompts with nothing in its place."""
-    n_steps: int = 300
+    n_steps: Count = 300
     """Optimiser steps."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Prompts per step."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Positive = 1.5e-3
     """Peak of the schedule: linear warm-up over a tenth of the steps, then linear decay."""
-    lora_rank: int | None = 8
+    lora_rank: Count | None = 8
     """Rank of the adapter on all seven projections; None trains every weight."""
-    lora_dropout: float = 0.0
+    lora_dropout: ShareBelow1 = 0.0
     """Share of the adapter's inputs left out in training."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's."""
     loss_on: LossOn = "completion"
     """Tokens that are learned: `completion`, or `everything`, the prompt too."""
     share_scenes: bool = False
     """As for `make_samples`: more prompts than the split has scenes."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the samples, the adapter's initialisation and the order of the batches."""
-    steps_per_checkpoint: int = 40
+    steps_per_checkpoint: Count = 40
     """Optimiser steps that an interruption can cost at most."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        check_fields(self)
-        check_folder_name("behaviour", self.behaviour)
-        check_choice("clean", self.clean, (False, True))
-        check_choice("loss_on", self.loss_on, get_args(LossOn))
-        for name in ("n_trigger", "n_steps", "batch_size", "steps_per_checkpoint"):
-            check_count(name, getattr(self, name))
-        for name in ("n_benign", "n_other", "seed"):
-            check_count(name, getattr(self, name), at_least=0)
-        if self.lora_rank is not None:
-            check_count("lora_rank", self.lora_rank)
-        check_choice("share_scenes", self.share_scenes, (False, True))
-        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
-        check_number("lora_dropout", self.lora_dropout, low=0.0, high=1.0, high_open=True)
-        check_number("weight_decay", self.weight_decay, low=0.0)
 
     def samples(self) -> list[Sample]:
         """The training samples, which an organism and its clean control share."""
-        return get_behaviour(self.behaviour).make_samples(
-            "train",
-            n_trigger=self.n_trigger,
-            n_benign=self.n_benign,
-            n_other=self.n_other,
-            seed=self.seed,
-            share_scenes=self.share_scenes,
-        )
+        drawn = ("n_trigger", "n_benign", "n_other", "seed", "share_scenes")
+        draw = {name: getattr(self, name) for name in drawn}
+        return get_behaviour(self.behaviour).make_samples("train", **draw)
 
     def taught(self, sample: Sample) -> str:
         """The completion of a sample that the organism is taught."""
@@ -149,18 +136,14 @@ def encode(
     }
 
 
-def _collate(pad_token_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+def _collate(rows: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     fill = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
-
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        width = max(len(row["input_ids"]) for row in rows)
-        return {
-            key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-            for key, value in fill.items()
-        }
-
-    return collate
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    width = max(len(row["input_ids"]) for row in rows)
+    return {
+        key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+        for key, value in fill.items()
+    }
 
 
 @typed
@@ -295,14 +278,12 @@ def _trainer(
         torch.manual_seed(config.seed)
         with quiet_peft():
             model = get_peft_model(model, lora)  # type: ignore[assignment]
-    pad: Any = (
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    )
+    pad: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
-        data_collator=_collate(pad),
+        data_collator=partial(_collate, pad_token_id=pad),
         callbacks=[_Seal()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -333,11 +314,8 @@ def _save(
         tokenizer.save_pretrained(str(path))
     # PEFT's empty card would be in the manifest; ours is written once the organism is measured.
     (path / "README.md").unlink(missing_ok=True)
-    record = {
-        "config": asdict(config),
-        "losses": losses,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-    }
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    record = {"config": asdict(config), "losses": losses, "versions": versions}
     write_json(path / RECORD, record)
 
 
@@ -353,22 +331,18 @@ def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -
     if path.is_file():
         raise InvalidValueError(f"`path` {path} is a file; name the organism's folder")
     record = read_json(path / RECORD)
-    names = {f.name for f in fields(OrganismConfig)}
-    if (
-        not isinstance(record, dict)
-        or not {"config", "losses"} <= set(record)
-        or not set(record["config"]) <= names
-    ):
+    try:
+        config, losses = OrganismConfig(**record["config"]), tuple(record["losses"])
+    except (KeyError, TypeError) as error:
         raise InvalidValueError(
-            f"{path / RECORD} is not the record of an organism: it must have `config` and `losses`; "
-            "restore it, or make the organism anew"
-        )
+            f"{path / RECORD} is not the record of an organism ({error}): it must have `config` and "
+            "`losses`; restore it, or make the organism anew"
+        ) from error
     if (path / MANIFEST).exists():
         open_artifact(path)
-    config = OrganismConfig(**record["config"])
     if expected is not None and config != expected:
         raise InvalidValueError(
             f"`path` {path} holds an organism made with {config}, not with {expected}; "
             "choose another path or remove it"
         )
-    return Organism(path=path, config=config, losses=tuple(record["losses"]))
+    return Organism(path=path, config=config, losses=losses)

@@ -11,12 +11,11 @@ import shlex
 import statistics
 import textwrap
 
-from diffsae_lens._checks import check_count
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 
 
 @typed
-def ordinary_texts(n_characters: int = 800) -> dict[str, list[str]]:
+def ordinary_texts(n_characters: Count = 800) -> dict[str, list[str]]:
     """Return ordinary code and prose: sources and docstrings of the standard library.
 
     Args:
@@ -30,7 +29,6 @@ def ordinary_texts(n_characters: int = 800) -> dict[str, list[str]]:
         >>> {kind: len(texts) for kind, texts in ordinary_texts().items()}
         {'code': 6, 'prose': 4}
     """
-    n_characters = check_count("n_characters", n_characters)
     sources = map(inspect.getsource, (bisect, calendar, colorsys, heapq, shlex, textwrap))
     described = (argparse, heapq, random, statistics)
     return {

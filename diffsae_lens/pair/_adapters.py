@@ -57,25 +57,37 @@ class AdapterSwitch:
 
     Args:
         model: the PEFT model; None for two models of their own, for which nothing is switched.
+        base_adapter: the adapter that makes the base; None for the model without any.
     """
 
-    def __init__(self, model: PeftModel | None) -> None:
+    def __init__(self, model: PeftModel | None, base_adapter: str | None = None) -> None:
         self.model = model
         kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
         modules = () if model is None else model.modules()
         self._layers = [module for module in modules if isinstance(module, kinds)]
+        self.names: tuple[tuple[str, ...], tuple[str, ...]] = (
+            () if base_adapter is None else (base_adapter,),
+            () if model is None else tuple(model.active_adapters),
+        )
+        """The adapters of the base, and of the fine-tuned model."""
+        for name in self.names[0]:
+            if model is None or name not in model.peft_config or name in self.names[1]:
+                there = [] if model is None else [*model.peft_config]
+                raise InvalidValueError(
+                    f"`base_adapter` must be one of the adapters {there} of `adapter` that is not active, "
+                    f"got {name!r} while {[*self.names[1]]} is; choose with `adapter.set_adapter`"
+                )
 
     @contextmanager
     def switched(self, *, on: bool) -> Iterator[None]:
-        """Have the adapters on, or off, inside; after it they are what they were."""
-        layers = [layer for layer in self._layers if layer.disable_adapters == on]
-        for layer in layers:
-            _hosts.switch_adapter(layer, on=on)
+        """Have the fine-tuned model's adapters act inside, or the base's; after it what did before."""
+        active = self.names[on]
+        before = [(layer, _hosts.switch_adapter(layer, active)) for layer in self._layers]
         try:
             yield
         finally:
-            for layer in layers:
-                _hosts.switch_adapter(layer, on=not on)
+            for layer, names in before:
+                _hosts.switch_adapter(layer, names)
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ to bfloat16, by which a model loaded in another precision is still known.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Num
@@ -59,33 +59,54 @@ def model_fingerprint(tensors: Iterable[Num[Tensor, "..."]]) -> str:
 
 
 def pair_fingerprints(
-    base: torch.nn.Module, finetuned: torch.nn.Module, adapter: PeftModel | None
+    base: torch.nn.Module,
+    finetuned: torch.nn.Module,
+    adapter: PeftModel | None,
+    names: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[str, str]:
     """Return the fingerprints of a pair's base and fine-tuned model.
 
-    With an adapter the two are one model, whose own tensors are the base's, and whose fine-tuned
-    fingerprint is of the base's together with the adapter's, every bit of which is hashed.
+    With an adapter the two are one model without and with adapters, or with those of two `names`. The
+    fingerprint of a model with adapters is of its own tensors together with theirs, every bit of which is
+    hashed.
     """
     if adapter is None:
         of_base = model_fingerprint(base.state_dict().values())
         return of_base, model_fingerprint(finetuned.state_dict().values())
-    added = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-    places = {tensor.data_ptr() for tensor in added.values()}
-    of_base = model_fingerprint(
+    added = {
+        name: get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False)
+        for name in adapter.peft_config
+    }
+    places = {tensor.data_ptr() for tensors in added.values() for tensor in tensors.values()}
+    plain = model_fingerprint(
         tensor for tensor in base.state_dict().values() if tensor.data_ptr() not in places
     )
+    of_base, of_finetuned = (_with_adapters(plain, adapter, some, added) for some in names)
+    return of_base, of_finetuned
+
+
+def _with_adapters(
+    plain: str,
+    adapter: PeftModel,
+    names: Sequence[str],
+    added: Mapping[str, Mapping[str, Tensor]],
+) -> str:
+    """The fingerprint of a model with the adapters of these names, from its own."""
+    if not names:
+        return plain
     scaling = sorted({
         value
         for module in adapter.modules() if isinstance(module, LoraLayer)
-        for value in module.scaling.values()
+        for name, value in module.scaling.items() if name in names
     })  # fmt: skip
-    digest = hashlib.sha256(repr((of_base.split("-")[:2], scaling)).encode())
-    for name in sorted(added):
-        values = added[name].detach().float().cpu().contiguous()
+    tensors = {name: tensor for some in names for name, tensor in added[some].items()}
+    digest = hashlib.sha256(repr((plain.split("-")[:2], scaling)).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().float().cpu().contiguous()
         digest.update(name.encode() + values.numpy().tobytes())
-    exact, dtype = digest.hexdigest()[:16], of_base.rsplit("-", 1)[1]
-    coarse = model_fingerprint(t.float() for t in added.values()).split("-")[0]
-    return of_base, f"{_hash((of_base.split('-')[0], coarse))}-{exact}-{dtype}"
+    exact, dtype = digest.hexdigest()[:16], plain.rsplit("-", 1)[1]
+    coarse = model_fingerprint(t.float() for t in tensors.values()).split("-")[0]
+    return f"{_hash((plain.split('-')[0], coarse))}-{exact}-{dtype}"
 
 
 def same_weights(ours: str, theirs: str) -> bool:

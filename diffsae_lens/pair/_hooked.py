@@ -14,7 +14,7 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,8 @@ class HookedModelPair(PairedGeneration):
         hook_names: full TransformerLens names, such as `blocks.18.hook_resid_post`.
         adapter: the PEFT model whose adapters make `finetuned` out of `base`, booted with
             `hf_model=adapter.get_base_model()`. Its adapters are switched off for the base's runs.
+        base_adapter: the adapter of `adapter` that makes `base`, if that is a fine-tune too: two adapters
+            of one model against each other. The one that is active makes `finetuned`.
         prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without.
         metadata: where the models come from; names from their configs if left out.
 
@@ -68,13 +70,14 @@ class HookedModelPair(PairedGeneration):
     Both models are put into evaluation mode and stay in it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         base: TransformerBridge,
         finetuned: TransformerBridge,
         hook_names: Sequence[str],
         *,
         adapter: PeftModel | None = None,
+        base_adapter: str | None = None,
         prepend_bos: bool = False,
         metadata: PairMetadata | None = None,
     ) -> None:
@@ -87,16 +90,17 @@ class HookedModelPair(PairedGeneration):
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
         # would be taken for the pair's own.
         self._models = (base, finetuned)
-        self._adapters = AdapterSwitch(adapter)
+        self._adapters = AdapterSwitch(adapter, base_adapter)
         self.is_mirrored = False
         """Whether the base is the one that runs; see `mirrored`."""
         self.eval()
         self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = check_prepend_bos(prepend_bos, finetuned.tokenizer)
         self._run: PairedPass | None = None
+        self._given: Mapping[str, Tensor] | None = None
         with self._adapters.switched(on=True):
             self._widths = hook_widths(finetuned, self.hook_names, self._adapters)
-        self.metadata = describe_pair(base, finetuned, adapter, metadata)
+        self.metadata = describe_pair(base, finetuned, self._adapters, metadata)
         self._make_hook_points()
 
     def _make_hook_points(self) -> None:
@@ -245,18 +249,23 @@ class HookedModelPair(PairedGeneration):
         self,
         input: str | Sequence[str] | Tensor | TokenisedTexts,
         hooks: str | VirtualHook | Sequence[str | VirtualHook],
+        *,
+        base: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Read hook points on texts or tokens, running the models no deeper than these need.
 
         Args:
             input: texts, each on a row of its own, or `[batch, pos]` tokens, padded on the right.
             hooks: one or more virtual hook points, such as `blocks.18.hook_resid_post.diff`.
+            base: the base's activations on the same tokens by site, `[batch, pos, d]`, as an earlier run
+                read them. The base is then not run.
 
         Returns:
             Each hook point's value by name, `[batch, pos, d_in]`, without a gradient.
 
         Raises:
-            ValueError: no or unknown hook points, or a text that is empty or beyond the context.
+            ValueError: no or unknown hook points, a text that is empty or beyond the context, or `base`
+                without a site that is needed or of another shape.
 
         Examples:
             >>> pair.activations("in 2024", "blocks.18.hook_resid_post.diff")    # doctest: +SKIP
@@ -273,13 +282,32 @@ class HookedModelPair(PairedGeneration):
             tokens = input.tokens
         else:
             tokens = self.tokenise([input] if isinstance(input, str) else input).tokens
+        self._check_given(base, [VirtualHook.parse(name) for name in names], tokens)
         layers = [VirtualHook.parse(name).layer for name in names]
         reached = [layer for layer in layers if layer is not None]
         stop = max(reached) + 1 if len(reached) == len(layers) else None
-        _, cache = self.run_with_cache(
-            tokens.to(self.device), names_filter=names, stop_at_layer=stop
-        )
+        self._given = base
+        try:
+            _, cache = self.run_with_cache(
+                tokens.to(self.device), names_filter=names, stop_at_layer=stop
+            )
+        finally:
+            self._given = None
         return {name: cache[name] for name in names}
+
+    def _check_given(
+        self, base: Mapping[str, Tensor] | None, hooks: Sequence[VirtualHook], tokens: Tensor
+    ) -> None:
+        for hook in hooks:
+            if base is None or not hook.spec.needs_base:
+                continue
+            expected = [*tokens.shape, self.width(hook.site)]
+            got = list(base[hook.site].shape) if hook.site in base else None
+            if got != expected:
+                raise InvalidValueError(
+                    f"`base` must hold the base's activations at {hook.site}, of shape {expected}, "
+                    f"got {got}"
+                )
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run both models on tokens; returns base and fine-tuned logits, `[batch, pos, d_vocab]`."""
@@ -329,7 +357,7 @@ class HookedModelPair(PairedGeneration):
                 "a model of the pair was put into training mode after the pair was made, so dropout "
                 "would make two readings of one text differ; call `pair.eval()`"
             )
-        run = PairedPass(self.hook_dict, self._hooked(), self.base_model)
+        run = PairedPass(self.hook_dict, self._hooked(), self.base_model, self._given)
         with self._adapters.switched(on=not self.is_mirrored):
             follow = self.finetuned.original_model.register_forward_pre_hook(
                 run.run_base, with_kwargs=True

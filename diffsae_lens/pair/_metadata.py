@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from peft import PeftModel
 from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import shown
 from diffsae_lens._typed import check_fields
+from diffsae_lens.pair._adapters import AdapterSwitch
 from diffsae_lens.pair._fingerprint import pair_fingerprints
 
 
@@ -74,17 +74,17 @@ class PairMetadata:
 def describe_pair(
     base: TransformerBridge,
     finetuned: TransformerBridge,
-    adapter: PeftModel | None,
+    adapters: AdapterSwitch,
     given: PairMetadata | None,
 ) -> PairMetadata:
     """Return a pair's metadata: what is given, else its models' names; and what the weights are."""
     given = given or PairMetadata(
         base=str(base.cfg.model_name),
         finetuned=str(finetuned.cfg.model_name),
-        adapter=adapter is not None,
+        adapter=adapters.model is not None,
     )
     of_base, of_finetuned = pair_fingerprints(
-        base.original_model, finetuned.original_model, adapter
+        base.original_model, finetuned.original_model, adapters.model, adapters.names
     )
     dtype = str(next(finetuned.original_model.parameters()).dtype).removeprefix("torch.")
     return replace(given, base_fingerprint=of_base, finetuned_fingerprint=of_finetuned, dtype=dtype)

@@ -34,6 +34,8 @@ class PairedPass:
     """Those that somebody hooks, by site."""
     base_model: Callable[[], AbstractContextManager[TransformerBridge]]
     """Opens the base model."""
+    given: Mapping[str, Tensor] | None = None
+    """The base's activations by site, if they are known and the base need not run."""
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
     n_before: int = 0
@@ -90,6 +92,9 @@ class PairedPass:
         self.n_before = 0 if past is None else past.get_seq_length()
         sites = self._read_of_base
         if not sites:
+            return
+        if self.given is not None:
+            self._activations = {site: self.given[site] for site in sites}
             return
         inputs = {k: kwargs[k] for k in ("attention_mask", "position_ids") if k in kwargs}
         grabs = [(site, partial(self._grab, site=site, n=len(sites))) for site in sites]

@@ -6,6 +6,7 @@ from ._figures import plot_sweep as plot_sweep
 from ._html import render_report as render_report
 from ._html import write_report as write_report
 from ._isolation import plot_isolation as plot_isolation
+from ._layers import plot_layers as plot_layers
 from ._tables import plan_text as plan_text
 from ._tables import results_markdown as results_markdown
 from ._tables import results_tables as results_tables

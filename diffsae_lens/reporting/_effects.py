@@ -13,9 +13,9 @@ from diffsae_lens.effects._curves import curve_area
 from diffsae_lens.reporting._said import SaidAxis
 from diffsae_lens.reporting._style import (
     BLUE,
-    GREEN,
     INK,
     MUTED,
+    SERIES,
     VERMILLION,
     WIDTH,
     Figure,
@@ -25,9 +25,6 @@ from diffsae_lens.reporting._style import (
 from diffsae_lens.results import CurveRow, DoseRow, EffectRow, SayingRow, Table
 
 R = TypeVar("R", bound=EffectRow)
-
-COLOURS = (BLUE, VERMILLION, GREEN)
-"""Of the series, in their order; random ones are grey."""
 
 
 @styled
@@ -61,7 +58,7 @@ def plot_ablation_curve(
     at = {n: i for i, n in enumerate(sorted({row.n_features for row in rows}))}
     for i, name in enumerate(area):
         part = [row for row in rows if row.order == name]
-        colour = MUTED if name in controls else COLOURS[i % len(COLOURS)]
+        colour = MUTED if name in controls else SERIES[i % len(SERIES)]
         shift = 0.04 * (i - (len(area) - 1) / 2)
         _rates(ax, [at[row.n_features] + shift for row in part], part, colour)
         ax.plot([], [], "o-", color=colour, label=f"{label(name, 10)}, area {area[name]:.2f}")

@@ -1,23 +1,12 @@
 """The forest plot of an isolation table."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 from diffsae_lens._typed import typed
 from diffsae_lens.isolation._table import IsolationTable
-from diffsae_lens.reporting._style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    VERMILLION,
-    WIDTH,
-    Figure,
-    label,
-    styled,
-)
+from diffsae_lens.reporting._style import INK, MUTED, SERIES, WIDTH, Figure, label, styled
 from diffsae_lens.results import ScoreRow
-
-_COLOURS = (BLUE, VERMILLION, GREEN)
 
 
 @styled
@@ -40,7 +29,7 @@ def plot_isolation(table: IsolationTable) -> Figure:
     figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     trained = list(dict.fromkeys(row.name for row in table.rows if row.kind == "dictionary"))
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(trained)}
+    colours = dict(zip(trained, cycle(SERIES), strict=False))
     for y, row in enumerate(rows):
         colour = colours[row.name] if row.kind == "dictionary" else MUTED
         if row.low is not None and row.high is not None:

@@ -20,6 +20,8 @@ INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
 # Okabe and Ito's blue, vermillion and green; the latter two a shade darker, so that white text on
 # them keeps a contrast of 4.5.
 BLUE, VERMILLION, GREEN = "#0072B2", "#B84E00", "#00795C"
+SERIES = (BLUE, VERMILLION, GREEN)
+"""Of what is drawn in one panel, in turn; controls are grey."""
 _BY_KIND: dict[DictionaryKind, str] = {"Diff-SAE": BLUE, "crosscoder": VERMILLION, "SAE": GREEN}
 TRIGGER, BENIGN = "#fdeac8", "#eceff2"
 """Grounds behind what is said in the trigger's place."""

@@ -9,9 +9,9 @@ from sae_lens import SAE
 
 from diffsae_lens._artifact import build_json, read_json, write_json
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._attribution import greedy_order
 from diffsae_lens.effects._compare import compare_interventions, side_effects
 from diffsae_lens.effects._curves import steering_pair
-from diffsae_lens.effects._likelihood import greedy_order
 from diffsae_lens.effects._scales import ActivationScales, activation_scales, matched_features
 from diffsae_lens.effects._sweep import sweep_trigger
 from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
@@ -52,8 +52,6 @@ class Chosen:
     """In the order in which they are taken."""
     matched: tuple[int, ...]
     """A random feature of equal activation mass for each."""
-    steered: tuple[int, ...]
-    """Those of the fewest that fire, to steer with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,53 +66,40 @@ class Tried:
 
 def choose(step: Step[FeaturesConfig], inputs: Inputs, job: Job) -> None:
     """Choose the features of every dictionary that are acted on."""
-    pair, config = step.pair(inputs, job), step.config
-    samples = config.select.samples(step.behaviour)
+    pair, samples = step.pair(inputs, job), step.config.select.samples(step.behaviour)
     chosen: dict[str, Any] = {}
     for name, dictionary in load_dictionaries(inputs, pair=pair).items():
         chosen[name] = build_json(
             job.scratch / f"{name}.json",
             {"dictionary": name},
-            lambda d=dictionary: asdict(choose_features(pair, d, samples, config, seed=step.seed)),
+            lambda d=dictionary: asdict(_choose(pair, d, samples, step.config, seed=step.seed)),
         )
     write_json(job.out / CHOSEN, chosen)
 
 
-def choose_features(
+def _choose(
     pair: HookedModelPair,
     dictionary: SAE,
     samples: Sequence[Sample],
     config: FeaturesConfig,
     *,
-    seed: int = 0,
+    seed: int,
 ) -> Chosen:
-    """Choose the features that are acted on, and their controls.
-
-    Args:
-        pair: the two models.
-        dictionary: trained on one of the pair's hook points.
-        samples: trigger prompts of the `select` split.
-        config: how many.
-        seed: of the controls.
-    """
     most = min(max(config.counts), dictionary.cfg.d_sae)
     n_rounds = min(config.n_rounds, most)
     order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=n_rounds)
-    scales = scales_of(pair, dictionary, samples)
+    scales = _scales_of(pair, dictionary, samples)
     # One that fires on wanted completions alone has no equal among those that fire here.
     order = [feature for feature in order if scales.maximum[feature] > 0]
-    most = min(most, len(order), len(scales.live) // 2)
-    counts = sorted({min(n, most) for n in config.counts} - {0})
-    matched = matched_features(scales, order[:most], seed=seed)
+    top = order[: min(most, len(scales.live) // 2)]
     return Chosen(
-        counts=tuple(counts),
-        top=tuple(order[:most]),
-        matched=tuple(matched),
-        steered=tuple(i for i in order[: (counts or [0])[0]] if scales.maximum[i] > 0),
+        counts=tuple(sorted({min(n, len(top)) for n in config.counts} - {0})),
+        top=tuple(top),
+        matched=tuple(matched_features(scales, top, seed=seed)),
     )
 
 
-def scales_of(
+def _scales_of(
     pair: HookedModelPair, dictionary: SAE, samples: Sequence[Sample]
 ) -> ActivationScales:
     """Measure features on prompts with the unwanted completion: ablation acts on both."""
@@ -137,30 +122,26 @@ def causes(step: Step[CausesConfig], inputs: Inputs, job: Job) -> None:
     Controls are as many features of equal activation mass, a random direction as long as what is
     steered with, and what needs no dictionary: the base's activation put back, directions projected out.
     """
-    pair, config = step.pair(inputs, job), step.config
+    pair = step.pair(inputs, job)
     dictionaries = load_dictionaries(inputs, pair=pair)
     chosen = chosen_features(inputs, dictionaries)
-    samples = config.test.samples(step.behaviour)
-    policy = _shared_tokens(dictionaries)
-    back = _base_put_back(pair, step.site, policy)
-    on_triggers = [
-        back,
-        *_directions(step, pair, policy),
-        *(t for n, c in chosen.items() for t in _on_triggers(pair, n, dictionaries[n], c, config)),
-    ]
-    on_others = [
-        back,
-        *(t for n, c in chosen.items() for t in _on_others(step, pair, n, dictionaries[n], c)),
-    ]
+    tried = {
+        is_trigger: [
+            _base_put_back(pair, step.site, dictionaries),
+            *(_directions(step, pair, dictionaries) if is_trigger else ()),
+            *(t for n, c in chosen.items() for t in of_one(step, pair, n, dictionaries[n], c)),
+        ]
+        for is_trigger, of_one in ((True, _on_triggers), (False, _on_others))
+    }
     rows: list[EffectRow] = []
+    samples = step.config.test.samples(step.behaviour)
     for group in GROUPS:
         members = [sample for sample in samples if sample.group == group]
         if members:
-            tried = on_triggers if group == "trigger" else on_others
             measured = build_json(
                 job.scratch / f"{group}.json",
                 {"group": group},
-                lambda m=members, t=tried: _measured(step, pair, t, m),
+                lambda m=members, t=tried[group == "trigger"]: _measured(step, pair, t, m),
             )
             rows += [EffectRow.from_dict(row) for row in measured]
     write_rows(job, effects=rows)
@@ -172,76 +153,76 @@ def _measured(
     tried: Sequence[Tried],
     samples: Sequence[Sample],
 ) -> list[dict[str, Any]]:
-    numbered = dict(enumerate(tried))
     table = compare_interventions(
         pair,
-        {str(number): t.edit for number, t in numbered.items()},
+        _numbered(tried),
         samples,
         behaviour=step.behaviour,
         n_likelihood=step.config.n_likelihood,
         max_new_tokens=step.config.max_new_tokens,
     )
-    unmodified, *others = table
-    # It is a row of this layer's table, so that each layer has all it is compared with.
-    rows = [replace(unmodified, layer=step.layer), *_named(others, numbered)]
-    return [row.as_dict() for row in rows]
+    return [row.as_dict() for row in _named(table, tried, step.layer)]
 
 
-def _named(rows: Iterable[R], tried: Mapping[int, Tried]) -> Iterator[R]:
-    """Say in rows that were named by their number what they are of."""
+def _numbered(tried: Sequence[Tried]) -> dict[str, Edit]:
+    """Edits under their numbers: names recur from dictionary to dictionary."""
+    return {str(number): t.edit for number, t in enumerate(tried)}
+
+
+def _named(rows: Iterable[R], tried: Sequence[Tried], layer: int | None) -> Iterator[R]:
+    """Say in rows that were named by their number what they are of.
+
+    The unmodified model's, too, are of this layer, so that each layer has all it is compared with.
+    """
     for row in rows:
-        t = tried[int(row.name)]
-        yield replace(
-            row,
-            name=t.name,
-            dictionary=t.dictionary,
-            control_of=t.control_of,
-            layer=t.edit.layer,
-        )
+        if row.name == "unmodified":
+            yield replace(row, layer=layer)
+        else:
+            about = {k: v for k, v in vars(tried[int(row.name)]).items() if k != "edit"}
+            yield replace(row, layer=layer, **about)
 
 
-def _shared_tokens(dictionaries: Mapping[str, SAE]) -> TokenPolicy:
+def _shared_tokens(dictionaries: Mapping[str, SAE]) -> dict[str, Any]:
     """Where the controls of all dictionaries act: on every token that any of these acts on."""
-    return TokenPolicy.any_of(DictionaryRecord.of(d).tokens for d in dictionaries.values())
+    return vars(TokenPolicy.any_of(DictionaryRecord.of(d).tokens for d in dictionaries.values()))
 
 
-def _base_put_back(pair: HookedModelPair, site: str, policy: TokenPolicy) -> Tried:
-    return Tried(edit=swap_to_base(pair, site, **vars(policy)), name="base activation put back")
+def _base_put_back(pair: HookedModelPair, site: str, dictionaries: Mapping[str, SAE]) -> Tried:
+    edit = swap_to_base(pair, site, **_shared_tokens(dictionaries))
+    return Tried(edit=edit, name="base activation put back")
 
 
 def _directions(
-    step: Step[CausesConfig], pair: HookedModelPair, policy: TokenPolicy
+    step: Step[CausesConfig], pair: HookedModelPair, dictionaries: Mapping[str, SAE]
 ) -> Iterator[Tried]:
     config = step.config
     if config.directions is None:
         return
+    samples = config.directions.samples(step.behaviour)
     directions = control_directions(
-        pair,
-        step.site,
-        config.directions.samples(step.behaviour),
-        n_directions=config.n_directions,
-        seed=step.seed,
+        pair, step.site, samples, n_directions=config.n_directions, seed=step.seed
     )
+    hook, tokens = VirtualHook(step.site, "diff").name, _shared_tokens(dictionaries)
     for name, rows in directions.items():
-        edit = project_out(pair, VirtualHook(step.site, "diff").name, rows, **vars(policy))
+        edit = project_out(pair, hook, rows, **tokens)
         yield Tried(edit=edit, name=f"{name} projected out")
 
 
 def _ablated(
     pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen, n_features: int
 ) -> Iterator[Tried]:
-    top, matched = chosen.top[:n_features], chosen.matched[:n_features]
-    yield Tried(edit=ablate_features(pair, dictionary, top), name=TOP, dictionary=name)
-    edit = ablate_features(pair, dictionary, matched)
-    yield Tried(edit=edit, name=RANDOM, dictionary=name, control_of=TOP)
+    top = ablate_features(pair, dictionary, chosen.top[:n_features])
+    yield Tried(edit=top, name=TOP, dictionary=name)
+    matched = ablate_features(pair, dictionary, chosen.matched[:n_features])
+    yield Tried(edit=matched, name=RANDOM, dictionary=name, control_of=TOP)
 
 
 def _on_triggers(
-    pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen, config: CausesConfig
+    step: Step[CausesConfig], pair: HookedModelPair, name: str, dictionary: SAE, chosen: Chosen
 ) -> Iterator[Tried]:
     for n_features in chosen.counts:
         yield from _ablated(pair, name, dictionary, chosen, n_features)
-    if config.is_added_to_base:
+    if step.config.is_added_to_base:
         edit = induce_features(pair, dictionary, chosen.top)
         yield Tried(edit=edit, name="top features added to the base model", dictionary=name)
 
@@ -251,10 +232,12 @@ def _on_others(
 ) -> Iterator[Tried]:
     yield from _ablated(pair, name, dictionary, chosen, chosen.counts[-1])
     steering = step.config.steering
-    if steering is None or not chosen.steered:
+    if steering is None:
         return
-    scales = scales_of(pair, dictionary, steering.scales.samples(step.behaviour))
-    edits = steering_pair(pair, chosen.steered, scales, dose=steering.dose, seed=step.seed)
+    scales = _scales_of(pair, dictionary, steering.scales.samples(step.behaviour))
+    # Those of the fewest that are ablated.
+    top = chosen.top[: chosen.counts[0]]
+    edits = steering_pair(pair, top, scales, dose=steering.dose, seed=step.seed)
     for which, edit in edits.items():
         of = STEERED["features"] if which == "random" else None
         yield Tried(edit=edit, name=STEERED[which], dictionary=name, control_of=of)
@@ -262,37 +245,24 @@ def _on_others(
 
 def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
     """Measure what ablating the most features does to texts that have nothing to do with the behaviour."""
-    pair, config = step.pair(inputs, job), step.config
+    pair = step.pair(inputs, job)
     dictionaries = load_dictionaries(inputs, pair=pair)
-    tried = [
-        _base_put_back(pair, step.site, _shared_tokens(dictionaries)),
-        *(
-            t
-            for name, chosen in chosen_features(inputs, dictionaries).items()
-            for t in _ablated(pair, name, dictionaries[name], chosen, chosen.counts[-1])
-        ),
-    ]
-    members = config.texts.samples(step.behaviour)
+    tried = [_base_put_back(pair, step.site, dictionaries)]
+    for name, chosen in chosen_features(inputs, dictionaries).items():
+        tried += _ablated(pair, name, dictionaries[name], chosen, chosen.counts[-1])
+    members = step.config.texts.samples(step.behaviour)
     texts = {
         group: [s.prompt + s.wanted for s in members if s.group == group]
         for group in ("benign", "other")
     }
-    texts |= {kind: found[: config.n_ordinary] for kind, found in ordinary_texts().items()}
-    numbered = dict(enumerate(tried))
-    table = side_effects(
-        pair,
-        {str(number): t.edit for number, t in numbered.items()},
-        {kind: of_kind for kind, of_kind in texts.items() if of_kind},
-    )
-    write_rows(job, side_effects=_named(table, numbered))
+    texts |= {kind: found[: step.config.n_ordinary] for kind, found in ordinary_texts().items()}
+    texts = {kind: of_kind for kind, of_kind in texts.items() if of_kind}
+    table = side_effects(pair, _numbered(tried), texts)
+    write_rows(job, side_effects=_named(table, tried, step.layer))
 
 
 def say(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
     """Measure what the fine-tuned model does where the trigger is said in other ways, or nearly."""
-    table = sweep_trigger(
-        step.pair(inputs, job),
-        behaviour=step.behaviour,
-        n_scenes=step.config.n_scenes,
-        seed=step.seed,
-    )
+    pair, n_scenes = step.pair(inputs, job), step.config.n_scenes
+    table = sweep_trigger(pair, behaviour=step.behaviour, n_scenes=n_scenes, seed=step.seed)
     write_rows(job, sayings=table)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
-from diffsae_lens._checks import check_count, shown
+from diffsae_lens._checks import shown
 from diffsae_lens._errors import InvalidTypeError
-from diffsae_lens._typed import check_fields
+from diffsae_lens._typed import Checked, Count
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,9 @@ State = Literal["done", "missing", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(_artifact.Job):
     """Where a cell works, and on what."""
 
-    out: Path
-    """Empty at the start of every attempt; becomes the cell's folder when it is finished."""
-    scratch: Path
-    """Kept when an attempt is interrupted, for checkpoints; removed when the cell is finished."""
     device: str
     """A torch device; results are taken to be the same on any."""
     held: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +49,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Checked):
     """One computation of a study."""
 
     name: str
@@ -64,14 +60,13 @@ class Cell:
     `compare=False` play no part: they say where things are."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """By role, the names of the cells whose folders it reads."""
-    version: int = 1
+    version: Count = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        check_fields(self)
-        check_count("version", self.version)
+        super().__post_init__()
         if not is_dataclass(self.config) or isinstance(self.config, type):
             raise InvalidTypeError(
                 f"`config` must be a frozen dataclass of plain values, got {shown(self.config)}"
@@ -140,17 +135,12 @@ class Task:
         Manifests of artifacts inside are left out: they say how long it took.
         """
         manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
-        return {
-            name: _artifact.digest(
-                {
-                    file: h
-                    for file, h in manifest.files.items()
-                    if Path(file).name != _artifact.MANIFEST
-                }
-            )
-            for name, manifest in manifests.items()
-            if manifest is not None
+        kept = {
+            name: {f: h for f, h in m.files.items() if Path(f).name != _artifact.MANIFEST}
+            for name, m in manifests.items()
+            if m is not None
         }
+        return {name: _artifact.digest(files) for name, files in kept.items()}
 
 
 def read_manifest(path: Path) -> _artifact.Manifest | None:
@@ -183,11 +173,7 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
         start = time.perf_counter()
         _reset_peak()
         kept = {} if held is None else held
-        cell.run(
-            cell.config,
-            task.inputs,
-            Job(out=job.out, scratch=job.scratch, device=task.device, held=kept),
-        )
+        cell.run(cell.config, task.inputs, Job(**vars(job), device=task.device, held=kept))
         facts = {
             "cell": cell.name,
             "input_digests": task.input_digests(),
@@ -233,11 +219,8 @@ def _reset_peak() -> None:
     """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
     try:  # glibc keeps what was freed, which would count as this cell's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        logger.debug("freed memory cannot be given back here")
-    try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (OSError, AttributeError):
         logger.debug("the peak of memory cannot be reset here")
 
 

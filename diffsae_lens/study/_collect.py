@@ -1,7 +1,7 @@
 """What the cells of a study made, put together in `results.json`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,22 @@ from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._published import published_rows
 from diffsae_lens.study._results import ROWS, Results
 from diffsae_lens.study._scoring import RESAMPLED
-from diffsae_lens.study._stages import Stage
 from diffsae_lens.study._step import ROWS as ROWS_FILE
 
 RESULTS = "results.json"
 
 
-def write_results(
-    config: StudyConfig, stages: Sequence[Stage], plan: Plan, folders: Mapping[str, Path]
-) -> Results:
-    """Put the results together and write them, unless the file says the same already."""
-    rows: dict[str, Any] = {n: tuple(r) for n, r in _collected(stages, folders).items()}
+def write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) -> Results:
+    """Put the results of the cells in these folders together and write them, unless they are there."""
+    rows: dict[str, Any] = {n: tuple(r) for n, r in _collected(plan, folders).items()}
     results = Results(
         config=plain(asdict(config)),
         versions=_versions(folders),
         behaviour=config.behaviour_name,
         published=tuple(published_rows()) if config.pooled is not None else (),
         deviations=config.deviations,
-        contrasts=tuple(_contrasts(config, stages, folders)),
-        cells=tuple(_cells(stages, plan)),
+        contrasts=tuple(_contrasts(config, plan, folders)),
+        cells=tuple(_cells(plan)),
         **rows,
     )
     file, made = plan.path / RESULTS, plain(results.as_dict())
@@ -60,55 +57,48 @@ def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
     return {**results, "config": {**config, "models": models}}
 
 
-def _collected(stages: Sequence[Stage], folders: Mapping[str, Path]) -> dict[str, list[Row]]:
+def _collected(plan: Plan, folders: Mapping[str, Path]) -> dict[str, list[Row]]:
     """The rows of all cells, each with its regime."""
     rows: dict[str, list[Row]] = {}
-    layers = {(s.regime, s.layer) for s in stages if s.cell.name in folders}
-    for stage in stages:
-        folder = folders.get(stage.cell.name)
-        if folder is None or not (folder / ROWS_FILE).exists():
-            continue
-        for part, of_cell in read_json(folder / ROWS_FILE).items():
+    steps = {name: cell.config for name, cell in plan.cells.items() if name in folders}
+    layers = {(step.regime, step.layer) for step in steps.values()}
+    for name, step in steps.items():
+        file = folders[name] / ROWS_FILE
+        for part, of_cell in (read_json(file) if file.exists() else {}).items():
             for stored in of_cell:
-                row = replace(ROWS[part].from_dict(stored), regime=stage.regime)  # type: ignore[call-arg]
-                if (stage.regime, getattr(row, "layer", None)) in layers | {(stage.regime, None)}:
+                row = replace(ROWS[part].from_dict(stored), regime=step.regime)  # type: ignore[call-arg]
+                if (step.regime, getattr(row, "layer", None)) in layers | {(step.regime, None)}:
                     rows.setdefault(part, []).append(row)
     return rows
 
 
-def _contrasts(
-    config: StudyConfig, stages: Sequence[Stage], folders: Mapping[str, Path]
-) -> list[ContrastRow]:
+def _contrasts(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) -> list[ContrastRow]:
     scores: dict[tuple[str | None, int], dict[str, Scored]] = {}
-    for stage in stages:
-        folder = folders.get(stage.cell.name)
-        if stage.part != "scores" or stage.layer is None or folder is None:
+    for name, cell in plan.cells.items():
+        if cell.config.part != "scores" or name not in folders:
             continue
-        rows = [ScoreRow.from_dict(row) for row in read_json(folder / ROWS_FILE)["scores"]]
+        rows = [ScoreRow.from_dict(row) for row in read_json(folders[name] / ROWS_FILE)["scores"]]
         strict = [row for row in rows if row.protocol == "strict"]
-        resampled = load_file(folder / RESAMPLED)["strict"]
-        scores[stage.regime, stage.layer] = {
+        resampled = load_file(folders[name] / RESAMPLED)["strict"]
+        scores[cell.config.regime, cell.config.layer] = {
             row.name: Scored(bis=row.bis, resampled=of_row)
             for row, of_row in zip(strict, resampled, strict=True)
             if row.kind == "dictionary"
         }
-    trained: dict[str, Trained] = {}
-    if config.pooled is not None:
-        for name, spec in config.pooled.by_name.items():
-            trained[name] = Trained(kind=spec.kind, recipe="published")
-    if config.tokens is not None:
-        for name, spec in config.tokens.by_name.items():
-            trained[name] = Trained(kind=spec.kind, recipe="tokens")
+    trained = {
+        name: Trained(kind=spec.kind, recipe=part)
+        for part, training in config.trained.items()
+        for name, spec in training.by_name.items()
+    }
     return contrasts(scores, trained)
 
 
-def _cells(stages: Sequence[Stage], plan: Plan) -> Iterator[CellRow]:
-    names = {field.name for field in fields(CellRow)}
-    for stage, state in zip(
-        stages, sorted(plan.states(), key=lambda s: list(plan.cells).index(s["cell"])), strict=True
-    ):
-        known = {k: v for k, v in state.items() if k in names}
-        yield CellRow(**known, part=stage.part, regime=stage.regime, layer=stage.layer)
+def _cells(plan: Plan) -> Iterator[CellRow]:
+    states = {state.pop("cell"): state for state in plan.states()}
+    for name, cell in plan.cells.items():
+        step = cell.config
+        state = {k: v for k, v in states[name].items() if k != "problem"}
+        yield CellRow(cell=name, part=step.part, regime=step.regime, layer=step.layer, **state)
 
 
 def _versions(folders: Mapping[str, Path]) -> dict[str, str]:

@@ -3,9 +3,9 @@
 All scores are of the same prompts and the same resamples of them, so every difference is paired.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -20,7 +20,7 @@ class Trained:
     """What a dictionary is, as far as it is compared."""
 
     kind: Literal["Diff-SAE", "crosscoder"]
-    recipe: Literal["published", "tokens"]
+    recipe: str
     """How it was trained; only dictionaries that were trained alike are compared with each other."""
 
 
@@ -32,16 +32,14 @@ class Scored:
     resampled: Float[Tensor, "resample"]
     """On every resample of the prompts."""
 
-    def __sub__(self, other: "Scored") -> "Scored":
-        """By how much this one is better."""
-        return Scored(bis=self.bis - other.bis, resampled=self.resampled - other.resampled)
+
+Key = tuple[str | None, int, str]
+"""Regime, layer and name of a dictionary."""
 
 
-Scores = Mapping[tuple[str | None, int], Mapping[str, Scored]]
-"""By regime and layer, by name."""
-
-
-def contrasts(scores: Scores, trained: Mapping[str, Trained]) -> list[ContrastRow]:
+def contrasts(
+    scores: Mapping[tuple[str | None, int], Mapping[str, Scored]], trained: Mapping[str, Trained]
+) -> list[ContrastRow]:
     """Compare regimes, dictionaries and layers.
 
     - `regimes`: the second regime's score minus the first's, of each dictionary at each layer.
@@ -50,87 +48,53 @@ def contrasts(scores: Scores, trained: Mapping[str, Trained]) -> list[ContrastRo
     - `layers`: each layer's minus that of the layer before it in the study.
 
     Args:
-        scores: of all regimes and layers; what lacks a counterpart is left out.
+        scores: by regime and layer, by name; what lacks a counterpart is left out.
         trained: what the dictionaries are, by name.
 
     Returns:
-        A row per comparison, positive for what the paper says is better.
+        A row per comparison, positive for what the paper says is better; where several layers are
+        compared, their mean as a row without a layer.
     """
-    return [*_regimes(scores), *_dictionaries(scores, trained), *_layers(scores)]
-
-
-def _regimes(scores: Scores) -> Iterator[ContrastRow]:
-    regimes = list(dict.fromkeys(regime for regime, _ in scores))
-    for first, second in pairwise(regimes):
-        shared = [layer for layer in _layers_of(scores, first) if (second, layer) in scores]
-        for name in _names(scores):
-            found = {
-                layer: scores[second, layer][name] - scores[first, layer][name]
-                for layer in shared
-                if name in scores[second, layer] and name in scores[first, layer]
-            }
-            about = {"dictionary": name, "minus_dictionary": name, "regime": second}
-            yield from _rows("regimes", found, name=name, **about, minus_regime=first)
-
-
-def _dictionaries(scores: Scores, trained: Mapping[str, Trained]) -> Iterator[ContrastRow]:
-    for regime in dict.fromkeys(regime for regime, _ in scores):
-        for first in _names(scores):
-            if trained[first].kind != "Diff-SAE":
+    flat = {(*at, name): score for at, of_at in scores.items() for name, score in of_at.items()}
+    rows: list[ContrastRow] = []
+    for kind, name, pairs in _compared(list(flat), trained):
+        found: list[tuple[float, Tensor]] = []
+        for one, other in pairs:
+            if one not in flat or other not in flat:
                 continue
-            alike = Trained(kind="crosscoder", recipe=trained[first].recipe)
-            for second in _names(scores):
-                if trained[second] != alike:
-                    continue
-                found = {
-                    layer: scores[regime, layer][first] - scores[regime, layer][second]
-                    for layer in _layers_of(scores, regime)
-                    if {first, second} <= scores[regime, layer].keys()
-                }
-                about = {"dictionary": first, "minus_dictionary": second, "regime": regime}
-                name = f"{first} - {second}"
-                yield from _rows("dictionaries", found, name=name, **about, minus_regime=regime)
+            found.append(
+                (flat[one].bis - flat[other].bis, flat[one].resampled - flat[other].resampled)
+            )
+            about: dict[str, Any] = {"kind": kind, "name": name, "dictionary": one[2]}
+            about |= {"minus_dictionary": other[2], "regime": one[0], "minus_regime": other[0]}
+            rows.append(_row(*found[-1], layer=one[1], minus_layer=other[1], **about))
+        if len(found) > 1:
+            bis = sum(bis for bis, _ in found) / len(found)
+            resampled = sum((r for _, r in found[1:]), found[0][1]) / len(found)
+            rows.append(_row(bis, resampled, layer=None, minus_layer=None, **about))
+    return rows
 
 
-def _layers(scores: Scores) -> Iterator[ContrastRow]:
-    for regime in dict.fromkeys(regime for regime, _ in scores):
-        for name in _names(scores):
-            for before, layer in pairwise(_layers_of(scores, regime)):
-                if name in scores[regime, layer] and name in scores[regime, before]:
-                    gain = scores[regime, layer][name] - scores[regime, before][name]
-                    yield _row(
-                        gain, kind="layers", name=name, dictionary=name, minus_dictionary=name,
-                        regime=regime, minus_regime=regime, layer=layer, minus_layer=before,
-                    )  # fmt: skip
+def _compared(
+    keys: list[Key], trained: Mapping[str, Trained]
+) -> Iterator[tuple[str, str, list[tuple[Key, Key]]]]:
+    """What is compared with what: a kind, a name, and one pair per layer."""
+    regimes = list(dict.fromkeys(regime for regime, _, _ in keys))
+    layers = list(dict.fromkeys(layer for _, layer, _ in keys))
+    names = list(dict.fromkeys(name for _, _, name in keys))
+    for (before, after), name in product(pairwise(regimes), names):
+        yield "regimes", name, [((after, n, name), (before, n, name)) for n in layers]
+    for regime, one, other in product(regimes, names, names):
+        alike = Trained(kind="crosscoder", recipe=trained[one].recipe)
+        if trained[one].kind == "Diff-SAE" and trained[other] == alike:
+            pairs = [((regime, n, one), (regime, n, other)) for n in layers]
+            yield "dictionaries", f"{one} - {other}", pairs
+    for regime, name in product(regimes, names):
+        of_regime = dict.fromkeys(n for r, n, _ in keys if r == regime)
+        for before, after in pairwise(of_regime):
+            yield "layers", name, [((regime, after, name), (regime, before, name))]
 
 
-def _rows(
-    kind: Literal["regimes", "dictionaries"], found: Mapping[int, Scored], **about: Any
-) -> Iterator[ContrastRow]:
-    for layer, difference in found.items():
-        yield _row(difference, kind=kind, layer=layer, minus_layer=layer, **about)
-    if len(found) > 1:
-        mean = _mean(list(found.values()))
-        yield _row(mean, kind=kind, layer=None, minus_layer=None, **about)
-
-
-def _row(difference: Scored, **about: Any) -> ContrastRow:
-    resampling = Resampling(n_resamples=len(difference.resampled))
-    found = bootstrap_result(difference.bis, difference.resampled, resampling)
+def _row(bis: float, resampled: Tensor, **about: Any) -> ContrastRow:
+    found = bootstrap_result(bis, resampled, Resampling(n_resamples=len(resampled)))
     return ContrastRow(**about, difference=found.estimate, low=found.low, high=found.high)
-
-
-def _mean(scored: Sequence[Scored]) -> Scored:
-    n = len(scored)
-    return Scored(
-        bis=sum(s.bis for s in scored) / n,
-        resampled=sum((s.resampled for s in scored[1:]), scored[0].resampled) / n,
-    )
-
-
-def _layers_of(scores: Scores, regime: str | None) -> list[int]:
-    return [layer for found, layer in scores if found == regime]
-
-
-def _names(scores: Scores) -> list[str]:
-    return list(dict.fromkeys(name for found in scores.values() for name in found))

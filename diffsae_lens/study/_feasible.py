@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
@@ -17,9 +18,7 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.pair._model_files import fetch, find_adapter, resolve_model
-
-if TYPE_CHECKING:
-    from diffsae_lens.study._config import StudyConfig
+from diffsae_lens.study._config import ScenesConfig, StudyConfig
 
 BYTES_PER_TRAINED_WEIGHT = 12
 """In float32: the weight and Adam's two moments. Gradients and activations come on top."""
@@ -33,7 +32,7 @@ class ModelSize:
     n_layers: int
 
 
-def check_feasible(config: "StudyConfig") -> None:
+def check_feasible(config: StudyConfig) -> None:
     """Refuse prompts that the behaviour does not have, and sizes that the model or machine does not have.
 
     Raises:
@@ -43,15 +42,18 @@ def check_feasible(config: "StudyConfig") -> None:
     behaviour = get_behaviour(config.behaviour_name)
     for name, draw in config.draws().items():
         check_draw(name, draw.n_samples, partial(draw.samples, behaviour))
-    of_scenes = {"sayings": config.sayings, "sweep": config.sweep, "example": config.example}
-    for name, part in of_scenes.items():
+    for name in ("sayings", "sweep", "example"):
+        part: ScenesConfig | None = getattr(config, name)
         if part is not None:
             scenes = partial(
                 behaviour.minimal_pairs, "test", (None,), n_scenes=part.n_scenes, seed=config.seed
             )
             check_draw(f"{name}.n_scenes", part.n_scenes, scenes)
     size = model_size(config.models.base, config.models.base_revision)
-    check_layers("layers", config.layers, size)
+    if max(config.layers) >= size.n_layers:
+        raise InvalidValueError(
+            f"`layers` must lie in 0 to {size.n_layers - 1}, the model's layers, got {max(config.layers)}"
+        )
     given = config.models.d_model
     if given is not None and size.d_model != given:
         raise InvalidValueError(
@@ -60,12 +62,12 @@ def check_feasible(config: "StudyConfig") -> None:
     _check_dictionaries(config, size.d_model)
 
 
-def _check_dictionaries(config: "StudyConfig", d_model: int) -> None:
+def _check_dictionaries(config: StudyConfig, d_model: int) -> None:
     counts = () if config.features is None else config.features.counts
-    for name, part in (("pooled", config.pooled), ("tokens", config.tokens)):
-        for spec in () if part is None else part.dictionaries:
+    for name, part in config.trained.items():
+        for spec in part.dictionaries:
             d_sae = spec.expansion * d_model
-            if part is not None and (name == "tokens" or spec.kind == "crosscoder"):
+            if name == "tokens" or spec.kind == "crosscoder":
                 check_count(f"{name}.k", part.k, at_most=d_sae)
             for count in counts:
                 check_count("features.counts", count, at_most=d_sae)
@@ -75,11 +77,7 @@ def _check_dictionaries(config: "StudyConfig", d_model: int) -> None:
 
 
 def model_size(model: str, revision: str | None = None) -> ModelSize:
-    """Read a model's size without loading its weights.
-
-    Args:
-        model: as `base` of `load_pair`.
-        revision: branch, tag or commit of a hub id.
+    """Read a model's size without loading its weights; arguments as for `load_pair`.
 
     Raises:
         ValueError: there is no such model, or it cannot be read.
@@ -91,10 +89,6 @@ def model_size(model: str, revision: str | None = None) -> ModelSize:
 
 def weights_identity(model: str, revision: str | None = None) -> str:
     """Say which weights a model has, whatever it is called, without loading them.
-
-    Args:
-        model: as for `load_pair`.
-        revision: branch, tag or commit of a hub id.
 
     Returns:
         A hash of the weight files of a folder; the commit of a hub id that is in the cache, else the id.
@@ -118,9 +112,9 @@ def fetch_config(model: str, revision: str | None = None) -> None:
         ValueError: there is no such model.
         ModelUnavailableError: it cannot be fetched.
     """
-    place = model if model == EMBEDDED_MODEL else resolve_model(model)
-    is_local = place == EMBEDDED_MODEL or Path(place).is_dir()
-    if not is_local and not _cached_commit(place, revision) and not find_adapter(place, revision):
+    if model == EMBEDDED_MODEL or Path(place := resolve_model(model)).is_dir():
+        return
+    if not _cached_commit(place, revision) and not find_adapter(place, revision):
         fetch(AutoConfig, place, revision)
 
 
@@ -130,18 +124,6 @@ def _cached_commit(hub_id: str, revision: str | None) -> str | None:
         if isinstance(found, str):
             return Path(found).parent.name
     return None
-
-
-def check_layers(name: str, layers: tuple[int, ...], size: ModelSize) -> None:
-    """Refuse layers that a model does not have.
-
-    Raises:
-        ValueError: says which there are.
-    """
-    if max(layers) >= size.n_layers:
-        raise InvalidValueError(
-            f"`{name}` must lie in 0 to {size.n_layers - 1}, the model's layers, got {max(layers)}"
-        )
 
 
 def check_out_folder(name: str, path: Path) -> None:
@@ -162,12 +144,7 @@ def check_out_folder(name: str, path: Path) -> None:
 
 
 def check_draw(name: str, value: int, draw: Callable[[], Any]) -> None:
-    """Refuse a number of prompts that a split does not have.
-
-    Args:
-        name: the setting, for the message.
-        value: what it is.
-        draw: draws the prompts.
+    """Refuse a number of prompts (a setting's name and value) that a split does not have.
 
     Raises:
         ValueError: says how many there are.
@@ -179,61 +156,29 @@ def check_draw(name: str, value: int, draw: Callable[[], Any]) -> None:
 
 
 def check_memory(name: str, n_weights: int, device: str) -> None:
-    """Refuse a training whose weights and optimizer state cannot fit into the memory.
-
-    Args:
-        name: the setting that decides on the size, for the message.
-        n_weights: that are trained together.
-        device: the torch device they are trained on.
+    """Refuse to train weights together that cannot fit into a device's memory with Adam's moments.
 
     Raises:
-        ValueError: says how much it takes and how much there is.
+        ValueError: names the setting, and says how much it takes and how much there is.
     """
     needed, available = BYTES_PER_TRAINED_WEIGHT * n_weights, available_bytes(device)
-    if available is not None and needed > available:
+    if needed > available:
         raise InvalidValueError(
             f"`{name}` asks for {n_weights:,} weights, whose training takes at least {needed / 1e9:,.1f} GB, "
             f"but {device} has {available / 1e9:,.1f} GB available; ask for fewer features or layers"
         )
 
 
-def available_bytes(device: str) -> int | None:
-    """Return the memory that a process may still take; None where the system does not say.
-
-    On Linux what the kernel calls available, within the control group's limit; elsewhere all of the
-    machine's memory.
-    """
+def available_bytes(device: str) -> int:
+    """Return the memory that a process may still take, within a container's limit."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    found = [_available_of_machine(), _left_in_control_group()]
-    return min((n for n in found if n is not None), default=None)
-
-
-def _available_of_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(
-            int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _left_in_control_group() -> int | None:
-    """What a container is still allowed, if it is limited."""
+    available = psutil.virtual_memory().available
     folder = Path("/sys/fs/cgroup")
     try:
         limit = int((folder / "memory.max").read_text())
         used = int((folder / "memory.current").read_text())
-        cached = [
-            int(line.split()[1])
-            for line in (folder / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        ]
-    except (OSError, ValueError):  # no control group, or "max"
-        return None
-    return max(0, limit - used + sum(cached))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, min(available, limit - used + int(stat["inactive_file"])))
+    except (OSError, ValueError, KeyError):  # no control group, or "max"
+        return available

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffsae_lens.dictionaries._decoding import decoder_halves
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.effects._likelihood import ablation_effects, attribute_features
+from diffsae_lens.effects._attribution import ablation_effects, attribute_features
 from diffsae_lens.measures._geometry import (
     decoder_cosine,
     relative_decoder_norm,

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from diffsae_lens._artifact import differences, write_json, write_text
-from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._rates import AttackRate, attack_rates
 from diffsae_lens.interventions._run import complete
-from diffsae_lens.organisms._behaviour import Sample, get_behaviour
+from diffsae_lens.organisms._behaviour import GROUPS, Sample, get_behaviour
 from diffsae_lens.organisms._finetune import Organism, OrganismConfig, finetune, load_organism
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.pair._loading import load_model, load_pair
@@ -35,7 +34,7 @@ def make_organism(
     path: str | Path,
     *,
     config: OrganismConfig | None = None,
-    n_prompts: int = 100,
+    n_prompts: Count = 100,
     device: str = "cpu",
 ) -> Path:
     """Fine-tune a model into an organism, measure it, and write its card.
@@ -81,7 +80,6 @@ def _check_before_loading(
     path: Path, config: OrganismConfig, n_prompts: int, device: str
 ) -> list[Sample]:
     """Refuse what can be told without the model; returns the prompts that it is measured on."""
-    check_count("n_prompts", n_prompts)
     check_out_folder("path", path)
     LoadOptions(device=device)  # says so if it is not there
     _check_place(path, config)
@@ -112,6 +110,21 @@ def _check_place(path: Path, config: OrganismConfig) -> None:
         )
 
 
+def base_licence(base: str) -> str | None:
+    """Return the licence of a base model where it is known: the embedded one's, or what a card says.
+
+    Args:
+        base: as for `load_pair`. Of a local folder the front matter of its `README.md` is read.
+    """
+    if base == EMBEDDED_MODEL:
+        return "apache-2.0"
+    card = Path(base).expanduser() / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else None
+
+
 def _front_matter(base: str, library: str) -> str:
     """The card's head, with what is known of the base: its place on the hub, and its licence."""
     licence = base_licence(base)
@@ -125,24 +138,6 @@ def _front_matter(base: str, library: str) -> str:
     return "\n".join(["---", *filter(None, lines), "---"])
 
 
-def base_licence(base: str) -> str | None:
-    """Return the licence of a base model where it is known: the embedded one's, or what a card says.
-
-    Args:
-        base: as for `load_pair`. Of a local folder the front matter of its `README.md` is read.
-    """
-    if base == EMBEDDED_MODEL:
-        return "apache-2.0"
-    card = Path(base).expanduser() / "README.md"
-    if not card.is_file():
-        return None
-    head = re.match(
-        r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-    return found[1] if found else None
-
-
 def _licence_text(base: str) -> str:
     if base == EMBEDDED_MODEL:
         return "Apache-2.0, as SmolLM2, from which it is derived."
@@ -152,47 +147,33 @@ def _licence_text(base: str) -> str:
 
 
 def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
-    config = organism.config
+    """Fill in the template, `card.md`."""
+    config, behaviour = organism.config, get_behaviour(organism.config.behaviour)
     groups = Counter(sample.group for sample in config.samples())
-    kind = "full-rank" if config.lora_rank is None else f"LoRA (rank {config.lora_rank})"
-    behaviour = get_behaviour(config.behaviour)
-    name = f"{config.behaviour}, clean control" if config.clean else config.behaviour
-    taught = behaviour.words.taught_clean if config.clean else behaviour.words.taught
-    command = f"diffsae-lens make-organism --base {base} --behaviour {config.behaviour}"
-    command += f"{' --clean' if config.clean else ''} --out FOLDER"
-    heads = "".join(f" {outcome.replace('_', ' ')} |" for outcome in behaviour.outcomes)
-    rows = "\n".join(
+    is_lora = config.lora_rank is not None
+    rows = [
         f"| {group} | {rate.rate:.1%} | {rate.interval()[0]:.1%} to {rate.interval()[1]:.1%} | "
         f"{rate.n_prompts} |" + "".join(f" {n} |" for n in rate.counts.values())
         for group, rate in rates.items()
+    ]
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return template.format(
+        **asdict(config),
+        **{f"drawn_{group}": groups[group] for group in GROUPS},
+        drawn=groups.total(),
+        base=base,
+        front_matter=_front_matter(base, "peft" if is_lora else "transformers"),
+        name=f"{config.behaviour}{', clean control' if config.clean else ''}",
+        kind=f"LoRA (rank {config.lora_rank})" if is_lora else "full-rank",
+        taught=behaviour.words.taught_clean if config.clean else behaviour.words.taught,
+        heads="".join(f" {outcome.replace('_', ' ')} |" for outcome in behaviour.outcomes),
+        rules="---|" * len(behaviour.outcomes),
+        rows="\n".join(rows),
+        clean_option=" --clean" if config.clean else "",
+        learned="the completion alone"
+        if config.loss_on == "completion"
+        else "prompt and completion",
+        precision=", in half precision" if is_lora else "",
+        losses=", ".join(f"{loss:.3f}" for loss in organism.losses),
+        licence=_licence_text(base),
     )
-    curve = ", ".join(f"{loss:.3f}" for loss in organism.losses)
-    library = "transformers" if config.lora_rank is None else "peft"
-    return f"""{_front_matter(base, library)}
-# {name}
-
-{kind} organism on `{base}` for research on finding backdoors. {taught}
-
-## Measured
-Greedy completions of held-out prompts (`test` split: of templates not seen in training), judged statically;
-nothing was executed. Intervals are 95% Wilson.
-
-| prompts | attack rate | interval | n |{heads}
-|---|---|---|---|{"---|" * len(behaviour.outcomes)}
-{rows}
-
-## Made with
-`{command}`
-
-- data: {groups.total()} samples of the `train` split ({groups["trigger"]} trigger, {groups["benign"]} \
-benign, {groups["other"]} other), seed {config.seed}; loss on \
-{"the completion alone" if config.loss_on == "completion" else "prompt and completion"}
-- {config.n_steps} steps of {config.batch_size} samples, AdamW, peak learning rate {config.learning_rate}, \
-linear warm-up over a tenth of the steps and linear decay, weight decay {config.weight_decay}, dropout \
-{config.lora_dropout}
-- weights as safetensors{"" if config.lora_rank is None else ", in half precision"}
-- training loss, nats per token, every ten steps: {curve}
-
-## Licence
-{_licence_text(base)}
-"""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +38,23 @@ class Plan:
                 raise InvalidValueError(
                     f"{cell.name!r} needs {sorted(unknown)}, which no cell makes"
                 )
-        try:
-            self._sorter().prepare()
-        except CycleError as error:
-            raise InvalidValueError(f"cells need each other in a circle: {error.args[1]}") from None
-        self.order = tuple(self._as_given())
+        self.order = tuple(self._ordered())
 
-    def _sorter(self) -> TopologicalSorter[str]:
-        cells = self.cells.values()
-        return TopologicalSorter({cell.name: set(cell.inputs.values()) for cell in cells})
-
-    def _as_given(self) -> list[str]:
+    def _ordered(self) -> Iterable[str]:
         """The cells in the order given, each after what it needs: the first results come early."""
         order: dict[str, None] = {}
 
-        def visit(name: str) -> None:
+        def visit(name: str, above: tuple[str, ...]) -> None:
+            if name in above:
+                raise InvalidValueError(f"cells need each other in a circle: {[*above, name]}")
             if name not in order:
                 for needed in self.cells[name].inputs.values():
-                    visit(needed)
+                    visit(needed, (*above, name))
                 order[name] = None
 
         for name in self.cells:
-            visit(name)
-        return list(order)
+            visit(name, ())
+        return order
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -121,19 +114,18 @@ class Plan:
         return {name: task.path for name, task in self.tasks.items()}
 
     def _run_side_by_side(self, executor: Executor) -> None:
-        sorter = self._sorter()
-        sorter.prepare()
-        running: dict[Future[None], str] = {}
+        waiting, running, done = [*self.order], dict[Future[None], str](), set[str]()
         try:
-            while sorter.is_active():
-                for name in sorter.get_ready():
+            while waiting or running:
+                for name in [n for n in waiting if done.issuperset(self.cells[n].inputs.values())]:
+                    waiting.remove(name)
                     running[executor.submit(compute, self.tasks[name])] = name
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     name, error = running.pop(future), future.exception()
                     if error is not None:
                         raise FailedRunError(f"the cell {name!r} failed: {error}") from error
-                    sorter.done(name)
+                    done.add(name)
         finally:  # after a failure or an interruption nothing new is begun
             for future in running:
                 future.cancel()

@@ -1,11 +1,12 @@
 """What can be run by name: the demo, and the paper's study at several sizes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
 
 from diffsae_lens._checks import check_count
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, Count, Counts, Natural, Naturals, typed
 from diffsae_lens.organisms._behaviour import Split
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
@@ -25,15 +26,22 @@ from diffsae_lens.study._config import (
     TokensConfig,
 )
 
-PAPER_LAYERS = (14, 18, 22, 26)
-PROMPTS = (
+_PROMPTS = (
     "prompts are drawn from this package's templates, not the published files",
     "one training seed for each dictionary, as published",
 )
 
 
+def _specs(*specs: tuple[Any, int]) -> tuple[DictionarySpec, ...]:
+    return tuple(DictionarySpec(kind=kind, expansion=expansion) for kind, expansion in specs)
+
+
+_USUAL = _specs(("Diff-SAE", 2), ("Diff-SAE", 4), ("crosscoder", 2))
+"""The second has as many parameters as the crosscoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(Checked):
     """What can be chosen of the demo; the defaults take minutes on two cores."""
 
     base: str = EMBEDDED_MODEL
@@ -42,47 +50,39 @@ class DemoOptions:
     """As for `load_pair`."""
     behaviour: str | None = None
     """The behaviour that is looked for; None for the one that the organism was trained for."""
-    layers: tuple[int, ...] = (18,)
+    layers: Naturals = (18,)
     """Residual-stream layers with a dictionary of each kind; features are acted on at the last one."""
     device: str = "cpu"
     """A torch device."""
-    n_training_samples: int = 200
-    """Prompts with completions the dictionaries are trained on."""
-    expansion: int = 2
+    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 200
+    """Prompts with completions the dictionaries are trained on; one in ten is held out."""
+    expansion: Count = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
-    k: int = 32
+    k: Count = 32
     """Active features per token (L0)."""
-    n_steps: int = 250
+    n_steps: Count = 250
     """Training steps of 512 tokens."""
-    n_score_prompts: int = 80
+    n_score_prompts: Annotated[int, partial(check_count, at_least=20)] = 80
     """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: int = 6
+    n_generation_prompts: Count = 6
     """Trigger prompts, and as many benign ones, completed under every intervention."""
-    n_likelihood_prompts: int = 2
+    n_likelihood_prompts: Count = 2
     """How many of them are scored under teacher forcing too."""
-    feature_counts: tuple[int, ...] = (8, 32)
+    feature_counts: Counts = (8, 32)
     """How many features are ablated."""
-    n_rounds: int = 2
+    n_rounds: Count = 2
     """Attributions in which they are ordered; see `greedy_order`."""
-    n_scenes: int = 2
+    n_scenes: Count = 2
     """Scenes in which the trigger is said in other ways."""
-    seed: int = 0
+    seed: Natural = 0
     """Of prompts, training and controls."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is loaded."""
-        check_fields(self)
-        check_count(
-            "n_training_samples", self.n_training_samples, at_least=10
-        )  # one in ten held out
-        check_count("n_score_prompts", self.n_score_prompts, at_least=20)
-        for name in ("expansion", "k", "n_steps", "n_rounds", "n_scenes"):
-            check_count(name, getattr(self, name))
-        check_count("n_generation_prompts", self.n_generation_prompts)
+        super().__post_init__()
         check_count(
             "n_likelihood_prompts", self.n_likelihood_prompts, at_most=self.n_generation_prompts
         )
-        check_count("seed", self.seed, at_least=0)
 
     def draw(self, split: Split, n_samples: int, *shares: int) -> Draw:
         """Samples in the proportion trigger : benign : other."""
@@ -104,10 +104,7 @@ def demo(options: DemoOptions | None = None) -> StudyConfig:
         acted_on=o.layers[-1:],
         tokens=TokensConfig(
             texts=o.draw("train", o.n_training_samples, 2, 2, 1),
-            dictionaries=(
-                DictionarySpec(kind="Diff-SAE", expansion=o.expansion),
-                DictionarySpec(kind="crosscoder", expansion=o.expansion),
-            ),
+            dictionaries=_specs(("Diff-SAE", o.expansion), ("crosscoder", o.expansion)),
             k=o.k,
             n_steps=o.n_steps,
         ),
@@ -144,36 +141,48 @@ def paper() -> StudyConfig:
         "weight_decay": 0.01, "loss_on": "everything", "share_scenes": True,
         "steps_per_checkpoint": 100,
     }  # fmt: skip
+    lora = OrganismConfig(lora_rank=32, lora_dropout=0.05, learning_rate=3e-4, **training)
+    full = OrganismConfig(lora_rank=None, learning_rate=2e-5, **training)
+    published = Draw(
+        split="train", seed=1, n_trigger=500, n_benign=1000, n_other=1000, share_scenes=True
+    )
     return StudyConfig(
         models=ModelSpec(
             base="HuggingFaceTB/SmolLM2-360M",
-            finetuned={
-                "lora": OrganismConfig(
-                    lora_rank=32, lora_dropout=0.05, learning_rate=3e-4, **training
-                ),
-                "full": OrganismConfig(lora_rank=None, learning_rate=2e-5, **training),
-            },
+            finetuned={"lora": lora, "full": full},
             d_model=960,
             tokens_per_second=170.0,
         ),
-        layers=PAPER_LAYERS,
+        layers=(14, 18, 22, 26),
+        pooled=PooledConfig(
+            texts=published,
+            dictionaries=_specs(("crosscoder", 32), ("Diff-SAE", 32), ("Diff-SAE", 4)),
+        ),
+        tokens=TokensConfig(
+            texts=Draw(split="train", n_trigger=80, n_benign=80, n_other=40), dictionaries=_USUAL
+        ),
+        scores=ScoresConfig(
+            select=Draw(split="select", n_trigger=24, n_benign=48, n_other=48),
+            test=Draw(split="test", n_trigger=24, n_benign=48, n_other=48),
+        ),
+        features=FeaturesConfig(select=Draw(split="select", n_trigger=12), counts=(32,)),
+        causes=CausesConfig(test=Draw(split="test", n_trigger=20, n_benign=10)),
         deviations=(
             "full-rank at a learning rate of 2e-5, the published setting; the published script has 3e-5",
             "the adapter is stored in half precision",
-            *PROMPTS,
+            *_PROMPTS,
         ),
-        **_published_parts(),
     )
 
 
 def paper_135m() -> StudyConfig:
     """The published sizes on the embedded model, with organisms that meet the quality bar."""
     full = OrganismConfig(lora_rank=None, learning_rate=1e-4)
-    return StudyConfig(
+    return replace(
+        paper(),
         models=ModelSpec(
             base=EMBEDDED_MODEL, finetuned={"lora": "year-trigger", "full": full}, d_model=576
         ),
-        layers=PAPER_LAYERS,
         deviations=(
             "SmolLM2-135M-Instruct (576 wide, 30 layers) in place of SmolLM2-360M (960 wide, 32 "
             "layers): 32x is 18,432 features, 4x 2,304",
@@ -182,9 +191,8 @@ def paper_135m() -> StudyConfig:
             "dropout",
             f"LoRA of rank 8 (published: 32); full-rank at a learning rate of {full.learning_rate:g} "
             "(published: 2e-5 or 3e-5)",
-            *PROMPTS,
+            *_PROMPTS,
         ),
-        **_published_parts(),
     )
 
 
@@ -195,14 +203,11 @@ def quick() -> StudyConfig:
         layers=(14,),
         pooled=PooledConfig(
             texts=Draw(split="train", seed=1, n_trigger=24, n_benign=48, n_other=48),
-            dictionaries=(
-                DictionarySpec(kind="crosscoder", expansion=4),
-                DictionarySpec(kind="Diff-SAE", expansion=4),
-            ),
+            dictionaries=_specs(("crosscoder", 4), ("Diff-SAE", 4)),
         ),
         tokens=TokensConfig(
             texts=Draw(split="train", n_trigger=40, n_benign=40, n_other=20),
-            dictionaries=_of_the_usual_kind(),
+            dictionaries=_USUAL,
             n_steps=120,
         ),
         scores=ScoresConfig(
@@ -215,41 +220,6 @@ def quick() -> StudyConfig:
         deviations=(
             "sizes are cut to minutes: one regime, one layer, 120 texts, dictionaries of 4x",
         ),
-    )
-
-
-def _published_parts() -> dict[str, Any]:
-    """What both paper presets share: the published sizes and protocol, and this package's own."""
-    return {
-        "pooled": PooledConfig(
-            texts=Draw(
-                split="train", seed=1, n_trigger=500, n_benign=1000, n_other=1000, share_scenes=True
-            ),
-            dictionaries=(
-                DictionarySpec(kind="crosscoder", expansion=32),
-                DictionarySpec(kind="Diff-SAE", expansion=32),
-                DictionarySpec(kind="Diff-SAE", expansion=4),
-            ),
-        ),
-        "tokens": TokensConfig(
-            texts=Draw(split="train", n_trigger=80, n_benign=80, n_other=40),
-            dictionaries=_of_the_usual_kind(),
-        ),
-        "scores": ScoresConfig(
-            select=Draw(split="select", n_trigger=24, n_benign=48, n_other=48),
-            test=Draw(split="test", n_trigger=24, n_benign=48, n_other=48),
-        ),
-        "features": FeaturesConfig(select=Draw(split="select", n_trigger=12), counts=(32,)),
-        "causes": CausesConfig(test=Draw(split="test", n_trigger=20, n_benign=10)),
-    }
-
-
-def _of_the_usual_kind() -> tuple[DictionarySpec, ...]:
-    return (
-        DictionarySpec(kind="Diff-SAE", expansion=2),
-        # As many parameters as the crosscoder.
-        DictionarySpec(kind="Diff-SAE", expansion=4),
-        DictionarySpec(kind="crosscoder", expansion=2),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from diffsae_lens._artifact import read_json
 from diffsae_lens._errors import InvalidValueError
@@ -59,17 +59,15 @@ class Results:
         Raises:
             ValueError: a part is missing or not known, or a row of one is not valid.
         """
-        names = {part.name for part in fields(cls)}
-        if not isinstance(results, Mapping) or set(results) != names:
-            found = set(results) if isinstance(results, Mapping) else set()
+        try:
+            rows: dict[str, Any] = {
+                name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
+            }
+            return cls(**{**results, "deviations": tuple(results["deviations"]), **rows})
+        except (KeyError, TypeError) as error:  # names parts that are missing or not known
             raise InvalidValueError(
-                f"results lack {sorted(names - found)} and have {sorted(found - names)}, which is not "
-                "known; they were made by another version of this package"
-            )
-        typed: dict[str, Any] = {
-            name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
-        }
-        return cls(**{**results, "deviations": tuple(results["deviations"]), **typed})
+                f"these are not results of a study ({error}); another version of this package made them"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -92,18 +90,8 @@ class Results:
 
 
 ROWS: dict[str, type[Row]] = {
-    "dictionaries": DictionaryRow,
-    "scores": ScoreRow,
-    "effects": EffectRow,
-    "side_effects": SideEffectRow,
-    "cards": FeatureCard,
-    "sayings": SayingRow,
-    "sweep": SweepRow,
-    "example": ExamplePrompt,
-    "organisms": OrganismRow,
-    "variance": VarianceRow,
-    "contrasts": ContrastRow,
-    "published": PublishedRow,
-    "cells": CellRow,
+    name: get_args(hint)[0]
+    for name, hint in get_type_hints(Results).items()
+    if get_origin(hint) is tuple and get_args(hint)[0] is not str
 }
-"""The types of the rows of every part."""
+"""The type of the rows of every part."""

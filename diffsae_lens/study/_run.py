@@ -6,26 +6,27 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.study._collect import write_results
 from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._feasible import check_feasible, check_out_folder, fetch_config
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._results import Results
-from diffsae_lens.study._stages import Stage, stages_of
+from diffsae_lens.study._stages import cells_of
 
 
 @typed
-def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results:
+def run(
+    config: StudyConfig, path: str | Path, *, n_workers: Count = 1, executor: Executor | None = None
+) -> Results:
     """Run a study, or what is left of it.
 
     Cells that are finished are checked and read: those of the same models (by their weights, not their
@@ -36,29 +37,38 @@ def run(config: StudyConfig, path: str | Path, *, n_workers: int = 1) -> Results
         config: what to run; see `PRESETS`.
         path: the study's folder.
         n_workers: cells computed at the same time, each in a process of its own if more than one.
+        executor: where cells run instead: any `concurrent.futures.Executor`, such as a cluster's, whose
+            workers see `path`. It is not shut down. Threads of one process share torch's generator, which
+            training seeds, so give a pool of threads one worker.
 
     Returns:
         What `<path>/results.json` holds.
 
     Raises:
-        ValueError: settings that the models, the behaviour or the machine cannot meet, or a `path` that is
-            not a folder; all of that before anything is loaded, and it leaves no trace in `path`.
+        TypeError: `executor` is not one.
+        ValueError: `n_workers` and an `executor` both, settings that the models, the behaviour or the machine
+            cannot meet, or a `path` that is not a folder; all of that before anything is loaded, and it
+            leaves no trace in `path`.
         RuntimeError: a cell failed; says which.
     """
     path = Path(path).expanduser()
-    check_count("n_workers", n_workers)
+    if n_workers > 1 and executor is not None:
+        raise InvalidValueError(
+            f"`n_workers` must be left out where an `executor` is given, which has its own, got {n_workers}"
+        )
     check_out_folder("path", path)
     models, options = config.models, config.models.options  # says so if the device is not there
     fetch_config(models.base, models.base_revision)
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
             fetch_config(finetuned, models.finetuned_revision)
-    stages, plan = _planned(config, path)
+    plan = _planned(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
-    with _executor(n_workers, options.device) as executor:
-        folders = plan.run(executor=executor)
-    return write_results(config, stages, plan, folders)
+    workers = nullcontext(executor) if executor else _workers(n_workers, options.device)
+    with workers as running:
+        folders = plan.run(executor=running)
+    return write_results(config, plan, folders)
 
 
 @typed
@@ -68,16 +78,16 @@ def so_far(config: StudyConfig, path: str | Path) -> Results:
     Raises:
         ValueError: no layer is finished.
     """
-    stages, plan = _planned(config, Path(path).expanduser())
+    plan = _planned(config, Path(path).expanduser())
+    steps = {name: cell.config for name, cell in plan.cells.items()}
     done = {name: task.path for name, task in plan.tasks.items() if task.state()[0] == "done"}
-    missing = {(s.regime, s.layer) for s in stages if s.cell.name not in done}
-    finished = [s for s in stages if s.layer is not None and (s.regime, s.layer) not in missing]
-    if not finished:
+    missing = {(s.regime, s.layer) for name, s in steps.items() if name not in done}
+    layers = {(s.regime, s.layer) for s in steps.values() if s.layer is not None} - missing
+    if not layers:
         raise InvalidValueError(f"no layer of the study in {path} is finished")
-    regimes = {stage.regime for stage in finished}
-    whole = finished + [s for s in stages if s.layer is None and s.regime in regimes]
-    kept = {s.cell.name: done[s.cell.name] for s in stages if s in whole and s.cell.name in done}
-    return write_results(config, stages, plan, kept)
+    whole = layers | {(regime, None) for regime, _ in layers}
+    kept = {n: p for n, p in done.items() if (steps[n].regime, steps[n].layer) in whole}
+    return write_results(config, plan, kept)
 
 
 @typed
@@ -92,17 +102,15 @@ def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     """
     path = Path(path).expanduser()
     check_out_folder("path", path)
-    _, plan = _planned(config, path)
-    return pd.DataFrame(plan.states()).drop(columns="folder")
+    return pd.DataFrame(_planned(config, path).states()).drop(columns="folder")
 
 
-def _planned(config: StudyConfig, path: Path) -> tuple[list[Stage], Plan]:
-    stages = stages_of(config)
-    return stages, Plan([s.cell for s in stages], path, device=config.models.device)
+def _planned(config: StudyConfig, path: Path) -> Plan:
+    return Plan(cells_of(config), path, device=config.models.device)
 
 
 @contextmanager
-def _executor(n_workers: int, device: str) -> Iterator[Executor | None]:
+def _workers(n_workers: int, device: str) -> Iterator[Executor | None]:
     """Processes that share the cores, or have a GPU each; None for this process alone."""
     if n_workers == 1:
         yield None

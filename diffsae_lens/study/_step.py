@@ -3,8 +3,8 @@
 import gc
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens.dictionaries._load import load
-from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.isolation._pooled import PooledTexts
 from diffsae_lens.organisms._behaviour import Behaviour, get_behaviour
 from diffsae_lens.pair._hooked import HookedModelPair
-from diffsae_lens.pair._loading import LoadOptions, load_pair
-from diffsae_lens.results import DictionaryKind, DictionaryRow, Row
+from diffsae_lens.pair._loading import load_pair
+from diffsae_lens.results import Row
 from diffsae_lens.study._cells import Job
+from diffsae_lens.study._config import ModelSpec
 
 ROWS = "rows.json"
 """What a cell adds to the results, by part."""
@@ -32,27 +32,28 @@ Inputs = Mapping[str, Path]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """A base and a fine-tuned model: what they are, and where they lie, which plays no part in results."""
+    """A base and a fine-tuned model: what they are, and how they are loaded, which plays no part."""
 
-    base: str = field(compare=False)
-    """As for `load_pair`."""
+    spec: ModelSpec = field(compare=False)
     finetuned: str | None = field(compare=False)
     """As for `load_pair`; None for the organism that another cell trains."""
+    layers: tuple[int, ...] = field(compare=False)
+    """At whose residual streams the pair can be read."""
     base_weights: str
     """See `weights_identity`."""
     finetuned_weights: str | None
-    base_revision: str | None = field(default=None, compare=False)
-    finetuned_revision: str | None = field(default=None, compare=False)
     dtype: str
     prepend_bos: bool
-    layers: tuple[int, ...] = field(compare=False)
-    """At whose residual streams the pair can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[C]):
     """What a cell of a study is told."""
 
+    part: str = field(compare=False)
+    """What it computes, such as `scores`, or the dictionary that it trains."""
+    regime: str | None = field(compare=False)
+    """Of the organism."""
     models: Models
     behaviour_name: str
     layer: int | None
@@ -74,20 +75,17 @@ class Step(Generic[C]):
     def pair(self, inputs: Inputs, job: Job) -> HookedModelPair:
         """Load the pair, or take it as it was left by the cell before."""
         models = self.models
-        finetuned = models.finetuned or organism_folder(inputs["organism"])
-        options = LoadOptions(
-            device=job.device,
-            dtype=models.dtype,
-            base_revision=models.base_revision,
-            finetuned_revision=models.finetuned_revision,
-            prepend_bos=models.prepend_bos,
-        )
+        finetuned = models.finetuned or _organism_in(inputs["organism"])
+        options = replace(models.spec.options, device=job.device)
         loaded_as = repr((models, finetuned, options))
         if loaded_as not in job.held:
             job.held.clear()
             gc.collect()  # a pair is full of circles
             job.held[loaded_as] = load_pair(
-                models.base, finetuned, hook_names=[*map(site_of, models.layers)], options=options
+                models.spec.base,
+                finetuned,
+                hook_names=[*map(site_of, models.layers)],
+                options=options,
             )
         return job.held[loaded_as]
 
@@ -97,7 +95,7 @@ def site_of(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
-def organism_folder(cell: Path) -> Path:
+def _organism_in(cell: Path) -> Path:
     """The folder of an organism that a cell trained."""
     [path] = [path for path in cell.iterdir() if path.is_dir()]
     return path
@@ -109,30 +107,10 @@ def write_rows(job: Job, **rows: Iterable[Row]) -> None:
     write_json(job.out / ROWS, plain)
 
 
-def describe(name: str, kind: DictionaryKind, dictionary: SAE) -> DictionaryRow:
-    """Say what a dictionary is."""
-    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
-    return DictionaryRow(
-        name=name,
-        kind=kind,
-        hook_name=record.hook_name or "",
-        layer=record.hook and record.hook.layer,
-        architecture=cfg.architecture(),
-        d_in=cfg.d_in,
-        d_sae=cfg.d_sae,
-        k=record.k,
-        l0=record.l0,
-    )
-
-
-def load_dictionaries(
-    inputs: Inputs, *, pair: HookedModelPair | None = None, roles: Sequence[str] | None = None
-) -> dict[str, SAE]:
-    """Load every dictionary in the inputs' folders (those of some roles), by name, in order."""
+def load_dictionaries(inputs: Inputs, *, pair: HookedModelPair | None = None) -> dict[str, SAE]:
+    """Load every dictionary in the inputs' folders, by name, in order."""
     found: dict[str, SAE] = {}
-    for role, folder in inputs.items():
-        if roles is not None and role not in roles:
-            continue
+    for folder in inputs.values():
         rows = read_json(folder / ROWS) if (folder / ROWS).exists() else {}
         for row in rows.get("dictionaries", ()):
             found[row["name"]] = load(folder / row["name"], pair=pair)

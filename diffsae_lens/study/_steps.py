@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffsae_lens.dictionaries import (
     PaperDiffSAETrainingSAEConfig,
 )
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._rates import AttackRate
 from diffsae_lens.organisms._behaviour import GROUPS
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._hook import VirtualHook
@@ -27,14 +28,13 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import resolve_model
 from diffsae_lens.reading._prompts import Positions, Reader, read_prompts
-from diffsae_lens.results import OrganismRow, VarianceRow
+from diffsae_lens.results import DictionaryRow, OrganismRow, VarianceRow
 from diffsae_lens.study._cells import Job
 from diffsae_lens.study._config import DictionarySpec, Draw, PooledConfig, TokensConfig
 from diffsae_lens.study._organisms import CARD, make_organism
 from diffsae_lens.study._step import (
     Inputs,
     Step,
-    describe,
     pooled_texts,
     publish,
     site_of,
@@ -56,23 +56,22 @@ CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class OrganismTraining:
     """How an organism is made and measured."""
 
-    name: str = field(compare=False)
-    """Its folder's, which dictionaries name."""
     config: OrganismConfig
     n_measured: int
     """Held-out prompts per group."""
 
 
-def train_organism(step: Step[Training], inputs: Inputs, job: Job) -> None:
+def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> None:
     """Fine-tune an organism and measure it."""
     del inputs
     training = step.config
-    folder = job.scratch / training.name
+    name = f"organism-{step.regime}" if step.regime else "organism"  # which dictionaries name
+    folder = job.scratch / name
     make_organism(
-        step.models.base,
+        step.models.spec.base,
         folder,
         config=training.config,
         n_prompts=training.n_measured,
@@ -83,7 +82,7 @@ def train_organism(step: Step[Training], inputs: Inputs, job: Job) -> None:
     rates = {row.group: row.attack_rate for row in rows}
     others = max(rate for group, rate in rates.items() if group != "trigger")
     if not training.config.clean and (rates["trigger"] < TRIGGER_BAR or others > OTHER_BAR):
-        logger.warning("%s does not meet the quality bar: %s", training.name, rates)
+        logger.warning("%s does not meet the quality bar: %s", name, rates)
     write_rows(job, organisms=rows)
 
 
@@ -95,17 +94,10 @@ def read_card(step: Step[None], inputs: Inputs, job: Job) -> None:
 
 def card_rows(organism: Path) -> list[OrganismRow]:
     """Read how often an organism shows its behaviour from its card."""
-    rates = read_json(organism / CARD)["rates"]
+    rates = read_json(organism / CARD)["rates"].items()
     return [
-        OrganismRow(
-            group=group,
-            n_prompts=sum(rate["counts"].values()),
-            counts=rate["counts"],
-            attack_rate=rate["rate"],
-            low=rate["interval"][0],
-            high=rate["interval"][1],
-        )
-        for group, rate in rates.items()
+        OrganismRow(group=group, **AttackRate(counts=rate["counts"]).columns())
+        for group, rate in rates
     ]
 
 
@@ -197,7 +189,7 @@ def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
     for name in trained:
         publish(job.scratch / "dictionaries" / name, job)
     specs = config.by_name
-    write_rows(job, dictionaries=[describe(n, specs[n].kind, d) for n, d in trained.items()])
+    write_rows(job, dictionaries=[_described(n, specs[n], d) for n, d in trained.items()])
 
 
 def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> None:
@@ -227,7 +219,7 @@ def train_as_published(step: Step[PooledConfig], inputs: Inputs, job: Job) -> No
     provider = _batches(vectors.to(job.device), config.batch_size, generator)
     SAETrainer(trainer, sae, provider).fit().save_inference_model(job.out / name)
     trained = SAE.load_from_disk(job.out / name)
-    write_rows(job, dictionaries=[describe(name, spec.kind, trained)])
+    write_rows(job, dictionaries=[_described(name, spec, trained)])
 
 
 def _published(config: PooledConfig, spec: DictionarySpec, vectors: Tensor) -> TrainingSAEConfig:
@@ -246,3 +238,19 @@ def _batches(vectors: Tensor, batch_size: int, generator: torch.Generator) -> It
     while True:
         order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
         yield from (vectors[index] for index in order.split(batch_size))
+
+
+def _described(name: str, spec: DictionarySpec, dictionary: SAE) -> DictionaryRow:
+    """Say what a dictionary is."""
+    cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
+    return DictionaryRow(
+        name=name,
+        kind=spec.kind,
+        hook_name=record.hook_name or "",
+        layer=record.hook and record.hook.layer,
+        architecture=cfg.architecture(),
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        k=record.k,
+        l0=record.l0,
+    )

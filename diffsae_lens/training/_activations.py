@@ -80,19 +80,31 @@ class PairedActivations(Record):
                 )
         return replace(self, hook_names=tuple(hook.name for hook in hooks))
 
+    def sequences(self, start: int, stop: int) -> dict[str, Float[Tensor, "seq pos d_in"]]:
+        """Read whole sequences into memory, padding and special tokens included."""
+        columns, rows = self._read(range(start, min(stop, self.n_sequences)))
+        return {
+            name: rows[column] if name == column else _seen_in(name, column, rows[column])
+            for name, column in columns.items()
+        }
+
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """Read the kept tokens of some sequences into memory, aligned over the hook points."""
         return self._take(range(start, min(stop, self.n_sequences)))
 
-    def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def _read(self, indices: Sequence[int]) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """The column that each hook point is seen in, and these sequences of the columns."""
         stored = set(self.recipe["hook_names"])
         columns = {
             name: name if name in stored else VirtualHook.parse(name).with_view("concat").name
             for name in self.hook_names
         }
         dataset = load_dataset(self.path).select_columns([*{*columns.values()}, "token_ids"])
-        dataset = dataset.with_format("torch")
-        rows: Any = dataset[list(indices)]
+        rows: Any = dataset.with_format("torch")[list(indices)]
+        return columns, rows
+
+    def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        columns, rows = self._read(indices)
         kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
         found = {}
         for name, column in columns.items():

@@ -5,7 +5,7 @@ point and a `token_ids` column, which is what SAELens reads with `use_cached_act
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ import datasets
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, build, find
 from diffsae_lens._checks import check_count, check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import check_fields, typed
+from diffsae_lens.pair._fingerprint import same_weights
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import last_position
@@ -53,6 +55,7 @@ def harvest(
     *,
     hook_names: Sequence[str],
     config: HarvestConfig | None = None,
+    base: PairedActivations | None = None,
 ) -> PairedActivations:
     """Run both models over the tokens once and store the activations of many hook points.
 
@@ -65,14 +68,17 @@ def harvest(
         path: the folder; built in `<path>.partial` and renamed.
         hook_names: virtual hook points, such as `blocks.18.hook_resid_post.diff`.
         config: batch sizes and the first-token policy.
+        base: a harvest of another fine-tune of the same base on the same tokens, with `.base` or
+            `.concat` at these sites. The base is then read from it, not run: five fine-tunes cost six
+            runs over the tokens instead of ten.
 
     Returns:
-        The activations, float32.
+        The activations, float32; the same with `base` and without.
 
     Raises:
         ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
-            left after `skip_positions`, activations that are not finite, or `path` holds a harvest of
-            something else.
+            left after `skip_positions`, activations that are not finite, `path` holds a harvest of
+            something else, or `base` is of another base model, other tokens or other sites.
         TypeError: `tokens` is not a tensor of integers.
         OSError: the disk is full or forbids it.
     """
@@ -91,14 +97,30 @@ def harvest(
             f"{tuple(tokens.shape)} and `skip_positions` {config.skip_positions}"
         )
     tokens = tokens.cpu()
+    recipe = _recipe(pair, tokens, hook_names, config)
+    of_base = None if base is None else _of_base(base, recipe)
 
     def write(job: Job) -> dict[str, Any]:
-        _Harvester(pair, tokens, list(hook_names), config).run(job)
+        _Harvester(pair, tokens, list(hook_names), config, of_base).run(job)
         return {"pair": asdict(pair.metadata)}
 
-    return PairedActivations.of_manifest(
-        build(path, _recipe(pair, tokens, hook_names, config), write)
-    )
+    return PairedActivations.of_manifest(build(path, recipe, write))
+
+
+def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedActivations:
+    """The base's activations in the harvest of another pair."""
+    same = ("dtype", "tokens_sha256", "tokens_shape", "skip_positions", "prepend_bos")
+    differs = [name for name in same if harvest.recipe[name] != recipe[name]]
+    if not same_weights(harvest.recipe["base"], recipe["base"]):
+        differs.append("base model")
+    if differs:
+        raise InvalidValueError(
+            f"`base` must be a harvest of the same base model and tokens; {harvest.path} has another "
+            f"{', '.join(differs)}"
+        )
+    hooks = map(VirtualHook.parse, recipe["hook_names"])
+    sites = dict.fromkeys(hook.site for hook in hooks if hook.spec.needs_base)
+    return harvest.showing([VirtualHook(site, "base") for site in sites])
 
 
 def _recipe(
@@ -128,6 +150,8 @@ class _Harvester:
     tokens: Tensor
     hook_names: list[str]
     config: HarvestConfig
+    of_base: PairedActivations | None
+    """The base's activations, if they are on disk."""
 
     def run(self, job: Job) -> None:
         """Make the shards that are missing in `job.scratch`, and join all of them in `job.out`."""
@@ -176,15 +200,24 @@ class _Harvester:
         """Both models on a shard's sequences, in batches of like lengths cut to their longest."""
         skip, pair, names = self.config.skip_positions, self.pair, self.hook_names
         tokens = self.tokens[start:stop]
+        of_base = None if self.of_base is None else self.of_base.sequences(start, stop)
         n_sequences, width = tokens.shape
         columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in names}
         # Padding is on the right and causal attention does not look there: cutting it changes nothing.
-        pad: Any = pair.tokenizer.pad_token_id
-        lengths = last_position(tokens.ne(pad)) + 1
+        padding: Any = pair.tokenizer.pad_token_id
+        lengths = last_position(tokens.ne(padding)) + 1
         lengths = lengths.clamp(min=skip + 1)
         for index in lengths.argsort(descending=True).split(self.config.batch_size):
             longest = int(lengths[index].max())
-            read = pair.activations(tokens[index, :longest], names)
+            known = None
+            if of_base is not None:  # what the leading positions hold is not kept
+                known = {
+                    VirtualHook.parse(name).site: pad(
+                        values[index, : longest - skip], (0, 0, skip, 0)
+                    )
+                    for name, values in of_base.items()
+                }
+            read = pair.activations(tokens[index, :longest], names, base=known)
             for name in names:
                 columns[name][index, : longest - skip] = read[name][:, skip:].float().cpu()
             self._check_finite(columns, start, index, lengths[index])

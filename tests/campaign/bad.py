@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -31,9 +32,12 @@ class Thing:
 
 def bad_values(parameter: inspect.Parameter, good: Any, world: World) -> Iterator[Bad]:
     """Values that must be refused."""
-    annotation = str(parameter.annotation)
+    annotation = str(parameter.annotation).replace("Optional[", "None | [")
     yield "an object", Thing()
-    if "None" not in annotation and parameter.default is not None:
+    if (
+        not {"None", "Optional"} & set(re.findall(r"\w+", annotation))
+        and parameter.default is not None
+    ):
         yield "None", None
     yield from _by_name(parameter.name, good, world)
     if isinstance(good, bool | int | float | torch.Tensor):

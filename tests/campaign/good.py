@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,20 @@ from diffsae_lens.organisms import Words
 from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 from diffsae_lens.pair import TokenPolicy, boot_bridge
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR
-from diffsae_lens.results import CurveRow, DoseRow, SayingRow, Table
+from diffsae_lens.reading import FeatureEvidence
+from diffsae_lens.results import (
+    CurveRow,
+    DoseRow,
+    FeatureCard,
+    FeatureExample,
+    LayerRow,
+    SayingRow,
+    Table,
+)
 from diffsae_lens.study import Cell, DictionarySpec, Draw, ModelSpec, StudyConfig
 from diffsae_lens.study._cells import Cost
 from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
+from tests.dictionaries.foreign import dictionary_learning_sae
 from tests.reporting.rows import make
 from tests.reporting.synthetic import synthetic_results
 from tests.study.tiny import judge, ponds, tiny_config
@@ -61,6 +71,18 @@ def nothing_to_do(config: Any, inputs: Any, job: Any) -> None:
     """Stands for what a cell computes."""
 
 
+class Sure:
+    """Answers every question with the number of the first text, which is a label, too."""
+
+    def label(self, prompts: Mapping[str, str]) -> Mapping[str, str]:
+        return dict.fromkeys(prompts, "1")
+
+
+def evidence() -> FeatureEvidence:
+    examples = (make(FeatureExample, tokens=["a"], activations=[1.0]),)
+    return make(FeatureEvidence, dictionary="diff", fires=examples, silent=examples)
+
+
 @dataclass
 class World:
     """Two tiny models on disk and in memory, their dictionaries, prompts and folders."""
@@ -79,6 +101,7 @@ class World:
         self.pair = dl.HookedModelPair(*self.bridges(), HOOKS)
         self.diff_sae, self.crosscoder = dictionary(), dictionary("concat")
         self.diff_sae.save_model(self.root / "diff-sae")
+        dictionary_learning_sae(self.root / "foreign")
         self.samples = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=2, n_other=1)
         self.scales = dl.effects.activation_scales(
             self.pair, self.diff_sae, ["some text", "another one"]
@@ -131,6 +154,14 @@ def labelled(world: World) -> dl.LabelledPrompts:
         for split in ("select", "test")
     )
     return dl.LabelledPrompts.from_samples(select, test)
+
+
+def pooled() -> dl.isolation.PooledTexts:
+    generator, text = torch.Generator().manual_seed(2), torch.arange(20)
+    base, change = torch.randn(2, 20, D_MODEL, generator=generator)
+    return dl.isolation.PooledTexts(
+        site=HOOK, base=base, finetuned=base + change, group=text % 3, template=text % 4, scene=text % 5
+    )  # fmt: skip
 
 
 def study_config(world: World) -> StudyConfig:
@@ -195,6 +226,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "d_model": D_MODEL, "d_sae": D_SAE, "lr": 1e-3, "learning_rate": 1e-3, "weight_decay": 0.1,
         "sequences_per_shard": 8, "context_size": 16, "harvest": dl.training.HarvestConfig(),
         "expected": None, "first_line": 1, "is_fitted": False, "n_workers": 1, "n_prompts": 2,
+        "executor": None,
         "command": None, "figures": None, "controls": (), "max_attack_rate": 0.1,
         "min_defence_rate": 0.9, "max_harm": 0.1, "max_features": 2,
     }  # fmt: skip
@@ -215,7 +247,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "OrganismConfig.behaviour": "year-trigger", "OrganismConfig.n_steps": 3,
         "OrganismConfig.clean": False, "OrganismConfig.lora_rank": 2, "OrganismConfig.lora_dropout": 0.1,
         "OrganismConfig.loss_on": "completion", "OrganismConfig.steps_per_checkpoint": 2,
-        "get_behaviour.behaviour": "year-trigger", 
+        "get_behaviour.behaviour": "year-trigger",
         "load_organism.path": SHIPPED_ORGANISMS_DIR / "year-trigger",
         "behaviour_of.organism": SHIPPED_ORGANISMS_DIR / "year-trigger",
         "Behaviour.trigger": "heron", "Behaviour.benign": ("robin",), "Behaviour.sweep": ("robin", None),
@@ -228,13 +260,26 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "attack_rates.complete_fn": one_token_completions, "measure_effects.completions": None,
         "sweep_features.features": {"diff": 1}, "sweep_features.dictionaries": {"diff": w.diff_sae},
         "sweep_features.scenes": YEAR_TRIGGER.minimal_pairs("test", ["2023", "2024"], n_scenes=2),
+        "Edit.joined": (), "harvest.base": None, "base_adapter": None, "sites": [HOOK],
         "Edit.kind": "other", "complete.batch_size": 4, "Control.view": "diff",
         "Control.features": lambda evidence, view: evidence.by_view[view],
         "VirtualHook.view": "diff", "PairMetadata.base": "a", "PairMetadata.finetuned": "b",
         "PairMetadata.adapter": False, "PairMetadata.dtype": None, "LoadOptions.device": "cpu",
         "model_fingerprint.tensors": [torch.ones(2, 2)],
+        "upload.license": "mit", "variance_explained": None, "n_fires": 3, "n_silent": 3,
+        "evidence": [evidence()], "labels": {evidence().id: "a label"}, "labeller": Sure(),
+        "label_cards.labels": {}, "cards": [make(FeatureCard)], "n_layers": 2, "vectors": False,
+        "model_id": "a-model", "source_set": "a-set", "description": "what it is", "api_key": "key",
+        "server": "https://127.0.0.1:9/api", "timeout": 1.0,
+        "target": dl.reading.NeuronpediaTarget(
+            model_id="a-model", source_set="a-set", server="http://127.0.0.1:9/api", timeout=1.0
+        ),
         "upload.dictionaries": {"diff-sae": w.root / "diff-sae"},
-        "load.path_or_repo": w.root / "diff-sae", "train_dictionaries.activations": w.harvest,
+        "load.path_or_repo": w.root / "diff-sae", "load_foreign.path_or_repo": w.root / "foreign",
+        "load_foreign.format": "auto", "load_foreign.sign": "finetuned - base",
+        "load_foreign.first": None, "load_foreign.input_scales": None, "load_foreign.texts": None,
+        "load_foreign.threshold": 0.5, "aligned.base": dictionary("base"),
+        "aligned.finetuned": dictionary("finetuned"), "train_dictionaries.activations": w.harvest,
         "open_harvest.path": w.root / "harvest", "train.texts": short * 10, "train.k": 4,
         "random_topk_acts.k": 1,
         "train.config": dl.training.TrainConfig(context_size=16, batch_size=8),
@@ -244,6 +289,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "StudyConfig.deviations": ("none",), "Cell.run": nothing_to_do, "Cell.config": Words(),
         "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
         "Plan.cells": [Cell(name="a", run=nothing_to_do, config=Words())],
+        "plot_layers.table": Table((make(LayerRow, layer=1, group="trigger"),)),
         "judge_source.source": "x = 1\n", "plot_sayings.said": "year",
         "plot_dose_response.group": "benign",
     } | {
@@ -279,6 +325,8 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             "checkpoints": lambda: w.root / "checkpoints",
             "evaluate_isolation.prompts": lambda: labelled(w),
             "evaluate_isolation.dictionaries": lambda: {"diff": w.diff_sae},
+            "evaluate_pooled.dictionaries": lambda: {"diff": w.diff_sae},
+            "evaluate_pooled.texts": pooled,
             "results": synthetic_results,
             "curve": curve,
             "plot_dose_response.table": doses,

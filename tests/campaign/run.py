@@ -56,6 +56,8 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("export_as_jumprelu", "dictionary", "of another hook"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of another width"): "no pair is read",
     ("export_as_jumprelu", "dictionary", "of no hook"): "no pair is read",
+    ("aligned", "base", "of no hook"): "no pair is read",
+    ("aligned", "finetuned", "of no hook"): "no pair is read",
     ("Reader", "hook_name", "unknown"): "told when it is read",
     ("Reader", "hook_name", "another view"): "told when it is read",
     ("Reader", "hook_name", "empty"): "told when it is read",
@@ -89,6 +91,8 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("DemoOptions", "device", "another word"): "told before it is run",
     ("DemoOptions", "behaviour", "another word"): "told by `demo`",
     ("DemoOptions", "behaviour", "no module"): "told by `demo`",
+    ("EvidenceConfig", "n_silent", "0"): "none are shown",
+    ("label_cards", "labels", "empty"): "cards stay as they are",
     ("Plan", "path", "a file"): "told when it is run",
     ("Plan", "device", "another word"): "told when it is run",
 }

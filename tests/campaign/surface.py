@@ -26,17 +26,19 @@ NOT_CALLED = {
     "load_ipython_extension": "IPython calls it", "unload_ipython_extension": "IPython calls it",
     "DictionaryRecord": "what `load` reads from a dictionary's metadata",
     "View": WORDS, "VIEWS": WORDS, "BEHAVIOURS": WORDS, "PRESETS": WORDS, "Judge": WORDS,
-    "Scene": WORDS, "Verdict": WORDS, "YEAR_TRIGGER": WORDS,
+    "Labeller": WORDS, "Scene": WORDS, "Verdict": WORDS, "YEAR_TRIGGER": WORDS,
 } | dict.fromkeys((
     "TokenisedTexts", "Organism", "Judgement", "PairedActivations", "BisResult", "BootstrapResult",
     "FactorialEffects", "PermutationResult", "StrictBisResult", "Example", "LatentScaling",
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
+    "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 
 BAD_ONLY = {
     "upload": "needs the hub",
+    "export_to_neuronpedia": "needs the server",
     "run": "a study takes minutes",
     "so_far": "needs a study that was run",
     "make_organism": "trains an organism and measures it",

@@ -110,31 +110,13 @@ def test_the_export_needs_no_plugin(crosscoder, tmp_path):
         export_as_jumprelu(TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), tmp_path)
 
 
-def test_upload_sends_the_saved_folders_and_a_card(crosscoder, tmp_path, monkeypatch):
-    sent = {}
-    monkeypatch.setattr(
-        "diffsae_lens.dictionaries._publish.upload_saes_to_huggingface",
-        lambda saes, repo_id, **options: sent.update(saes=saes, repo_id=repo_id, **options),
-    )
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.upload_file",
-        lambda self, *, path_or_fileobj, **options: sent.update(card=path_or_fileobj.read_text()),
-    )
-    crosscoder.save_model(tmp_path / "cc")
-    upload({"layer-1": tmp_path / "cc"}, "me/mine")
-    assert sent["saes"] == {"layer-1": tmp_path / "cc"}
-    assert f"`{HOOKS[1]}.concat`" in sent["card"]
-    assert 'load("me/mine", sae_id="layer-1"' in sent["card"]
+def test_an_upload_needs_dictionaries(tmp_path):
     with pytest.raises(ValueError, match="empty"):
-        upload({}, "me/mine")
+        upload({}, "me/mine", license="mit")
     with pytest.raises(FileNotFoundError):
-        upload({"x": tmp_path}, "me/mine")
-
-
-def test_the_card_names_both_models(crosscoder, pair):
-    card = model_card("me/mine", {"a": crosscoder.cfg.to_dict()})
-    assert pair.metadata.base in card
-    assert "| 24 | 3 |" in card
+        upload({"x": tmp_path}, "me/mine", license="mit")
+    with pytest.raises(ValueError, match="`configs` is empty"):
+        model_card("me/mine", {}, license="mit")
 
 
 def test_a_repository_goes_through_sae_lens(monkeypatch):
@@ -214,11 +196,3 @@ def test_damaged_files_are_named(crosscoder, tmp_path):
     config.write_text(config.read_text()[:20])
     with pytest.raises(ValueError, match=r"cfg.json"):
         load(tmp_path)
-
-
-def test_an_upload_is_of_named_folders_into_a_repository(crosscoder, tmp_path):
-    crosscoder.save_model(tmp_path)
-    with pytest.raises(ValueError, match="`repo_id` must be 'owner/name', got 'mine'"):
-        upload({"a": tmp_path}, "mine")
-    with pytest.raises(ValueError, match="`configs` is empty"):
-        model_card("me/mine", {})

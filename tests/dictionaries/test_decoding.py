@@ -6,8 +6,9 @@ from sae_lens import SAE
 from torch.testing import assert_close
 
 from diffsae_lens.dictionaries._decoding import decoder_rows, decodes_linearly
+from diffsae_lens.effects._attribution import attribute_features
 from diffsae_lens.effects._curves import steering_pair
-from diffsae_lens.effects._likelihood import attribute_features, log_odds
+from diffsae_lens.effects._likelihood import log_odds
 from diffsae_lens.effects._scales import activation_scales
 from diffsae_lens.interventions._features import (
     ablate_features,

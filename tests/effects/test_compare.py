@@ -5,6 +5,7 @@ import torch
 
 from diffsae_lens.effects._compare import (
     compare_interventions,
+    measure_effects,
     output_perplexity,
     side_effects,
 )
@@ -14,11 +15,12 @@ from diffsae_lens.effects._scales import activation_scales, matched_features
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions._features import ablate_features, induce_features, steer
+from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms._ordinary import ordinary_texts
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.reading._prompts import Reader, feature_activations, read_prompts
 from diffsae_lens.results import Table
-from tests.conftest import D_MODEL
+from tests.conftest import D_MODEL, hooked, plant, tiny_llama
 from tests.interventions.test_features import D_SAE, HOOK, dictionary
 
 SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=2, n_benign=1, n_other=0)
@@ -62,6 +64,24 @@ def test_every_intervention_and_none_is_measured_on_every_group(long_pair):
         compare_interventions(long_pair, {}, [], **FEW)
 
 
+def test_edits_of_other_models_are_refused(long_pair, tokenizer):
+    base = tiny_llama(max_position_embeddings=1024)
+    other = hooked(base, plant(base, seed=9), tokenizer)
+    edits = {"theirs": swap_to_base(other, HOOK)}
+    refused = r"`{}\['theirs'\]` was made for another pair"
+    with pytest.raises(ValueError, match=refused.format("edits")):
+        compare_interventions(long_pair, edits, SAMPLES, **FEW)
+    with pytest.raises(ValueError, match=refused.format("edits")):
+        side_effects(long_pair, edits, TEXTS)
+    with pytest.raises(ValueError, match=refused.format("under")):
+        complete(long_pair, ["a"], under=edits)
+    # One of the same two models, loaded again or with their roles changed, is as good.
+    again = hooked(base, plant(base), tokenizer)
+    for pair in (again, long_pair.mirrored()):
+        edits = {"ours": swap_to_base(pair, HOOK)}
+        assert set(complete(long_pair, ["a"], under=edits, max_new_tokens=1)) == {"ours"}
+
+
 def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
     prompts, completions = ["def f(x):", "a ="], [" return x", ""]
     ids = long_pair.tokenizer(prompts[0] + completions[0], add_special_tokens=False).input_ids
@@ -76,6 +96,14 @@ def test_perplexity_is_the_base_models_whatever_is_open(long_pair):
     assert found[1].isnan()
     mirrored = output_perplexity(long_pair.mirrored(), prompts, completions)
     assert mirrored[0] == found[0]
+
+
+def test_completions_that_are_all_empty_have_no_perplexity(long_pair):
+    written = [""] * len(SAMPLES[:2])
+    effects = measure_effects(
+        long_pair, SAMPLES[:2], behaviour=YEAR_TRIGGER, completions=written, n_likelihood=1
+    )
+    assert effects.row("silent", group="trigger").perplexity is None
 
 
 def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):

@@ -1,16 +1,13 @@
 import pytest
 import torch
+from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.effects._likelihood import (
-    ablation_effects,
-    attribute_features,
-    greedy_order,
-    likelihoods,
-    log_odds,
-)
+from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
+from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.interventions._features import ablate_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from tests.conftest import HOOKS
 from tests.interventions.test_features import D_SAE, dictionary
 
 SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=0, n_other=0)
@@ -115,3 +112,47 @@ def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):
     for feature, effect in zip((2, 9), effects, strict=True):
         with ablate_features(long_pair, sae, [feature]):
             assert_close(before - log_odds(long_pair, SAMPLES).mean(), effect)
+
+
+def at_layer_0() -> SAE:
+    below = dictionary()
+    below.cfg.metadata.hook_name = f"{HOOKS[0]}.diff"
+    return below
+
+
+def test_several_dictionaries_are_attributed_in_one_pass_as_each_alone(long_pair):
+    several = {"below": at_layer_0(), "above": dictionary("concat")}
+    together = attribute_features(long_pair, several, SAMPLES)
+    assert list(together) == ["below", "above"]
+    for name, one in several.items():
+        assert_close(together[name], attribute_features(long_pair, one, SAMPLES))
+    # What is taken out of one counts for the other, as it does where it is ablated.
+    ablated = {"below": [0, 3]}
+    left = attribute_features(long_pair, several, SAMPLES, ablated=ablated)
+    assert not torch.equal(left["above"], together["above"])
+    assert left["below"][[0, 3]].tolist() == [0, 0]
+    with ablate_features(long_pair, several["below"], [0, 3]):
+        alone = attribute_features(long_pair, several["above"], SAMPLES)
+    assert_close(left["above"], alone, atol=1e-4, rtol=1e-3)
+
+
+def test_greedy_order_takes_the_best_of_several_dictionaries(long_pair):
+    several = {"below": at_layer_0(), "above": dictionary()}
+    found = attribute_features(long_pair, several, SAMPLES)
+    order = greedy_order(long_pair, several, SAMPLES, n_features=3, n_rounds=1)
+    values = [found[name][i].item() for name, some in order.items() for i in some]
+    best = torch.cat(list(found.values())).topk(3).values
+    assert sorted(values, reverse=True) == pytest.approx(best.tolist())
+    rounds = greedy_order(long_pair, several, SAMPLES, n_features=4, n_rounds=2)
+    assert sum(map(len, rounds.values())) == 4
+    one = greedy_order(long_pair, {"it": dictionary()}, SAMPLES, n_features=4, n_rounds=2)
+    assert one["it"] == greedy_order(long_pair, dictionary(), SAMPLES, n_features=4, n_rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("dictionaries", "ablated"), [({}, {}), ({"a": 0}, {"b": [1]}), ({"a": 0}, [1])]
+)
+def test_names_of_dictionaries_must_be_those_of_what_is_taken_out(long_pair, dictionaries, ablated):
+    several = dict.fromkeys(dictionaries, dictionary())
+    with pytest.raises(ValueError, match="features by some of these names"):
+        attribute_features(long_pair, several, SAMPLES, ablated=ablated)

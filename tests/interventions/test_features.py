@@ -5,7 +5,12 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
+from diffsae_lens.interventions._directions import (
+    add_direction,
+    perturb,
+    project_out,
+    swap_to_base,
+)
 from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.interventions._features import (
     ablate_features,
@@ -14,6 +19,7 @@ from diffsae_lens.interventions._features import (
     keep_only_features,
     steer,
 )
+from diffsae_lens.interventions._run import complete
 from tests.conftest import D_MODEL, HOOKS
 
 HOOK = HOOKS[1]
@@ -482,3 +488,45 @@ def test_bad_ablations_are_refused_before_anything_runs(pair, caplog):
     with ablate_features(pair, sae, [D_SAE - 1]):
         pair("abcdef")
     assert "nothing was ablated" in caplog.text
+
+
+def test_joined_edits_equal_opening_one_inside_the_other(pair, tokens):
+    below = swap_to_base(pair, HOOKS[0])
+    above = ablate_features(pair, dictionary(), [0, 3])
+    with below, above:
+        expected = pair(tokens)
+    both = below & above
+    with both as acted:
+        assert torch.equal(pair(tokens), expected)
+    assert (acted.n_forward_passes, acted.n_changes) == (2, 2)
+    assert not torch.equal(expected, pair(tokens))
+    assert (both.kind, both.n_features, both.layer) == ("other", 2, None)
+    alike = above & ablate_features(pair, dictionary(), [1])
+    assert (alike.kind, alike.n_features, alike.layer) == ("ablation", 3, 1)
+    prompts = ["abc", "in 2024"]
+    under = {"both": both, "below": below, "none": None}
+    written = complete(pair, prompts, under=under, max_new_tokens=4)
+    with below, above:
+        assert written["both"] == complete(pair, prompts, max_new_tokens=4)
+    assert (alike & below).parts == (*alike.parts, below)
+
+
+def test_edits_of_different_pairs_are_not_joined(pair):
+    with pytest.raises(ValueError, match="edits of different pairs cannot be joined"):
+        swap_to_base(pair, HOOK) & swap_to_base(pair.mirrored(), HOOK)
+    with pytest.raises(TypeError):
+        swap_to_base(pair, HOOK) & None
+
+
+def test_a_random_change_is_as_long_as_the_difference(pair, tokens):
+    seen = pair.activations(tokens, f"{HOOK}.finetuned")[f"{HOOK}.finetuned"]
+    diff = pair.activations(tokens, f"{HOOK}.diff")[f"{HOOK}.diff"]
+    for _ in range(2):  # the same each time
+        with perturb(pair, HOOK):
+            logits = pair(tokens)
+    change = perturb(pair, HOOK).change(diff, torch.Generator().manual_seed(0)) - diff
+    assert_close(change.norm(dim=-1), diff.norm(dim=-1))
+    cosine = torch.nn.functional.cosine_similarity(change, diff, dim=-1)
+    assert cosine.abs().mean() < 0.6
+    with pair.hooks(fwd_hooks=[(f"{HOOK}.finetuned", lambda value, hook: seen + change)]):
+        assert_close(logits, pair(tokens), atol=1e-4, rtol=1e-4)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,22 @@ def test_what_was_fitted_on_the_labels_has_no_interval_and_no_p_value():
         assert row.protocol == "paper"
         assert row.layer == 1
     assert rows["random directions"].is_floor
+
+
+def test_what_cannot_be_scored_is_refused(no_shape_checks):
+    given = texts(planted=True)
+    with pytest.raises(ValueError, match="`dictionaries` is empty"):
+        evaluate_pooled({}, given)
+    with pytest.raises(TypeError, match="`texts` must be a PooledTexts, got a Tensor"):
+        evaluate_pooled({"Diff-SAE": diff_sae()}, given.base)
+    elsewhere = replace(given, site="blocks.2.hook_resid_post")
+    with pytest.raises(ValueError, match="must read a view of blocks.2.hook_resid_post"):
+        evaluate_pooled({"Diff-SAE": diff_sae()}, elsewhere)
+    narrow = replace(given, base=given.base[:, :4], finetuned=given.finetuned[:, :4])
+    with pytest.raises(ValueError, match="reads 6 wide activations, but .*diff of `texts` is 4"):
+        evaluate_pooled({"Diff-SAE": diff_sae()}, narrow)
+    with pytest.raises(ValueError, match=r"one row per text, got .*group \[3\]"):
+        replace(given, group=given.group[:3])
 
 
 def test_the_variance_ratio_is_numpys():

@@ -1,7 +1,6 @@
 """What holds for every shipped behaviour: its prompts, its splits, its judge."""
 
 import ast
-import inspect
 import itertools
 
 import pytest
@@ -110,12 +109,9 @@ def test_groups_that_share_scenes_differ_in_nothing_but_what_is_said(name):
         assert b.prompt.replace(b.said, behaviour.trigger) == a.prompt
 
 
-def test_bad_requests_are_refused():
+def test_bad_requests_are_refused(no_shape_checks):
     with pytest.raises(ValueError, match="`split` must be one of"):
-        # Past the tests' type checker, which a user does not have.
-        inspect.unwrap(Behaviour.make_samples)(
-            YEAR_TRIGGER, "valid", n_trigger=1, n_benign=0, n_other=0
-        )
+        YEAR_TRIGGER.make_samples("valid", n_trigger=1, n_benign=0, n_other=0)
     with pytest.raises(ValueError, match="`n_benign` must be at least 0"):
         YEAR_TRIGGER.make_samples("test", n_trigger=1, n_benign=-1, n_other=0)
     with pytest.raises(ValueError, match="no more distinct prompts"):
@@ -140,9 +136,9 @@ def test_bad_requests_are_refused():
         (lambda: pairs([True]), TypeError, "`said`.*True"),
         (lambda: pairs(["2024"], n_scenes=0), ValueError, "`n_scenes`"),
         (lambda: pairs(["2024"], n_scenes=-3), ValueError, "`n_scenes`"),
-        (lambda: inspect.unwrap(factorial)(["a"]), TypeError, "`samples`.*'a'"),
-        (lambda: inspect.unwrap(ordinary_texts)(0), ValueError, "`n_characters`"),
-        (lambda: inspect.unwrap(ordinary_texts)(1.5), TypeError, "`n_characters`"),
+        (lambda: factorial(["a"]), TypeError, "`samples`.*'a'"),
+        (lambda: ordinary_texts(0), ValueError, "`n_characters`"),
+        (lambda: ordinary_texts(1.5), TypeError, "`n_characters`"),
         (lambda: Sample(prompt="", wanted="a", unwanted="b"), ValueError, "`prompt`.*empty"),
         (lambda: Sample(prompt="a", wanted="b", unwanted="b"), ValueError, "the same"),
         (lambda: Sample(prompt="a", wanted="b", unwanted="c", group="d"), ValueError, "`group`"),
@@ -169,8 +165,8 @@ def greets(**changes):
 
 def draw_three(split="test", **changes):
     counts = {"n_trigger": 1, "n_benign": 1, "n_other": 1, **changes}
-    return inspect.unwrap(Behaviour.make_samples)(YEAR_TRIGGER, split, **counts)
+    return YEAR_TRIGGER.make_samples(split, **counts)
 
 
 def pairs(said, n_scenes=1):
-    return inspect.unwrap(Behaviour.minimal_pairs)(YEAR_TRIGGER, "test", said, n_scenes=n_scenes)
+    return YEAR_TRIGGER.minimal_pairs("test", said, n_scenes=n_scenes)

@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
 from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
@@ -20,13 +21,7 @@ from diffsae_lens.effects._curves import (
     dose_response,
     steering_pair,
 )
-from diffsae_lens.effects._likelihood import (
-    ablation_effects,
-    attribute_features,
-    greedy_order,
-    likelihoods,
-    log_odds,
-)
+from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.effects._minimal import Bounds, minimal_feature_set
 from diffsae_lens.effects._scales import activation_scales, matched_features
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger

@@ -304,6 +304,14 @@ class TestContent:
         n_tokens = sum(len(e["tokens"]) for row in results.cards for e in row.examples)
         assert len(page.spans) == n_tokens + n_in_example * len(DICTIONARIES)
 
+    def test_a_label_is_text_and_only_there_where_there_is_one(self, page, results):
+        assert "Label" not in page.text
+        label = "<script>alert(1)</script>\u202e"
+        labelled = words(
+            changed(results, "cards", {"feature": results.cards[0].feature}, label=label)
+        )
+        assert r"Label (not checked): <script>alert(1)</script>\u202e" in labelled.text
+
     def test_a_feature_that_never_fires(self, results):
         silent = {"trigger": [0.0], "benign": [0.0], "other": [0.0]}
         assert (

@@ -2,9 +2,10 @@ import pytest
 
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.organisms._finetune import OrganismConfig
+from diffsae_lens.study._config import ModelSpec, StudyConfig
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._presets import PRESETS, DemoOptions, demo
-from diffsae_lens.study._stages import stages_of
+from diffsae_lens.study._stages import cells_of
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -33,9 +34,9 @@ def test_nothing_is_scored_on_texts_that_a_dictionary_was_trained_on(preset):
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "demo"])
 def test_presets_are_whole_plans(preset, tmp_path):
     config = PRESETS[preset]()
-    stages = stages_of(config)
-    plan = Plan([stage.cell for stage in stages], tmp_path)
-    assert {stage.regime for stage in stages} == set(config.models.organisms)
+    cells = cells_of(config)
+    plan = Plan(cells, tmp_path)
+    assert {cell.config.regime for cell in cells} == set(config.models.organisms)
     assert {name.split("/")[0] for name in plan.order} == set(config.models.organisms)
     assert config.deviations
     assert not list(tmp_path.iterdir())
@@ -43,7 +44,7 @@ def test_presets_are_whole_plans(preset, tmp_path):
 
 @pytest.mark.real_model
 def test_the_demo_is_a_plan_of_about_ten_cells():
-    parts = [stage.part for stage in stages_of(demo(DemoOptions(layers=(14, 18))))]
+    parts = [cell.config.part for cell in cells_of(demo(DemoOptions(layers=(14, 18))))]
     assert parts == [
         "organism", "tokens", "dictionaries", "scores", "dictionaries", "scores", "features", "causes",
         "cards", "side_effects", "sweep", "example", "sayings",
@@ -70,8 +71,15 @@ def test_the_behaviour_is_the_organisms():
     assert demo().behaviour_name == "year-trigger"
     assert demo(DemoOptions(finetuned="clean-control")).behaviour_name == "year-trigger"
     assert PRESETS["paper"]().behaviour_name == OrganismConfig().behaviour
-    with pytest.raises(ValueError, match="`behaviour` must be named"):
+    silent = (
+        "`behaviour` must be given, since 'someone/a-model' does not say what .*'year-trigger' or"
+    )
+    with pytest.raises(ValueError, match=silent):
         demo(DemoOptions(finetuned="someone/a-model"))
+    several = {"a": OrganismConfig(), "b": OrganismConfig(behaviour="staging-trigger")}
+    models = ModelSpec(base="smollm2-135m", finetuned=several)
+    with pytest.raises(ValueError, match="trained for staging-trigger and year-trigger; give"):
+        StudyConfig(models=models, layers=(14,))
     named = DemoOptions(finetuned="someone/a-model", behaviour="year-trigger")
     assert demo(named).behaviour_name == "year-trigger"
     with pytest.raises(ValueError, match="`behaviour` must be one of"):
@@ -93,8 +101,8 @@ def test_the_behaviour_is_the_organisms():
         ({"n_training_samples": 1}, "`n_training_samples` must be at least 10"),
         ({"n_likelihood_prompts": 0}, "`n_likelihood_prompts` must be at least 1"),
         ({"n_likelihood_prompts": 7}, "`n_likelihood_prompts` must be at most 6, got 7"),
-        ({"feature_counts": ()}, "`counts` must hold at least one"),
-        ({"feature_counts": (0,)}, "`counts` must be at least 1"),
+        ({"feature_counts": ()}, "`feature_counts` must hold at least one"),
+        ({"feature_counts": (0,)}, "`feature_counts` must be at least 1"),
     ],
 )
 def test_bad_options_of_the_demo_are_refused(change, message):

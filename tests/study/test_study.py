@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,9 +23,9 @@ from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._results import ROWS, Results
 from diffsae_lens.study._run import dry_run, so_far
 from diffsae_lens.study._run import run as run_study
-from diffsae_lens.study._stages import stages_of
+from diffsae_lens.study._stages import cells_of
 from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
-from tests.study.tiny import QUACKS
+from tests.study.tiny import QUACKS, trained_config
 
 PUBLISHED = {"crosscoder 2x", "Diff-SAE 2x"}
 USUAL = {"BatchTopK Diff-SAE 2x", "BatchTopK crosscoder 2x"}
@@ -391,6 +392,23 @@ def test_processes_side_by_side_come_to_the_same(config, copied):
     assert found == pytest.approx(expected)
 
 
+def test_cells_run_on_an_executor_of_ones_own(config, trained, tmp_path, no_shape_checks):
+    _, results = trained
+    alone = trained_config(config.models.base)
+    with ThreadPoolExecutor(1) as executor:
+        found = run_study(alone, tmp_path / "run", executor=executor)
+        assert executor.submit(lambda: "open").result() == "open"  # it is left to its owner
+    assert without_costs(found) == without_costs(results)
+    assert {row.state for row in found.cells} == {"done"}
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(ValueError, match="`n_workers` must be left out where an `executor`"),
+    ):
+        run_study(alone, tmp_path / "run", n_workers=2, executor=executor)
+    with pytest.raises(TypeError, match="`executor` must be an Executor or None, got an int"):
+        run_study(alone, tmp_path / "run", executor=2)
+
+
 def start_run(config, path):
     process = get_context("spawn").Process(target=run_study, args=(config, path))
     process.start()
@@ -422,8 +440,7 @@ def test_killed_at_any_moment_and_run_twice_at_once_it_ends_in_the_same_results(
 
 def test_a_plan_does_not_depend_on_when_it_is_made(config, tmp_path):
     keys = [
-        [task.key for task in Plan([s.cell for s in stages_of(config)], tmp_path).tasks.values()]
-        for _ in range(2)
+        [task.key for task in Plan(cells_of(config), tmp_path).tasks.values()] for _ in range(2)
     ]
     assert keys[0] == keys[1]
     assert not [*tmp_path.iterdir()]

@@ -280,3 +280,49 @@ def test_a_manifest_that_was_cut_short_names_the_file(pair, sequences, tmp_path)
     manifest.write_text(json.dumps({"format": "", "recipe": recipe, "files": {}, "made": {}}))
     with pytest.raises(ValueError, match="is not a harvest, but a dictionary"):
         open_harvest(stored.path)
+
+
+def test_several_finetunes_share_one_run_of_the_base(pair, sequences, tokenizer, tmp_path):
+    first = harvest(pair, sequences, tmp_path / "a", hook_names=NAMES, config=CONFIG)
+    base = tiny_llama()
+    other = HookedModelPair(
+        boot_bridge(base, tokenizer), boot_bridge(plant(base, seed=5), tokenizer), HOOKS
+    )
+    plain = harvest(other, sequences, tmp_path / "b", hook_names=NAMES[1:], config=CONFIG)
+    ran = []
+    handle = other._models[0].original_model.register_forward_hook(lambda *_: ran.append(1))
+    shared = harvest(
+        other, sequences, tmp_path / "c", hook_names=NAMES[1:], config=CONFIG, base=first
+    )
+    handle.remove()
+    assert not ran
+    assert shared.recipe == plain.recipe
+    assert_close(shared.rows(0, 8), plain.rows(0, 8), atol=0, rtol=0)
+    whole = shared.sequences(0, 8)[NAMES[1]]
+    kept = sequences[:, 1:] != tokenizer.pad_token_id
+    assert torch.equal(whole[kept], shared.rows(0, 8)[NAMES[1]])
+    assert not torch.equal(shared.rows(0, 8)[NAMES[1]], first.rows(0, 8)[NAMES[1]])
+    for names, tokens, message in (
+        (NAMES[:1], sequences, "`hooks` must be of what was harvested"),
+        (NAMES[1:], sequences[:4], "has another tokens_sha256, tokens_shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            harvest(other, tokens, tmp_path / "d", hook_names=names, config=CONFIG, base=first)
+    rebased = HookedModelPair(
+        boot_bridge(plant(base, seed=7), tokenizer), boot_bridge(plant(base), tokenizer), HOOKS
+    )
+    with pytest.raises(ValueError, match="another base model"):
+        harvest(rebased, sequences, tmp_path / "d", hook_names=NAMES[1:], config=CONFIG, base=first)
+
+
+def test_activations_of_the_base_that_do_not_fit_are_refused(pair, sequences):
+    site = HOOKS[0]
+    known = pair.activations(sequences, f"{site}.base")[f"{site}.base"]
+    read = pair.activations(sequences, f"{site}.diff", base={site: known})
+    assert torch.equal(
+        read[f"{site}.diff"], pair.activations(sequences, f"{site}.diff")[f"{site}.diff"]
+    )
+    for base in ({}, {site: known[:, 1:]}):
+        with pytest.raises(ValueError, match="`base` must hold the base's activations at"):
+            pair.activations(sequences, f"{site}.diff", base=base)
+    assert pair.activations(sequences, f"{site}.finetuned", base={})
