@@ -63,6 +63,20 @@ def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
         group["fused"] = True
 
 
+def hooks_of(module: torch.nn.Module) -> list[Any]:
+    """Return the containers of all hooks in a module, its own and its submodules'.
+
+    torch 2.13, the attributes of `Module` whose names end in `_hooks`. A copy of a user's model must not
+    run the user's hooks, nor copy what they are bound to; nothing public copies a module without them.
+    """
+    return [
+        value
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if name.endswith("_hooks") and isinstance(value, dict)
+    ]
+
+
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
@@ -79,6 +93,23 @@ def switch_adapter(layer: Any, active: Sequence[str]) -> tuple[str, ...]:
     if active:
         layer._active_adapter = list(active)
     return before
+
+
+# --- TransformerLens --------------------------------------------------------------------------------
+
+
+def tensors_of_bridge(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a model that a bridge has wrapped, by their names in transformers.
+
+    TransformerLens 3.9: a bridge puts a component in the place of each submodule, which keeps that as
+    `_original_component`. Without these steps the names are the model's own; the components' own names
+    come beside them.
+    """
+    tensors = {}
+    for named in (model.named_buffers, model.named_parameters):
+        for name, tensor in named(remove_duplicate=False):
+            tensors[name.replace("._original_component", "")] = tensor
+    return tensors
 
 
 # --- SAELens ----------------------------------------------------------------------------------------

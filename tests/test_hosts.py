@@ -20,6 +20,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from transformers import AutoConfig
 
 from diffsae_lens import _hosts
+from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import tiny_llama, with_lora
 from tests.standin import serving
 
@@ -82,6 +83,15 @@ def test_torchs_adam_reads_fused_at_every_step():
     )
 
 
+def test_torch_keeps_hooks_in_attributes_of_that_name():
+    outer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert not any(_hosts.hooks_of(outer))
+    outer[0].register_forward_hook(lambda *_: None)
+    outer.register_full_backward_hook(lambda *_: None)
+    outer.register_state_dict_pre_hook(lambda *_: None)
+    assert sum(map(len, _hosts.hooks_of(outer))) >= 3, "torch keeps hooks somewhere else"
+
+
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
@@ -100,6 +110,16 @@ def test_peft_switches_layers_by_disable_adapters():
         assert torch.equal(model(tokens).logits, wanted), (
             "PEFT's layers no longer ask `_disable_adapters` and `_active_adapter` which adapters act"
         )
+
+
+# --- TransformerLens --------------------------------------------------------------------------------
+
+
+def test_a_bridge_keeps_what_it_wraps_under_one_name(tokenizer):
+    plain = tiny_llama()
+    names = [name for name, _ in (*plain.named_parameters(), *plain.named_buffers())]
+    found = _hosts.tensors_of_bridge(boot_bridge(tiny_llama(), tokenizer).original_model)
+    assert set(names) <= set(found), "a bridge no longer keeps a submodule as `_original_component`"
 
 
 # --- SAELens ----------------------------------------------------------------------------------------

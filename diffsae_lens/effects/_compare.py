@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_texts
+from diffsae_lens._checks import check_list, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
@@ -25,6 +25,7 @@ from diffsae_lens.interventions._edit import Edit, check_edits, running
 from diffsae_lens.interventions._run import check_generation, complete
 from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
 from diffsae_lens.organisms._finetune import IGNORED
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
@@ -121,7 +122,7 @@ def measure_effects(
 @torch.no_grad()
 @typed
 def output_perplexity(
-    pair: HookedModelPair, prompts: Sequence[str], completions: Sequence[str]
+    pair: HookedModelPair, prompts: Sequence[Text], completions: Sequence[str]
 ) -> Float[Tensor, "prompt"]:
     """Return the perplexity of each completion under the base model; NaN for an empty one.
 
@@ -131,18 +132,19 @@ def output_perplexity(
         TypeError: prompts or completions that are not lists of texts.
         ValueError: not as many completions as prompts, or one beyond the context.
     """
-    prompts = check_texts("prompts", prompts, allow_empty=True)
     completions = check_texts("completions", completions, allow_empty=True)
-    if len(prompts) != len(completions):
+    prompts = check_list("prompts", prompts, "texts")
+    read = pair.rendered(prompts, name="prompts", to_be_continued=True) if prompts else []
+    if len(read) != len(completions):
         raise InvalidValueError(
-            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(prompts)}"
+            f"`completions` must be as many as `prompts`, got {len(completions)} for {len(read)}"
         )
     pair = pair.mirrored() if pair.is_mirrored else pair
-    perplexity = torch.full((len(prompts),), torch.nan)
+    perplexity = torch.full((len(read),), torch.nan)
     written = [i for i, completion in enumerate(completions) if completion]
-    for chosen, _ in batches_of([prompts[i] for i in written], 16, "rating outputs"):
+    for chosen, _ in batches_of([read[i] for i in written], 16, "rating outputs"):
         index = [written[i] for i in chosen]
-        tokens, labels = encode_completions(pair, [(prompts[i], completions[i]) for i in index])
+        tokens, labels = encode_completions(pair, [(read[i], completions[i]) for i in index])
         with pair.base_model() as base:
             scores = score_completions(pair, tokens, labels, model=base)
         perplexity[index] = (-scores / (labels != IGNORED).sum(1)).exp().cpu()
@@ -216,7 +218,7 @@ def compare_interventions(
 def side_effects(
     pair: HookedModelPair,
     edits: Mapping[str, Edit | None],
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Sequence[Text]],
     *,
     batch_size: Count = 4,
 ) -> Table[SideEffectRow]:

@@ -13,6 +13,7 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Natural, typed
 from diffsae_lens.dictionaries._decoding import decoder_rows
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_fits
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.reading._tokens import token_codes
 
@@ -45,7 +46,7 @@ class ActivationScales:
 @torch.no_grad()
 @typed
 def activation_scales(
-    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[str]
+    pair: HookedModelPair, dictionary: SAE, prompts: Sequence[Text]
 ) -> ActivationScales:
     """Measure how strongly and how often every feature fires on the tokens of prompts.
 

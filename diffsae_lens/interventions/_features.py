@@ -22,6 +22,7 @@ from diffsae_lens.dictionaries._fits import FeatureIndices, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.interventions._chosen import amounts, feature_indices, listed
 from diffsae_lens.interventions._edit import Edit, Where, check_where
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._views import View
 from diffsae_lens.reading._tokens import token_codes
@@ -37,7 +38,7 @@ def ablate_features(
     features: FeatureIndices,
     *,
     method: Method = "zero",
-    reference: Sequence[str] | None = None,
+    reference: Sequence[Text] | None = None,
     where: Where = "all",
 ) -> Edit:
     """Take features out of the fine-tuned model.

@@ -12,6 +12,7 @@ import torch
 from diffsae_lens._checks import check_count, check_keys
 from diffsae_lens._typed import typed
 from diffsae_lens.interventions._edit import Edit, check_edits, edits_on, running
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 
@@ -31,7 +32,7 @@ GENERATION_KEYWORDS = (
 @overload
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -43,7 +44,7 @@ def complete(
 @overload
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: Mapping[str, Edit | None],
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -56,7 +57,7 @@ def complete(
 @typed
 def complete(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     under: Mapping[str, Edit | None] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -71,7 +72,8 @@ def complete(
 
     Args:
         pair: the two models.
-        prompts: texts, completed greedily unless `do_sample=True` is passed on.
+        prompts: texts or conversations, completed greedily unless `do_sample=True` is passed on; a last
+            message of the assistant's is written on.
         under: edits by name, None for the unmodified model. An edit runs the pair it was made on, and
             one of `induce_features` the base.
         max_new_tokens: of each completion, which ends earlier at the end-of-sequence token.
@@ -118,7 +120,7 @@ def complete(
 
 
 def check_generation(
-    pair: HookedModelPair, prompts: Sequence[str], options: Mapping[str, Any]
+    pair: HookedModelPair, prompts: Sequence[Text], options: Mapping[str, Any]
 ) -> list[str]:
     """Return prompts as a list, having checked all that `complete` is given, before anything runs.
 

@@ -24,6 +24,7 @@ from diffsae_lens.measures._floors import (
     random_direction_acts,
     top_components,
 )
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
@@ -164,7 +165,7 @@ def untrained_encoder(
 @torch.no_grad()
 @typed
 def next_token_kl(
-    pair: HookedModelPair, prompts: Sequence[str], *, batch_size: Count = 16
+    pair: HookedModelPair, prompts: Sequence[Text], *, batch_size: Count = 16
 ) -> Features:
     """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
 

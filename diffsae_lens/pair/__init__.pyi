@@ -1,3 +1,5 @@
+from ._chat import Messages as Messages
+from ._chat import Text as Text
 from ._embedded import ModelUnavailableError as ModelUnavailableError
 from ._fingerprint import model_fingerprint as model_fingerprint
 from ._hook import VirtualHook as VirtualHook

@@ -1,6 +1,5 @@
 """Whether two models make a pair: each check names both sides and what to do."""
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,8 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._adapters import AdapterSwitch, changes_base
 from diffsae_lens.pair._hook import VirtualHook, layer_of
-
-logger = logging.getLogger(__name__)
+from diffsae_lens.pair._vocabulary import check_tokenizers
 
 
 class SilentAdapterError(InvalidValueError):
@@ -140,7 +138,7 @@ def check_models(
         if not isinstance(model, TransformerBridge):
             raise InvalidTypeError(
                 f"`{name}` must be a TransformerBridge, got a {type(model).__name__}; wrap a "
-                "transformers model with `diffsae_lens.pair._loading.boot_bridge(model, tokenizer)`, or give "
+                "transformers model with `diffsae_lens.pair.boot_bridge(model, tokenizer)`, or give "
                 "its folder to `load_pair` (a HookedTransformer has other weights and is not supported)"
             )
     if adapter is not None and not isinstance(adapter, PeftModel):
@@ -181,65 +179,16 @@ def _check_adapter(
         )
 
 
-def check_tokenizers(base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase) -> None:
-    """Refuse two tokenizers that would give one text two meanings.
-
-    Roles may differ, such as which token ends a chat; that is logged.
-
-    Raises:
-        ValueError: the vocabularies differ; says where.
-    """
-    ours, theirs = base.get_vocab(), finetuned.get_vocab()
-    if ours != theirs:
-        token = next(iter({*ours.items()} ^ {*theirs.items()}))[0]
-        raise InvalidValueError(
-            f"the tokenizers of `base` and `finetuned` differ, for one in the token {token!r} "
-            f"(id {ours.get(token)} and {theirs.get(token)}); a pair needs one vocabulary"
-        )
-    ours, theirs = (t.special_tokens_map for t in (base, finetuned))
-    for role in sorted({*ours, *theirs}):
-        if ours.get(role) != theirs.get(role):
-            logger.info(
-                "the tokenizers differ in their %s: `base` has %r, `finetuned` has %r; the pair uses the "
-                "fine-tuned model's", role, ours.get(role), theirs.get(role),
-            )  # fmt: skip
-
-
-def combine_tokenizers(
-    base: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, *, n_rows: int
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of an adapter's folder, if its tokens are the base's and some added ones.
-
-    Raises:
-        ValueError: an id that means two tokens, or tokens beyond the `n_rows` of the base's embedding.
-    """
-    if own is base:
-        return base
-    ours, theirs = base.get_vocab(), own.get_vocab()
-    clashing = sorted(token for token in ours if theirs.get(token, ours[token]) != ours[token])
-    beyond = sorted(token for token, i in theirs.items() if i >= n_rows)
-    if clashing or beyond:
-        problem = (
-            f"gives {clashing[0]!r} the id {theirs[clashing[0]]}, the base's gives it {ours[clashing[0]]}"
-            if clashing
-            else f"has {beyond[0]!r} at {theirs[beyond[0]]}, but the base has embeddings for {n_rows} tokens"
-        )
-        raise InvalidValueError(
-            f"the adapter's tokenizer {problem}; merge the adapter into a model of that tokenizer and give "
-            "the merged model as `finetuned`"
-        )
-    logger.info("the tokenizer in the adapter's folder is used")
-    return own
-
-
 def check_configs(base: PretrainedConfig, finetuned: PretrainedConfig) -> None:
     """Refuse two models of another architecture or size before their weights are loaded.
 
     Raises:
         ValueError: says what differs.
     """
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        ours, theirs = getattr(base, name, None), getattr(finetuned, name, None)
+    for name in ("model_type", "hidden_size", "num_hidden_layers"):
+        ours, theirs = (
+            getattr(config.get_text_config(), name, None) for config in (base, finetuned)
+        )
         if ours != theirs:
             raise InvalidValueError(
                 f"`base` has {name} {ours}, `finetuned` has {theirs}; a pair needs two models of one "
@@ -253,10 +202,10 @@ def check_layers(hook_names: Sequence[str], config: PretrainedConfig) -> None:
     Raises:
         ValueError: says how many there are.
     """
+    n_layers = config.get_text_config().num_hidden_layers
     for name in [] if isinstance(hook_names, str) else hook_names:
         layer = layer_of(name) if isinstance(name, str) else None
-        if layer is not None and layer >= config.num_hidden_layers:
+        if layer is not None and layer >= n_layers:
             raise InvalidValueError(
-                f"`hook_names`: {name!r} is beyond the model's {config.num_hidden_layers} layers "
-                f"(0 to {config.num_hidden_layers - 1})"
+                f"`hook_names`: {name!r} is beyond the model's {n_layers} layers (0 to {n_layers - 1})"
             )

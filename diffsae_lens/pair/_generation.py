@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens._errors import FailedRunError, InvalidValueError
+from diffsae_lens.pair._chat import Text, is_conversation
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._paired_pass import PairedPass
 from diffsae_lens.pair._texts import PairedText
@@ -81,12 +82,13 @@ class PairedGeneration(PairedText):
         """The same models behind hook points of their own."""
         raise NotImplementedError
 
-    def generate(self, input: str | list[str] | Tensor, **kwargs: Any) -> Any:
+    def generate(self, input: Text | Sequence[Text] | Tensor, **kwargs: Any) -> Any:
         """Generate with the fine-tuned model, hooks acting at every step.
 
         Base and fine-tuned model step together, each with its own KV cache. Takes what
         `TransformerBridge.generate` takes, and is greedy and quiet unless told otherwise
-        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked.
+        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked. A prompt
+        may be a conversation; a last message of the assistant's is written on.
         """
         kwargs = {"do_sample": False, "verbose": False, **kwargs}
         prepend_bos = kwargs.pop("prepend_bos", None)
@@ -117,21 +119,22 @@ class PairedGeneration(PairedText):
             self._n_prompt = before
 
     def _generate_text(
-        self, input: str | list[str], prepend_bos: bool | None, kwargs: dict[str, Any]
+        self, input: Text | Sequence[Text], prepend_bos: bool | None, kwargs: dict[str, Any]
     ) -> Any:
-        texts = [input] if isinstance(input, str) else list(input)
+        single = isinstance(input, str) or is_conversation(input)
+        texts = self.rendered(input, to_be_continued=True)
         padded = self.tokenizer(
             [self.with_bos(text, prepend_bos=prepend_bos) for text in texts],
             padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt",
         ).to(self.device)  # fmt: skip
         return_type = kwargs.pop("return_type", "input")
-        if not isinstance(input, str):
+        if not single:
             kwargs["attention_mask"] = padded["attention_mask"]
         tokens = self.generate(padded["input_ids"], **kwargs)
         if return_type == "tokens":
             return tokens
         written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return written[0] if isinstance(input, str) else written
+        return written[0] if single else written
 
     def _way_to_step(self) -> Stepping:
         """How to generate: with KV caches, reading the whole text for every token, or neither.

@@ -28,6 +28,7 @@ from typing_extensions import override
 from diffsae_lens._display import facts_html
 from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._adapters import AdapterSwitch
+from diffsae_lens.pair._chat import Text, is_conversation
 from diffsae_lens.pair._compatibility import (
     check_hook_names,
     check_models,
@@ -220,25 +221,25 @@ class HookedModelPair(PairedGeneration):
     @override
     def forward(
         self,
-        input: str | list[str] | Tensor,
+        input: Text | Sequence[Text] | Tensor,
         *,
         prompt_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the fine-tuned model, and the base as far as the hooked views need it.
 
-        Takes what `TransformerBridge.forward` takes and returns what it returns. With a prompt and its
-        completion in one pass, `prompt_mask` says which tokens are of the prompt, `[batch, pos]`:
+        Takes what `TransformerBridge.forward` takes, and conversations, and returns what it returns. With
+        a prompt and its completion in one pass, `prompt_mask` says which tokens are of the prompt,
+        `[batch, pos]`:
         edits on `prompt` or `generated` tokens act by it.
         """
         prepend_bos = kwargs.pop("prepend_bos", None)
         if isinstance(input, Tensor):
             self.check_context(input.shape[-1])
         else:
-            texts = [input] if isinstance(input, str) else list(input)
-            texts = [self.with_bos(text, prepend_bos=prepend_bos) for text in texts]
+            texts = [self.with_bos(text, prepend_bos=prepend_bos) for text in self.rendered(input)]
             self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
-            input = texts[0] if isinstance(input, str) else texts
+            input = texts[0] if isinstance(input, str) or is_conversation(input) else texts
         kwargs["prepend_bos"] = False  # it stands in the text
         with self._running() as run:
             run.prompt_mask = prompt_mask
@@ -247,7 +248,7 @@ class HookedModelPair(PairedGeneration):
     @torch.no_grad()
     def activations(
         self,
-        input: str | Sequence[str] | Tensor | TokenisedTexts,
+        input: Text | Sequence[Text] | Tensor | TokenisedTexts,
         hooks: str | VirtualHook | Sequence[str | VirtualHook],
         *,
         base: Mapping[str, Tensor] | None = None,
@@ -255,7 +256,8 @@ class HookedModelPair(PairedGeneration):
         """Read hook points on texts or tokens, running the models no deeper than these need.
 
         Args:
-            input: texts, each on a row of its own, or `[batch, pos]` tokens, padded on the right.
+            input: texts or conversations, each on a row of its own, or `[batch, pos]` tokens, padded on
+                the right.
             hooks: one or more virtual hook points, such as `blocks.18.hook_resid_post.diff`.
             base: the base's activations on the same tokens by site, `[batch, pos, d]`, as an earlier run
                 read them. The base is then not run.
@@ -281,7 +283,8 @@ class HookedModelPair(PairedGeneration):
         elif isinstance(input, TokenisedTexts):
             tokens = input.tokens
         else:
-            tokens = self.tokenise([input] if isinstance(input, str) else input).tokens
+            single = isinstance(input, str) or is_conversation(input)
+            tokens = self.tokenise([input] if single else input).tokens  # type: ignore[arg-type]
         self._check_given(base, [VirtualHook.parse(name) for name in names], tokens)
         layers = [VirtualHook.parse(name).layer for name in names]
         reached = [layer for layer in layers if layer is not None]
@@ -352,6 +355,7 @@ class HookedModelPair(PairedGeneration):
     def _running(self) -> Iterator[PairedPass]:
         if self._run is not None:
             raise FailedRunError("a pair cannot be run from inside one of its own hooks")
+        self.check_unchanged()
         if any(bridge.training or bridge.original_model.training for bridge in self._models):
             raise FailedRunError(
                 "a model of the pair was put into training mode after the pair was made, so dropout "

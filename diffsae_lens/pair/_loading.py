@@ -1,53 +1,49 @@
 """Load a base and a fine-tuned model as a `HookedModelPair`, compared with the plain models."""
 
 import logging
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
-from diffsae_lens.pair._adapters import attach_adapter, changes_base, warn_of_other_base
+from diffsae_lens.pair._adapter_sources import Adapter
+from diffsae_lens.pair._adapters import changes_base
 from diffsae_lens.pair._compatibility import (
     SilentAdapterError,
     check_configs,
     check_layers,
     check_names,
     check_prepend_bos,
-    check_tokenizers,
-    combine_tokenizers,
 )
+from diffsae_lens.pair._doors import Given, sources
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
-from diffsae_lens.pair._model_files import (
-    check_adapter,
-    fetch,
-    find_adapter,
-    load_tokenizer,
-    load_weights,
-    resolve_model,
-)
-from diffsae_lens.pair._options import LoadOptions, load_options
+from diffsae_lens.pair._model_files import load_tokenizer, load_weights, resolve_model
+from diffsae_lens.pair._options import LoadOptions, Placement, is_quantised, load_options
+from diffsae_lens.pair._sources import InFolder, Source
 from diffsae_lens.pair._verification import MismatchError, Reference, plain_logits
+from diffsae_lens.pair._vocabulary import check_rows, choose_tokenizer, in_folder, n_rows, padded
 
 logger = logging.getLogger(__name__)
 
 
 def load_pair(
-    base: str | Path,
-    finetuned: str | Path,
+    base: Given,
+    finetuned: Given,
     *,
     hook_names: Sequence[str],
     options: LoadOptions | None = None,
     **overrides: Any,
 ) -> HookedModelPair:
-    """Load a base and a fine-tuned model as one hooked model.
+    """Make one hooked model of a base and a fine-tuned model.
 
     Before the bridges take the models over, a few fixed tokens go through the plain base and the plain
     fine-tuned model; the pair must then compute the same logits. An adapter shares the base's weights and
@@ -55,11 +51,17 @@ def load_pair(
     base weights, or with trained biases), the base is loaded afresh and the adapter merged into a second
     copy; a log line says so and why.
 
+    A model in memory stays as it is: its modules, hooks, mode and gradients. The pair has modules of its
+    own around the same weights, in evaluation mode, so it takes no memory for them; asked for another
+    device or precision, it has weights of its own. Train the model on, and the pair refuses to run on
+    weights that it was not compared with: make a new one.
+
     Args:
-        base: `smollm2-135m` (the embedded model), a local folder, or a hub id such as
-            `HuggingFaceTB/SmolLM2-360M`.
-        finetuned: a shipped organism (`year-trigger`, `clean-control`), a LoRA adapter or a
-            full model, as a local folder or hub id. A full model is loaded as a second one.
+        base: `smollm2-135m` (the embedded model), a local folder, a hub id such as
+            `HuggingFaceTB/SmolLM2-360M`, a transformers model, or a `TransformerBridge`, out of which the
+            plain model is taken. For a PEFT model in memory also its `get_base_model()`.
+        finetuned: likewise; or a shipped organism (`year-trigger`, `clean-control`), a LoRA adapter as
+            a local folder or hub id, or a PEFT model in memory.
         hook_names: the TransformerLens hooks to compare at, such as `blocks.18.hook_resid_post`.
         options: how to load.
         **overrides: fields of `LoadOptions`, in place of `options`.
@@ -70,66 +72,115 @@ def load_pair(
     Raises:
         ValueError: the two do not fit together, a hook does not exist, bad options, files that are
             damaged or missing, or a pair that does not compute what the plain models compute.
-        TypeError: a model in memory, or an option that does not exist.
+        TypeError: something else than a model, or an option that does not exist.
         ModelUnavailableError: a model is neither local nor cached and cannot be fetched.
 
     Examples:
         >>> pair = load_pair("smollm2-135m", "year-trigger",
         ...                  hook_names=["blocks.18.hook_resid_post"])         # doctest: +SKIP
+        >>> pair = load_pair(model, peft_model, hook_names=[site], tokenizer=tokenizer)  # doctest: +SKIP
     """
     options = load_options(options, overrides)
     check_names(hook_names)
-    base_path, finetuned_path = resolve_model(base), resolve_model(finetuned)
-    if base_path == finetuned_path and options.base_revision == options.finetuned_revision:
+    of_base, of_finetuned = sources(base, finetuned, options)
+    if isinstance(of_base, InFolder) and of_base == of_finetuned:
         logger.warning("`base` and `finetuned` are both %s: a null pair", base)
-    adapter = find_adapter(finetuned_path, options.finetuned_revision)
-    if find_adapter(base_path, options.base_revision) is not None:
-        way_out = (
-            "merge one of the two into the base and save it"
-            if adapter is not None
-            else "swap `base` and `finetuned`"
+    check_layers(hook_names, of_base.config)
+    if isinstance(of_finetuned, Adapter):
+        of_finetuned.check(of_base)
+        rows = of_finetuned.n_rows(n_rows(of_base.config))
+    else:
+        check_configs(of_base.config, of_finetuned.config)
+        rows = n_rows(of_finetuned.config)
+        _check_packed_alike(of_base, of_finetuned, options)
+    loader = _Loader(
+        base=of_base,
+        finetuned=of_finetuned,
+        hook_names=tuple(hook_names),
+        options=options,
+        placement=options.placement([of_base.placement, of_finetuned.placement]),
+        rows=(n_rows(of_base.config), rows),
+        tokenizer=_tokenizer(of_base, of_finetuned, options, max(n_rows(of_base.config), rows)),
+    )
+    if isinstance(of_finetuned, Adapter):
+        pair = loader.of_adapter(of_finetuned)
+    else:
+        pair = loader.of_two_models(of_finetuned)
+    pair.watch((*of_base.lent, *of_finetuned.lent))
+    return pair
+
+
+def _check_packed_alike(base: Source, finetuned: Source, options: LoadOptions) -> None:
+    packed = [
+        is_quantised(side.config)
+        or (side.placement is None and options.quantization_config is not None)
+        for side in (base, finetuned)
+    ]
+    if packed[0] != packed[1]:
+        which, other = ("base", "finetuned") if packed[0] else ("finetuned", "base")
+        raise InvalidValueError(
+            f"`{which}` is quantised and `{other}` is not, so their difference would be the rounding; load "
+            "both alike (`quantization_config=` for what is loaded from files)"
         )
-        raise InvalidValueError(f"`base` {base} is an adapter, not a model: {way_out}")
-    loader = _Loader(base, finetuned, (base_path, finetuned_path), tuple(hook_names), options)
-    check_layers(hook_names, loader.config)
-    return loader.of_two_models() if adapter is None else loader.of_adapter(adapter)
 
 
-@dataclass(frozen=True)
+def _tokenizer(
+    base: Source, finetuned: Source | Adapter, options: LoadOptions, rows: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of both models."""
+    wanted, beside = options.tokenizer, None
+    if isinstance(wanted, PreTrainedTokenizerBase):
+        chosen = wanted
+    elif wanted in (None, "base", "finetuned"):
+        beside = base.tokenizer()
+        chosen = choose_tokenizer(beside, finetuned.tokenizer(), wanted)  # type: ignore[arg-type]
+    else:
+        chosen = load_tokenizer(resolve_model(wanted, tokenizer=True), None)  # type: ignore[arg-type]
+        if chosen is None:
+            raise InvalidValueError(f"`tokenizer`: {wanted} holds no tokenizer")
+    check_rows(chosen, rows, beside=beside)
+    check_prepend_bos(options.prepend_bos, chosen)
+    return in_folder(chosen) if chosen is wanted or not _is_on_disk(chosen) else chosen
+
+
+def _is_on_disk(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool(tokenizer.name_or_path) and "name_or_path" in tokenizer.init_kwargs
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Loader:
-    """One call of `load_pair`, its names resolved."""
+    """One call of `load_pair`, its arguments checked."""
 
-    base: str | Path
-    finetuned: str | Path
-    paths: tuple[str, str]
+    base: Source
+    finetuned: Source | Adapter
     hook_names: tuple[str, ...]
     options: LoadOptions
+    placement: Placement
+    rows: tuple[int, int]
+    """Embeddings of the base and of the fine-tuned model."""
+    tokenizer: PreTrainedTokenizerBase
 
-    @property
-    def config(self) -> PretrainedConfig:
-        return fetch(AutoConfig, self.paths[0], self.options.base_revision)
+    def weights(self, source: Source, *, share: bool = True) -> PreTrainedModel:
+        """A side's plain model, with embeddings for all tokens of both."""
+        model = source.weights(self.placement, share=share)
+        if added := padded(model, max(self.rows)):
+            logger.info(
+                "%s has no embeddings for %d tokens of the other model: it is given means of its own rows, "
+                "so it reads such a token as an average one", source.name, added,
+            )  # fmt: skip
+        return model
 
-    def metadata(self, *, adapter: bool) -> PairMetadata:
-        return PairMetadata(
-            base=str(self.base),
-            finetuned=str(self.finetuned),
-            base_revision=self.options.base_revision,
-            finetuned_revision=self.options.finetuned_revision,
-            adapter=adapter,
+    def logits(self, model: Any) -> torch.Tensor:
+        """What a plain model says of the probe."""
+        return plain_logits(model, min(self.rows), model.device)
+
+    def reference(self, base: torch.Tensor, finetuned: torch.Tensor, model: Any) -> Reference:
+        return Reference(
+            base=base,
+            finetuned=finetuned,
+            n_known=min(self.rows),
+            quantised=is_quantised(model.config),
         )
-
-    def weights(self, *, of_base: bool) -> PreTrainedModel:
-        path = self.paths[0] if of_base else self.paths[1]
-        revision = self.options.base_revision if of_base else self.options.finetuned_revision
-        return load_weights(
-            path, revision, dtype=self.options.torch_dtype, device=self.options.device
-        )
-
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-        base = load_tokenizer(self.paths[0], self.options.base_revision)
-        finetuned = load_tokenizer(self.paths[1], self.options.finetuned_revision, otherwise=base)
-        check_prepend_bos(self.options.prepend_bos, finetuned)
-        return base, finetuned
 
     def pair(
         self,
@@ -138,64 +189,58 @@ class _Loader:
         reference: Reference,
         adapter: PeftModel | None = None,
     ) -> HookedModelPair:
+        of_base, of_finetuned = self.rows
+        metadata = PairMetadata(
+            base=self.base.name,
+            finetuned=self.finetuned.name,
+            base_revision=self.base.revision,
+            finetuned_revision=self.finetuned.revision,
+            adapter=adapter is not None,
+            n_added_rows=abs(of_finetuned - of_base),
+            added_to=None
+            if of_base == of_finetuned
+            else ("finetuned", "base")[of_base < of_finetuned],
+        )
         pair = HookedModelPair(
             base, finetuned, self.hook_names, adapter=adapter,
-            prepend_bos=self.options.prepend_bos, metadata=self.metadata(adapter=adapter is not None),
+            prepend_bos=self.options.prepend_bos, metadata=metadata,
         )  # fmt: skip
         reference.check(pair)
         return pair
 
-    def of_two_models(self) -> HookedModelPair:
-        """Load two whole models."""
-        check_configs(
-            self.config, fetch(AutoConfig, self.paths[1], self.options.finetuned_revision)
-        )
-        tokenizers = self.tokenizers()
-        check_tokenizers(*tokenizers)
-        models = self.weights(of_base=True), self.weights(of_base=False)
-        return self._of_plain(*models, tokenizers)
+    def of_two_models(self, source: Source) -> HookedModelPair:
+        """Make a pair of two whole models."""
+        base, finetuned = self.weights(self.base), self.weights(source)
+        reference = self.reference(self.logits(base), self.logits(finetuned), base)
+        bridges = boot_bridge(base, self.tokenizer), boot_bridge(finetuned, self.tokenizer)
+        return self.pair(*bridges, reference)
 
-    def of_adapter(self, folder: Path) -> HookedModelPair:
-        """Load a base and switch an adapter on it, or merge it into a second copy."""
-        adapter = PeftConfig.from_pretrained(str(folder))
-        check_adapter(folder, adapter, self.config)
-        warn_of_other_base(adapter, str(self.base), self.config)
-        base_tokenizer, own = self.tokenizers()
-        tokenizer = combine_tokenizers(base_tokenizer, own, n_rows=self.config.vocab_size)
-        model = self.weights(of_base=True)
-        plain = plain_logits(model, self.config.vocab_size, model.device)
-        peft_model = attach_adapter(model, folder)
-        reference = Reference(
-            base=plain,
-            finetuned=plain_logits(peft_model, self.config.vocab_size, model.device),
-        )
+    def of_adapter(self, adapter: Adapter) -> HookedModelPair:
+        """Switch an adapter on one base, or merge it into a second copy."""
+        model = self.weights(self.base, share=not adapter.writes_to_base)
+        base = self.logits(model)
+        peft_model = adapter.on(model)
+        reference = self.reference(base, self.logits(peft_model), model)
         if torch.equal(reference.base, reference.finetuned):
-            logger.warning("the adapter %s changes nothing: a null pair", folder)
+            logger.warning("the adapter %s changes nothing: a null pair", adapter.name)
         reason = changes_base(peft_model)
         if reason is None:
             try:
-                bridge = boot_bridge(peft_model.get_base_model(), tokenizer)  # type: ignore[arg-type]
+                bridge = boot_bridge(peft_model.get_base_model(), self.tokenizer)  # type: ignore[arg-type]
                 return self.pair(bridge, bridge, reference, peft_model)
             except (SilentAdapterError, MismatchError) as error:
                 reason = f"cannot be switched on one bridge ({error})"
-        logger.info("two models are made of %s, since the adapter %s", self.base, reason)
+        if reference.quantised:
+            raise InvalidValueError(
+                f"the adapter {adapter.name} {reason}, and merged into quantised weights it would be "
+                "rounded; load the base without `quantization_config`"
+            )
+        logger.info("two models are made of %s, since the adapter %s", self.base.name, reason)
         del model, peft_model
-        merged = attach_adapter(self.weights(of_base=True), folder).merge_and_unload()  # type: ignore[operator]
+        merged = adapter.on(self.weights(self.base, share=False), share=False).merge_and_unload()  # type: ignore[operator]
         merged.eval().requires_grad_(False)
-        base = self.weights(of_base=True)
-        return self.pair(boot_bridge(base, tokenizer), boot_bridge(merged, tokenizer), reference)
-
-    def _of_plain(
-        self,
-        base: PreTrainedModel,
-        finetuned: PreTrainedModel,
-        tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
-    ) -> HookedModelPair:
-        reference = Reference(
-            base=plain_logits(base, self.config.vocab_size, base.device),
-            finetuned=plain_logits(finetuned, self.config.vocab_size, base.device),
-        )
-        bridges = (boot_bridge(base, tokenizers[0]), boot_bridge(finetuned, tokenizers[1]))
+        base = self.weights(self.base)
+        bridges = boot_bridge(base, self.tokenizer), boot_bridge(merged, self.tokenizer)
         return self.pair(*bridges, reference)
 
 
@@ -213,10 +258,12 @@ def load_model(
         ValueError: no such folder, or a damaged one.
         ModelUnavailableError: neither local nor cached, and cannot be fetched.
     """
-    options = LoadOptions(device=device, dtype=dtype)
+    placement = LoadOptions(device=device, dtype=dtype).placement([])
     path = resolve_model(model)
-    weights = load_weights(path, None, dtype=options.torch_dtype, device=device)
-    return weights, load_tokenizer(path, None)
+    tokenizer = load_tokenizer(path, None)
+    if tokenizer is None:
+        raise InvalidValueError(f"{path} holds no tokenizer; save the model's there")
+    return load_weights(path, None, placement), tokenizer
 
 
 @typed
@@ -224,24 +271,23 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     """Wrap a transformers model as a TransformerLens bridge (the model is changed in place).
 
     Raises:
-        ValueError: a tokenizer made in memory, which the bridge cannot load again, or a model that
+        ValueError: a tokenizer that cannot be loaded again, as the bridge does, or a model that
             TransformerLens does not know.
     """
-    path = tokenizer.name_or_path
-    if not path or "name_or_path" not in tokenizer.init_kwargs:
-        raise InvalidValueError(
-            "`tokenizer` was made in memory, and the bridge loads it again by its path: write it with "
-            "`tokenizer.save_pretrained(folder)` and give `AutoTokenizer.from_pretrained(folder)`"
-        )
+    if not _is_on_disk(tokenizer):
+        tokenizer = in_folder(tokenizer)
     try:
         bridge = TransformerBridge.boot_transformers(
-            path, hf_model=model, tokenizer=tokenizer, dtype=model.dtype, trust_remote_code=False
-        )
-    except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
+            tokenizer.name_or_path, hf_model=model, tokenizer=tokenizer, dtype=model.dtype,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except (NotImplementedError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InvalidValueError(
             f"TransformerLens cannot wrap a {type(model).__name__}: {error}; its bridge does not support "
             "this architecture or size"
         ) from error
+    # A bridge's own tokenizer is another object, read from this one's folder, which may be a temporary one.
+    weakref.finalize(bridge, lambda kept: None, tokenizer)  # noqa: ARG005
     # With `hf_model=` the bridge takes the device from what the machine has, not from the model.
     bridge.cfg.device = str(model.device)
     return bridge

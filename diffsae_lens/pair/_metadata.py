@@ -29,6 +29,11 @@ class PairMetadata:
     """Likewise; of an adapter's weights together with the base's."""
     dtype: str | None = None
     """Precision of the weights, such as `float32`; a pair fills it in."""
+    n_added_rows: int = 0
+    """Tokens that one model had no embeddings for: it was given means of its own rows, so it reads them
+    as an average token and finds them as likely."""
+    added_to: str | None = None
+    """Which model was given them, `base` or `finetuned`."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a text or a flag."""
@@ -68,6 +73,8 @@ class PairMetadata:
             base_fingerprint=self.finetuned_fingerprint,
             finetuned_fingerprint=self.base_fingerprint,
             dtype=self.dtype,
+            n_added_rows=self.n_added_rows,
+            added_to=self.added_to and {"base": "finetuned", "finetuned": "base"}[self.added_to],
         )
 
 

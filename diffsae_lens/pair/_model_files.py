@@ -5,7 +5,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -19,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL, ModelUnavailableError, embedded_model_path
+from diffsae_lens.pair._options import Placement, is_quantised
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,16 @@ def shipped_organisms() -> tuple[str, ...]:
     return tuple(sorted(p.parent.name for p in SHIPPED_ORGANISMS_DIR.glob("*/adapter_config.json")))
 
 
-def resolve_model(model: str | Path) -> str:
+def resolve_model(model: str | Path, *, tokenizer: bool = False) -> str:
     """Turn a name into what transformers loads: a folder for what we ship, else unchanged.
 
     Raises:
-        TypeError: a model in memory, or something else that is not a name.
+        TypeError: not a name.
         ValueError: a path that does not exist, or a folder without a model.
     """
     if not isinstance(model, str | Path):
         raise InvalidTypeError(
-            f"a model must be named by a folder or a hub id, got a {type(model).__name__}; write a model "
-            "in memory to a folder with `save_pretrained`, or wrap it with "
-            "`diffsae_lens.pair._loading.boot_bridge` and give the bridges to `HookedModelPair`"
+            f"a model must be named by a folder or a hub id, got a {type(model).__name__}"
         )
     if str(model) == EMBEDDED_MODEL:
         return str(embedded_model_path())
@@ -53,7 +51,8 @@ def resolve_model(model: str | Path) -> str:
     looks_local = isinstance(model, Path) or str(model).startswith((".", "/", "~"))
     path = Path(model).expanduser()
     if path.exists():
-        _check_holds_model(path)
+        if not tokenizer:  # else whoever loads it says what is missing
+            _check_holds_model(path)
         return str(path)
     if looks_local or str(model).count("/") > 1:
         raise InvalidValueError(f"there is no model folder {model}")
@@ -71,10 +70,18 @@ def _check_holds_model(path: Path) -> None:
         raise InvalidValueError(f"{path} is a file; give the folder that holds the model")
     if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         return
-    found = sorted({p.parent for p in path.glob("*/*config.json") if p.name in (
-        "config.json", "adapter_config.json"
-    )}, key=lambda p: (len(p.name), p.name))  # fmt: skip
-    hint = f"; did you mean {found[-1]}?" if found else ""
+    found = sorted(
+        {
+            inner.parent
+            for name in ("config.json", "adapter_config.json")
+            for inner in path.glob(f"*/{name}")
+        },
+        key=lambda p: (len(p.name), p.name),
+    )
+    hint = ""
+    if found:
+        others = f" (there are {', '.join(p.name for p in found)})" if len(found) > 1 else ""
+        hint = f"; did you mean {found[-1]}?{others}"
     raise InvalidValueError(
         f"{path} holds neither a model (config.json) nor an adapter (adapter_config.json){hint}"
     )
@@ -87,7 +94,8 @@ def fetch(loader: Any, path: str, revision: str | None, **kwargs: Any) -> Any:
 
     Raises:
         ModelUnavailableError: neither a folder nor cached, and cannot be fetched.
-        ValueError: a model that brings Python of its own, or whose files cannot be read.
+        ValueError: a model that brings Python of its own, needs a package that is not installed (such as
+            bitsandbytes), or whose files cannot be read.
     """
     try:
         return loader.from_pretrained(path, revision=revision, trust_remote_code=False, **kwargs)
@@ -108,6 +116,10 @@ def fetch(loader: Any, path: str, revision: str | None, **kwargs: Any) -> Any:
             f"{path!r} brings Python of its own (an `auto_map` in its configuration), which this package "
             "never runs; use a model of an architecture that transformers knows"
         ) from error
+    except ImportError as error:
+        raise InvalidValueError(
+            f"{path!r} needs a package that is not here: {' '.join(str(error).split())}"
+        ) from error
     except OSError as error:
         if Path(path).is_dir():
             raise InvalidValueError(f"the model folder {path} cannot be read: {error}") from error
@@ -118,30 +130,30 @@ def fetch(loader: Any, path: str, revision: str | None, **kwargs: Any) -> Any:
         ) from error
 
 
-def load_weights(
-    path: str, revision: str | None, *, dtype: torch.dtype, device: str
-) -> PreTrainedModel:
+def load_weights(path: str, revision: str | None, placement: Placement) -> PreTrainedModel:
     """Load a model in evaluation mode, its parameters without gradients."""
+    how: dict[str, Any] = {}
+    if placement.quantization_config is not None:  # packed on its device as it is read
+        how["quantization_config"] = placement.quantization_config
+        how["device_map"] = {"": placement.device}
     model = fetch(
-        AutoModelForCausalLM, path, revision, dtype=dtype, attn_implementation=ATTENTION
+        AutoModelForCausalLM, path, revision, dtype=placement.dtype, attn_implementation=ATTENTION,
+        **how,
     )  # fmt: skip
     model.eval().requires_grad_(False)
-    return model.to(device)
+    return model if is_quantised(model.config) else model.to(placement.device)
 
 
-def load_tokenizer(
-    path: str, revision: str | None, *, otherwise: PreTrainedTokenizerBase | None = None
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; a folder without one has that of the model it was made from, `otherwise`."""
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        if otherwise is None:
-            raise InvalidValueError(
-                f"{folder} holds no tokenizer (such as tokenizer.json); save the model's tokenizer there "
-                "with `save_pretrained`"
-            )
-        logger.info("%s holds no tokenizer: the base's is used", folder)
-        return otherwise
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((Path(folder) / name).exists() for name in _TOKENIZER_FILES)
+
+
+def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """Load a tokenizer; None of a folder that holds none."""
+    if Path(path).is_dir() and not has_tokenizer(path):
+        logger.info("%s holds no tokenizer", path)
+        return None
     return fetch(AutoTokenizer, path, revision)
 
 

@@ -1,6 +1,7 @@
 """What torch asks of a module, answered by two models: parameters, state, device, evaluation mode."""
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -11,13 +12,68 @@ from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
 from diffsae_lens import _hosts
-from diffsae_lens._errors import InvalidTypeError
+from diffsae_lens._errors import FailedRunError, InvalidTypeError
+
+
+class _Watched:
+    """A user's tensor, which is not kept alive, and what it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._reference = weakref.ref(tensor)
+        self._version = _hosts.tensor_version(tensor)
+        self._values = _sample(tensor)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The tensor; None if the user has let go of it."""
+        return self._reference()
+
+    def has_changed(self) -> bool:
+        """Whether it was written to, with other values than it had."""
+        tensor = self.tensor
+        if tensor is None or _hosts.tensor_version(tensor) == self._version:
+            return False
+        if not torch.equal(_sample(tensor), self._values):
+            return True
+        self._version = _hosts.tensor_version(
+            tensor
+        )  # PEFT sets experts' matrices to what they are
+        return False
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: flat.numel() // 4096 + 1].clone()
 
 
 class PairedModule(HookedRootModule):
     """A root module whose weights are those of `_models`, which lie outside its module tree."""
 
     _models: tuple[TransformerBridge, TransformerBridge]
+
+    _watched: tuple[_Watched, ...] = ()
+
+    def watch(self, lent: Iterable[Tensor]) -> None:
+        """Refuse to run once tensors whose memory the models' weights share have been written to.
+
+        Args:
+            lent: a user's own; those that share no memory are left out.
+        """
+        ours = {parameter.data_ptr() for parameter in self.parameters()}
+        self._watched = tuple(_Watched(t) for t in lent if t.data_ptr() in ours)
+
+    def check_unchanged(self) -> None:
+        """Refuse to run on weights that were written to after they were compared.
+
+        Raises:
+            RuntimeError: says what to do.
+        """
+        if any(watched.has_changed() for watched in self._watched):
+            raise FailedRunError(
+                "a model in memory that the pair was made of was changed since, and the pair has its "
+                "weights: make a new pair with `load_pair`, or one of a copy of the model before you "
+                "train it on"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +138,8 @@ class PairedModule(HookedRootModule):
             )
         for model in self._named_models().values():
             _hosts.apply_to_tensors(model, fn, recurse)
+        # Weights that were moved are no longer anybody else's.
+        self.watch([w.tensor for w in self._watched if w.tensor is not None])
         for bridge in self._models:
             bridge.cfg.device = str(next(bridge.original_model.parameters()).device)
         return self

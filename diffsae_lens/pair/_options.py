@@ -1,62 +1,149 @@
-"""How models are loaded: device, precision, revisions, beginning of texts."""
+"""How models are loaded: device, precision, revisions, tokenizer, beginning of texts."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import check_fields
 
+_QUANTISED = "use `quantization_config=BitsAndBytesConfig(...)` of transformers"
 _ELSEWHERE = {
     "torch_dtype": "use `dtype`",
-    "device_map": "a model is loaded on one device; use `device`",
     "revision": "use `base_revision` and `finetuned_revision`",
     "trust_remote_code": "Python that comes with a model is never run",
-    "quantization_config": "quantised models are not supported",
-    "load_in_8bit": "quantised models are not supported",
-    "load_in_4bit": "quantised models are not supported",
+    "load_in_8bit": _QUANTISED,
+    "load_in_4bit": _QUANTISED,
 }
 """Options of other loaders, and what to do about them here."""
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a model's weights are, and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization_config: Any = field(default=None, compare=False, repr=False)
+    """How weights are packed when they are loaded; None as they were saved."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Placement":
+        """Return where a model is."""
+        return cls(device=model.device, dtype=model.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} on {self.device}".removeprefix("torch.")
+
+
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Whether a model's weights are packed by a quantiser."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """How models are loaded."""
 
-    device: str = "cpu"
-    """A torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
-    dtype: torch.dtype | str = torch.float32
-    """Of the weights, such as `torch.bfloat16` or `"bfloat16"`. Differences are small: think twice before
-    anything but float32."""
+    device: str | None = None
+    """A torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; by default where the models in memory
+    are, and the CPU if none is."""
+    dtype: torch.dtype | str | None = None
+    """Of the weights, such as `torch.bfloat16` or `"bfloat16"`; by default that of the models in memory,
+    and float32 if none is. Differences are small: think twice before anything but float32."""
     base_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     finetuned_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     prepend_bos: bool = False
     """Whether texts get a beginning-of-sequence token; must be as in the fine-tuning."""
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None
+    """By which both models read texts: `"base"` or `"finetuned"` for one of the two, an object, a folder
+    or a hub id; by default the fine-tuned model's, or the base's if that has more tokens."""
+    device_map: str | Mapping | None = None
+    """As in transformers, in place of `device`; all of a pair is on one device."""
+    quantization_config: QuantizationConfigMixin | None = None
+    """Such as `BitsAndBytesConfig(load_in_4bit=True)`, for what is loaded from files; both models are
+    then quantised alike."""
 
     def __post_init__(self) -> None:
         """Refuse a device that is not there."""
         check_fields(self)
+        if self.device is not None and self.device_map is not None:
+            raise InvalidValueError("give either `device` or `device_map`, not both")
+        named = self.named_device
         try:
-            torch.empty(0, device=self.device)
+            torch.empty(0, device=named)
         except (RuntimeError, AssertionError) as error:
             raise InvalidValueError(
-                f"`device` {self.device!r} cannot be used here ({error}); try 'cpu'"
+                f"`device` {named!r} cannot be used here ({error}); try 'cpu'"
             ) from error
         if not self.torch_dtype.is_floating_point:
             raise InvalidValueError(f"`dtype` must be a floating point type, got {self.dtype}")
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it."""
-        named = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        """`dtype` as torch has it; float32 for None."""
+        named = self.dtype or torch.float32
+        named = getattr(torch, named, None) if isinstance(named, str) else named
         if not isinstance(named, torch.dtype):
             raise InvalidValueError(
                 f"`dtype` must be a torch type or its name, such as 'bfloat16', got {self.dtype!r}"
             )
         return named
+
+    @property
+    def named_device(self) -> str | None:
+        """The one device that `device` or `device_map` names; None if neither is given.
+
+        Raises:
+            ValueError: a `device_map` that spreads a model over several.
+        """
+        if isinstance(self.device_map, str) and self.device_map in _SPREADING:
+            n = torch.accelerator.device_count()
+            if n > 1:
+                raise InvalidValueError(
+                    f"`device_map` {self.device_map!r} would spread the models over {n} devices, and a "
+                    "pair is on one; name it, as in `device='cuda:0'`"
+                )
+            return str(torch.accelerator.current_accelerator()) if n else "cpu"
+        if isinstance(self.device_map, Mapping):
+            places = {
+                f"cuda:{at}" if isinstance(at, int) else str(at) for at in self.device_map.values()
+            }
+            if len(places) != 1:
+                raise InvalidValueError(
+                    f"`device_map` must name one device, as in {{'': 'cuda:0'}}, got {sorted(places)}"
+                )
+            return places.pop()
+        return self.device or self.device_map  # type: ignore[return-value]
+
+    def placement(self, in_memory: Iterable[Placement | None]) -> Placement:
+        """Return where both models go: as asked for, else where those in memory are.
+
+        Raises:
+            ValueError: models in memory that are not in one place, and none was asked for.
+        """
+        there = [place for place in in_memory if place is not None]
+        for name, asked in (("device", self.named_device), ("dtype", self.dtype)):
+            found = sorted({str(getattr(place, name)) for place in there})
+            if asked is None and len(found) > 1:
+                raise InvalidValueError(
+                    f"the models in memory have {name} {' and '.join(found)}: say which is meant with "
+                    f"`{name}=`"
+                )
+        device = self.named_device or (there[0].device if there else "cpu")
+        return Placement(
+            device=torch.empty(0, device=device).device,
+            dtype=there[0].dtype if there and self.dtype is None else self.torch_dtype,
+            quantization_config=self.quantization_config,
+        )
 
 
 def load_options(options: LoadOptions | None, overrides: dict[str, Any]) -> LoadOptions:

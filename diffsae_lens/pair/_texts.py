@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffsae_lens import _checks
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.pair._chat import Text, is_conversation, rendered, special_tokens
 from diffsae_lens.pair._module import PairedModule
 from diffsae_lens.pair._tokens import positions_of
 
@@ -28,6 +29,9 @@ class TokenisedTexts:
     """Which of them are not padding."""
     offsets: Int[Tensor, "text pos 2"]
     """The characters `(start, end)` of its text that each stands for."""
+    of_content: Bool[Tensor, "text pos"]
+    """Which tokens are no special ones and stand before the end of what a conversation says last; of a text
+    that is none, before the special tokens at its end."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,6 +55,7 @@ class TokenisedTexts:
             tokens=self.tokens[index, :width],
             attended=self.attended[index, :width],
             offsets=self.offsets[index, :width],
+            of_content=self.of_content[index, :width],
         )
 
     def batches(self, batch_size: int, desc: str) -> Iterator[tuple[list[int], "TokenisedTexts"]]:
@@ -91,9 +96,23 @@ class PairedText(PairedModule):
         """The tokenizer that both models share."""
         return self._models[1].tokenizer
 
+    def rendered(
+        self, input: Text | Sequence[Text], *, name: str = "input", to_be_continued: bool = False
+    ) -> list[str]:
+        """Return one or more texts as they are read: conversations by the chat template, none begun yet.
+
+        Raises:
+            TypeError, ValueError: as for `tokenise`.
+        """
+        single = isinstance(input, str) or is_conversation(input)
+        found = rendered(
+            name, [input] if single else input, self.tokenizer, to_be_continued=to_be_continued
+        )
+        return [one.text for one in found]
+
     def tokenise(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         name: str = "texts",
         n_new_tokens: int = 0,
@@ -101,18 +120,23 @@ class PairedText(PairedModule):
     ) -> TokenisedTexts:
         """Tokenise texts by the pair's own policy, each on a row of its own.
 
+        A conversation, a list of messages with `role` and `content`, goes through the tokenizer's chat
+        template once. After a last message that is not the assistant's the beginning of an answer follows.
+
         Args:
-            texts: one or more; none may be empty.
+            texts: one or more texts or conversations; none may be empty.
             name: what the argument is called, for messages.
-            n_new_tokens: how many tokens are to be generated after each.
+            n_new_tokens: how many tokens are to be generated after each; a last message of the assistant's
+                is then left open.
             max_tokens: at which texts are cut; None refuses those beyond the context.
 
         Raises:
-            TypeError: a single text, or not a list of texts.
-            ValueError: none; an empty one; or one beyond the models' context.
+            TypeError: a single text or conversation, or not a list of them.
+            ValueError: none; an empty one; one beyond the models' context; or a conversation that the
+                tokenizer has no template for.
         """
-        texts = _checks.check_texts(name, texts)
-        begun = [self.with_bos(text) for text in texts]
+        read = rendered(name, texts, self.tokenizer, to_be_continued=n_new_tokens > 0)
+        begun = [self.with_bos(one.text) for one in read]
         encoded = self.tokenizer(begun, add_special_tokens=False, return_offsets_mapping=True)
         rows = [(ids[:max_tokens], spans[:max_tokens]) for ids, spans in zip(
             encoded["input_ids"], encoded["offset_mapping"], strict=True
@@ -125,9 +149,25 @@ class PairedText(PairedModule):
         offsets = torch.zeros(*shape, 2, dtype=torch.long)
         for i, (ids, spans) in enumerate(rows):
             tokens[i, : len(ids)] = torch.tensor(ids)
-            offsets[i, : len(ids)] = torch.tensor(spans) - (len(begun[i]) - len(texts[i]))
+            offsets[i, : len(ids)] = torch.tensor(spans) - (len(begun[i]) - len(read[i].text))
+        if int(tokens.max()) >= self.cfg.d_vocab:
+            i = int((tokens >= self.cfg.d_vocab).any(1).nonzero()[0])
+            token = self.tokenizer.decode([int(tokens[i].max())])
+            raise InvalidValueError(
+                f"`{name}`[{i}] holds the token {token!r}, for which the models have no embedding; leave "
+                "it out"
+            )
         attended = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-        return TokenisedTexts(texts=tuple(texts), tokens=tokens, attended=attended, offsets=offsets)
+        ends = torch.tensor([0 if one.content_end is None else one.content_end for one in read])
+        special = torch.tensor([*special_tokens(self.tokenizer)], dtype=torch.long)
+        of_content = attended & (offsets[..., 0] < ends[:, None]) & ~torch.isin(tokens, special)
+        return TokenisedTexts(
+            texts=tuple(one.text for one in read),
+            tokens=tokens,
+            attended=attended,
+            offsets=offsets,
+            of_content=of_content,
+        )
 
     def check_lengths(self, name: str, lengths: Sequence[int], *, n_new_tokens: int = 0) -> None:
         """Refuse texts that are empty or beyond the models' context: what is beyond it reads as noise.
@@ -172,7 +212,7 @@ class PairedText(PairedModule):
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: Text | Sequence[Text],
         prepend_bos: bool | None = None,
         *,
         truncate: bool | None = None,
@@ -186,7 +226,7 @@ class PairedText(PairedModule):
         Raises:
             ValueError: a text of more tokens than the context.
         """
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = self.rendered(input)
         tokens = self._models[1].to_tokens(
             [self.with_bos(text, prepend_bos=prepend_bos) for text in texts],
             prepend_bos=False,

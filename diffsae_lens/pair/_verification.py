@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -14,6 +15,9 @@ from diffsae_lens.pair._hooked import HookedModelPair
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest error of a logit in standard deviations of the logits, by precision of the weights. Models that
 are right have 1e-6 to 1e-4 in float32; faults seen were 0.1 and more."""
+
+QUANTISED = 2e-1
+"""Of quantised weights at least this: 8-bit kernels round activations too, and amplify the last bit."""
 
 
 class MismatchError(InvalidValueError):
@@ -31,12 +35,37 @@ def plain_logits(model: Callable[..., Any], d_vocab: int, device: torch.device) 
     return model(probe(d_vocab).to(device)).logits.float().cpu()
 
 
+@torch.no_grad()
+def check_same(side: str, bridge: TransformerBridge, plain: Any, d_vocab: int) -> None:
+    """Refuse a bridge that computes something else than the model taken out of it.
+
+    Raises:
+        MismatchError: names the side.
+    """
+    modes = {part: part.training for part in (*bridge.modules(), *bridge.original_model.modules())}
+    bridge.train(False)
+    try:
+        found = bridge(probe(d_vocab).to(plain.device)).float().cpu()
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    wanted = plain_logits(plain, d_vocab, plain.device)
+    if not (found - wanted).abs().max() <= TOLERANCE.get(plain.dtype, 1e-3) * wanted.std():
+        raise MismatchError(
+            f"`{side}` is a bridge that computes other logits than the model inside it: there are hooks on "
+            "it (`reset_hooks()`), or its weights were changed; boot it anew, or give the model"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
     """The logits of the plain base and the plain fine-tuned model, taken before bridges wrapped them."""
 
     base: Float[Tensor, "2 11 d_vocab"]
     finetuned: Float[Tensor, "2 11 d_vocab"]
+    n_known: int
+    """Tokens that the probe is drawn from: those that both models came with."""
+    quantised: bool = False
 
     def __post_init__(self) -> None:
         """Refuse models whose weights are broken."""
@@ -54,15 +83,16 @@ class Reference:
         Raises:
             MismatchError: names the side and the size of the error.
         """
-        tokens = probe(self.base.shape[-1]).to(pair.device)
+        tokens = probe(self.n_known).to(pair.device)
         with pair.base_model() as model:
             of_base = model(tokens)
         dtype = next(pair.parameters()).dtype
+        tolerance = max(TOLERANCE.get(dtype, 1e-3), QUANTISED * self.quantised)
         for side, found in (("base", of_base), ("finetuned", pair(tokens))):
             wanted = getattr(self, side)
             error = (found.float().cpu() - wanted).abs().max().item()
             spread = wanted.std().item()
-            if not error <= TOLERANCE.get(dtype, 1e-3) * spread:
+            if not error <= tolerance * spread:
                 raise MismatchError(
                     f"`{side}` is not computed rightly: logits of the pair and of plain transformers differ "
                     f"by up to {error:.2g}, {error / spread:.1%} of their standard deviation {spread:.2g}; "

@@ -13,6 +13,7 @@ from diffsae_lens._tensor_checks import shown
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.reading._tokens import token_activations
 from diffsae_lens.results import FeatureCard, FeatureExample
@@ -83,7 +84,7 @@ def feature_evidence(
     pair: HookedModelPair,
     dictionary: SAE,
     features: FeatureIndices,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     name: str = "dictionary",
     config: EvidenceConfig | None = None,
@@ -97,7 +98,7 @@ def feature_evidence(
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: which.
-        texts: texts that the dictionary was not trained on.
+        texts: texts or conversations that the dictionary was not trained on.
         name: what the dictionary is called in labels.
         config: how much is shown.
 

@@ -14,6 +14,7 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
@@ -37,6 +38,9 @@ class Positions:
     """One `(start, end)` in characters for each prompt; only tokens that touch it count."""
     skip_positions: int = 1
     """Leading tokens left out: the first token's activations are 10 to 1000 times the others'."""
+    content_only: bool = False
+    """Whether special tokens, and what a chat template writes after the last message, are left out: then
+    `last` reads the last content token of a conversation, not the beginning of its answer."""
 
     def __post_init__(self) -> None:
         """Refuse unknown poolings, sizes that cannot be and spans that hold nothing."""
@@ -71,7 +75,7 @@ class Reader:
 @typed
 def read_prompts(
     pair: HookedModelPair,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     readers: Mapping[str, Reader],
     *,
     batch_size: int = 32,
@@ -80,7 +84,7 @@ def read_prompts(
 
     Args:
         pair: the two models.
-        prompts: texts; each is run on its own row, nothing is packed.
+        prompts: texts or conversations; each is run on its own row, nothing is packed.
         readers: what to read, by name.
         batch_size: prompts per forward pass.
 
@@ -111,7 +115,7 @@ def read_prompts(
 def feature_activations(
     pair: HookedModelPair,
     dictionary: SAE,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     *,
     positions: Positions | None = None,
     batch_size: int = 32,
@@ -124,7 +128,7 @@ def feature_activations(
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points, which its metadata names.
-        prompts: texts.
+        prompts: texts or conversations.
         positions: which tokens count; the last one by default.
         batch_size: prompts per forward pass.
 
@@ -171,6 +175,8 @@ def _mask(reader: Reader, texts: TokenisedTexts, indices: list[int]) -> Bool[Ten
     positions = reader.positions
     mask = reader.policy.counted(texts.tokens, texts.positions)
     mask[:, : positions.skip_positions] = False
+    if positions.content_only:
+        mask &= texts.of_content
     if positions.spans is not None:
         bounds = torch.tensor([positions.spans[i] for i in indices])
         starts, ends = texts.offsets.unbind(-1)
@@ -180,6 +186,6 @@ def _mask(reader: Reader, texts: TokenisedTexts, indices: list[int]) -> Bool[Ten
         raise InvalidValueError(
             f"no token is left to pool of the prompt {empty[:80]!r}: it has no more than "
             f"`skip_positions` {max(positions.skip_positions, reader.policy.skip_positions)} tokens, "
-            "special ones aside, or its span holds none; lengthen it or leave it out"
+            "special ones aside, or its span or its last message holds none; lengthen it or leave it out"
         )
     return mask

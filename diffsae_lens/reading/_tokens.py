@@ -13,6 +13,7 @@ from diffsae_lens._display import tokens_html
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import TokenisedTexts
 
@@ -54,7 +55,7 @@ class TokenActivations:
 @torch.no_grad()
 @typed
 def token_activations(
-    pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, texts: Sequence[str]
+    pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, texts: Sequence[Text]
 ) -> TokenActivations:
     """Read features on every token of texts, to look at.
 
@@ -65,7 +66,7 @@ def token_activations(
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: which.
-        texts: a few; they are read one by one.
+        texts: a few texts or conversations; they are read one by one.
 
     Returns:
         The activations, and coloured text in a notebook.

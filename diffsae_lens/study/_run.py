@@ -57,7 +57,8 @@ def run(
             f"`n_workers` must be left out where an `executor` is given, which has its own, got {n_workers}"
         )
     check_out_folder("path", path)
-    models, options = config.models, config.models.options  # says so if the device is not there
+    models = config.models
+    _ = models.options  # says so if the device is not there
     fetch_config(models.base, models.base_revision)
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
@@ -65,7 +66,7 @@ def run(
     plan = _planned(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
-    workers = nullcontext(executor) if executor else _workers(n_workers, options.device)
+    workers = nullcontext(executor) if executor else _workers(n_workers, models.device)
     with workers as running:
         folders = plan.run(executor=running)
     return write_results(config, plan, folders)

@@ -11,6 +11,7 @@ from sae_lens import SAE
 from diffsae_lens._checks import check_choice, check_count, check_number
 from diffsae_lens._errors import InvalidValueError, OccupiedPathError
 from diffsae_lens._typed import check_fields, typed
+from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import TokenPolicy
@@ -55,7 +56,7 @@ class TrainConfig:
 @typed
 def train(  # noqa: PLR0913
     pair: HookedModelPair,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     site: str,
     kind: Kind = "diff",
@@ -144,7 +145,7 @@ def train(  # noqa: PLR0913
     return train_dictionaries({name: trained}, activations, path, run=run)[name]
 
 
-def _shuffled(pair: HookedModelPair, texts: Sequence[str], config: TrainConfig) -> TokenisedTexts:
+def _shuffled(pair: HookedModelPair, texts: Sequence[Text], config: TrainConfig) -> TokenisedTexts:
     """The texts as tokens in a fixed random order, so that those held out are of all kinds."""
     max_tokens = min(config.context_size, pair.cfg.n_ctx)
     read = pair.tokenise(texts, name="texts", max_tokens=max_tokens)

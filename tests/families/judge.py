@@ -98,7 +98,8 @@ class Judge:
         if reference is not None:
             _check_visible(base_reference, reference)
         try:
-            pair = load_pair(base, folder, hook_names=[HOOK])
+            given = how.door(base, folder) if how.door else (base, folder)
+            pair = load_pair(*given, hook_names=[HOOK])
             if model is None or reference is None:
                 return Outcome("WRONG", "accepted, though it does not fit the base")
             if how.generating:

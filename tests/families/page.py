@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from tests.families.judge import Kind, Outcome
-from tests.families.variants import GENERAL
+from tests.families.variants import DOORS, GENERAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 WORDS = {kind: kind for kind in get_args(Kind)} | {
@@ -40,6 +40,9 @@ without a cache.
 
 "LoRA" has the target modules that PEFT chooses by itself, or the attention's inputs where PEFT has no
 choice for the family.
+
+The last table has models, PEFT models and bridges in memory in place of folders, for a few families; its
+adapters are on all linear layers. [Your own models](own_models.md) says what is taken.
 """
 
 WAY_OUT = """
@@ -53,6 +56,9 @@ WAY_OUT = """
 - **The adapter does not fit.** It was made for another model, some of its weights are missing, or it is not
   a LoRA adapter. There is no right answer on this base; the message says what was expected.
 
+[Your own models](own_models.md) has the messages of the ten most common mistakes, and the forms in
+which models are taken.
+
 A family that is not on this page may work: every pair that `load_pair` makes is first compared with the
 plain models.
 """
@@ -61,12 +67,16 @@ plain models.
 def tables(outcomes: Outcomes) -> str:
     """The table for all families, and one for the options of adapters on a few."""
     families = list(dict.fromkeys(family for family, _ in outcomes))
-    special = list(dict.fromkeys(variant for _, variant in outcomes if variant not in GENERAL))
+    known = (*GENERAL, *DOORS)
+    special = list(dict.fromkeys(variant for _, variant in outcomes if variant not in known))
     few = [family for family in families if any((family, v) in outcomes for v in special)]
     text = "\n## Families\n\n" + _table(BY_FAMILY, families, list(GENERAL), outcomes)
     if special:
         turned = {(variant, family): o for (family, variant), o in outcomes.items()}
         text += "\n## Options of adapters\n\n" + _table(BY_VARIANT, special, few, turned)
+    through = [family for family in families if any((family, door) in outcomes for door in DOORS)]
+    if through:
+        text += "\n## Models in memory\n\n" + _table(BY_FAMILY, through, list(DOORS), outcomes)
     return text
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS,
 )
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from diffsae_lens.pair._loading import boot_bridge
 from tests.families.models import (
     FAMILIES,
     N_LAYERS,
@@ -56,6 +58,8 @@ class Variant:
     """Whether there is no right answer."""
     generating: bool = False
     """Whether the pair is judged while it generates, each model with a cache of its own."""
+    door: Callable[[Path, Path], tuple[Any, Any]] | None = None
+    """What `load_pair` is given in place of the two folders."""
 
     def write(self, family: Family, base: Path, folder: Path) -> Path:
         """Save the fine-tuned model or adapter.
@@ -190,6 +194,37 @@ SPECIAL: dict[str, Variant] = {
 WIDER = {"hidden_size": 64, "n_embd": 64}
 DEEPER = {"num_hidden_layers": N_LAYERS + 2, "n_layer": N_LAYERS + 2}
 
+
+def _models(base: Path, finetuned: Path) -> tuple[Any, Any]:
+    return read_model(base), read_model(finetuned)
+
+
+def _bridges(base: Path, finetuned: Path) -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return boot_bridge(read_model(base), tokenizer), boot_bridge(read_model(finetuned), tokenizer)
+
+
+def _peft_model(base: Path, adapter: Path) -> tuple[Any, Any]:
+    peft_model = PeftModel.from_pretrained(read_model(base), str(adapter))
+    return peft_model.get_base_model(), peft_model
+
+
+def _on_a_model(base: Path, adapter: Path) -> tuple[Any, Any]:
+    return read_model(base), adapter
+
+
+DOORS: dict[str, Variant] = {
+    "two models in memory": Variant(full=True, door=_models),
+    "two bridges": Variant(full=True, door=_bridges),
+    "PEFT model on its base": Variant(lora=ALL_LINEAR, door=_peft_model),
+    "adapter on a model in memory": Variant(lora=ALL_LINEAR, door=_on_a_model),
+}
+"""For a few families: what is no folder."""
+DOOR_FAMILIES = (
+    "llama", "llama-tied", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "phi3", "gemma2",
+    "gemma3_text", "falcon", "mixtral",
+)  # fmt: skip
+
 PARTICULAR: dict[str, dict[str, Variant]] = {
     "llama": {
         "full, another rope": Variant(
@@ -228,4 +263,5 @@ def _for_other_sizes(family: Family) -> dict[str, Variant]:
 def variants(family: str) -> dict[str, Variant]:
     """Return the variants that are tried on a family."""
     special = SPECIAL | _for_other_sizes(FAMILIES[family]) if family in SPECIAL_FAMILIES else {}
-    return GENERAL | special | PARTICULAR.get(family, {})
+    doors = DOORS if family in DOOR_FAMILIES else {}
+    return GENERAL | special | PARTICULAR.get(family, {}) | doors

@@ -1,0 +1,100 @@
+"""What `load_pair` takes, told apart: each door of a pair leads to a `Source` or an `Adapter`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
+
+from diffsae_lens import _hosts
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens.pair._adapter_sources import Adapter, AdapterInFolder, AdapterInMemory
+from diffsae_lens.pair._memory import unbridged
+from diffsae_lens.pair._model_files import find_adapter, resolve_model
+from diffsae_lens.pair._options import LoadOptions, Placement
+from diffsae_lens.pair._sources import InBridge, InFolder, InMemory, Source, UnderAdapter, under
+from diffsae_lens.pair._verification import check_same
+from diffsae_lens.pair._vocabulary import n_rows
+
+Given = str | Path | PreTrainedModel | PeftModel | TransformerBridge
+"""What `load_pair` takes for either side."""
+
+
+def sources(base: Given, finetuned: Given, options: LoadOptions) -> tuple[Source, Source | Adapter]:
+    """Return where the two sides come from.
+
+    Raises:
+        TypeError: something else than a name, a model, a PEFT model or a bridge.
+        ValueError: a name of nothing, one object for both, or an adapter as the base.
+    """
+    if base is finetuned and not isinstance(base, str | Path):
+        raise InvalidValueError(
+            "`base` and `finetuned` are one object, so their difference would be 0 everywhere. "
+            "`merge_and_unload()` returns the very model it was given: load the base once more, or give "
+            "the unmerged PeftModel as `finetuned`"
+        )
+    of_finetuned = _source("finetuned", finetuned, options.finetuned_revision)
+    of_adapter = isinstance(of_finetuned, AdapterInMemory)
+    if of_adapter and base is of_finetuned.peft_model.get_base_model():
+        return UnderAdapter(name=_name(base), peft_model=of_finetuned.peft_model), of_finetuned
+    of_base = _source("base", base, options.base_revision)
+    if isinstance(of_base, Adapter):
+        way_out = (
+            "merge one of the two into the base and save it"
+            if isinstance(of_finetuned, Adapter)
+            else "swap `base` and `finetuned`"
+        )
+        raise InvalidValueError(f"`base` {of_base.name} is an adapter, not a model: {way_out}")
+    return of_base, of_finetuned
+
+
+def _source(side: str, given: Given, revision: str | None) -> Source | Adapter:
+    if isinstance(given, PeftModel):
+        return AdapterInMemory(
+            name=f"{type(given).__name__} in memory",
+            peft_model=given,
+            placement=Placement.of(under(given)),
+        )
+    if isinstance(given, TransformerBridge):
+        plain = unbridged(given)
+        check_same(side, given, plain, n_rows(plain.config))
+        return InBridge(name=_name(plain), model=plain, side=side, bridge=given)
+    if isinstance(given, PreTrainedModel):
+        return InMemory(name=_name(given), model=given, side=side)
+    if not isinstance(given, str | Path):
+        raise InvalidTypeError(f"`{side}` must be {_EXPECTED}, got {_what(given)}")
+    path = resolve_model(given)
+    folder = find_adapter(path, revision)
+    if folder is not None:
+        return AdapterInFolder(name=str(given), path=path, folder=folder, revision=revision)
+    return InFolder(name=str(given), path=path, revision=revision)
+
+
+_EXPECTED = (
+    "the name of a model (a folder or a hub id), a model of transformers, a PeftModel or a "
+    "TransformerBridge"
+)
+
+
+def _what(given: Any) -> str:
+    """What was given in their place, and what to do about it."""
+    name = type(given).__name__
+    # By its name, since TransformerLens 4 no longer has the class.
+    if any(kind.__name__ == "HookedTransformer" for kind in type(given).__mro__):
+        return (
+            "a HookedTransformer, whose weights are folded and centred, so that it is not the model "
+            "that transformers computes; give the model's name, or boot a bridge with "
+            "`TransformerBridge.boot_transformers(name)`"
+        )
+    if isinstance(given, torch.nn.Module):
+        return (
+            f"a {name}; take off what a trainer or torch.compile has put around the model (such as "
+            "`model.module`), or save it with `save_pretrained` and give the folder"
+        )
+    return f"a {name}"
+
+
+def _name(model: Any) -> str:
+    return _hosts.loaded_from(model.config) or f"{type(model).__name__} in memory"
