@@ -153,6 +153,7 @@ def test_a_peft_model_that_one_bridge_cannot_switch_becomes_two_models(tokenizer
             peft_model.get_base_model(), peft_model, hook_names=HOOKS, tokenizer=tokenizer
         )
     assert "two models are made" in caplog.text
+    assert "save the adapter" not in caplog.text  # nothing is left to do
     check(pair, plain(tiny_gpt2(), tokens), plain(peft_model, tokens), tokens, 1e-4)
     assert torch.equal(pair(tokens), pair(tokens))
     assert snapshot(peft_model) == before
@@ -453,6 +454,14 @@ def test_two_adapters_of_one_base_in_folders(two_adapters, tokens):
     assert alone.metadata.finetuned_fingerprint == pair.metadata.base_fingerprint
 
 
+@pytest.mark.parametrize("name", ["base", "sft"])
+def test_what_is_compared_with_itself_is_a_null_pair(two_adapters, caplog, name):
+    load_pair(two_adapters / "base", two_adapters / "sft", hook_names=HOOKS)
+    assert "null pair" not in caplog.text
+    load_pair(two_adapters / name, two_adapters / name, hook_names=HOOKS)
+    assert "compute the same: a null pair" in caplog.text
+
+
 def test_two_adapters_that_cannot_be_switched_are_merged_each(two_adapters, tokens, caplog):
     caplog.set_level("INFO", "diffsae_lens")
     model = AutoModelForCausalLM.from_pretrained(two_adapters / "base")
@@ -478,7 +487,10 @@ def test_the_model_under_two_adapters_is_named_by_them_or_by_the_user(
     config = two_adapters / "dpo" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(two_adapters / "base"), "elsewhere"))
     paths = two_adapters / "sft", two_adapters / "dpo"
-    with pytest.raises(ValueError, match="say with `adapted_model=` which model both sit on"):
+    with pytest.raises(
+        ValueError,
+        match="say with `adapted_model=` which model both sit on.*merged in, that model is",
+    ):
         load_pair(*paths, hook_names=HOOKS)
     pair = load_pair(*paths, hook_names=HOOKS, adapted_model=two_adapters / "base")
     assert pair(tokens).isfinite().all()

@@ -68,7 +68,8 @@ def source_under(
     if adapted is None and (len(named) > 1 or None in named):
         raise InvalidValueError(
             f"`base` and `finetuned` are adapters made for {' and '.join(sorted(map(str, named)))}; say "
-            "with `adapted_model=` which model both sit on"
+            "with `adapted_model=` which model both sit on; if one was trained on a model with the other "
+            "merged in, that model is its `base`"
         )
     given = named.pop() if adapted is None else adapted
     source = _source("adapted_model", given, options.base_revision if adapted is None else None)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import load_tokenizer, load_weights, resolve_model
 from diffsae_lens.pair._options import LoadOptions, Placement, is_quantised, load_options
-from diffsae_lens.pair._sources import InFolder, Source
+from diffsae_lens.pair._sources import Source
 from diffsae_lens.pair._verification import MismatchError, Reference, plain_logits
 from diffsae_lens.pair._vocabulary import check_rows, choose_tokenizer, in_folder, n_rows, padded
 
@@ -93,8 +93,6 @@ def load_pair(
         raise InvalidValueError(
             "`adapted_model` is for two adapters, and `base` is not one; leave it out"
         )
-    if isinstance(of_base, InFolder) and of_base == of_finetuned:
-        logger.warning("`base` and `finetuned` are both %s: a null pair", base)
     check_layers(hook_names, of_base.config)
     if isinstance(of_finetuned, Adapter):
         of_finetuned.check(of_base)
@@ -191,6 +189,11 @@ class _Loader:
         return plain_logits(model, min(self.rows), model.device)
 
     def reference(self, base: torch.Tensor, finetuned: torch.Tensor, model: Any) -> Reference:
+        if torch.equal(base, finetuned):
+            logger.warning(
+                "%s and %s compute the same: a null pair",
+                (self.base_adapter or self.base).name, self.finetuned.name,
+            )  # fmt: skip
         return Reference(
             base=base,
             finetuned=finetuned,
@@ -238,8 +241,6 @@ class _Loader:
         base = self.logits(model)
         peft_model = adapter.on(model)
         reference = self.reference(base, self.logits(peft_model), model)
-        if torch.equal(reference.base, reference.finetuned):
-            logger.warning("the adapter %s changes nothing: a null pair", adapter.name)
         reason = changes_base(peft_model)
         if reason is None:
             try:
