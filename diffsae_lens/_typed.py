@@ -76,7 +76,10 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidTypeError(f"`{function.__name__}`: {error}") from None
         given = [name for name in bound.arguments if name in hints()]
         for name in given:
             value, classes = bound.arguments[name], _classes(hints()[name])

@@ -22,6 +22,7 @@ from diffsae_lens._checks import (
     check_texts,
     check_tokens,
 )
+from diffsae_lens._errors import InvalidTypeError
 from diffsae_lens._typed import Checked, Count, Natural, Naturals, Number, ShareBelow1, typed
 
 NAN, INF = float("nan"), float("inf")
@@ -301,6 +302,12 @@ def test_records_check_their_fields(no_shape_checks):
     ):
         with pytest.raises(error, match=message):
             Settings(**given)
+
+
+def test_arguments_that_do_not_fit_name_their_function():
+    for given, message in (({}, "missing a required argument: 'n'"), ({"n": 1, "lr": 2}, "'lr'")):
+        with pytest.raises(InvalidTypeError, match=f"`call`: .*{message}"):
+            call(**given)
 
 
 def test_functions_get_numbers_of_pythons_own(no_shape_checks):

@@ -203,7 +203,7 @@ def test_folders_that_hold_something_else_say_what_was_meant(folders, tmp_path):
         load_pair(base, run, hook_names=HOOKS)
     with pytest.raises(ValueError, match="is an adapter, not a model: swap"):
         load_pair(lora, base, hook_names=HOOKS)
-    with pytest.raises(ValueError, match="is an adapter, not a model: merge one"):
+    with pytest.raises(ValueError, match="say with `adapted_model=`"):
         load_pair(lora, lora, hook_names=HOOKS)
     with pytest.raises(ValueError, match="is a file; give the folder"):
         load_pair(base / "config.json", base, hook_names=HOOKS)

@@ -153,6 +153,7 @@ def test_a_peft_model_that_one_bridge_cannot_switch_becomes_two_models(tokenizer
             peft_model.get_base_model(), peft_model, hook_names=HOOKS, tokenizer=tokenizer
         )
     assert "two models are made" in caplog.text
+    assert "save the adapter" not in caplog.text  # nothing is left to do
     check(pair, plain(tiny_gpt2(), tokens), plain(peft_model, tokens), tokens, 1e-4)
     assert torch.equal(pair(tokens), pair(tokens))
     assert snapshot(peft_model) == before
@@ -429,3 +430,71 @@ def test_a_model_on_two_devices_is_refused(folders, tokenizer):
     spread.lm_head.to("meta")
     with pytest.raises(ValueError, match="`base` is on cpu, meta; a pair is on one device"):
         load_pair(spread, folders / "full", hook_names=HOOKS)
+
+
+@pytest.fixture
+def two_adapters(tmp_path, tokenizer):
+    """A base and two LoRA adapters of it, each in a folder."""
+    write_tiny_model(tmp_path / "base", tiny_llama(), tokenizer)
+    for name, seed in (("sft", 2), ("dpo", 3)):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        with_lora(model, scale=0.5, seed=seed).save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_two_adapters_of_one_base_in_folders(two_adapters, tokens):
+    pair = load_pair(two_adapters / "sft", two_adapters / "dpo", hook_names=HOOKS)
+    sides = [plain(with_lora(tiny_llama(), scale=0.5, seed=seed), tokens) for seed in (2, 3)]
+    check(pair, *sides, tokens)
+    assert pair._models[0] is pair._models[1]
+    assert (pair.metadata.base, pair.metadata.finetuned) == (
+        str(two_adapters / "sft"), str(two_adapters / "dpo"),
+    )  # fmt: skip
+    alone = load_pair(two_adapters / "base", two_adapters / "sft", hook_names=HOOKS)
+    assert alone.metadata.finetuned_fingerprint == pair.metadata.base_fingerprint
+
+
+@pytest.mark.parametrize("name", ["base", "sft"])
+def test_what_is_compared_with_itself_is_a_null_pair(two_adapters, caplog, name):
+    load_pair(two_adapters / "base", two_adapters / "sft", hook_names=HOOKS)
+    assert "null pair" not in caplog.text
+    load_pair(two_adapters / name, two_adapters / name, hook_names=HOOKS)
+    assert "compute the same: a null pair" in caplog.text
+
+
+def test_two_adapters_that_cannot_be_switched_are_merged_each(two_adapters, tokens, caplog):
+    caplog.set_level("INFO", "diffsae_lens")
+    model = AutoModelForCausalLM.from_pretrained(two_adapters / "base")
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM"
+    )
+    with quiet_peft():
+        peft_model = get_peft_model(model, config)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.add_(0.3)
+    peft_model.save_pretrained(two_adapters / "pissa")
+    pair = load_pair(two_adapters / "sft", two_adapters / "pissa", hook_names=HOOKS)
+    assert "two models are made of" in caplog.text
+    check(
+        pair, plain(with_lora(tiny_llama(), scale=0.5), tokens), plain(peft_model, tokens), tokens
+    )
+
+
+def test_the_model_under_two_adapters_is_named_by_them_or_by_the_user(
+    two_adapters, tokens, tmp_path
+):
+    config = two_adapters / "dpo" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(two_adapters / "base"), "elsewhere"))
+    paths = two_adapters / "sft", two_adapters / "dpo"
+    with pytest.raises(
+        ValueError,
+        match="say with `adapted_model=` which model both sit on.*merged in, that model is",
+    ):
+        load_pair(*paths, hook_names=HOOKS)
+    pair = load_pair(*paths, hook_names=HOOKS, adapted_model=two_adapters / "base")
+    assert pair(tokens).isfinite().all()
+    with pytest.raises(ValueError, match="is an adapter itself"):
+        load_pair(*paths, hook_names=HOOKS, adapted_model=paths[0])
+    with pytest.raises(ValueError, match="`adapted_model` is for two adapters"):
+        load_pair(two_adapters / "base", paths[1], hook_names=HOOKS, adapted_model="x")

@@ -103,6 +103,8 @@ def test_content_that_the_template_rewrites_has_no_last_token(chat_pair, monkeyp
 def test_what_is_no_conversation_is_refused(chat_pair, pair, monkeypatch, no_shape_checks):
     with pytest.raises(TypeError, match="got a single conversation; put it in a list"):
         chat_pair.tokenise(USER)
+    with pytest.raises(TypeError, match="got {'messages': .* at 0, which is no message"):
+        chat_pair.tokenise([{"messages": USER}])
     with pytest.raises(
         ValueError, match=r"`texts\[0\]` must be messages with a `role` and a `content`"
     ):

@@ -119,11 +119,16 @@ def check_folder(folder: Path) -> None:
         if pickles:
             raise InvalidValueError(
                 f"{folder} holds {pickles}, which are pickles and can run code when they are read; "
-                f"have the dictionary saved again as {SAE_WEIGHTS_FILENAME} with {SAE_CFG_FILENAME}"
+                f"have the dictionary saved again as {SAE_WEIGHTS_FILENAME} with {SAE_CFG_FILENAME}, or read "
+                "what another library wrote with `load_foreign`"
             )
+        below = sorted(path.parent.name for path in folder.glob(f"[!.]*/{SAE_WEIGHTS_FILENAME}"))
+        there = sorted(name for name in names if not name.startswith("."))
         raise MissingFileError(
-            f"{folder} holds no dictionary: it takes {SAE_CFG_FILENAME} and "
-            f"{SAE_WEIGHTS_FILENAME}, there is {sorted(names)}"
+            f"{folder} holds no dictionary of its own, but folders of dictionaries: name one of {below}"
+            if below
+            else f"{folder} holds no dictionary: it takes {SAE_CFG_FILENAME} and {SAE_WEIGHTS_FILENAME}, "
+            f"there is {there}; what another library wrote is read with `load_foreign`"
         )
     architecture = read_json(folder / SAE_CFG_FILENAME).get("architecture")
     inference, training = registered_architectures()

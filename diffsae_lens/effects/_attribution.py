@@ -205,7 +205,7 @@ def greedy_order(
     samples: Sequence[Sample],
     *,
     n_features: int,
-    n_rounds: int = 8,
+    n_rounds: int | None = None,
 ) -> list[int]: ...
 
 
@@ -216,7 +216,7 @@ def greedy_order(
     samples: Sequence[Sample],
     *,
     n_features: int,
-    n_rounds: int = 8,
+    n_rounds: int | None = None,
 ) -> dict[str, list[int]]: ...
 
 
@@ -227,7 +227,7 @@ def greedy_order(
     samples: Sequence[Sample],
     *,
     n_features: int,
-    n_rounds: int = 8,
+    n_rounds: int | None = None,
 ) -> list[int] | dict[str, list[int]]:
     """Order features so that each round takes those with the most effect once the others are gone.
 
@@ -240,7 +240,7 @@ def greedy_order(
         dictionary: trained on one of the pair's hook points; or several of them by name.
         samples: prompts on which the behaviour shows.
         n_features: how many features to order, in all dictionaries together.
-        n_rounds: attributions, at most `n_features`.
+        n_rounds: attributions, at most `n_features`; by default 8, or `n_features` if that is fewer.
 
     Returns:
         The features, the first to be taken first; fewer if no others favour the unwanted completion.
@@ -252,7 +252,9 @@ def greedy_order(
     parts = _parts(pair, dictionary, {} if isinstance(dictionary, Mapping) else ())
     sizes = [part.dictionary.cfg.d_sae for part in parts.values()]
     n_features = check_count("n_features", n_features, at_most=sum(sizes))
-    n_rounds = check_count("n_rounds", n_rounds, at_most=n_features)
+    n_rounds = check_count(
+        "n_rounds", min(8, n_features) if n_rounds is None else n_rounds, at_most=n_features
+    )
     several = {name: part.dictionary for name, part in parts.items()}
     order: dict[str, list[int]] = {name: [] for name in several}
     for i in range(n_rounds):

@@ -33,8 +33,8 @@ def layer_sweep(
 ) -> Table[LayerRow]:
     """Put the base model's activation back at one layer after another, before training anything.
 
-    A dictionary on `.diff` can take out no more than the whole difference, so this bounds what any
-    feature ablation at a layer can do. Beside each layer stand the unmodified model, the base model
+    That takes out the whole difference at the layer: a reference for what feature ablation there can do.
+    Beside each layer stand the unmodified model, the base model
     itself, and the same layer with a random change as long as the difference.
 
     Args:

@@ -76,6 +76,11 @@ class AdapterInFolder(Adapter):
         return adapter_shapes(self.folder)
 
     @property
+    def made_for(self) -> str | None:
+        """The model that it says it was made for."""
+        return PeftConfig.from_pretrained(str(self.folder)).base_model_name_or_path
+
+    @property
     @override
     def writes_to_base(self) -> bool:
         config = PeftConfig.from_pretrained(str(self.folder))

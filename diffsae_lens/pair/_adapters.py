@@ -109,8 +109,15 @@ class AdapterSwitch:
         silent += [n for layer, n in names.items() if layer not in ran and "expert" not in n]
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put an adapter on a model, every tensor of its file in its place.
+def attach_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default"
+) -> PeftModel:
+    """Put an adapter on a model, every tensor of its file in its place, and have it alone act.
+
+    Args:
+        model: the model, or one with another adapter on it.
+        folder: of the adapter.
+        name: what the adapter is called on the model.
 
     Raises:
         ValueError: names or shapes in the file that the adapter does not have, or the reverse.
@@ -119,11 +126,17 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         with quiet_peft(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
-            peft_model = PeftModel.from_pretrained(model, str(folder))
+            if isinstance(model, PeftModel):
+                peft_model = model
+                peft_model.load_adapter(str(folder), adapter_name=name)
+            else:
+                peft_model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            peft_model.set_adapter(name)
     except (RuntimeError, ValueError, KeyError) as error:
         said = str(error).strip().replace("\n", " ")[:200]
         raise InvalidValueError(f"the adapter {folder} does not fit `base`: {said}") from error
-    wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    tensors = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
+    wanted = set(tensors)
     there = set(adapter_shapes(folder))
     # Embeddings that an adapter sits on are saved whole beside it.
     plain = {n: n.removeprefix("base_model.model.").replace(".base_layer.", ".") for n in there}

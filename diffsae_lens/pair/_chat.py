@@ -52,9 +52,12 @@ def rendered(
         ValueError: none; a message without role and content; no chat template, or one that refuses.
     """
     if is_conversation(texts):
-        raise InvalidTypeError(
-            f"`{name}` must be a list of texts or conversations, got a single conversation; put it in a list"
+        got = (
+            "a single conversation; put it in a list"
+            if "role" in texts[0]
+            else f"{_checks.shown(dict(texts[0]))} at 0, which is no message; give lists of messages"
         )
+        raise InvalidTypeError(f"`{name}` must be a list of texts or conversations, got {got}")
     if isinstance(texts, Sequence) and not isinstance(texts, str | bytes):
         plain = [_checks.shown(t) if is_conversation(t) else t for t in texts]
     else:

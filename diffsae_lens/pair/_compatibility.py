@@ -88,8 +88,8 @@ def hook_widths(
     if silent:
         raise SilentAdapterError(
             f"`adapter` has {len(silent)} layers that the bridge never runs, such as {silent[0]!r} (it "
-            "splits fused projections and reads the base's weights alone): save the adapter and give its "
-            "folder to `load_pair`, which then makes two models of it"
+            "splits fused projections and reads the base's weights alone); such an adapter needs two models, "
+            "and `load_pair` makes them"
         )
     widths = {}
     for name in hook_names:

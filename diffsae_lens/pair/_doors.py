@@ -22,12 +22,15 @@ Given = str | Path | PreTrainedModel | PeftModel | TransformerBridge
 """What `load_pair` takes for either side."""
 
 
-def sources(base: Given, finetuned: Given, options: LoadOptions) -> tuple[Source, Source | Adapter]:
+def sources(
+    base: Given, finetuned: Given, options: LoadOptions
+) -> tuple[Source | AdapterInFolder, Source | Adapter]:
     """Return where the two sides come from.
 
     Raises:
         TypeError: something else than a name, a model, a PEFT model or a bridge.
-        ValueError: a name of nothing, one object for both, or an adapter as the base.
+        ValueError: a name of nothing, one object for both, or an adapter as the base of something else
+            than another adapter.
     """
     if base is finetuned and not isinstance(base, str | Path):
         raise InvalidValueError(
@@ -40,14 +43,39 @@ def sources(base: Given, finetuned: Given, options: LoadOptions) -> tuple[Source
     if of_adapter and base is of_finetuned.peft_model.get_base_model():
         return UnderAdapter(name=_name(base), peft_model=of_finetuned.peft_model), of_finetuned
     of_base = _source("base", base, options.base_revision)
+    if isinstance(of_base, AdapterInFolder) and isinstance(of_finetuned, AdapterInFolder):
+        return of_base, of_finetuned
     if isinstance(of_base, Adapter):
         way_out = (
-            "merge one of the two into the base and save it"
+            "save both adapters and give their folders, or make the pair with "
+            "`HookedModelPair(bridge, bridge, adapter=peft_model, base_adapter=name)`"
             if isinstance(of_finetuned, Adapter)
             else "swap `base` and `finetuned`"
         )
         raise InvalidValueError(f"`base` {of_base.name} is an adapter, not a model: {way_out}")
     return of_base, of_finetuned
+
+
+def source_under(
+    base: AdapterInFolder, finetuned: AdapterInFolder, adapted: Given | None, options: LoadOptions
+) -> Source:
+    """Return where the model comes from that two adapters sit on.
+
+    Raises:
+        ValueError: the adapters name different models, or none, and `adapted` does not say which.
+    """
+    named = {side.made_for for side in (base, finetuned)}
+    if adapted is None and (len(named) > 1 or None in named):
+        raise InvalidValueError(
+            f"`base` and `finetuned` are adapters made for {' and '.join(sorted(map(str, named)))}; say "
+            "with `adapted_model=` which model both sit on; if one was trained on a model with the other "
+            "merged in, that model is its `base`"
+        )
+    given = named.pop() if adapted is None else adapted
+    source = _source("adapted_model", given, options.base_revision if adapted is None else None)  # type: ignore[arg-type]
+    if isinstance(source, Adapter):
+        raise InvalidValueError(f"`adapted_model` {source.name} is an adapter itself, not a model")
+    return source
 
 
 def _source(side: str, given: Given, revision: str | None) -> Source | Adapter:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
-from diffsae_lens.pair._adapter_sources import Adapter
-from diffsae_lens.pair._adapters import changes_base
+from diffsae_lens.pair._adapter_sources import Adapter, AdapterInFolder
+from diffsae_lens.pair._adapters import attach_adapter, changes_base
 from diffsae_lens.pair._compatibility import (
     SilentAdapterError,
     check_configs,
@@ -23,12 +23,12 @@ from diffsae_lens.pair._compatibility import (
     check_names,
     check_prepend_bos,
 )
-from diffsae_lens.pair._doors import Given, sources
+from diffsae_lens.pair._doors import Given, source_under, sources
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import load_tokenizer, load_weights, resolve_model
 from diffsae_lens.pair._options import LoadOptions, Placement, is_quantised, load_options
-from diffsae_lens.pair._sources import InFolder, Source
+from diffsae_lens.pair._sources import Source
 from diffsae_lens.pair._verification import MismatchError, Reference, plain_logits
 from diffsae_lens.pair._vocabulary import check_rows, choose_tokenizer, in_folder, n_rows, padded
 
@@ -59,7 +59,8 @@ def load_pair(
     Args:
         base: `smollm2-135m` (the embedded model), a local folder, a hub id such as
             `HuggingFaceTB/SmolLM2-360M`, a transformers model, or a `TransformerBridge`, out of which the
-            plain model is taken. For a PEFT model in memory also its `get_base_model()`.
+            plain model is taken. For a PEFT model in memory also its `get_base_model()`. For an adapter
+            in a folder another adapter in a folder, of the same model.
         finetuned: likewise; or a shipped organism (`year-trigger`, `clean-control`), a LoRA adapter as
             a local folder or hub id, or a PEFT model in memory.
         hook_names: the TransformerLens hooks to compare at, such as `blocks.18.hook_resid_post`.
@@ -83,8 +84,15 @@ def load_pair(
     options = load_options(options, overrides)
     check_names(hook_names)
     of_base, of_finetuned = sources(base, finetuned, options)
-    if isinstance(of_base, InFolder) and of_base == of_finetuned:
-        logger.warning("`base` and `finetuned` are both %s: a null pair", base)
+    base_adapter = None
+    if isinstance(of_base, AdapterInFolder):
+        base_adapter = of_base
+        of_base = source_under(base_adapter, of_finetuned, options.adapted_model, options)  # type: ignore[arg-type]
+        base_adapter.check(of_base)
+    elif options.adapted_model is not None:
+        raise InvalidValueError(
+            "`adapted_model` is for two adapters, and `base` is not one; leave it out"
+        )
     check_layers(hook_names, of_base.config)
     if isinstance(of_finetuned, Adapter):
         of_finetuned.check(of_base)
@@ -95,6 +103,7 @@ def load_pair(
         _check_packed_alike(of_base, of_finetuned, options)
     loader = _Loader(
         base=of_base,
+        base_adapter=base_adapter,
         finetuned=of_finetuned,
         hook_names=tuple(hook_names),
         options=options,
@@ -103,7 +112,10 @@ def load_pair(
         tokenizer=_tokenizer(of_base, of_finetuned, options, max(n_rows(of_base.config), rows)),
     )
     if isinstance(of_finetuned, Adapter):
-        pair = loader.of_adapter(of_finetuned)
+        if base_adapter is None:
+            pair = loader.of_adapter(of_finetuned)
+        else:
+            pair = loader.of_two_adapters(base_adapter, of_finetuned)  # type: ignore[arg-type]
     else:
         pair = loader.of_two_models(of_finetuned)
     pair.watch((*of_base.lent, *of_finetuned.lent))
@@ -152,6 +164,8 @@ class _Loader:
     """One call of `load_pair`, its arguments checked."""
 
     base: Source
+    base_adapter: AdapterInFolder | None
+    """The adapter on it that makes the base, if that is a fine-tune too."""
     finetuned: Source | Adapter
     hook_names: tuple[str, ...]
     options: LoadOptions
@@ -175,6 +189,11 @@ class _Loader:
         return plain_logits(model, min(self.rows), model.device)
 
     def reference(self, base: torch.Tensor, finetuned: torch.Tensor, model: Any) -> Reference:
+        if torch.equal(base, finetuned):
+            logger.warning(
+                "%s and %s compute the same: a null pair",
+                (self.base_adapter or self.base).name, self.finetuned.name,
+            )  # fmt: skip
         return Reference(
             base=base,
             finetuned=finetuned,
@@ -188,10 +207,11 @@ class _Loader:
         finetuned: TransformerBridge,
         reference: Reference,
         adapter: PeftModel | None = None,
+        base_adapter: str | None = None,
     ) -> HookedModelPair:
         of_base, of_finetuned = self.rows
         metadata = PairMetadata(
-            base=self.base.name,
+            base=(self.base_adapter or self.base).name,
             finetuned=self.finetuned.name,
             base_revision=self.base.revision,
             finetuned_revision=self.finetuned.revision,
@@ -202,7 +222,7 @@ class _Loader:
             else ("finetuned", "base")[of_base < of_finetuned],
         )
         pair = HookedModelPair(
-            base, finetuned, self.hook_names, adapter=adapter,
+            base, finetuned, self.hook_names, adapter=adapter, base_adapter=base_adapter,
             prepend_bos=self.options.prepend_bos, metadata=metadata,
         )  # fmt: skip
         reference.check(pair)
@@ -221,8 +241,6 @@ class _Loader:
         base = self.logits(model)
         peft_model = adapter.on(model)
         reference = self.reference(base, self.logits(peft_model), model)
-        if torch.equal(reference.base, reference.finetuned):
-            logger.warning("the adapter %s changes nothing: a null pair", adapter.name)
         reason = changes_base(peft_model)
         if reason is None:
             try:
@@ -230,18 +248,45 @@ class _Loader:
                 return self.pair(bridge, bridge, reference, peft_model)
             except (SilentAdapterError, MismatchError) as error:
                 reason = f"cannot be switched on one bridge ({error})"
-        if reference.quantised:
-            raise InvalidValueError(
-                f"the adapter {adapter.name} {reason}, and merged into quantised weights it would be "
-                "rounded; load the base without `quantization_config`"
-            )
-        logger.info("two models are made of %s, since the adapter %s", self.base.name, reason)
+        self._say_why_merged(f"the adapter {adapter.name} {reason}", reference)
         del model, peft_model
         merged = adapter.on(self.weights(self.base, share=False), share=False).merge_and_unload()  # type: ignore[operator]
         merged.eval().requires_grad_(False)
         base = self.weights(self.base)
         bridges = boot_bridge(base, self.tokenizer), boot_bridge(merged, self.tokenizer)
         return self.pair(*bridges, reference)
+
+    def _say_why_merged(self, reason: str, reference: Reference) -> None:
+        if reference.quantised:
+            raise InvalidValueError(
+                f"{reason}, and merged into quantised weights it would be rounded; load the model without "
+                "`quantization_config`"
+            )
+        logger.info("two models are made of %s, since %s", self.base.name, reason)
+
+    def of_two_adapters(self, one: AdapterInFolder, other: AdapterInFolder) -> HookedModelPair:
+        """Switch between two adapters on one model, or merge each into a copy of its own."""
+        reason = "one of the adapters changes more than its own layers"
+        if not (one.writes_to_base or other.writes_to_base):
+            model = self.weights(self.base, share=False)
+            peft_model = attach_adapter(model, one.folder, name="base")
+            base = self.logits(peft_model)
+            attach_adapter(peft_model, other.folder, name="finetuned")
+            try:
+                reference = self.reference(base, self.logits(peft_model), model)
+                bridge = boot_bridge(peft_model.get_base_model(), self.tokenizer)  # type: ignore[arg-type]
+                return self.pair(bridge, bridge, reference, peft_model, "base")
+            except (SilentAdapterError, MismatchError) as error:
+                reason = f"the adapters cannot be switched on one bridge ({error})"
+            del model, peft_model
+        both = [adapter.on(self.weights(self.base, share=False)) for adapter in (one, other)]
+        reference = self.reference(*map(self.logits, both), both[0])  # type: ignore[operator]
+        self._say_why_merged(reason, reference)
+        merged = [peft_model.merge_and_unload() for peft_model in both]  # type: ignore[operator]
+        bridges = [
+            boot_bridge(model.eval().requires_grad_(False), self.tokenizer) for model in merged
+        ]
+        return self.pair(*bridges, reference)  # type: ignore[call-arg]
 
 
 def load_model(

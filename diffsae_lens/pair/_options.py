@@ -66,6 +66,9 @@ class LoadOptions:
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None
     """By which both models read texts: `"base"` or `"finetuned"` for one of the two, an object, a folder
     or a hub id; by default the fine-tuned model's, or the base's if that has more tokens."""
+    adapted_model: Any = None
+    """The model that two adapters sit on, where `base` is one too: as `base` of `load_pair`; by default
+    the one that both say they were made for."""
     device_map: str | Mapping | None = None
     """As in transformers, in place of `device`; all of a pair is on one device."""
     quantization_config: QuantizationConfigMixin | None = None

@@ -274,7 +274,8 @@ def _mixed(feature: FeatureEvidence, seed: int) -> list[tuple[FeatureExample, bo
     n_each = min(len(feature.fires), len(feature.silent))
     if n_each == 0:
         raise InvalidValueError(
-            f"`evidence`: {feature.id} must have texts on which it is silent, too; give more texts"
+            f"`evidence`: {feature.id} must have texts on which it is silent, too; give more texts, or leave "
+            "the feature out"
         )
     texts = [(e, True) for e in feature.fires[:n_each]]
     texts += [(e, False) for e in feature.silent[:n_each]]

@@ -120,6 +120,16 @@ def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedAct
         )
     hooks = map(VirtualHook.parse, recipe["hook_names"])
     sites = dict.fromkeys(hook.site for hook in hooks if hook.spec.needs_base)
+    lacking = [
+        site
+        for site in sites
+        if not {f"{site}.base", f"{site}.concat"} & set(harvest.recipe["hook_names"])
+    ]
+    if lacking:
+        raise InvalidValueError(
+            f"`base` must be a harvest with '.base' or '.concat' at {lacking}; {harvest.path} has "
+            f"{harvest.recipe['hook_names']}"
+        )
     return harvest.showing([VirtualHook(site, "base") for site in sites])
 
 

@@ -91,8 +91,12 @@ def test_pickles_unknown_classes_and_checkpoints_are_refused(crosscoder, tmp_pat
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no dictionary"):
+    (tmp_path / "empty" / ".lock").touch()
+    with pytest.raises(FileNotFoundError, match=r"there is \[\]; what another .* `load_foreign`"):
         load(tmp_path / "empty")
+    crosscoder.save_model(tmp_path / "run" / "mine")
+    with pytest.raises(FileNotFoundError, match=r"name one of \['mine'\]"):
+        load(tmp_path / "run")
 
 
 def test_the_export_needs_no_plugin(crosscoder, tmp_path):

@@ -103,7 +103,7 @@ def test_what_has_to_be_said_and_what_says_nothing(tmp_path, no_shape_checks):
     dictionary_learning_crosscoder(crosscoder)
     dictionary_learning_sae(sae)
     refused(crosscoder, "`hook` must be given", hook=None)
-    refused(crosscoder, "`hook`", ".concat", hook=DIFF)
+    refused(crosscoder, "`hook` must be '<site>.concat'", hook=DIFF)
     refused(crosscoder, "virtual hook point", hook=HOOKS[1])
     refused(sae, "`hook`", ".diff", hook=CONCAT)
     refused(sae, "`sign`", "finetuned - base", hook=DIFF)

@@ -123,6 +123,8 @@ def test_greedy_order_takes_the_best_of_what_is_left(long_pair):
     assert order[2:4] == then.topk(2).indices.tolist()
     with pytest.raises(ValueError, match="n_rounds"):
         greedy_order(long_pair, sae, SAMPLES, n_features=2, n_rounds=3)
+    few = greedy_order(long_pair, sae, SAMPLES[:1], n_features=2)
+    assert few == greedy_order(long_pair, sae, SAMPLES[:1], n_features=2, n_rounds=2)
 
 
 def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):

@@ -258,7 +258,7 @@ OTHERS = [
     (calls(dl.attribute_features, SAE, ONE, n_steps=0), ValueError, "`n_steps`"),
     (calls(dl.attribute_features, SAE, ONE, n_steps=1.5), TypeError, "`n_steps`"),
     (calls(dl.greedy_order, SAE, ONE, n_features=0), ValueError, "`n_features`"),
-    (calls(dl.greedy_order, SAE, ONE, n_features=2), ValueError, "`n_rounds`"),
+    (calls(dl.greedy_order, SAE, ONE, n_features=2, n_rounds=3), ValueError, "`n_rounds`"),
     (
         calls(dl.effects.ablation_curve, SAE, {"a": [0, 1]}, ONE, counts=[0], **JUDGED),
         ValueError,

@@ -303,7 +303,7 @@ def test_several_finetunes_share_one_run_of_the_base(pair, sequences, tokenizer,
     assert torch.equal(whole[kept], shared.rows(0, 8)[NAMES[1]])
     assert not torch.equal(shared.rows(0, 8)[NAMES[1]], first.rows(0, 8)[NAMES[1]])
     for names, tokens, message in (
-        (NAMES[:1], sequences, "`hooks` must be of what was harvested"),
+        (NAMES[:1], sequences, r"`base` must be a harvest with '.base' or '.concat' at"),
         (NAMES[1:], sequences[:4], "has another tokens_sha256, tokens_shape"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -204,9 +204,17 @@ def _hook_of(foreign: Foreign, wanted: VirtualHook | None, file: ForeignFile) ->
     if foreign.hook is not None and hook != foreign.hook:
         raise file.refusal("`hook`", f"{foreign.hook.name!r}, as its settings say", repr(hook.name))
     if hook.spec.n_models != foreign.n_models:
-        holds = "two models" if foreign.n_models == 2 else "one activation or difference"
-        fit = ".concat" if foreign.n_models == 2 else ".diff, .base or .finetuned"
-        raise file.refusal(f"`hook` of a dictionary on {holds}", f"one of {fit}", repr(hook.name))
+        fit, of = (
+            ("'<site>.concat'", "two models")
+            if foreign.n_models == 2
+            else (
+                "'<site>.diff', '<site>.base' or '<site>.finetuned'",
+                "one activation or difference",
+            )
+        )
+        raise InvalidValueError(
+            f"`hook` must be {fit} for {file.path}, a dictionary on {of}, got {hook.name!r}"
+        )
     return hook
 
 
