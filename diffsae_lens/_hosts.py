@@ -224,6 +224,16 @@ def forget_quantization(model: Any) -> None:
     model.is_quantized = False
 
 
+def reorder_cache_layer(cache: Any, layer: int, index: Tensor) -> None:
+    """Put rows of one layer of a KV cache in another order, some of them repeated or left out.
+
+    transformers 5.23, `Cache.layers[i].reorder_cache`. `Cache.reorder_cache` has one order for all
+    layers, and where a batch grows between blocks the lower layers hold fewer rows.
+    """
+    if layer < len(cache.layers):
+        cache.layers[layer].reorder_cache(index)
+
+
 # --- IPython ----------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-from transformers import AutoConfig
+from transformers import AutoConfig, DynamicCache
 
 from diffsae_lens import _hosts
 from diffsae_lens.pair._loading import boot_bridge
@@ -265,6 +265,20 @@ def test_transformers_saves_what_is_no_longer_quantised(tmp_path):
     assert not hasattr(AutoConfig.from_pretrained(tmp_path), "quantization_config"), (
         "save_pretrained asks something else than config.quantization_config for quantisation"
     )
+
+
+def test_transformers_reorders_one_layer_of_a_cache():
+    cache = DynamicCache()
+    for layer in range(2):
+        rows = torch.arange(2.0).view(2, 1, 1, 1)
+        cache.update(rows, -rows, layer)
+    _hosts.reorder_cache_layer(cache, 0, torch.tensor([1, 1, 0]))
+    _hosts.reorder_cache_layer(cache, 2, torch.tensor([1]))  # a layer that keeps nothing
+    assert cache.layers[0].keys.flatten().tolist() == [1, 1, 0], (
+        "Cache.layers no longer holds layers with reorder_cache"
+    )
+    assert cache.layers[0].values.flatten().tolist() == [-1, -1, 0]
+    assert cache.layers[1].keys.flatten().tolist() == [0, 1]
 
 
 def test_ipython_shows_classes_by_a_formatter_for_html():

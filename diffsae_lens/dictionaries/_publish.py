@@ -204,7 +204,7 @@ def model_card(
             "or implies.",
             "",
             "```python",
-            "import diffsae_lens as dl  # pip install diffsae-lens",
+            "import diffsae_lens as dl",
             "",
             *_loading(repo_id, first, records[first]),
             "```",

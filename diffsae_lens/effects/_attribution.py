@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidValueError
@@ -24,6 +23,7 @@ from diffsae_lens.effects._likelihood import (
     score_completions,
 )
 from diffsae_lens.interventions._chosen import feature_indices
+from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.interventions._features import ablate_features
 from diffsae_lens.organisms._behaviour import Sample
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -281,14 +281,15 @@ def ablation_effects(
 ) -> Float[Tensor, "n_features"]:
     """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
 
-    Two forward passes of both models per feature and batch, so choose few samples.
+    Up to the dictionary's hook the models run once for all features; from there on each takes two passes
+    per sample, so choose few samples.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: indices of the features.
         samples: prompts on which the behaviour shows.
-        batch_size: samples per forward pass.
+        batch_size: rows of a forward pass, features times samples; at least 32.
 
     Returns:
         One value per feature, mean over the samples, in nats per prompt; positive favours the unwanted
@@ -299,9 +300,8 @@ def ablation_effects(
     """
     view = check_fits(pair, dictionary).spec
     features = feature_indices(dictionary, features, view=view).tolist()
-    before = likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
-    effects = torch.zeros(len(features))
-    for i, feature in enumerate(tqdm(features, desc="ablating", unit="feature", leave=False)):
-        with ablate_features(pair, dictionary, [feature]):
-            effects[i] = before - likelihoods(pair, samples, batch_size=batch_size).log_odds.mean()
-    return effects
+    under: dict[str, Edit | None] = {"": None}
+    under |= {str(f): ablate_features(pair, dictionary, [f]) for f in features}
+    found = likelihoods(pair, samples, under=under, batch_size=batch_size)
+    means = torch.stack([scored.log_odds.mean() for scored in found.values()])
+    return means[0] - means[1:]

@@ -110,11 +110,26 @@ def measure_effects(
         raise InvalidValueError(
             f"`completions` must be as many as `samples`, got {len(completions)} for {len(prompts)}"
         )
+    return _effects(
+        pair, samples, completions, likelihoods(pair, samples[:n_likelihood]), behaviour=behaviour
+    )
+
+
+def _effects(
+    pair: HookedModelPair,
+    samples: Sequence[Sample],
+    completions: Sequence[str],
+    scored: Likelihoods,
+    *,
+    behaviour: Behaviour,
+) -> Effects:
+    """What completions of the samples are worth, the first of which were scored."""
+    prompts, n_scored = [sample.prompt for sample in samples], len(scored.wanted)
     return Effects(
         completions=tuple(completions),
         rate=attack_rate(prompts, completions, behaviour=behaviour),
-        likelihoods=likelihoods(pair, samples[:n_likelihood]),
-        perplexity=output_perplexity(pair, prompts[:n_likelihood], completions[:n_likelihood]),
+        likelihoods=scored,
+        perplexity=output_perplexity(pair, prompts[:n_scored], completions[:n_scored]),
         example=prompts[0] + completions[0],
     )
 
@@ -189,27 +204,26 @@ def compare_interventions(
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
     by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
     under: dict[str, Edit | None] = {"unmodified": None, **edits}
-    written: dict[Group, dict[str, list[str]]] = {
-        group: complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
-        for group, members in by_group.items()
-        if members
-    }
+    found: dict[tuple[str, Group], Effects] = {}
+    for group, members in by_group.items():
+        if not members:
+            continue
+        written = complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
+        scored = likelihoods(pair, members[:n_likelihood], under=under)
+        for name in under:
+            found[name, group] = _effects(
+                pair, members, written[name], scored[name], behaviour=behaviour
+            )
     rows = []
     for name, edit in under.items():
-        for group, by_name in written.items():
-            with running(pair, edit) as acting:
-                effects = measure_effects(
-                    acting,
-                    by_group[group],
-                    behaviour=behaviour,
-                    n_likelihood=n_likelihood,
-                    completions=by_name[name],
-                )
-            if edit is None:
-                rows.append(effects.row(name, group=group))
-            else:
-                about = {"kind": edit.kind, "n_features": edit.n_features, "layer": edit.layer}
-                rows.append(effects.row(name, group=group, **about))
+        about: dict[str, Any] = {}
+        if edit is not None:
+            about = {"kind": edit.kind, "n_features": edit.n_features, "layer": edit.layer}
+        rows += [
+            effects.row(name, group=group, **about)
+            for (of, group), effects in found.items()
+            if of == name
+        ]
     return Table(tuple(rows))
 
 

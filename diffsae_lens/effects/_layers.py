@@ -5,14 +5,15 @@ from functools import partial
 from typing import Any
 
 from scipy.stats import sem, t
+from torch import Tensor
 
 from diffsae_lens._checks import check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Count, typed
-from diffsae_lens.effects._likelihood import check_scored, log_odds
-from diffsae_lens.effects._rates import attack_rate
+from diffsae_lens.effects._likelihood import check_scored, likelihoods
+from diffsae_lens.effects._rates import AttackRate, attack_rate
 from diffsae_lens.interventions._directions import perturb, swap_to_base
-from diffsae_lens.interventions._edit import Edit, running
+from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.interventions._run import check_generation, complete
 from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Sample
 from diffsae_lens.pair._hook import layer_of
@@ -32,8 +33,8 @@ def layer_sweep(
 ) -> Table[LayerRow]:
     """Put the base model's activation back at one layer after another, before training anything.
 
-    A dictionary on `.diff` can take out no more than the whole difference, so this bounds what any
-    feature ablation at a layer can do. Beside each layer stand the unmodified model, the base model
+    That takes out the whole difference at the layer: a reference for what feature ablation there can do.
+    Beside each layer stand the unmodified model, the base model
     itself, and the same layer with a random change as long as the difference.
 
     Args:
@@ -61,7 +62,10 @@ def layer_sweep(
     sites = check_texts("sites", pair.hook_names if sites is None else sites)
     if len(set(sites)) != len(sites):
         raise InvalidValueError(f"`sites` must name each hook once, got {sites}")
-    edits = [(swap_to_base(pair, site), perturb(pair, site)) for site in sites]
+    under: dict[str, Edit | None] = {"unmodified": None}
+    for site in sites:
+        under[f"swap to base at {site}"] = swap_to_base(pair, site)
+        under[f"random change at {site}"] = perturb(pair, site)
     if behaviour is None and generate_kwargs:
         raise InvalidValueError(
             f"{sorted(generate_kwargs)} have no effect without a `behaviour`, which judges completions"
@@ -70,39 +74,40 @@ def layer_sweep(
     rows = []
     for group in GROUPS:
         members = [sample for sample in samples if sample.group == group]
-        if members:
-            measure = partial(
-                _row,
-                members,
-                behaviour=behaviour,
-                batch_size=batch_size,
-                generating=generate_kwargs,
-            )
-            rows.append(measure(pair, None, kind="unmodified"))
-            rows.append(measure(pair.mirrored(), None, kind="base model"))
-            for site, (swap, control) in zip(sites, edits, strict=True):
-                rows.append(measure(pair, swap, kind="swap to base", site=site))
-                rows.append(measure(pair, control, kind="random change", site=site))
+        if not members:
+            continue
+        measure = partial(_measure, members, behaviour, batch_size, generate_kwargs)
+        found = measure(pair, under)
+        base = measure(pair.mirrored(), {"base model": None})
+        rows.append(_row(members, *found.pop("unmodified"), kind="unmodified"))
+        rows.append(_row(members, *base["base model"], kind="base model"))
+        for name, measured in found.items():
+            kind, _, site = name.partition(" at ")
+            rows.append(_row(members, *measured, kind=kind, site=site))
     return Table(tuple(rows))
 
 
-def _row(
+def _measure(
     samples: Sequence[Sample],
-    pair: HookedModelPair,
-    edit: Edit | None,
-    *,
     behaviour: Behaviour | None,
     batch_size: int,
     generating: Mapping[str, Any],
-    **about: Any,
+    pair: HookedModelPair,
+    under: Mapping[str, Edit | None],
+) -> dict[str, tuple[Tensor, AttackRate | None]]:
+    """The log-odds under each edit, and what is written if there is a behaviour to judge it."""
+    scored = likelihoods(pair, samples, under=under, batch_size=batch_size)
+    rates: dict[str, AttackRate] = {}
+    if behaviour is not None:
+        prompts = [sample.prompt for sample in samples]
+        for name, written in complete(pair, prompts, under=under, **generating).items():
+            rates[name] = attack_rate(prompts, written, behaviour=behaviour)
+    return {name: (scored[name].log_odds, rates.get(name)) for name in under}
+
+
+def _row(
+    samples: Sequence[Sample], odds: Tensor, rate: AttackRate | None, **about: Any
 ) -> LayerRow:
-    with running(pair, edit):
-        odds = log_odds(pair, samples, batch_size=batch_size)
-        rate = None
-        if behaviour is not None:
-            prompts = [sample.prompt for sample in samples]
-            written = complete(pair, prompts, **generating)
-            rate = attack_rate(prompts, written, behaviour=behaviour)
     counted: dict[str, Any] = {"n_prompts": len(samples)} if rate is None else rate.columns()
     low, high = (
         t.interval(0.95, len(odds) - 1, odds.mean(), sem(odds)) if len(odds) > 1 else (None,) * 2

@@ -1,14 +1,22 @@
 """What a model would write, without generating: log-odds of the unwanted completion."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsae_lens._typed import Count, typed
+from diffsae_lens.interventions._edit import (
+    Edit,
+    by_pair,
+    check_edits,
+    chunks_of,
+    running,
+    side_by_side,
+)
 from diffsae_lens.organisms._behaviour import Sample, check_samples
 from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -16,6 +24,8 @@ from diffsae_lens.pair._texts import batches_of
 
 Completion = Literal["unwanted", "wanted"]
 COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
+N_ROWS = 32
+"""Rows of a forward pass under several edits, unless a batch of samples alone has more."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,36 +50,90 @@ class Likelihoods:
         return -self.wanted / self.n_wanted_tokens
 
 
+@overload
+def likelihoods(
+    pair: HookedModelPair, samples: Sequence[Sample], *, under: None = None, batch_size: int = 16
+) -> Likelihoods: ...
+
+
+@overload
+def likelihoods(
+    pair: HookedModelPair,
+    samples: Sequence[Sample],
+    *,
+    under: Mapping[str, Edit | None],
+    batch_size: int = 16,
+) -> dict[str, Likelihoods]: ...
+
+
 @torch.no_grad()
 @typed
 def likelihoods(
-    pair: HookedModelPair, samples: Sequence[Sample], *, batch_size: Count = 16
-) -> Likelihoods:
+    pair: HookedModelPair,
+    samples: Sequence[Sample],
+    *,
+    under: Mapping[str, Edit | None] | None = None,
+    batch_size: Count = 16,
+) -> Likelihoods | dict[str, Likelihoods]:
     """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
-    Run under whatever edits are open on the pair, so it measures those too.
+    Run under whatever edits are open on the pair, so it measures those too. Many edits given as `under`
+    share passes: what a text's readings have in common, all below the lowest edited layer, is computed
+    once. That equals scoring under one after the other, up to rounding.
 
     Args:
         pair: the two models; the fine-tuned one is scored.
         samples: prompts with their completions.
-        batch_size: samples per forward pass.
+        under: edits by name, None for the unmodified model.
+        batch_size: samples per forward pass; with `under` a pass has that many rows, or 32 if that is more.
 
     Returns:
-        Log-probabilities on the CPU, samples in the order given.
+        Log-probabilities on the CPU, samples in the order given; with `under`, these by the edits' names.
 
     Raises:
-        TypeError: something else in place of samples, or of a count.
+        TypeError: something else in place of samples, of edits by name, or of a count.
         ValueError: no samples, one beyond the context with its completion, or a `batch_size` below 1.
+        RuntimeError: an edit never acted.
     """
     samples = check_scored(pair, samples)
-    totals = torch.zeros(2, len(samples))
+    if under is None:
+        return _scored(pair, samples, batch_size, [[]])[0]
+    check_edits("under", under, pair)
+    found: dict[str, Likelihoods] = {}
+    alone = {name: edit for name, edit in under.items() if edit is not None and edit.draws}
+    for name, edit in alone.items():
+        with running(pair, edit) as acting:
+            [found[name]] = _scored(acting, samples, batch_size, [[]])
+    together = {name: edit for name, edit in under.items() if name not in alone}
+    n_rows = max(batch_size, N_ROWS)
+    for acting, edits in by_pair(pair, together).items():
+        for chunk in chunks_of(edits, n_rows):
+            with side_by_side(acting, list(chunk.values())) as repeats:
+                scored = _scored(acting, samples, max(1, n_rows // len(chunk)), repeats)
+            found |= dict(zip(chunk, scored, strict=True))
+    return {name: found[name] for name in under}
+
+
+def _scored(
+    pair: HookedModelPair,
+    samples: Sequence[Sample],
+    batch_size: int,
+    repeats: Sequence[Sequence[str]],
+) -> list[Likelihoods]:
+    """The likelihoods of each reading of samples that were checked."""
+    n = len(repeats)
+    totals = torch.zeros(n, 2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
-    for row, which in enumerate(COMPLETIONS):
+    for side, which in enumerate(COMPLETIONS):
         batches = encoded(pair, samples, which, batch_size, "scoring completions")
         for index, tokens, labels in batches:
-            totals[row, index] = score_completions(pair, tokens, labels).cpu()
-            n_tokens[row, index] = (labels != IGNORED).sum(1).cpu()
-    return Likelihoods(unwanted=totals[0], wanted=totals[1], n_wanted_tokens=n_tokens[1])
+            scores = score_completions(pair, tokens, labels, repeats=repeats if n > 1 else None)
+            totals[:, side, index] = scores.view(-1, n).T.cpu()
+            n_tokens[side, index] = (labels != IGNORED).sum(1).cpu()
+    return [
+        Likelihoods(unwanted=unwanted, wanted=wanted, n_wanted_tokens=n_tokens[1])
+        for unwanted, wanted in totals
+    ]
 
 
 @typed
@@ -142,15 +206,19 @@ def score_completions(
     labels: Int[Tensor, "batch pos"],
     *,
     model: Callable[..., Tensor] | None = None,
-) -> Float[Tensor, "batch"]:
-    """Summed log-probability of the labelled tokens, by the pair or by another `model` of it."""
+    repeats: Sequence[Sequence[str]] | None = None,
+) -> Float[Tensor, "row"]:
+    """Summed log-probability of the labelled tokens, by the pair or by another `model` of it.
+
+    With `repeats` each text has that many rows next to each other, as in the pair's `forward`.
+    """
     first = int((labels != IGNORED).any(0).nonzero()[0])
-    targets = labels[:, first:]
+    targets = labels[:, first:].repeat_interleave(1 if repeats is None else len(repeats), dim=0)
     # Logits of the prompts are never needed, and the unembedding is a fifth of a small model.
     n_kept = targets.shape[1] + 1
     options = pair.keep_logits(n_kept)
     logits = (
-        pair(tokens, prompt_mask=labels == IGNORED, **options)
+        pair(tokens, prompt_mask=labels == IGNORED, repeats=repeats, **options)
         if model is None
         else model(tokens, **options)
     )[:, -n_kept:-1].float()

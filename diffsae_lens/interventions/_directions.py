@@ -26,7 +26,7 @@ def swap_to_base(
     skip_positions: int = 0,
     ignored_token_ids: Sequence[int] = (),
 ) -> Edit:
-    """Put the base model's activation back: all that taking the difference out can do.
+    """Put the base model's activation back: the whole difference taken out.
 
     As the control of a dictionary it has to act where the dictionary acts: give it the tokens of the
     dictionary's record, `swap_to_base(pair, site, **vars(DictionaryRecord.of(dictionary).tokens))`.

@@ -162,6 +162,39 @@ def edits_on(edits: Sequence[tuple[Edit, slice]]) -> Iterator[list[Acted]]:
 
 
 @contextmanager
+def side_by_side(pair: HookedModelPair, edits: Sequence[Edit | None]) -> Iterator[list[list[str]]]:
+    """Open edits of one pair, each on its own reading of every text.
+
+    Yields:
+        What `pair.generate` and `pair.forward` take as `repeats`.
+    """
+    n, outside = len(edits), pair.hooks_in_use
+    repeats = [
+        [*outside, *(part.hook for part in (() if edit is None else edit.parts))] for edit in edits
+    ]
+    own_rows = [(edit, slice(i, None, n)) for i, edit in enumerate(edits) if edit is not None]
+    with edits_on(own_rows):
+        yield repeats
+
+
+def by_pair(
+    pair: HookedModelPair, edits: Mapping[str, Edit | None]
+) -> dict[HookedModelPair, dict[str, Edit | None]]:
+    """Return edits by the pair that each runs, None and what is made on `pair` by `pair`."""
+    found: dict[HookedModelPair, dict[str, Edit | None]] = {}
+    for name, edit in edits.items():
+        found.setdefault(pair if edit is None else edit.pair, {})[name] = edit
+    return found
+
+
+def chunks_of(edits: Mapping[str, Edit | None], n: int) -> Iterator[dict[str, Edit | None]]:
+    """Yield at most `n` edits at a time."""
+    names = list(edits)
+    for start in range(0, len(names), n):
+        yield {name: edits[name] for name in names[start : start + n]}
+
+
+@contextmanager
 def running(pair: HookedModelPair, edit: Edit | None) -> Iterator[HookedModelPair]:
     """Open an edit, or nothing where it is None, and yield the pair that has to run."""
     if edit is None:
@@ -218,12 +251,24 @@ def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., 
     generator = torch.Generator(device=edit.pair.device).manual_seed(0)
 
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
-        positions = _positions(edit, value, rows)
-        if positions is not None and not positions.any():
+        there = _there(edit.pair, rows)
+        positions = _positions(edit, value, there)
+        new = write(value[there], positions)
+        written_at = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
+        if new is not None:
+            written_at[there] = True if positions is None else positions
+        edit.pair.note_written(written_at)
+        if new is None or rows == slice(None):
+            return new
+        whole = value.clone()
+        whole[there] = new
+        return whole
+
+    def write(own: Tensor, positions: Tensor | None) -> Tensor | None:
+        if len(own) == 0 or (positions is not None and not positions.any()):
             return None
         for acted in counts:
             acted.n_forward_passes += 1
-        own = value[rows]
         changed = edit.change(own, generator)
         if changed is None:
             return None
@@ -233,11 +278,7 @@ def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., 
             return None
         for acted in counts:
             acted.n_changes += 1
-        if rows == slice(None):
-            return new
-        whole = value.clone()
-        whole[rows] = new
-        return whole
+        return new
 
     return hook_fn
 
@@ -249,7 +290,15 @@ def _check_changed(changed: Any, own: Tensor) -> None:
         )
 
 
-def _positions(edit: Edit, value: Tensor, rows: slice) -> Tensor | None:
+def _there(pair: HookedModelPair, rows: slice) -> slice | Tensor:
+    """Which of the rows that the pass under way computes are those."""
+    if rows == slice(None) or pair.rows is None:
+        return rows
+    wanted = torch.arange(int(pair.rows.max()) + 1)[rows]
+    return torch.isin(pair.rows, wanted).nonzero()[:, 0].to(pair.device)
+
+
+def _positions(edit: Edit, value: Tensor, rows: slice | Tensor) -> Tensor | None:
     """Positions of these rows acted on, `[row or 1, pos]`; None for all of them."""
     tokens, positions = edit.pair.tokens, edit.pair.positions
     if tokens is None or positions is None:  # embeddings were passed: nothing tells tokens apart

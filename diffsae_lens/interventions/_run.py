@@ -1,17 +1,26 @@
 """Complete prompts, under no edit, one or many: many share batches, each on rows of its own.
 
 A step of generation costs a small model nearly the same for one row as for a hundred, so one batch with
-a row for each edit and prompt takes a fraction of the time of one batch per edit.
+a row for each edit and prompt takes a fraction of the time of one batch per edit. What its rows have in
+common, the prompt below the lowest edited layer, is computed once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_keys
 from diffsae_lens._typed import typed
-from diffsae_lens.interventions._edit import Edit, check_edits, edits_on, running
+from diffsae_lens.interventions._edit import (
+    Edit,
+    by_pair,
+    check_edits,
+    chunks_of,
+    running,
+    side_by_side,
+)
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
@@ -103,19 +112,16 @@ def complete(
     generating = {**pair.keep_logits(1), "max_new_tokens": max_new_tokens, **generate_kwargs}
     if under is None:
         return _completed(pair, prompts, batch_size or BATCH_SIZE, generating)
-    n_rows = batch_size or N_ROWS
     written: dict[str, list[str]] = {}
-    sharing: dict[HookedModelPair, list[str]] = {}
-    for name, edit in under.items():
-        if generate_kwargs.get("do_sample") or (edit is not None and edit.draws):
-            with running(pair, edit) as acting:
-                written[name] = _completed(acting, prompts, batch_size or BATCH_SIZE, generating)
-        else:
-            sharing.setdefault(pair if edit is None else edit.pair, []).append(name)
-    for acting, names in sharing.items():
-        for start in range(0, len(names), n_rows):
-            chunk = {name: under[name] for name in names[start : start + n_rows]}
-            written |= _side_by_side(acting, chunk, prompts, n_rows, generating)
+    draws = bool(generate_kwargs.get("do_sample"))
+    alone = {name: edit for name, edit in under.items() if draws or (edit and edit.draws)}
+    for name, edit in alone.items():
+        with running(pair, edit) as acting:
+            written[name] = _completed(acting, prompts, batch_size or BATCH_SIZE, generating)
+    together = {name: edit for name, edit in under.items() if name not in alone}
+    for acting, edits in by_pair(pair, together).items():
+        for chunk in chunks_of(edits, batch_size or N_ROWS):
+            written |= _together(acting, chunk, prompts, batch_size or N_ROWS, generating)
     return {name: written[name] for name in under}
 
 
@@ -139,7 +145,7 @@ def check_generation(
     return list(pair.tokenise(prompts, name="prompts", n_new_tokens=n_new).texts)
 
 
-def _side_by_side(
+def _together(
     pair: HookedModelPair,
     edits: Mapping[str, Edit | None],
     prompts: Sequence[str],
@@ -148,26 +154,31 @@ def _side_by_side(
 ) -> dict[str, list[str]]:
     """Complete under edits of one pair, at most as many as a batch has rows for."""
     n = len(edits)
-    # A row for each edit, prompt by prompt: batches are whole multiples of that.
-    tiled = [prompt for prompt in prompts for _ in range(n)]
-    own_rows = [
-        (edit, slice(at, None, n)) for at, edit in enumerate(edits.values()) if edit is not None
-    ]
-    with edits_on(own_rows):
-        rows = _completed(pair, tiled, n * max(1, n_rows // n), generating)
+    with side_by_side(pair, list(edits.values())) as repeats:
+        rows = _completed(pair, prompts, max(1, n_rows // n), {**generating, "repeats": repeats})
     return {name: rows[at::n] for at, name in enumerate(edits)}
 
 
 def _completed(
     pair: HookedModelPair, prompts: Sequence[str], batch_size: int, generating: Mapping[str, Any]
 ) -> list[str]:
-    """The completions of prompts that were checked."""
-    completions = [""] * len(prompts)
+    """The completions of prompts that were checked, those of one prompt next to each other."""
+    n = len(generating.get("repeats", [()]))
+    completions = [""] * (n * len(prompts))
     for indices, texts in batches_of(prompts, batch_size, "generating"):
         tokens = pair.generate(texts, return_type="tokens", **generating)
         # Decoded without the prompt's tokens: all rows are padded to the longest prompt.
         begun = [pair.with_bos(text) for text in texts]
         width = max(len(ids) for ids in pair.tokenizer(begun, add_special_tokens=False).input_ids)
-        for i, row in zip(indices, tokens[:, width:], strict=True):
-            completions[i] = str(pair.tokenizer.decode(row, skip_special_tokens=True))
+        rows = [n * i + at for i in indices for at in range(n)]
+        for row, ids in zip(rows, _ended(tokens[:, width:], generating), strict=True):
+            completions[row] = str(pair.tokenizer.decode(ids, skip_special_tokens=True))
     return completions
+
+
+def _ended(written: Tensor, generating: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield rows up to the end asked for: what fills them up need not be a special token."""
+    end = generating.get("eos_token_id") if generating.get("stop_at_eos", True) else None
+    for ids in written:
+        ends = [] if end is None else (ids == end).nonzero()[:, 0].tolist()
+        yield ids[: ends[0] + 1] if ends else ids

@@ -2,98 +2,88 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from diffsae_lens._errors import FailedRunError, InvalidValueError
+from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
+from diffsae_lens._tensor_checks import shown
 from diffsae_lens.pair._chat import Text, is_conversation
+from diffsae_lens.pair._greedy import Steps, greedy
 from diffsae_lens.pair._metadata import PairMetadata
-from diffsae_lens.pair._paired_pass import PairedPass
-from diffsae_lens.pair._texts import PairedText
+from diffsae_lens.pair._shared import SharedRows, check_repeats, n_alike
+from diffsae_lens.pair._under_way import PassUnderWay
 
 logger = logging.getLogger(__name__)
 
 _MAX_NEW_TOKENS = inspect.signature(TransformerBridge.generate).parameters["max_new_tokens"].default
 _N_PROMPT, _N_STEPS = 5, 4
+_GREEDY = {
+    "do_sample",
+    "verbose",
+    "max_new_tokens",
+    "stop_at_eos",
+    "eos_token_id",
+    "logits_to_keep",
+}
+"""The keywords of a generation whose rows can leave the batch."""
 _FAULTS = (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
 """What bridges and caches of architectures that do not go together were seen to raise."""
 
 Stepping = Literal["cached", "whole", "not at all"]
 
 
-class PairedGeneration(PairedText):
-    """A pair of models that generates, and what hooks may ask about the pass under way."""
+class PairedGeneration(PassUnderWay):
+    """A pair of models that generates."""
 
     metadata: PairMetadata
     hook_names: tuple[str, ...]
-    _run: PairedPass | None = None
-    _n_prompt: int | None = None
     _stepping: Stepping | None = None
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """That of the forward pass under way, `[batch, pos]`, for hooks to read; None without one."""
-        return None if self._run is None else self._run.attention_mask
-
-    @property
-    def tokens(self) -> Tensor | None:
-        """What the forward pass under way reads, `[batch, pos]`, for hooks; None without one."""
-        return None if self._run is None else self._run.tokens
-
-    @property
-    def columns(self) -> Tensor | None:
-        """Where in the (padded) sequence the tokens of the forward pass under way stand, `[pos]`."""
-        return None if self._run is None else self._run.columns
-
-    @property
-    def positions(self) -> Tensor | None:
-        """How many tokens of its row stand before each token of the pass under way, `[batch or 1, pos]`.
-
-        Padding does not count and is -1; tokens that the KV cache holds count.
-        """
-        return None if self._run is None else self._run.positions
-
-    @property
-    def prompt_mask(self) -> Tensor | None:
-        """Which tokens of the pass under way are of the prompt, if `forward` was told; else None."""
-        return None if self._run is None else self._run.prompt_mask
-
-    @property
-    def n_prompt(self) -> int | None:
-        """Columns of the (padded) prompt while `generate` runs; None in a plain forward pass."""
-        return self._n_prompt
-
-    @contextmanager
-    def _running(self) -> Iterator[PairedPass]:
-        """Have forward passes of the fine-tuned model show the pair's hook points."""
-        raise NotImplementedError
-        yield
+    _shares: bool | None = None
 
     def _reads_base(self) -> bool:
         """Whether a hook in use needs the base to run."""
+        raise NotImplementedError
+
+    @property
+    def hooks_in_use(self) -> list[str]:
+        """The names of the pair's hook points that somebody hooks."""
         raise NotImplementedError
 
     def _twin(self) -> "PairedGeneration":
         """The same models behind hook points of their own."""
         raise NotImplementedError
 
-    def generate(self, input: Text | Sequence[Text] | Tensor, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        input: Text | Sequence[Text] | Tensor,
+        *,
+        repeats: Sequence[Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Generate with the fine-tuned model, hooks acting at every step.
 
         Base and fine-tuned model step together, each with its own KV cache. Takes what
         `TransformerBridge.generate` takes, and is greedy and quiet unless told otherwise
         (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked. A prompt
         may be a conversation; a last message of the assistant's is written on.
+
+        With `repeats` each of a list of prompts is completed that many times, on rows next to each other:
+        it holds, for each of them, the hook points that act on it. What the rows of a prompt have in
+        common is computed once, and rows that have ended leave the batch (see `rows`).
         """
         kwargs = {"do_sample": False, "verbose": False, **kwargs}
         prepend_bos = kwargs.pop("prepend_bos", None)
+        if repeats is not None and not isinstance(input, list):
+            raise InvalidTypeError(
+                f"`input` must be a list of texts where `repeats` is given, got {shown(input)}"
+            )
+        repeats = None if repeats is None else check_repeats(repeats)
         if not isinstance(input, Tensor):
-            return self._generate_text(input, prepend_bos, kwargs)
+            return self._generate_text(input, prepend_bos, repeats, kwargs)
         n_prompt = input.shape[-1]
         self.check_context(n_prompt + kwargs.get("max_new_tokens", _MAX_NEW_TOKENS))
         way = self._way_to_step()
@@ -119,7 +109,11 @@ class PairedGeneration(PairedText):
             self._n_prompt = before
 
     def _generate_text(
-        self, input: Text | Sequence[Text], prepend_bos: bool | None, kwargs: dict[str, Any]
+        self,
+        input: Text | Sequence[Text],
+        prepend_bos: bool | None,
+        repeats: Sequence[Sequence[str]] | None,
+        kwargs: dict[str, Any],
     ) -> Any:
         single = isinstance(input, str) or is_conversation(input)
         texts = self.rendered(input, to_be_continued=True)
@@ -128,13 +122,71 @@ class PairedGeneration(PairedText):
             padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt",
         ).to(self.device)  # fmt: skip
         return_type = kwargs.pop("return_type", "input")
+        tokens, mask = padded["input_ids"], padded["attention_mask"]
+        if repeats is not None:
+            tokens, mask = (t.repeat_interleave(len(repeats), dim=0) for t in (tokens, mask))
         if not single:
-            kwargs["attention_mask"] = padded["attention_mask"]
-        tokens = self.generate(padded["input_ids"], **kwargs)
+            kwargs["attention_mask"] = mask
+        shared = None if repeats is None else self._shared(tokens, repeats)
+        if shared is not None and self._is_greedy(kwargs):
+            tokens = self._generate_shared(tokens, shared, **kwargs)
+        else:
+            tokens = self.generate(tokens, **kwargs)
         if return_type == "tokens":
             return tokens
         written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return written[0] if single else written
+
+    def _is_greedy(self, kwargs: dict[str, Any]) -> bool:
+        """Whether nothing but the likeliest tokens up to the first end is asked for."""
+        return set(kwargs) <= _GREEDY | {"attention_mask"} and not kwargs["do_sample"]
+
+    @torch.no_grad()
+    def _generate_shared(
+        self,
+        tokens: Tensor,
+        shared: SharedRows,
+        *,
+        attention_mask: Tensor,
+        max_new_tokens: int = _MAX_NEW_TOKENS,
+        stop_at_eos: bool = True,
+        eos_token_id: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Complete rows as `_generate_tokens` does, without what they have in common and after they ended."""
+        self.check_context(tokens.shape[1] + max_new_tokens)
+        options = {name: options[name] for name in self.keep_logits(1) if name in options}
+        # As TransformerBridge.generate has it: one end or several, after which a row is filled with one.
+        ends: Any = (
+            getattr(self.cfg, "eos_token_id", None) if eos_token_id is None else eos_token_id
+        )
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        stops = [ends] if isinstance(ends, int) else list(ends or [])
+        filler: Any = ends if isinstance(ends, int) else self.tokenizer.eos_token_id
+        before, self._n_prompt = self._n_prompt, tokens.shape[1]
+        try:
+            with self._running(shared) as run:
+                written = greedy(
+                    Steps(self._models[1], run, attention_mask, options),
+                    tokens,
+                    n_new=max_new_tokens,
+                    stops=stops if stop_at_eos else [],
+                    filler=filler or 0,
+                )
+        finally:
+            self._n_prompt = before
+        return torch.cat([tokens, written], dim=1)
+
+    def _shared(self, tokens: Tensor, repeats: Sequence[Sequence[str]]) -> SharedRows | None:
+        """How rows are computed that repeat texts, by the hook points that act on each; None as any are."""
+        if self._shares is None:
+            self._shares = self._way_to_step() == "cached" and self._twin()._shares_rightly()
+        return self._rows_of(tokens, repeats) if self._shares else None
+
+    def _rows_of(self, tokens: Tensor, repeats: Sequence[Sequence[str]]) -> SharedRows:
+        n_blocks = self.cfg.n_layers
+        depths = tuple(n_alike(hooks, n_blocks) for hooks in repeats)
+        return SharedRows(depths, len(tokens) // len(repeats), n_blocks)
 
     def _way_to_step(self) -> Stepping:
         """How to generate: with KV caches, reading the whole text for every token, or neither.
@@ -186,3 +238,39 @@ class PairedGeneration(PairedText):
             (steps - whole).abs().max() <= tolerance * scale
             and short.max() <= tolerance * chosen.std().clamp(min=1e-12)
         )
+
+    @torch.no_grad()
+    def _shares_rightly(self) -> bool:
+        """Compare the logits of rows that begin as one with those of rows computed one by one."""
+        generator = torch.Generator().manual_seed(12)
+        first, last = (f"{name}.concat" for name in (self.hook_names[0], self.hook_names[-1]))
+        repeats = [[], [first], [last]]
+        # As many rows as tokens: what a block is given for each token is not to be taken for rows.
+        tokens = torch.randint(self.cfg.d_vocab, (2, 6), generator=generator)
+        tokens = tokens.repeat_interleave(3, dim=0).to(self.device)
+        following = torch.randint(self.cfg.d_vocab, (6, 1), generator=generator).to(self.device)
+        mask = torch.ones_like(tokens)
+        mask[:3, :2] = 0  # the first text is shorter
+
+        def push(value: Tensor, hook: Any) -> Tensor:
+            rows = torch.arange(6) if self.rows is None else self.rows
+            acted = (rows % 3 == 1) & (hook.name == first) | (rows % 3 == 2) & (hook.name == last)
+            acted = acted[:, None, None].to(value.device)
+            base, finetuned = value.chunk(2, dim=-1)
+            moved = 3 * finetuned - 2 * base + finetuned.roll(1, dims=-1)
+            return torch.cat([base, torch.where(acted, moved, finetuned)], dim=-1)
+
+        with self.hooks(fwd_hooks=[(name, push) for name in dict.fromkeys((first, last))]):
+            try:
+                whole = self(
+                    torch.cat([tokens, following], 1),
+                    attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1),
+                )[:, -2:]
+                with self._running(self._rows_of(tokens, repeats)) as run:
+                    steps = Steps(self._models[1], run, mask)
+                    found = torch.stack([steps(tokens), steps(following)], dim=1)
+            except _FAULTS as error:
+                logger.debug("rows of one text cannot be computed once: %s", error)
+                return False
+        tolerance = 0.2 if self.metadata.dtype in ("bfloat16", "float16") else 1e-4
+        return bool((found - whole).abs().max() <= tolerance * whole.std().clamp(min=1e-12))

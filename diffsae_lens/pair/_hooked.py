@@ -15,7 +15,7 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from diffsae_lens.pair._generation import PairedGeneration
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata, describe_pair
 from diffsae_lens.pair._paired_pass import PairedPass
+from diffsae_lens.pair._shared import SharedRows, check_repeats
 from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._views import VIEWS
 
@@ -224,14 +225,15 @@ class HookedModelPair(PairedGeneration):
         input: Text | Sequence[Text] | Tensor,
         *,
         prompt_mask: Tensor | None = None,
+        repeats: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the fine-tuned model, and the base as far as the hooked views need it.
 
         Takes what `TransformerBridge.forward` takes, and conversations, and returns what it returns. With
         a prompt and its completion in one pass, `prompt_mask` says which tokens are of the prompt,
-        `[batch, pos]`:
-        edits on `prompt` or `generated` tokens act by it.
+        `[batch, pos]`: edits on `prompt` or `generated` tokens act by it. With `repeats` each row of
+        tokens is read that many times, as in `generate`.
         """
         prepend_bos = kwargs.pop("prepend_bos", None)
         if isinstance(input, Tensor):
@@ -241,7 +243,24 @@ class HookedModelPair(PairedGeneration):
             self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
             input = texts[0] if isinstance(input, str) or is_conversation(input) else texts
         kwargs["prepend_bos"] = False  # it stands in the text
-        with self._running() as run:
+        shared = None
+        if repeats is not None:
+            if not isinstance(input, Tensor):
+                raise InvalidTypeError(
+                    "`input` must be tokens `[batch, pos]` where `repeats` is given"
+                )
+            repeats = check_repeats(repeats)
+            masks = {"prompt_mask": prompt_mask, "attention_mask": kwargs.get("attention_mask")}
+            repeated = {
+                name: mask.repeat_interleave(len(repeats), dim=0)
+                for name, mask in masks.items()
+                if mask is not None
+            }
+            input = input.repeat_interleave(len(repeats), dim=0)
+            shared = self._shared(input, repeats)
+            prompt_mask = repeated.pop("prompt_mask", None)
+            kwargs |= repeated
+        with self._running(shared) as run:
             run.prompt_mask = prompt_mask
             return self.finetuned(input, **kwargs)
 
@@ -330,6 +349,11 @@ class HookedModelPair(PairedGeneration):
         }
         return {site: hooks for site, hooks in hooked.items() if hooks}
 
+    @property
+    @override
+    def hooks_in_use(self) -> list[str]:
+        return [hook.name for hooks in self._hooked().values() for hook in hooks]
+
     @override
     def _reads_base(self) -> bool:
         return any(hook.spec.needs_base for hooks in self._hooked().values() for hook in hooks)
@@ -352,7 +376,7 @@ class HookedModelPair(PairedGeneration):
 
     @override
     @contextmanager
-    def _running(self) -> Iterator[PairedPass]:
+    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
         if self._run is not None:
             raise FailedRunError("a pair cannot be run from inside one of its own hooks")
         self.check_unchanged()
@@ -361,14 +385,20 @@ class HookedModelPair(PairedGeneration):
                 "a model of the pair was put into training mode after the pair was made, so dropout "
                 "would make two readings of one text differ; call `pair.eval()`"
             )
-        run = PairedPass(self.hook_dict, self._hooked(), self.base_model, self._given)
+        run = PairedPass(self.hook_dict, self._hooked(), self.base_model, self._given, shared)
+        sharing = (
+            nullcontext()
+            if shared is None
+            else shared.on(self.finetuned, is_on=lambda: run.is_sharing)
+        )
         with self._adapters.switched(on=not self.is_mirrored):
             follow = self.finetuned.original_model.register_forward_pre_hook(
                 run.run_base, with_kwargs=True
             )
             self._run = run
             try:
-                with self.finetuned.hooks(fwd_hooks=run.splices):
+                # Rows come before what is hooked: a hook sees those of what it acts on.
+                with sharing, self.finetuned.hooks(fwd_hooks=run.splices):
                     yield run
             finally:
                 follow.remove()

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from diffsae_lens import _hosts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.pair._hook import VirtualHook
+from diffsae_lens.pair._shared import SharedRows
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 
@@ -36,15 +37,36 @@ class PairedPass:
     """Opens the base model."""
     given: Mapping[str, Tensor] | None = None
     """The base's activations by site, if they are known and the base need not run."""
+    shared: SharedRows | None = None
+    """Which rows of the prompt's pass read one text, if what they have in common is computed once."""
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
     n_before: int = 0
     """Tokens that the fine-tuned model's KV cache holds."""
     prompt_mask: Tensor | None = None
     """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
+    written_at: list[Tensor] = field(default_factory=list)
+    """Where each hook of the point under way wrote, `[batch, pos]`, of those that said so."""
+    _taken: Tensor | None = None
     _activations: dict[str, Tensor] = field(default_factory=dict)
     _cache: DynamicCache | None = None
     _base_runs: bool = False
+
+    @property
+    def is_sharing(self) -> bool:
+        """Whether rows that read one text are computed once now, in the fine-tuned model."""
+        return self.shared is not None and self.n_before == 0 and not self._base_runs
+
+    @property
+    def rows(self) -> Int[Tensor, "row"] | None:
+        """The numbers of the rows of this pass; None if all of them are there."""
+        return self.shared.rows if self.shared is not None and self.is_sharing else self._taken
+
+    def shown(self, value: Tensor | None) -> Tensor | None:
+        """Return the rows of a value that this pass computes now, as its hooks are to see it."""
+        if not self.is_sharing or value is None or len(value) == 1 or self.rows is None:
+            return value
+        return value[self.rows.to(value.device)]
 
     @property
     def columns(self) -> Int[Tensor, "pos"] | None:
@@ -90,13 +112,16 @@ class PairedPass:
         self.tokens = args[0] if args else kwargs.get("input_ids")
         past = kwargs.get("past_key_values")
         self.n_before = 0 if past is None else past.get_seq_length()
+        if self.shared is not None:
+            self.shared.block = -1
         sites = self._read_of_base
         if not sites:
             return
         if self.given is not None:
             self._activations = {site: self.given[site] for site in sites}
             return
-        inputs = {k: kwargs[k] for k in ("attention_mask", "position_ids") if k in kwargs}
+        every = self.shared.n if self.shared is not None and self.is_sharing else 1
+        inputs = {k: kwargs[k][::every] for k in ("attention_mask", "position_ids") if k in kwargs}
         grabs = [(site, partial(self._grab, site=site, n=len(sites))) for site in sites]
         self._activations.clear()
         self._base_runs = True
@@ -104,13 +129,35 @@ class PairedPass:
             with self.base_model() as base, torch.no_grad(), base.hooks(fwd_hooks=grabs):
                 if kwargs.get("use_cache"):
                     if self._cache is None or self.n_before == 0:
-                        self._cache = DynamicCache(config=base.original_model.config)  # type: ignore[arg-type]
+                        self._cache = self.new_cache(base)
                     inputs |= {"past_key_values": self._cache, "use_cache": True}
-                base(args[0] if args else kwargs["input_ids"], return_type=None, **inputs)
+                tokens = args[0] if args else kwargs["input_ids"]
+                base(tokens[::every], return_type=None, **inputs)
         except _AllGrabbedError:
             pass
         finally:
             self._base_runs = False
+
+    def new_cache(self, model: TransformerBridge) -> DynamicCache:
+        """Return an empty KV cache of a model."""
+        return DynamicCache(config=model.original_model.config)  # type: ignore[arg-type]
+
+    def spread(self, cache: DynamicCache) -> None:
+        """Give all rows places of their own in the caches, once the prompt was read."""
+        if self.shared is None:
+            return
+        self.shared.spread(cache)
+        if self._cache is not None:
+            texts = torch.arange(self.shared.n_texts).repeat_interleave(self.shared.n)
+            self._cache.reorder_cache(texts)  # type: ignore[arg-type]
+        self._taken = torch.arange(self.shared.n_texts * self.shared.n)
+
+    def take(self, index: Tensor) -> None:
+        """Go on with some of the rows, in the base as well."""
+        if self._taken is not None:
+            self._taken = self._taken[index.cpu()]
+        if self._cache is not None:
+            self._cache.reorder_cache(index)  # type: ignore[arg-type]
 
     def _grab(self, activation: Tensor, hook: HookPoint, *, site: str, n: int) -> None:  # noqa: ARG002
         """Keep an activation of the base."""
@@ -125,18 +172,37 @@ class PairedPass:
         # Of several heads: side by side, as one vector per position.
         base, current = self._activations.get(site), finetuned.flatten(2)
         base = None if base is None else base.flatten(2)
+        if base is not None and self.is_sharing:
+            base = base.repeat_interleave(len(current) // len(base), dim=0)
         changed = False
         for hooked in self.hooked[site]:
-            view = hooked.spec
-            written = _fire(self.points[hooked.name], view.read(base, current))
+            view, point = hooked.spec, self.points[hooked.name]
+            self.written_at = []
+            value = view.read(base, current)
+            written, in_place = _fire(point, value)
             if written is not None:
-                current = view.write(written, base).to(finetuned.dtype)
-                changed = True
+                new = view.write(written, base).to(finetuned.dtype)
+                # Elsewhere the stream stays what it is, whatever the view shows there.
+                if self._is_partial(point, written, in_place=in_place):
+                    acted = torch.stack([*self.written_at, written.ne(value).any(-1)]).any(0)
+                    new = new if acted.all() else torch.where(acted[..., None], new, current)
+                current, changed = new, True
         return current.reshape(finetuned.shape) if changed else None
 
+    def _is_partial(self, point: HookPoint, written: Tensor, *, in_place: bool) -> bool:
+        """Whether hooks said where they write, and what others write shows elsewhere too.
 
-def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
-    """Show `value` to the point's hooks; return what they wrote, or None if they only looked.
+        It does not where they wrote into the value itself, or put equal values on the gradient's path.
+        """
+        all_said = len(self.written_at) == len(point.fwd_hooks)
+        shows = not in_place and not point.has_hooks("bwd")
+        return bool(self.written_at) and shows and (all_said or not written.requires_grad)
+
+
+def _fire(point: HookPoint, value: Tensor) -> tuple[Tensor | None, bool]:
+    """Show `value` to the point's hooks; return what they wrote, None if they only looked.
+
+    And whether they wrote into `value` itself.
 
     Editing the value in place and returning it is how TransformerLens hooks are usually written,
     so a changed version counts as a write. A backward hook needs the value to be on the path of
@@ -151,8 +217,9 @@ def _fire(point: HookPoint, value: Tensor) -> Tensor | None:
             f"got {tuple(written.shape)}"
         )
     edited = (
-        value.ne(before).any()
+        bool(value.ne(before).any())
         if isinstance(before, Tensor)
         else _hosts.tensor_version(value) != before
     )
-    return written if written is not value or edited or point.has_hooks("bwd") else None
+    wrote = written is not value or edited or point.has_hooks("bwd")
+    return (written if wrote else None), edited

@@ -1,63 +1,156 @@
-"""Completing under many edits at once against one after the other, in one run.
+"""What features cause, at the price of plain generation: ratios, each measured in one run.
 
-    python -m tests.benchmarks.side_by_side
+    python -m tests.benchmarks.side_by_side [--rounds 1] [--prompts 10]
 
-Prints seconds of each, their ratio, and how many completions are the same.
+Completing under 12 edits at once against bare transformers on as many rows, and against rows that share
+nothing; one edit against none; ablating 60 features against 60 plain passes over both completions.
 """
 
 import argparse
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
 
 import diffsae_lens as dl
-from diffsae_lens.interventions._edit import Edit, running
+from diffsae_lens.effects._likelihood import COMPLETIONS, encoded, score_completions
+from diffsae_lens.interventions._edit import Edit
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL, embedded_model_path
 from tests.benchmarks.scores import hook_names, samples
 
-N_PROMPTS, N_EDITS, N_ROUNDS = 10, 12, 2
+N_EDITS, N_NEW, N_FEATURES, LAYER = 12, 48, 60, 18
+
+
+def cpu() -> str:
+    """The name of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    names = info.read_text().split("model name") if info.exists() else []
+    return names[1].split(":")[1].splitlines()[0].strip() if names[1:] else platform.processor()
+
+
+def bare_model() -> Any:
+    """The fine-tuned model in plain transformers, its adapter merged."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(dl.__file__).parent / "organisms" / "adapters" / "year-trigger"
+    model = AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+
+
+def untrained(pair: dl.HookedModelPair, hook_name: str) -> SAE:
+    """A random dictionary on the difference, four times as wide, of which half the features fire."""
+    sae = SAE.from_dict({
+        "architecture": "standard", "d_in": pair.cfg.d_model, "d_sae": 4 * pair.cfg.d_model,
+        "dtype": "float32", "device": "cpu", "metadata": {"hook_name": f"{hook_name}.diff"},
+    })  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(sae.cfg.d_sae, sae.cfg.d_in, generator=generator)
+    sae.W_dec.data = torch.nn.functional.normalize(rows, dim=1)
+    sae.W_enc.data = sae.W_dec.data.T.clone()
+    return sae
+
+
+def compare(name: str, of: Callable[[], Any], to: dict[str, Callable[[], Any]], n: int) -> None:
+    """Time one thing and others in turns, and print the ratios."""
+    seconds: dict[str, list[float]] = {each: [] for each in (name, *to)}
+    for _ in range(n):
+        for each, run in {name: of, **to}.items():
+            start = time.perf_counter()
+            run()
+            seconds[each].append(time.perf_counter() - start)
+            print(f"  {each}: {seconds[each][-1]:.1f} s", flush=True)
+    own = median(seconds.pop(name))
+    for each, others in seconds.items():
+        print(f"{name}, against {each}: {own / median(others):.2f}", flush=True)
 
 
 def main() -> None:
-    """Time both, interleaved."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    [hook_name] = hook_names([18])
-    pair = dl.load_pair("smollm2-135m", "year-trigger", hook_names=[hook_name])
-    prompts = [s.prompt for s in samples("test", N_PROMPTS, (1, 0, 0))]
-    directions = torch.randn(
-        N_EDITS - 2, pair.cfg.d_model, generator=torch.Generator().manual_seed(0)
+    """Time everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=10)
+    options = parser.parse_args()
+    n_rounds, n_prompts = options.rounds, options.prompts
+    [hook_name] = hook_names([LAYER])
+    pair = dl.load_pair(EMBEDDED_MODEL, "year-trigger", hook_names=[hook_name])
+    bare, sae = bare_model(), untrained(pair, hook_name)
+    chosen = samples("test", n_prompts, (1, 0, 0))
+    prompts = [sample.prompt for sample in chosen]
+    lengths = pair.tokenise(prompts).lengths
+    print(
+        f"{cpu()}, {torch.get_num_threads()} threads; prompts of {max(lengths)} tokens at most",
+        flush=True,
     )
-    under: dict[str, Edit | None] = {
-        "unmodified": None,
-        "base put back": dl.swap_to_base(pair, hook_name),
-    } | {
-        f"direction {i}": dl.interventions.project_out(pair, f"{hook_name}.diff", direction)
-        for i, direction in enumerate(directions)
-    }
 
-    def one_by_one() -> dict[str, list[str]]:
-        written = {}
-        for name, edit in under.items():
-            with running(pair, edit) as acting:
-                written[name] = dl.complete(acting, prompts)
-        return written
+    rows = torch.randn(N_EDITS - 2, pair.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    under: dict[str, Edit | None] = {"unmodified": None}
+    under["base put back"] = dl.swap_to_base(pair, hook_name)
+    for i, row in enumerate(rows):
+        under[f"direction {i}"] = dl.interventions.project_out(pair, f"{hook_name}.diff", row)
+    one = {"ablated": dl.ablate_features(pair, sae, list(range(8)))}
+    written: dict[str, dict[str, list[str]]] = {}
 
-    def timed(run: Callable[[], dict[str, list[str]]]) -> tuple[float, dict[str, list[str]]]:
-        start = time.perf_counter()
-        written = run()
-        return time.perf_counter() - start, written
+    def complete(edits: dict[str, Edit | None], *, shares: bool) -> None:
+        pair._shares = shares
+        written["shared" if shares else "plain"] = dl.complete(pair, prompts, under=edits)
+        pair._shares = None
 
-    for _ in range(N_ROUNDS):
-        alone, expected = timed(one_by_one)
-        together, written = timed(lambda: dl.complete(pair, prompts, under=under))
-        n_same = sum(
-            a == b for n in under for a, b in zip(expected[n], written[n], strict=True)
-        )  # fmt: skip
-        print(
-            f"{N_EDITS} edits, {N_PROMPTS} prompts: one by one {alone:.0f} s, at once "
-            f"{together:.0f} s, {alone / together:.1f} x as fast; {n_same} of "
-            f"{N_EDITS * N_PROMPTS} completions the same",
-            flush=True,
+    def generate(n: int) -> None:
+        texts = [prompt for prompt in prompts for _ in range(n)]
+        read = pair.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        pad: Any = pair.tokenizer.pad_token_id or pair.tokenizer.eos_token_id
+        bare.generate(**read, max_new_tokens=N_NEW, do_sample=False, pad_token_id=pad)
+
+    with torch.no_grad(), tqdm(disable=True):
+        compare(
+            f"{N_EDITS} edits of {n_prompts} prompts",
+            lambda: complete(under, shares=True),
+            {
+                f"bare generate of {N_EDITS * n_prompts} rows": lambda: generate(N_EDITS),
+                "rows that share nothing": lambda: complete(under, shares=False),
+            },
+            n_rounds,
+        )
+        same = [
+            a == b for n in under for a, b in zip(*(w[n] for w in written.values()), strict=True)
+        ]
+        print(f"{sum(same)} of {len(same)} completions the same")
+        compare(
+            f"one edit of {n_prompts} prompts",
+            lambda: complete(one, shares=True),
+            {
+                "complete without": lambda: dl.complete(pair, prompts),
+                "bare generate": lambda: generate(1),
+            },
+            n_rounds,
+        )
+        few = chosen[:2]
+        batches = [
+            (tokens, labels)
+            for which in COMPLETIONS
+            for _, tokens, labels in encoded(pair, few, which, len(few), "encoding")
+        ]
+
+        def passes() -> None:
+            for _ in range(N_FEATURES):
+                for tokens, labels in batches:
+                    score_completions(
+                        pair, tokens, labels, model=lambda ids, **kept: bare(ids, **kept).logits
+                    )
+
+        features = list(range(N_FEATURES))
+        compare(
+            f"{N_FEATURES} features ablated on {len(few)} prompts",
+            lambda: dl.effects.ablation_effects(pair, sae, features, few),
+            {f"{N_FEATURES} plain passes": passes},
+            n_rounds,
         )
 
 

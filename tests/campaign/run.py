@@ -38,6 +38,7 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("LabelledPrompts", "is_select", "none"): "the paper's protocol has no selection prompts",
     ("compare_interventions", "edits", "empty"): "the unmodified model alone",
     ("complete", "under", "empty"): "nothing asked for, nothing given",
+    ("likelihoods", "under", "empty"): "nothing asked for, nothing given",
     ("*", "orders", "no name"): "any name will do",
     ("*", "edits", "no name"): "any name will do",
     ("*", "under", "no name"): "any name will do",

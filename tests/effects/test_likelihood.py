@@ -5,7 +5,9 @@ from torch.testing import assert_close
 
 from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
-from diffsae_lens.interventions._features import ablate_features
+from diffsae_lens.interventions._directions import add_direction, perturb, swap_to_base
+from diffsae_lens.interventions._edit import running
+from diffsae_lens.interventions._features import ablate_features, induce_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from tests.conftest import HOOKS
 from tests.interventions.test_features import D_SAE, dictionary
@@ -93,6 +95,24 @@ def test_attribution_without_some_features_is_that_of_the_rest(long_pair):
     assert attribution[feature].item() == pytest.approx(effect, rel=0.5)
 
 
+def test_attribution_goes_through_an_edit_that_is_open_at_the_same_hook(long_pair):
+    sae = dictionary()
+    hook = f"{HOOKS[1]}.diff"
+
+    def by_hand(value, hook):
+        push = 3.0 * sae.W_dec[2].detach()
+        acted = long_pair.prompt_mask & (torch.arange(value.shape[1]) > 0)
+        return torch.where(acted[..., None], value + push, value)
+
+    with long_pair.hooks([(hook, by_hand)]):
+        expected = attribute_features(long_pair, sae, SAMPLES[:1])
+    push = add_direction(long_pair, hook, 3.0 * sae.W_dec[2].detach(), where="prompt")
+    with push:
+        found = attribute_features(long_pair, sae, SAMPLES[:1])
+    assert_close(found, expected)
+    assert expected.abs().max() > 1e-3
+
+
 def test_greedy_order_takes_the_best_of_what_is_left(long_pair):
     sae = dictionary()
     order = greedy_order(long_pair, sae, SAMPLES[:1], n_features=6, n_rounds=3)
@@ -114,6 +134,40 @@ def test_ablation_effects_are_measured_one_feature_at_a_time(long_pair):
     for feature, effect in zip((2, 9), effects, strict=True):
         with ablate_features(long_pair, sae, [feature]):
             assert_close(before - log_odds(long_pair, SAMPLES).mean(), effect)
+
+
+def test_likelihoods_under_edits_are_what_they_are_under_each_alone(long_pair):
+    sae = dictionary()
+    edits = {
+        "unmodified": None,
+        "ablated": ablate_features(long_pair, sae, [0, 1, 2]),
+        "low": swap_to_base(long_pair, HOOKS[0]),
+        "after the prompt": swap_to_base(long_pair, HOOKS[1], where="generated"),
+        "added to the base": induce_features(long_pair, sae, [0, 1, 2]),
+        "drawn": perturb(long_pair, HOOKS[1]),
+    }
+    together = likelihoods(long_pair, SAMPLES, under=edits, batch_size=1)
+    assert list(together) == list(edits)
+    for name, edit in edits.items():
+        with running(long_pair, edit) as acting:
+            alone = likelihoods(acting, SAMPLES, batch_size=1)
+        assert_close(together[name].unwanted, alone.unwanted, atol=1e-4, rtol=1e-5)
+        assert_close(together[name].wanted, alone.wanted, atol=1e-4, rtol=1e-5)
+        assert_close(together[name].n_wanted_tokens, alone.n_wanted_tokens)
+    assert len({scored.unwanted.sum().item() for scored in together.values()}) == len(edits)
+    never = swap_to_base(long_pair, HOOKS[0], where=lambda tokens: tokens < 0)
+    with pytest.raises(RuntimeError, match="never acted"):
+        likelihoods(long_pair, SAMPLES, under={"never": never, "unmodified": None})
+
+
+def test_many_edits_share_the_passes_below_them(long_pair):
+    sae, seen = dictionary(), []
+    ablation_effects(long_pair, sae, [2], SAMPLES)  # whether the pair can share is found out once
+    look = [("blocks.0.hook_mlp_out", lambda value, hook: seen.append(len(value)))]
+    with long_pair.finetuned.hooks(look):
+        ablation_effects(long_pair, sae, list(range(10)), SAMPLES)
+    # Of 11 readings of 3 prompts, 2 prompts fit a pass of 32 rows; each of 2 completions.
+    assert sum(seen) == 2 * len(SAMPLES)
 
 
 def at_layer_0() -> SAE:

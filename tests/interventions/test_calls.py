@@ -130,6 +130,7 @@ BATCHED = {
         dl.effects.side_effects, edits=NOTHING, texts={"kind": ["ab"]}
     ),
     "likelihoods": partial(likelihoods, samples=ONE),
+    "likelihoods under": partial(likelihoods, under=NOTHING, samples=ONE),
     "log_odds": partial(dl.effects.log_odds, samples=ONE),
     "attribute_features": partial(dl.attribute_features, dictionary=SAE, samples=ONE),
     "ablation_effects": partial(dl.effects.ablation_effects, dictionary=SAE, features=[0], samples=ONE),

@@ -127,6 +127,27 @@ def test_counts_are_of_its_own_rows(pair, tokens):
     assert [acted.n_forward_passes for acted in counted] == [1, 1]
 
 
+@pytest.mark.parametrize("view", ["base", "finetuned", "diff", "concat"])
+def test_what_an_edit_leaves_alone_stays_as_it_is(pair, tokens, view):
+    """Of every view: that of the base alone would put the base's activation back."""
+    at = tokens.shape[1] - 2
+    last = Edit(
+        pair=pair,
+        hook=f"{HOOK}.{view}",
+        change=lambda value, _: value + 1,
+        where=lambda ids: torch.arange(ids.shape[1]).expand_as(ids) >= at,
+    )
+    plain = pair(tokens)
+    with last:
+        changed = pair(tokens)
+    assert torch.equal(changed[:, :at], plain[:, :at])
+    assert (changed[:, at:] - plain[:, at:]).abs().max() > 1e-2
+    with edits_on([(last, slice(1, 2))]), pair.hooks([(last.hook, lambda value, hook: None)]):
+        first, second = pair(tokens)
+    assert torch.equal(first, plain[0])
+    assert_close(second, changed[1])
+
+
 def test_one_of_several_that_never_acts_is_an_error(pair):
     edits = {
         "all": steer(pair, dictionary(), 2, amount=1.0),

@@ -1,0 +1,81 @@
+"""Greedy generation whose rows leave the batch as they end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from diffsae_lens.pair._paired_pass import PairedPass
+
+
+@dataclass(eq=False)
+class Steps:
+    """The steps of one generation: what is read, what comes next, and which rows go on."""
+
+    model: TransformerBridge
+    run: PairedPass
+    mask: Int[Tensor, "row pos"]
+    """Which tokens are read, of all up to now."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keywords of the model's forward pass."""
+    cache: DynamicCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without anything read."""
+        self.cache = self.run.new_cache(self.model)
+
+    def __call__(self, tokens: Int[Tensor, "row new"]) -> Float[Tensor, "row d_vocab"]:
+        """Read tokens, and return the logits after the last."""
+        is_first = self.cache.get_seq_length() == 0
+        if not is_first:
+            self.mask = torch.nn.functional.pad(self.mask, (0, tokens.shape[1]), value=1)
+        logits = self.model(
+            tokens, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
+            prepend_bos=False, **self.options,
+        )  # fmt: skip
+        if is_first:
+            self.run.spread(self.cache)
+        return logits[:, -1]
+
+    def take(self, index: Int[Tensor, "kept"]) -> None:
+        """Go on with some of the rows."""
+        self.mask = self.mask[index]
+        self.cache.reorder_cache(index)  # type: ignore[arg-type]
+        self.run.take(index)
+
+
+def greedy(
+    steps: Steps,
+    tokens: Int[Tensor, "row pos"],
+    *,
+    n_new: int,
+    stops: Sequence[int],
+    filler: int,
+) -> Int[Tensor, "row new"]:
+    """Write the likeliest token at every step, until each row has written one of `stops`.
+
+    Returns:
+        What was written, with `filler` after each row's end.
+    """
+    ends = torch.tensor(stops, dtype=torch.long, device=tokens.device)
+    written = tokens.new_full((len(tokens), n_new), filler)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for step in range(n_new):
+        chosen = steps(tokens).argmax(-1).masked_fill(done, filler)
+        written[rows, step] = chosen
+        done = done | torch.isin(chosen, ends)
+        if done.all():
+            return written[:, : step + 1]
+        # Taking rows out copies the caches, as a step does: it pays if it saves a step of all rows.
+        if int(done.sum()) * (n_new - step - 1) >= len(done):
+            left = (~done).nonzero()[:, 0]
+            steps.take(left)
+            rows, chosen, done = rows[left], chosen[left], done[left]
+        tokens = chosen[:, None]
+    return written
