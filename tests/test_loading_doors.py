@@ -215,6 +215,17 @@ def test_a_pair_does_not_run_on_weights_that_were_trained_on(models, tokenizer, 
     gc.collect()
 
 
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_a_pair_does_not_run_on_weights_that_an_adapter_was_merged_into(tokenizer, tokens, merge):
+    peft_model = with_lora(tiny_llama(), scale=0.5)
+    base = peft_model.get_base_model()
+    pair = load_pair(base, peft_model, hook_names=HOOKS, tokenizer=tokenizer)
+    pair(tokens)
+    getattr(peft_model, merge)()  # writes to `.data`, which no version counts
+    with pytest.raises(RuntimeError, match="was changed since.*make a new pair"):
+        pair(tokens)
+
+
 def test_hooks_stay_on_the_users_model(models, tokenizer, tokens):
     expected = plain(models[0], tokens)[0]
     ran = []

@@ -42,8 +42,13 @@ class _Watched:
 
 
 def _sample(tensor: Tensor) -> Tensor:
+    return _some(tensor, 4096).clone()
+
+
+def _some(tensor: Tensor, n: int) -> Tensor:
+    """At most that many of its values, seen where they lie if it is contiguous."""
     flat = tensor.detach().reshape(-1)
-    return flat[:: flat.numel() // 4096 + 1].clone()
+    return flat[:: flat.numel() // n + 1]
 
 
 class PairedModule(HookedRootModule):
@@ -52,6 +57,9 @@ class PairedModule(HookedRootModule):
     _models: tuple[TransformerBridge, TransformerBridge]
 
     _watched: tuple[_Watched, ...] = ()
+    _seen: tuple[list[Tensor], Tensor] | None = None
+    """A few values of each watched tensor where they lie, and what they were: one comparison for all, since
+    writing to `.data`, as PEFT does where it merges, leaves a tensor's version as it is."""
 
     def watch(self, lent: Iterable[Tensor]) -> None:
         """Refuse to run once tensors whose memory the models' weights share have been written to.
@@ -60,7 +68,10 @@ class PairedModule(HookedRootModule):
             lent: a user's own; those that share no memory are left out.
         """
         ours = {parameter.data_ptr() for parameter in self.parameters()}
-        self._watched = tuple(_Watched(t) for t in lent if t.data_ptr() in ours)
+        shared = [tensor for tensor in lent if tensor.data_ptr() in ours]
+        self._watched = tuple(map(_Watched, shared))
+        few = [_some(tensor, 16) for tensor in shared]
+        self._seen = (few, torch.cat(few)) if few else None
 
     def check_unchanged(self) -> None:
         """Refuse to run on weights that were written to after they were compared.
@@ -68,7 +79,10 @@ class PairedModule(HookedRootModule):
         Raises:
             RuntimeError: says what to do.
         """
-        if any(watched.has_changed() for watched in self._watched):
+        rewritten = self._seen is not None and not torch.equal(
+            torch.cat(self._seen[0]), self._seen[1]
+        )
+        if rewritten or any(watched.has_changed() for watched in self._watched):
             raise FailedRunError(
                 "a model in memory that the pair was made of was changed since, and the pair has its "
                 "weights: make a new pair with `load_pair`, or one of a copy of the model before you "
