@@ -219,9 +219,10 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
 # --- huggingface_hub --------------------------------------------------------------------------------
 
 
-def test_the_hub_raises_its_http_librarys_errors():
-    from huggingface_hub import get_session
+def test_the_hub_raises_its_http_librarys_errors(monkeypatch):
+    from huggingface_hub import constants, get_session
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     session = get_session()
     with pytest.raises(_hosts.hub_error()):  # another library's error otherwise
         session.send(session.build_request("GET", "http://127.0.0.1:9/"))

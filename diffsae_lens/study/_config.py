@@ -113,7 +113,8 @@ class ModelSpec(Checked):
         Raises:
             ValueError: a device or a type that does not exist.
         """
-        return LoadOptions(**{f.name: getattr(self, f.name) for f in fields(LoadOptions)})
+        ours = {f.name for f in fields(self)} & {f.name for f in fields(LoadOptions)}
+        return LoadOptions(**{name: getattr(self, name) for name in ours})
 
 
 @dataclass(frozen=True, kw_only=True)
