@@ -122,6 +122,25 @@ def test_a_bridge_keeps_what_it_wraps_under_one_name(tokenizer):
     assert set(names) <= set(found), "a bridge no longer keeps a submodule as `_original_component`"
 
 
+def test_transformerlens_tells_hooks_apart_by_their_level(pair, tokens):
+    bridge, name = pair.finetuned, "blocks.1.hook_resid_post"
+    fired: list[str] = []
+    with bridge.hooks(fwd_hooks=[(name, lambda value, hook: fired.append("outer"))]):
+        with _hosts.hooks_on(bridge, [(name, lambda value, hook: fired.append("inner"))]):
+            bridge(tokens)
+        assert len(fired) == 2, "HookPoint.add_hook no longer adds beside other hooks"
+        bridge(tokens)
+    assert fired == ["outer", "inner", "outer"], "HookPoint.remove_hooks no longer goes by `level`"
+    plain = bridge(tokens)
+    with _hosts.hooks_on(bridge, [(name, lambda value, hook: 0 * value)]):
+        inside = bridge(tokens)
+    assert torch.equal(
+        inside, bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: 0 * value)])
+    ), "a hook point that was looked up once is no longer the one that runs"
+    assert torch.equal(bridge(tokens), plain)
+    assert bridge.context_level == 0
+
+
 # --- SAELens ----------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
+from diffsae_lens import _hosts
 from diffsae_lens._display import facts_html
 from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._adapters import AdapterSwitch
@@ -398,7 +399,7 @@ class HookedModelPair(PairedGeneration):
             self._run = run
             try:
                 # Rows come before what is hooked: a hook sees those of what it acts on.
-                with sharing, self.finetuned.hooks(fwd_hooks=run.splices):
+                with sharing, _hosts.hooks_on(self.finetuned, run.splices):
                     yield run
             finally:
                 follow.remove()

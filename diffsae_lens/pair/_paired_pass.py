@@ -126,7 +126,7 @@ class PairedPass:
         self._activations.clear()
         self._base_runs = True
         try:
-            with self.base_model() as base, torch.no_grad(), base.hooks(fwd_hooks=grabs):
+            with self.base_model() as base, torch.no_grad(), _hosts.hooks_on(base, grabs):
                 if kwargs.get("use_cache"):
                     if self._cache is None or self.n_before == 0:
                         self._cache = self.new_cache(base)

@@ -137,7 +137,7 @@ class SharedRows:
             leaving = [
                 (f"blocks.{block}.hook_resid_post", partial(leave, block=block)) for block in blocks
             ]
-            stack.enter_context(model.hooks(fwd_hooks=leaving))
+            stack.enter_context(_hosts.hooks_on(model, leaving))
             yield
 
     def spread(self, cache: Any) -> None:
