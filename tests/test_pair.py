@@ -157,6 +157,20 @@ def test_two_adapters_of_one_base_are_a_pair_on_one_bridge(tokenizer, tokens):
     }) == 3  # fmt: skip
 
 
+def test_adapters_that_act_together_are_known_by_every_one(tokenizer):
+    found = set()
+    for changed in (None, "sft", "dpo"):
+        peft_model = with_two_adapters()
+        peft_model.base_model.set_adapter(["sft", "dpo"])
+        for name, parameter in peft_model.named_parameters():
+            if changed and f".{changed}." in name:
+                parameter.data.add_(0.1)
+        bridge = boot_bridge(peft_model.get_base_model(), tokenizer)
+        pair = HookedModelPair(bridge, bridge, HOOKS, adapter=peft_model.requires_grad_(False))
+        found.add(pair.metadata.finetuned_fingerprint)
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("name", ["dpo", "typo"])
 def test_the_bases_adapter_is_another_than_the_active_one(tokenizer, name):
     peft_model = with_two_adapters()

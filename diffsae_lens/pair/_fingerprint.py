@@ -8,6 +8,7 @@ to bfloat16, by which a model loaded in another precision is still known.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 from jaxtyping import Num
@@ -99,13 +100,16 @@ def _with_adapters(
         for module in adapter.modules() if isinstance(module, LoraLayer)
         for name, value in module.scaling.items() if name in names
     })  # fmt: skip
-    tensors = {name: tensor for some in names for name, tensor in added[some].items()}
+    # Adapters that act together have tensors of one name: each in its turn.
+    tensors = [
+        tensor for some in names for tensor in sorted(added[some].items(), key=itemgetter(0))
+    ]
     digest = hashlib.sha256(repr((plain.split("-")[:2], scaling)).encode())
-    for name in sorted(tensors):
-        values = tensors[name].detach().float().cpu().contiguous()
+    for name, tensor in tensors:
+        values = tensor.detach().float().cpu().contiguous()
         digest.update(name.encode() + values.numpy().tobytes())
     exact, dtype = digest.hexdigest()[:16], plain.rsplit("-", 1)[1]
-    coarse = model_fingerprint(t.float() for t in tensors.values()).split("-")[0]
+    coarse = model_fingerprint(t.float() for _, t in tensors).split("-")[0]
     return f"{_hash((plain.split('-')[0], coarse))}-{exact}-{dtype}"
 
 
