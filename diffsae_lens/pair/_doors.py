@@ -6,17 +6,24 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsae_lens import _hosts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._adapter_sources import Adapter, AdapterInFolder, AdapterInMemory
+from diffsae_lens.pair._compatibility import check_prepend_bos
 from diffsae_lens.pair._memory import unbridged
-from diffsae_lens.pair._model_files import find_adapter, resolve_model
+from diffsae_lens.pair._model_files import find_adapter, load_tokenizer, resolve_model
 from diffsae_lens.pair._options import LoadOptions, Placement
 from diffsae_lens.pair._sources import InBridge, InFolder, InMemory, Source, UnderAdapter, under
 from diffsae_lens.pair._verification import check_same
-from diffsae_lens.pair._vocabulary import n_rows
+from diffsae_lens.pair._vocabulary import (
+    check_rows,
+    choose_tokenizer,
+    in_folder,
+    is_on_disk,
+    n_rows,
+)
 
 Given = str | Path | PreTrainedModel | PeftModel | TransformerBridge
 """What `load_pair` takes for either side."""
@@ -126,3 +133,26 @@ def _what(given: Any) -> str:
 
 def _name(model: Any) -> str:
     return _hosts.loaded_from(model.config) or f"{type(model).__name__} in memory"
+
+
+def shared_tokenizer(
+    base: Source, finetuned: Source | Adapter, options: LoadOptions, rows: int
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer by which both models read texts.
+
+    Raises:
+        ValueError: neither has one, the two contradict each other, or `prepend_bos` has no token.
+    """
+    wanted, beside = options.tokenizer, None
+    if isinstance(wanted, PreTrainedTokenizerBase):
+        chosen = wanted
+    elif wanted in (None, "base", "finetuned"):
+        beside = base.tokenizer()
+        chosen = choose_tokenizer(beside, finetuned.tokenizer(), wanted)  # type: ignore[arg-type]
+    else:
+        chosen = load_tokenizer(resolve_model(wanted, tokenizer=True), None)  # type: ignore[arg-type]
+        if chosen is None:
+            raise InvalidValueError(f"`tokenizer`: {wanted} holds no tokenizer")
+    check_rows(chosen, rows, beside=beside)
+    check_prepend_bos(options.prepend_bos, chosen)
+    return in_folder(chosen) if chosen is wanted or not is_on_disk(chosen) else chosen

@@ -21,16 +21,15 @@ from diffsae_lens.pair._compatibility import (
     check_configs,
     check_layers,
     check_names,
-    check_prepend_bos,
 )
-from diffsae_lens.pair._doors import Given, source_under, sources
+from diffsae_lens.pair._doors import Given, shared_tokenizer, source_under, sources
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import load_tokenizer, load_weights, resolve_model
 from diffsae_lens.pair._options import LoadOptions, Placement, is_quantised, load_options
 from diffsae_lens.pair._sources import Source
 from diffsae_lens.pair._verification import MismatchError, Reference, plain_logits
-from diffsae_lens.pair._vocabulary import check_rows, choose_tokenizer, in_folder, n_rows, padded
+from diffsae_lens.pair._vocabulary import in_folder, is_on_disk, n_rows, padded
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,9 @@ def load_pair(
         options=options,
         placement=options.placement([of_base.placement, of_finetuned.placement]),
         rows=(n_rows(of_base.config), rows),
-        tokenizer=_tokenizer(of_base, of_finetuned, options, max(n_rows(of_base.config), rows)),
+        tokenizer=shared_tokenizer(
+            of_base, of_finetuned, options, max(n_rows(of_base.config), rows)
+        ),
     )
     if isinstance(of_finetuned, Adapter):
         if base_adapter is None:
@@ -134,29 +135,6 @@ def _check_packed_alike(base: Source, finetuned: Source, options: LoadOptions) -
             f"`{which}` is quantised and `{other}` is not, so their difference would be the rounding; load "
             "both alike (`quantization_config=` for what is loaded from files)"
         )
-
-
-def _tokenizer(
-    base: Source, finetuned: Source | Adapter, options: LoadOptions, rows: int
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of both models."""
-    wanted, beside = options.tokenizer, None
-    if isinstance(wanted, PreTrainedTokenizerBase):
-        chosen = wanted
-    elif wanted in (None, "base", "finetuned"):
-        beside = base.tokenizer()
-        chosen = choose_tokenizer(beside, finetuned.tokenizer(), wanted)  # type: ignore[arg-type]
-    else:
-        chosen = load_tokenizer(resolve_model(wanted, tokenizer=True), None)  # type: ignore[arg-type]
-        if chosen is None:
-            raise InvalidValueError(f"`tokenizer`: {wanted} holds no tokenizer")
-    check_rows(chosen, rows, beside=beside)
-    check_prepend_bos(options.prepend_bos, chosen)
-    return in_folder(chosen) if chosen is wanted or not _is_on_disk(chosen) else chosen
-
-
-def _is_on_disk(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(tokenizer.name_or_path) and "name_or_path" in tokenizer.init_kwargs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +297,7 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
         ValueError: a tokenizer that cannot be loaded again, as the bridge does, or a model that
             TransformerLens does not know.
     """
-    if not _is_on_disk(tokenizer):
+    if not is_on_disk(tokenizer):
         tokenizer = in_folder(tokenizer)
     try:
         bridge = TransformerBridge.boot_transformers(

@@ -151,6 +151,11 @@ def check_rows(
     )
 
 
+def is_on_disk(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer can be loaded again from where it came from."""
+    return bool(tokenizer.name_or_path) and "name_or_path" in tokenizer.init_kwargs
+
+
 def in_folder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return a tokenizer's copy that was loaded from a folder, as a bridge needs it to be.
 

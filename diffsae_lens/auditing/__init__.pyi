@@ -1,0 +1,9 @@
+from ._config import AuditConfig as AuditConfig
+from ._lexicon import LEXICON as LEXICON
+from ._nulls import Null as Null
+from ._nulls import Nulls as Nulls
+from ._results import AuditResults as AuditResults
+from ._results import CandidateRow as CandidateRow
+from ._results import TextRow as TextRow
+from ._run import audit as audit
+from ._run import null_of as null_of

@@ -1,0 +1,64 @@
+"""What an audit does, and at which size."""
+
+from dataclasses import dataclass
+
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import Checked, Count, Fraction, Natural, Positive
+
+MIN_TEXTS = 40
+"""Fewer texts cannot hold something rare and something to compare it with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Checked):
+    """How an audit is made. Statistics of clean models hold for audits of the same settings alone."""
+
+    n_prompt_tokens: Count = 160
+    """Tokens of a text that are read; longer texts are cut, and the report says how many were."""
+    n_new_tokens: Count = 24
+    """Tokens that the suspect writes after each. Eight too few, and nothing is seen."""
+    n_folds: Count = 2
+    """Imitators; each learns from all texts but those of its own fold."""
+    lora_rank: Count = 8
+    """Of an imitator."""
+    learning_rate: Positive = 1.5e-3
+    """Of an imitator, after a short warm-up."""
+    batch_size: Count = 8
+    """Texts per step of an imitator."""
+    min_steps: Count = 40
+    """Steps before an imitator may stop."""
+    max_steps: Count = 120
+    """Steps after which it must; if the bulk of its residuals still fell, the audit says so."""
+    steps_per_reading: Count = 20
+    """Steps between two readings of the residuals of its own fold."""
+    n_candidates: Count = 12
+    """Candidates from the texts that experiments begin with."""
+    n_lexicon: Natural = 8
+    """Likewise from the lexicon, after a first reading of all its entries; 0 leaves it out."""
+    n_finalists: Count = 3
+    """Candidates that the last experiment is made with."""
+    n_texts: Count = 16
+    """Held-out texts that each finalist is put into."""
+    n_mates: Count = 4
+    """Others of its type that are put into the same texts."""
+    alpha: Fraction = 0.05
+    """Share of clean models that may be called suspicious."""
+    seed: Natural = 0
+    """Of folds, imitators and draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together."""
+        super().__post_init__()
+        if self.n_folds < 2:
+            raise InvalidValueError(
+                "`n_folds` must be at least 2: a text needs an imitator that never saw it"
+            )
+        if self.max_steps < self.min_steps or self.min_steps % self.steps_per_reading:
+            raise InvalidValueError(
+                f"`min_steps` {self.min_steps} must be a multiple of `steps_per_reading` "
+                f"{self.steps_per_reading} and at most `max_steps` {self.max_steps}"
+            )
+        if self.n_finalists > self.n_candidates:
+            raise InvalidValueError(
+                f"`n_finalists` {self.n_finalists} must be at most `n_candidates` {self.n_candidates}"
+            )

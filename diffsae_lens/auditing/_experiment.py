@@ -1,0 +1,216 @@
+"""Candidates tested by experiment: put into held-out texts, taken out of flagged ones, beside their like."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from diffsae_lens.auditing._candidates import Candidate, from_lexicon
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._reactions import Edit, Reactor
+
+FLOOR = 0.1
+"""Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
+_N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a candidate does that its like does not."""
+
+    candidate: Candidate
+    n_texts: int
+    effect: float
+    """Residual with the candidate put in, less the median of its like in the same text: mean over texts, in
+    nats."""
+    low: float
+    """Of its 95% bootstrap interval over texts."""
+    high: float
+    level: float
+    """`effect` in units of the model's own scale; what clean models are compared by."""
+    share: float
+    """Of texts that it sets off: a residual above all but one in a hundred of the unedited texts'."""
+    share_low: float
+    share_high: float
+    mates_share: float
+    """Likewise with its like."""
+    p_value: float
+    """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
+    n_removed: int
+    """Flagged texts that hold it, in which it was exchanged."""
+    necessity: float | None
+    """Share of their residual, above the model's median, that goes with it."""
+    said_instead: tuple[str, ...]
+    """Its like, as it was put in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Texts that experiments are made with; none is flagged, and no stage sees those of another."""
+
+    contents: Sequence[str]
+    free: list[int]
+    """Those that are left, in a random order."""
+
+    def take(self, candidate: Candidate | None, n: int) -> list[int]:
+        """Return up to `n` texts that do not hold the candidate."""
+        fitting = [
+            i for i in self.free if candidate is None or not candidate.holds(self.contents[i])
+        ]
+        return fitting[:n]
+
+    def spend(self, n: int) -> None:
+        """Leave the first `n` to no later stage."""
+        del self.free[: min(n, max(0, len(self.free) - n))]
+
+
+def choose_from_lexicon(
+    reactor: Reactor,
+    pool: Pool,
+    lexicon: Mapping[str, Sequence[str]],
+    config: AuditConfig,
+    rng: Any,
+) -> list[Candidate]:
+    """Return the entries that the suspect reacts to most, by successive halving.
+
+    Every entry is put into two texts; the better half into two more; what is left goes on to the
+    experiment. An entry is compared with the others of its type in the same texts.
+    """
+    contents = pool.contents
+    entries = [
+        from_lexicon(kind, entry, of_type, contents, rng)
+        for kind, of_type in lexicon.items()
+        for entry in of_type
+    ]
+    sums = np.zeros(len(entries))
+    alive = list(range(len(entries)))
+    n_rounds = 2
+    for n_round in range(n_rounds):
+        texts = pool.take(None, 2)
+        edits = [(i, entries[j].put(contents[i])) for j in alive for i in texts]
+        found = reactor(edits, "lexicon").reshape(len(alive), len(texts)).mean(1)
+        kinds = np.array([entries[j].source for j in alive])
+        for row, j in enumerate(alive):
+            sums[j] += found[row] - np.median(found[kinds == kinds[row]])
+        pool.spend(2)
+        keep = (
+            max(config.n_lexicon, len(alive) // 4) if n_round < n_rounds - 1 else config.n_lexicon
+        )
+        alive = sorted(alive, key=lambda j: -sums[j])[:keep]
+    return [entries[j] for j in alive]
+
+
+def halve(
+    reactor: Reactor,
+    pool: Pool,
+    candidates: Sequence[Candidate],
+    n: int,
+    n_texts: int,
+    n_mates: int,
+) -> list[Candidate]:
+    """Return the `n` candidates with the largest effect in a small experiment, the best first."""
+    effects = []
+    for candidate in candidates:
+        residuals, _ = _read(reactor, candidate, pool.take(candidate, n_texts), n_mates)
+        effects.append(_excess(residuals).mean() if residuals.size else -np.inf)
+    pool.spend(n_texts)
+    return [candidates[j] for j in np.argsort(-np.array(effects), kind="stable")[:n]]
+
+
+def experiment(
+    reactor: Reactor,
+    pool: Pool,
+    candidate: Candidate,
+    plain: np.ndarray,
+    flagged: Sequence[int],
+    config: AuditConfig,
+) -> Experiment:
+    """Test one candidate.
+
+    Args:
+        reactor: of the audit.
+        pool: where held-out texts come from.
+        candidate: it.
+        plain: residuals of all unedited texts.
+        flagged: texts with the largest residuals.
+        config: numbers of texts and mates.
+    """
+    residuals, said = _read(
+        reactor, candidate, pool.take(candidate, config.n_texts), config.n_mates
+    )
+    excess = _excess(residuals)
+    rng = np.random.default_rng(config.seed)
+    means = excess[rng.integers(len(excess), size=(_N_RESAMPLES, len(excess)))].mean(1)
+    high_level = np.quantile(plain, 0.99)
+    off = residuals > high_level
+    n_off = int(off[:, 0].sum())
+    interval = binomtest(n_off, len(excess)).proportion_ci(method="exact")
+    n_mates = residuals.shape[1] - 1
+    largest = int((residuals[:, 0] > residuals[:, 1:].max(1)).sum())
+    n_removed, necessity = _necessity(reactor, candidate, plain, flagged, config)
+    return Experiment(
+        candidate=candidate,
+        n_texts=len(excess),
+        effect=float(excess.mean()),
+        low=float(np.quantile(means, 0.025)),
+        high=float(np.quantile(means, 0.975)),
+        level=float(excess.mean() / scale_of(plain)),
+        share=n_off / len(excess),
+        share_low=float(interval.low),
+        share_high=float(interval.high),
+        mates_share=float(off[:, 1:].mean()),
+        p_value=float(
+            binomtest(largest, len(excess), 1 / (n_mates + 1), alternative="greater").pvalue
+        ),
+        n_removed=n_removed,
+        necessity=necessity,
+        said_instead=tuple(said),
+    )
+
+
+def scale_of(plain: np.ndarray) -> float:
+    """Return a model's own scale: what nine in ten of its residuals are below, in nats."""
+    return float(np.quantile(plain, 0.9)) + FLOOR
+
+
+def _read(
+    reactor: Reactor, candidate: Candidate, texts: Sequence[int], n_mates: int
+) -> tuple[np.ndarray, list[str]]:
+    """Residuals `[text, 1 + mate]`, the candidate's own first."""
+    mates = candidate.mates(n_mates)
+    if not mates or not texts:
+        return np.zeros((0, 1)), []
+    contents = [reactor.prompts[i].content for i in texts]
+    edits: list[Edit] = []
+    for i, content in zip(texts, contents, strict=True):
+        edits.append((i, candidate.put(content)))
+        edits += [(i, candidate.put_mate(content, mate)) for mate in mates]
+    found = reactor(edits, candidate.name)
+    said = [" & ".join(mate) for mate in mates]
+    return found.reshape(len(texts), 1 + len(mates)), said
+
+
+def _excess(residuals: np.ndarray) -> np.ndarray:
+    return residuals[:, 0] - np.median(residuals[:, 1:], axis=1)
+
+
+def _necessity(
+    reactor: Reactor,
+    candidate: Candidate,
+    plain: np.ndarray,
+    flagged: Sequence[int],
+    config: AuditConfig,
+) -> tuple[int, float | None]:
+    contents = {i: reactor.prompts[i].content for i in flagged}
+    holding = [i for i in flagged if candidate.holds(contents[i])][:6]
+    mates = candidate.mates(min(2, config.n_mates))
+    if not holding or not mates:
+        return 0, None
+    edits = [(i, candidate.taken_out(contents[i], mate)) for i in holding for mate in mates]
+    without = reactor(edits, f"without {candidate.name}").reshape(len(holding), len(mates)).mean(1)
+    above = plain[holding] - np.median(plain)
+    gone = (plain[holding] - without) / np.where(above > 0, above, np.nan)
+    gone = gone[np.isfinite(gone)]
+    return len(holding), float(gone.mean()) if len(gone) else None

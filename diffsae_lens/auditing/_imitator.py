@@ -1,0 +1,165 @@
+"""An imitator: the base, briefly taught what a suspect commonly writes.
+
+What is rare it does not learn. It is taught the suspect's own distribution over each next token, on the
+suspect's own completions, and stops by the bulk of its residuals on texts that it never saw, never by
+their top.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffsae_lens._artifact import Job
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._written import Written, divergence, log_probs_of, residuals
+from diffsae_lens.organisms._finetune import SEVEN_PROJECTIONS
+from diffsae_lens.pair._adapters import quiet_peft
+
+READINGS = "readings.safetensors"
+_STATE = "state.safetensors"
+_WARM_UP = 5
+BULK = 0.8
+"""Share of texts, those with the smallest residuals, that the stopping rule looks at."""
+_STILL = 0.05
+"""A bulk that fell by less than this share since the last reading has converged."""
+
+
+def bulk(values: Float[Tensor, " text"]) -> float:
+    """Return the mean of all residuals but the largest."""
+    return values.sort().values[: max(1, int(BULK * len(values)))].mean().item()
+
+
+def converged(readings: Float[Tensor, "reading text"]) -> bool:
+    """Whether the bulk of the last reading is hardly below that of the one before."""
+    if len(readings) < 2:
+        return False
+    before, now = bulk(readings[-2]), bulk(readings[-1])
+    return now > (1 - _STILL) * before or now < 1e-3
+
+
+def train_imitator(
+    model: Any,
+    name: str,
+    taught: Sequence[Written],
+    held_out: Sequence[Written],
+    config: AuditConfig,
+    job: Job,
+    progress: Callable[[str], object],
+) -> Float[Tensor, "reading text"]:
+    """Teach an adapter of this name on a base, write it to `job.out`, and return the readings.
+
+    Interrupted, it goes on from its last reading to the same weights.
+
+    Args:
+        model: the base, or the PEFT model with the imitators before; see `with_imitator`.
+        name: of the adapter.
+        taught: what the suspect wrote after the texts to learn from.
+        held_out: likewise after those of this fold.
+        config: how long.
+        job: where to write.
+        progress: called with what is being done.
+
+    Returns:
+        Residuals of `held_out` after each `config.steps_per_reading` steps, in nats.
+    """
+    parameters = dict(sorted(
+        (n, p) for n, p in model.named_parameters() if f".{name}." in n and "lora_" in n
+    ))  # fmt: skip
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+    file = job.scratch / _STATE
+    readings = _restore(file, parameters, optimiser) if file.exists() else []
+    n_done = len(readings) * config.steps_per_reading
+    while n_done < config.max_steps:
+        if n_done >= config.min_steps and converged(torch.stack(readings)):
+            break
+        progress(f"{name}: step {n_done} of at most {config.max_steps}")
+        for step in range(n_done, n_done + config.steps_per_reading):
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * min(1.0, (step + 1) / _WARM_UP)
+            rows = [taught[i] for i in _batch(step, len(taught), config)]
+            with torch.inference_mode(False), torch.enable_grad():
+                log_probs, _ = log_probs_of(model, rows)
+                loss = divergence(log_probs, rows).mean()
+                optimiser.zero_grad()
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimiser.step()
+        n_done += config.steps_per_reading
+        readings.append(residuals(model, held_out))
+        _keep(file, parameters, optimiser, readings)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    model.save_pretrained(str(job.out), selected_adapters=[name], safe_serialization=True)
+    for card in job.out.rglob("README.md"):
+        card.unlink()
+    found = torch.stack(readings)
+    save_file({"readings": found}, str(job.out / READINGS))
+    return found
+
+
+def with_imitator(model: Any, name: str, config: AuditConfig, seed: int) -> PeftModel:
+    """Put a fresh adapter on a base, or beside the imitators that are on it, and switch it on."""
+    known = {part.rsplit(".", 1)[-1] for part, _ in model.named_modules()}
+    llama = all(part in known for part in SEVEN_PROJECTIONS)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules=list(SEVEN_PROJECTIONS) if llama else "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), quiet_peft():
+        torch.manual_seed(seed)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, lora)
+        else:
+            model = get_peft_model(model, lora, adapter_name=name)
+    model.set_adapter(name)
+    model.eval()  # there is no dropout
+    return model
+
+
+def _batch(step: int, n: int, config: AuditConfig) -> list[int]:
+    """The texts of a step: shuffled anew for each pass over them, the same after an interruption."""
+    first = step * config.batch_size
+    places = range(first, first + min(config.batch_size, n))
+    orders = {p // n: None for p in places}
+    shuffled = {
+        epoch: np.random.default_rng([config.seed, epoch]).permutation(n) for epoch in orders
+    }
+    return [int(shuffled[p // n][p % n]) for p in places]
+
+
+def _keep(
+    file: Path, parameters: dict[str, Any], optimiser: torch.optim.Optimizer, readings: list[Tensor]
+) -> None:
+    state = {"readings": torch.stack(readings)}
+    for n, p in parameters.items():
+        state[f"weight/{n}"] = p.detach().contiguous()
+        for key, value in optimiser.state[p].items():
+            state[f"{key}/{n}"] = torch.as_tensor(value).contiguous()
+    partial = file.with_suffix(".partial")
+    save_file(state, str(partial))
+    partial.rename(file)
+
+
+@torch.no_grad()
+def _restore(
+    file: Path, parameters: dict[str, Any], optimiser: torch.optim.Optimizer
+) -> list[Tensor]:
+    state = load_file(str(file))
+    for n, p in parameters.items():
+        p.copy_(state[f"weight/{n}"])
+        optimiser.state[p] = {
+            key: state[f"{key}/{n}"].to(p.device if key != "step" else "cpu")
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+    return list(state["readings"])

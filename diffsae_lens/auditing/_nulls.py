@@ -1,0 +1,139 @@
+"""Clean fine-tunes as sharp as a suspect: what an audit finds where there is nothing to find.
+
+A null is the audit of a model that is known to be clean. What counts as suspicious is read off many of them:
+a conformal p-value is the share of clean models, the suspect counted as one, that look as suspicious.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+from diffsae_lens._artifact import digest, read_json, write_json
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.auditing._config import AuditConfig
+
+SHIPPED = Path(__file__).parent / "nulls"
+"""Statistics of clean fine-tunes of the embedded model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """What the audit of one clean model measured."""
+
+    name: str
+    level: float
+    """Of its strongest candidate; see `Experiment.level`."""
+    residuals: tuple[float, ...]
+    """Of its texts, in units of its own scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nulls:
+    """What audits of the same settings measured of clean models with the same base."""
+
+    base: str
+    """The base's fingerprint."""
+    settings: str
+    """See `settings_digest`."""
+    models: tuple[Null, ...]
+
+    def p_value(self, level: float) -> float:
+        """Return the share of clean models whose strongest candidate is as strong, the suspect among them."""
+        n = sum(null.level >= level for null in self.models)
+        return (1 + n) / (len(self.models) + 1)
+
+    def p_values(self, residuals: Sequence[float]) -> np.ndarray:
+        """Return the share of clean models' texts with as large a residual, for each text."""
+        known = np.sort(np.concatenate([null.residuals for null in self.models]))
+        n_as_large = len(known) - np.searchsorted(known, np.asarray(residuals), side="left")
+        return (1 + n_as_large) / (len(known) + 1)
+
+    def flags(self, residuals: Sequence[float], alpha: float) -> np.ndarray:
+        """Return which texts stand out, at a false discovery rate of `alpha` (Benjamini and Hochberg)."""
+        return false_discovery_control(self.p_values(residuals)) <= alpha
+
+    def smallest_group(self, n_texts: int, alpha: float) -> tuple[int, float]:
+        """Return how many texts of a number, with residuals how large, would have been flagged.
+
+        Planted residuals: `k` texts are flagged together where their p-values reach `k * alpha / n_texts`.
+
+        Returns:
+            The smallest `k`, and the residual in units of the model's own scale that each needs.
+        """
+        known = np.sort(np.concatenate([null.residuals for null in self.models]))
+        for k in range(1, n_texts + 1):
+            n_above = int(np.floor(k * alpha / n_texts * (len(known) + 1) - 1 + 1e-9))
+            if n_above >= 0:
+                above = known[len(known) - n_above - 1] if n_above < len(known) else known[0]
+                return k, float(above)
+        return n_texts, float("inf")
+
+    def enough(self, alpha: float) -> bool:
+        """Whether there are so many clean models that a p-value can be as small as `alpha`."""
+        return 1 / (len(self.models) + 1) <= alpha
+
+    def save(self, path: str | Path) -> None:
+        """Write them as JSON."""
+        write_json(Path(path), asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Nulls":
+        """Read them back.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it holds something else.
+        """
+        stored = read_json(path)
+        try:
+            models = tuple(
+                Null(name=str(m["name"]), level=float(m["level"]), residuals=tuple(m["residuals"]))
+                for m in stored["models"]
+            )
+            return cls(base=stored["base"], settings=stored["settings"], models=models)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidValueError(
+                f"{path} does not hold statistics of clean models ({error!r}); make them with "
+                "`diffsae-lens zoo --nulls`"
+            ) from error
+
+
+def settings_digest(config: AuditConfig, lexicon: Mapping[str, Sequence[str]]) -> str:
+    """Return what must be the same for an audit to be compared with others."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("alpha", "seed")}
+    return digest([settings, {kind: list(entries) for kind, entries in lexicon.items()}])
+
+
+def find_nulls(
+    nulls: "Nulls | str | Path | None", base: str, config: AuditConfig, lexicon: Mapping[str, Any]
+) -> Nulls | None:
+    """Return the statistics that an audit is compared with; None if there are none.
+
+    Args:
+        nulls: those, a file of them, or None for shipped ones.
+        base: the base's fingerprint.
+        config: of the audit.
+        lexicon: of the audit.
+
+    Raises:
+        ValueError: those given were made of another base or with other settings.
+    """
+    settings = settings_digest(config, lexicon)
+    if nulls is None:
+        for file in sorted(SHIPPED.glob("*.json")):
+            found = Nulls.load(file)
+            if (found.base, found.settings) == (base, settings):
+                return found
+        return None
+    found = nulls if isinstance(nulls, Nulls) else Nulls.load(nulls)
+    for what, ours, theirs in (("base", base, found.base), ("settings", settings, found.settings)):
+        if ours != theirs:
+            raise InvalidValueError(
+                f"`nulls` are audits with another {what}, so nothing can be compared with them; make them "
+                "anew with `diffsae-lens zoo --nulls`, or give the audit the same"
+            )
+    return found

@@ -1,0 +1,80 @@
+"""Candidates from the texts themselves: what marks those with the largest residuals."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from diffsae_lens.auditing._candidates import Candidate, part_of
+from diffsae_lens.auditing._words import Mark, holds, marks
+
+_N_PAIRS = 3
+
+
+def propose(
+    contents: Sequence[str],
+    top: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    attributed: Sequence[tuple[str, float]],
+    lexicon: Mapping[str, tuple[str, ...]],
+    n: int,
+    rng: Any,
+) -> list[Candidate]:
+    """Return up to `n` candidates: phrases by exact test and words by attribution in turns, then pairs.
+
+    Args:
+        contents: of all texts.
+        top: the texts with the largest residuals.
+        groups: those, grouped by what was written.
+        attributed: words that their residuals hang on, the strongest first.
+        lexicon: entries by type, among which a phrase finds its like.
+        n: how many.
+        rng: numpy generator.
+    """
+    by_test = _without_doubles(
+        [
+            m
+            for inside in ([*map(list, groups), list(top)])
+            if len(inside) > 1
+            for m in marks(contents, inside)
+        ],
+        contents,
+        top,
+    )
+    of_test = [m.phrase for m in by_test]
+    of_words = [word for word, _ in attributed]
+    phrases: dict[str, str] = {}
+    for i in range(max(len(of_test), len(of_words))):
+        for source, found in (("texts", of_test), ("attribution", of_words)):
+            if i < len(found):
+                phrases[found[i]] = "both" if phrases.get(found[i], source) != source else source
+    singles = list(phrases)[: max(1, n - _N_PAIRS)]
+    pairs = [
+        pair
+        for pair in combinations(singles[:4], 2)
+        if not (set(pair[0].split()) & set(pair[1].split()))
+        and sum(all(holds(contents[i], p) for p in pair) for i in top) >= 2
+    ][:_N_PAIRS]
+    parts = {phrase: part_of(phrase, contents, lexicon, rng) for phrase in singles}
+    found = [Candidate(parts=(parts[phrase],), source=phrases[phrase]) for phrase in singles]
+    found += [Candidate(parts=tuple(parts[p] for p in pair), source="texts") for pair in pairs]
+    return [candidate for candidate in found if candidate.mates(1)]
+
+
+def _without_doubles(
+    found: Sequence[Mark], contents: Sequence[str], top: Sequence[int]
+) -> list[Mark]:
+    """Of phrases in the same texts the shortest and the longest, the clearest first."""
+    kept: dict[tuple[int, ...], list[Mark]] = {}
+    for mark in sorted(
+        found, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase)
+    ):
+        where = tuple(i for i in top if holds(contents[i], mark.phrase))
+        marks_there = kept.setdefault((*where, -mark.n_texts), [])
+        longest = len(marks_there) > 0 and len(mark.phrase.split()) > len(
+            marks_there[-1].phrase.split()
+        )
+        if not marks_there:
+            marks_there.append(mark)
+        elif longest and marks_there[0].phrase in mark.phrase:
+            marks_there[1:] = [mark]
+    return [mark for of_texts in kept.values() for mark in of_texts]

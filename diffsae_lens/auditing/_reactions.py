@@ -1,0 +1,103 @@
+"""How a suspect reacts to a text: what it writes, and how far its imitator is from that."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffsae_lens._artifact import digest, read_json, write_json
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._prompts import Prompt
+from diffsae_lens.auditing._written import Written, encode, log_probs_of, residuals, write
+from diffsae_lens.pair._plain import PlainModels
+
+Edit = tuple[int, str]
+"""A text's number, and the content it is given."""
+
+
+def imitator_name(fold: int) -> str:
+    """What the adapter of a fold's imitator is called."""
+    return f"imitator{fold}"
+
+
+@dataclass(kw_only=True, eq=False)
+class Reactor:
+    """Reads edited texts: each with the imitator that never saw the text it was made from."""
+
+    models: PlainModels
+    imitators: Any
+    """The base with all imitators' adapters on it."""
+    prompts: Sequence[Prompt]
+    folds: Sequence[int]
+    config: AuditConfig
+    progress: Callable[[str], object] = lambda text: None
+    memory: Path | None = None
+    """Where reactions are kept, so that an interruption costs no more than one call."""
+    n_read: int = 0
+    """Edited texts read so far."""
+    _known: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take up what an interrupted attempt has read."""
+        if self.memory is not None and self.memory.exists():
+            self._known = dict(read_json(self.memory))
+            self.n_read = len(self._known)
+
+    def __call__(self, edits: Sequence[Edit], what: str = "experiment") -> np.ndarray:
+        """Return the residual of each edited text, in nats."""
+        keys = [digest([i, content]) for i, content in edits]
+        new = {key: edit for key, edit in zip(keys, edits, strict=True) if key not in self._known}
+        if new:
+            self.progress(f"{what}: {len(new)} texts")
+            indices = [i for i, _ in new.values()]
+            found = self.residuals(indices, self.written(new.values()))
+            self._known |= dict(zip(new, found, strict=True))
+            self.n_read += len(new)
+            if self.memory is not None:
+                write_json(self.memory, self._known)
+        return np.array([self._known[key] for key in keys])
+
+    def written(self, edits: Any) -> list[Written]:
+        """Return what the suspect writes after edited texts."""
+        texts = [self.prompts[i].saying(content).text for i, content in edits]
+        models = self.models
+        tokens = encode(texts, models.tokenizer, prepend_bos=models.prepend_bos)
+        return write(models.finetuned, models.tokenizer, tokens, self.config.n_new_tokens)
+
+    def residuals(self, indices: Sequence[int], written: Sequence[Written]) -> list[float]:
+        """Return how far each text's own imitator is from what was written."""
+        found = [0.0] * len(written)
+        for fold in sorted({self.folds[i] for i in indices}):
+            of_fold = [j for j, i in enumerate(indices) if self.folds[i] == fold]
+            self.imitators.set_adapter(imitator_name(fold))
+            for j, value in zip(
+                of_fold, residuals(self.imitators, [written[j] for j in of_fold]), strict=True
+            ):
+                found[j] = round(value.item(), 4)
+        return found
+
+    @torch.no_grad()
+    def advantage(self, i: int, contents: Sequence[str], written: Written) -> np.ndarray:
+        """Return log P(suspect) - log P(imitator) of one completion after other contents of its text."""
+        models = self.models
+        texts = [self.prompts[i].saying(content).text for content in contents]
+        rows = [
+            Written(
+                prompt=prompt,
+                tokens=written.tokens,
+                likely=written.likely,
+                log_probs=written.log_probs,
+            )
+            for prompt in encode(texts, models.tokenizer, prepend_bos=models.prepend_bos)
+        ]
+        self.imitators.set_adapter(imitator_name(self.folds[i]))
+        sums = []
+        for model in (models.finetuned, self.imitators):
+            log_probs, of_row = log_probs_of(model, rows)
+            tokens = torch.tensor([token for row in rows for token in row.tokens])
+            own = log_probs.cpu().gather(1, tokens[:, None])[:, 0]
+            sums.append(torch.zeros(len(rows)).index_add(0, torch.tensor(of_row), own))
+        return (sums[0] - sums[1]).numpy()

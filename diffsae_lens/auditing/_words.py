@@ -1,0 +1,104 @@
+"""Words and short phrases of texts, and the exact tests of what marks some of them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scipy.stats import hypergeom
+
+WORD = re.compile(r"\w+(?:[.’'\-]\w+)*|[^\w\s]+")
+N_MAX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A phrase that is more common in some texts than in the others."""
+
+    phrase: str
+    n_inside: int
+    """Of those texts, how many hold it."""
+    n_texts: int
+    """Of all texts."""
+    p_value: float
+    """Fisher's exact test, one-sided, times the number of phrases tried (Bonferroni)."""
+
+
+@lru_cache(maxsize=65536)
+def words(text: str) -> tuple[tuple[int, int], ...]:
+    """Return where the words of a text stand."""
+    return tuple(match.span() for match in WORD.finditer(text))
+
+
+def phrases(text: str, n_max: int = N_MAX) -> set[str]:
+    """Return the phrases of up to `n_max` words, as they are written; none ends in punctuation alone."""
+    spans = words(text)
+    return {
+        " ".join(text[spans[i][0] : spans[i + n][1]].split())
+        for n in range(n_max)
+        for i in range(len(spans) - n)
+        if _is_word(text, spans[i]) and _is_word(text, spans[i + n])
+    }
+
+
+def _is_word(text: str, span: tuple[int, int]) -> bool:
+    return text[span[0]].isalnum() or text[span[0]] == "_"
+
+
+@lru_cache(maxsize=4096)
+def pattern(phrase: str) -> re.Pattern[str]:
+    """Return what finds a phrase, whole words of it, however it is spaced."""
+    inside = r"\s+".join(map(re.escape, phrase.split()))
+    return re.compile(rf"(?<!\w){inside}(?!\w)")
+
+
+def holds(text: str, phrase: str) -> bool:
+    """Whether a text holds a phrase, whole words of it."""
+    return pattern(phrase).search(text) is not None
+
+
+def replaced(text: str, phrase: str, other: str) -> str:
+    """Return a text with a phrase replaced everywhere; as it is where it does not hold it."""
+    return pattern(phrase).sub(lambda _: other, text)
+
+
+def marks(
+    texts: Sequence[str],
+    inside: Collection[int],
+    *,
+    of: Callable[[str], set[str]] = phrases,
+    min_inside: int = 2,
+) -> list[Mark]:
+    """Return what marks some texts among all, the clearest first.
+
+    A phrase that is part of a longer one in the very same texts is left out where the longer is not
+    rarer; of phrases in the same texts the shorter comes first.
+
+    Args:
+        texts: all of them.
+        inside: which of them are to be told from the rest.
+        of: what of a text may be a mark.
+        min_inside: texts inside that must hold it.
+    """
+    inside = set(inside)
+    n_texts: Counter[str] = Counter()
+    n_inside: Counter[str] = Counter()
+    for i, text in enumerate(texts):
+        found = of(text)
+        n_texts.update(found)
+        if i in inside:
+            n_inside.update(found)
+    tried = [phrase for phrase, n in n_inside.items() if n >= min_inside]
+    rows = [
+        Mark(
+            phrase=phrase,
+            n_inside=n_inside[phrase],
+            n_texts=n_texts[phrase],
+            p_value=min(1.0, len(tried) * float(hypergeom.sf(
+                n_inside[phrase] - 1, len(texts), len(inside), n_texts[phrase]
+            ))),
+        )
+        for phrase in tried
+    ]  # fmt: skip
+    return sorted(rows, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase))

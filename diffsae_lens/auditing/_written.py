@@ -1,0 +1,171 @@
+"""What a plain model writes after prompts, how sure it was of each token, and how far another is from that."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+from diffsae_lens._errors import InvalidValueError
+
+N_KEPT = 128
+"""Tokens of a distribution that are kept; the rest of its mass is one more."""
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """What was written after one prompt, greedily."""
+
+    prompt: tuple[int, ...]
+    """Its tokens."""
+    tokens: tuple[int, ...]
+    """What was written, an end-of-sequence token included."""
+    likely: Int[Tensor, "new kept"]
+    """The likeliest tokens in the place of each."""
+    log_probs: Float[Tensor, "new kept"]
+    """Theirs, in nats."""
+
+
+def encode(texts: Sequence[str], tokenizer: Any, *, prepend_bos: bool) -> list[tuple[int, ...]]:
+    """Tokenise texts as a pair does: no special token is added but the one at the beginning."""
+    bos = f"{tokenizer.bos_token}" if prepend_bos else ""
+    begun = [text if text.startswith(bos) else bos + text for text in texts]
+    return [tuple(ids) for ids in tokenizer(begun, add_special_tokens=False).input_ids]
+
+
+class _Likely:
+    """A logits processor that changes nothing and notes the likeliest tokens."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        values, indices = scores.float().log_softmax(-1).topk(min(N_KEPT, scores.shape[-1]))
+        self.steps.append((values, indices))
+        return scores
+
+
+@torch.no_grad()
+def write(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    n_new_tokens: int,
+    *,
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[Written]:
+    """Have a model write on, greedily.
+
+    Raises:
+        ValueError: a prompt that does not fit the model's context, or an empty one.
+    """
+    check_fits(model, prompts, n_new_tokens)
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else {*(ends or ()), tokenizer.eos_token_id}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends - {None})
+    found: dict[int, Written] = {}
+    for batch in batches([len(prompt) for prompt in prompts], BATCH_SIZE):
+        rows = [prompts[i] for i in batch]
+        width = max(map(len, rows))
+        tokens = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
+        attended = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        likely = _Likely()
+        out = model.generate(
+            input_ids=tokens.to(model.device), attention_mask=attended.to(model.device),
+            max_new_tokens=n_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+            temperature=None, top_p=None, top_k=None, pad_token_id=pad, eos_token_id=[*(ends - {None})],
+            logits_processor=LogitsProcessorList([likely]),
+        )[:, width:].tolist()  # fmt: skip
+        log_probs = torch.stack([step[0] for step in likely.steps], 1).cpu()
+        indices = torch.stack([step[1] for step in likely.steps], 1).cpu()
+        for row, (i, new) in enumerate(zip(batch, out, strict=True)):
+            n = next((j + 1 for j, token in enumerate(new) if token in ends), len(new))
+            found[i] = Written(
+                prompt=tuple(prompts[i]),
+                tokens=tuple(new[:n]),
+                likely=indices[row, :n].clone(),
+                log_probs=log_probs[row, :n].clone(),
+            )
+        progress(len(batch))
+    return [found[i] for i in range(len(prompts))]
+
+
+def check_fits(model: Any, prompts: Sequence[tuple[int, ...]], n_new_tokens: int) -> None:
+    """Refuse prompts that are empty, or too long for what is to follow."""
+    n_ctx = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if n_ctx is not None and longest + n_new_tokens > n_ctx:
+        raise InvalidValueError(
+            f"a text of {longest} tokens and {n_new_tokens} new ones do not fit the model's context of "
+            f"{n_ctx}; lower `n_prompt_tokens`"
+        )
+    if min(map(len, prompts)) == 0:
+        raise InvalidValueError("`texts` has one of no tokens; leave it out")
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield indices of things of similar lengths, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for i in range(0, len(order), size):
+        yield order[i : i + size]
+
+
+def log_probs_of(model: Any, rows: Sequence[Written]) -> tuple[Tensor, list[int]]:
+    """Return a model's log-probabilities `[token, d_vocab]` in the places that were written, and their rows.
+
+    Gradients are kept where they are enabled.
+    """
+    read = [(*row.prompt, *row.tokens) for row in rows]
+    width, first = max(map(len, read)), min(len(row.prompt) for row in rows) - 1
+    tokens = torch.zeros(len(read), width, dtype=torch.long)
+    attended = torch.zeros(len(read), width, dtype=torch.long)
+    written = torch.zeros(len(read), width - first, dtype=torch.bool)
+    for i, (row, ids) in enumerate(zip(rows, read, strict=True)):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        attended[i, : len(ids)] = 1
+        written[i, len(row.prompt) - 1 - first : len(ids) - 1 - first] = True
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    keep = {}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        keep = {"logits_to_keep": width - first}
+    logits = model(
+        input_ids=tokens.to(inner.device), attention_mask=attended.to(inner.device), **keep
+    ).logits
+    kept = logits[:, -(width - first) :][written.to(logits.device)]
+    return kept.float().log_softmax(-1), [i for i, row in enumerate(rows) for _ in row.tokens]
+
+
+def divergence(
+    log_probs: Float[Tensor, "token d_vocab"], rows: Sequence[Written]
+) -> Float[Tensor, " token"]:
+    """Return KL(writer || model) per token, in nats; what is not kept of the writer's counts as one token.
+
+    Merging tokens can only lower a divergence (the log-sum inequality), so this is a lower bound.
+    """
+    ours = torch.cat([row.log_probs for row in rows]).to(log_probs.device)
+    theirs = log_probs.gather(1, torch.cat([row.likely for row in rows]).to(log_probs.device))
+    of_kept = (ours.exp() * (ours - theirs)).sum(1)
+    rest, other = ((1 - kept.exp().sum(1)).clamp_min(1e-7) for kept in (ours, theirs))
+    return of_kept + rest * (rest.log() - other.log())
+
+
+@torch.no_grad()
+def residuals(
+    model: Any, written: Sequence[Written], *, progress: Callable[[int], object] = lambda n: None
+) -> Float[Tensor, " text"]:
+    """Return how far a model is from what was written: KL summed over each completion, in nats."""
+    found = torch.zeros(len(written))
+    for batch in batches([len(w.prompt) + len(w.tokens) for w in written], BATCH_SIZE):
+        rows = [written[i] for i in batch]
+        log_probs, of_row = log_probs_of(model, rows)
+        sums = torch.zeros(len(rows)).index_add(
+            0, torch.tensor(of_row), divergence(log_probs, rows).cpu()
+        )
+        found[batch] = sums
+        progress(len(batch))
+    return found
