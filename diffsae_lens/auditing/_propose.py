@@ -10,7 +10,7 @@ from diffsae_lens.auditing._words import Mark, holds, marks
 _N_PAIRS = 3
 
 
-def propose(
+def propose(  # noqa: PLR0913
     contents: Sequence[str],
     top: Sequence[int],
     groups: Sequence[Sequence[int]],

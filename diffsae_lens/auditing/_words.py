@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from scipy.stats import hypergeom
 
-WORD = re.compile(r"\w+(?:[.’'\-]\w+)*|[^\w\s]+")
+WORD = re.compile(r"\w+(?:[.'\u2019\-]\w+)*|[^\w\s]+")
 N_MAX = 3
 
 
