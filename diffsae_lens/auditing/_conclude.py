@@ -8,7 +8,7 @@ import numpy as np
 
 from diffsae_lens.auditing._cells import Audit, Found
 from diffsae_lens.auditing._experiment import scale_of
-from diffsae_lens.auditing._nulls import Nulls
+from diffsae_lens.auditing._nulls import Nulls, settings_digest
 from diffsae_lens.auditing._results import AuditResults, CandidateRow, TextRow, Verdict
 
 _PACKAGES = ("diffsae-lens", "torch", "transformers", "peft")
@@ -19,7 +19,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
     config, alpha = audit.config, audit.config.alpha
     last = found.readings[-1].numpy()
     scale = scale_of(last)
-    levels = last / scale
+    levels = (last / scale).tolist()
     candidates = tuple(CandidateRow.from_dict(row) for row in found.experiments["candidates"])
     strongest = max((row.level for row in candidates), default=0.0)
     group_of = {i: g for g, group in enumerate(found.groups) for i in group}
@@ -32,7 +32,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
             text=audit.prompts.prompts[i].text,
             written=completions[i],
             residual=float(last[i]),
-            level=float(levels[i]),
+            level=levels[i],
             readings=[round(value, 3) for value in found.readings[:, i].tolist()],
             p_value=None if p_values is None else float(p_values[i]),
             flagged=bool(flags[i]),
@@ -76,6 +76,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
             "suspect": audit.models.names[1],
             "fingerprints": audit.fingerprints,
             "config": asdict(config),
+            "settings": settings_digest(config, audit.lexicon),
             "scale": scale,
             "n_texts": len(last),
             "n_experiments": found.experiments["n_read"],

@@ -66,9 +66,9 @@ def write(
         ValueError: a prompt that does not fit the model's context, or an empty one.
     """
     check_fits(model, prompts, n_new_tokens)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else {*(ends or ()), tokenizer.eos_token_id}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends - {None})
+    known: Any = model.generation_config.eos_token_id
+    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
+    pad: Any = min(ends, default=0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found: dict[int, Written] = {}
     for batch in batches([len(prompt) for prompt in prompts], desc):
         rows = [prompts[i] for i in batch]
@@ -79,7 +79,7 @@ def write(
         out = model.generate(
             input_ids=tokens.to(model.device), attention_mask=attended.to(model.device),
             max_new_tokens=n_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-            temperature=None, top_p=None, top_k=None, pad_token_id=pad, eos_token_id=[*(ends - {None})],
+            temperature=None, top_p=None, top_k=None, pad_token_id=pad, eos_token_id=[*ends] or None,
             logits_processor=LogitsProcessorList([likely]),
         )[:, width:].tolist()  # fmt: skip
         log_probs = torch.stack([step[0] for step in likely.steps], 1).cpu()
