@@ -19,7 +19,7 @@ from diffsae_lens.reading._tokens import TokenActivations, token_activations
 from diffsae_lens.results import FeatureCard, FeatureExample
 from diffsae_lens.study._causes import chosen_features
 from diffsae_lens.study._cells import Job
-from diffsae_lens.study._config import CardsConfig
+from diffsae_lens.study._parts import CardsConfig
 from diffsae_lens.study._step import Inputs, Step, load_dictionaries, write_rows
 
 N_BINS = 12
