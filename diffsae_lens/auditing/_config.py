@@ -27,7 +27,7 @@ class AuditConfig(Checked):
     """Texts per step of an imitator."""
     min_steps: Count = 40
     """Steps before an imitator may stop."""
-    max_steps: Count = 100
+    max_steps: Count = 60
     """Steps after which it must; if the bulk of its residuals still fell, the audit says so."""
     steps_per_reading: Count = 20
     """Steps between two readings of the residuals of its own fold."""
