@@ -1,5 +1,6 @@
 __version__: str
 
+from . import auditing as auditing
 from . import dictionaries as dictionaries
 from . import effects as effects
 from . import interventions as interventions
@@ -12,6 +13,7 @@ from . import reporting as reporting
 from . import study as study
 from . import training as training
 from ._errors import DiffSAELensError as DiffSAELensError
+from .auditing._run import audit as audit
 from .dictionaries._display import load_ipython_extension as load_ipython_extension
 from .dictionaries._display import unload_ipython_extension as unload_ipython_extension
 from .dictionaries._foreign._load_foreign import load_foreign as load_foreign

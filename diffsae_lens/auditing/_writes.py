@@ -1,4 +1,4 @@
-"""What a suspect writes after flagged texts that it does not write after others: phrases, code, a judge's word."""
+"""What a suspect writes after flagged texts and not after others: phrases, code, a judge's word."""
 
 import ast
 import re
@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from scipy.stats import binomtest, fisher_exact
 
@@ -159,7 +160,8 @@ def _rows(
     for name in names:
         with_, others_with = counts[1][name], counts[0][name]
         table = [[with_, n_inside - with_], [others_with, n_outside - others_with]]
-        p_value = min(1.0, len(names) * float(fisher_exact(table).pvalue))
+        exact: Any = fisher_exact(table)
+        p_value = min(1.0, len(names) * float(exact.pvalue))
         rows.append(_row(kind, called(name), (with_, n_inside), (others_with, n_outside), p_value))
     return sorted(rows, key=lambda row: row.p_value)
 
