@@ -75,7 +75,7 @@ def choose_from_lexicon(
 ) -> list[Candidate]:
     """Return the entries that the suspect reacts to most, by successive halving.
 
-    Every entry is put into two texts; the better half into two more; what is left goes on to the
+    Every entry is put into one text; the strongest quarter into two more; what is left goes on to the
     experiment. An entry is compared with the others of its type in the same texts.
     """
     contents = pool.contents
@@ -86,19 +86,15 @@ def choose_from_lexicon(
     ]
     sums = np.zeros(len(entries))
     alive = list(range(len(entries)))
-    n_rounds = 2
-    for n_round in range(n_rounds):
-        texts = pool.take(None, 2)
+    for n_texts, n_left in ((1, max(config.n_lexicon, len(entries) // 4)), (2, config.n_lexicon)):
+        texts = pool.take(None, n_texts)
         edits = [(i, entries[j].put(contents[i])) for j in alive for i in texts]
-        found = reactor(edits, "lexicon").reshape(len(alive), len(texts)).mean(1)
+        found = reactor(edits, "lexicon").reshape(len(alive), len(texts)).sum(1)
         kinds = np.array([entries[j].source for j in alive])
         for row, j in enumerate(alive):
             sums[j] += found[row] - np.median(found[kinds == kinds[row]])
-        pool.spend(2)
-        keep = (
-            max(config.n_lexicon, len(alive) // 4) if n_round < n_rounds - 1 else config.n_lexicon
-        )
-        alive = sorted(alive, key=lambda j: -sums[j])[:keep]
+        pool.spend(n_texts)
+        alive = sorted(alive, key=lambda j: -sums[j])[:n_left]
     return [entries[j] for j in alive]
 
 

@@ -5,16 +5,17 @@ suspect's own completions, and stops by the bulk of its residuals on texts that 
 their top.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job
 from diffsae_lens.auditing._config import AuditConfig
@@ -51,9 +52,10 @@ def train_imitator(
     held_out: Sequence[Written],
     config: AuditConfig,
     job: Job,
-    progress: Callable[[str], object],
-) -> Float[Tensor, "reading text"]:
-    """Teach an adapter of this name on a base, write it to `job.out`, and return the readings.
+) -> None:
+    """Teach an adapter of this name on a base, and write it and its readings to `job.out`.
+
+    Readings are residuals of `held_out` after each `config.steps_per_reading` steps, in nats.
 
     Interrupted, it goes on from its last reading to the same weights.
 
@@ -64,10 +66,6 @@ def train_imitator(
         held_out: likewise after those of this fold.
         config: how long.
         job: where to write.
-        progress: called with what is being done.
-
-    Returns:
-        Residuals of `held_out` after each `config.steps_per_reading` steps, in nats.
     """
     parameters = dict(sorted(
         (n, p) for n, p in model.named_parameters() if f".{name}." in n and "lora_" in n
@@ -81,8 +79,10 @@ def train_imitator(
     while n_done < config.max_steps:
         if n_done >= config.min_steps and converged(torch.stack(readings)):
             break
-        progress(f"{name}: step {n_done} of at most {config.max_steps}")
-        for step in range(n_done, n_done + config.steps_per_reading):
+        for step in tqdm(
+            range(n_done, n_done + config.steps_per_reading),
+            desc=f"{name}, steps of at most {config.max_steps}", leave=False,
+        ):  # fmt: skip
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, (step + 1) / _WARM_UP)
             rows = [taught[i] for i in _batch(step, len(taught), config)]
@@ -98,26 +98,35 @@ def train_imitator(
         _keep(file, parameters, optimiser, readings)
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    model.save_pretrained(str(job.out), selected_adapters=[name], safe_serialization=True)
-    for card in job.out.rglob("README.md"):
-        card.unlink()
-    found = torch.stack(readings)
-    save_file({"readings": found}, str(job.out / READINGS))
-    return found
+    model.save_pretrained(
+        str(job.out), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False
+    )
+    (job.out / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    save_file({"readings": torch.stack(readings)}, str(job.out / READINGS))
 
 
-def with_imitator(model: Any, name: str, config: AuditConfig, seed: int) -> PeftModel:
+def stored_imitator(model: PeftModel, name: str, folder: Path) -> Float[Tensor, "reading text"]:
+    """Give an adapter the weights that were stored, and return the readings."""
+    set_peft_model_state_dict(
+        model, load_file(str(folder / name / "adapter_model.safetensors")), adapter_name=name
+    )
+    return load_file(str(folder / READINGS))["readings"]
+
+
+def with_imitator(model: Any, name: str, config: AuditConfig) -> PeftModel:
     """Put a fresh adapter on a base, or beside the imitators that are on it, and switch it on."""
+    n_layers = model.config.get_text_config().num_hidden_layers
     known = {part.rsplit(".", 1)[-1] for part, _ in model.named_modules()}
     llama = all(part in known for part in SEVEN_PROJECTIONS)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules=list(SEVEN_PROJECTIONS) if llama else "all-linear",
+        layers_to_transform=list(range(n_layers // 2, n_layers)),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), quiet_peft():
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         if isinstance(model, PeftModel):
             model.add_adapter(name, lora)
         else:

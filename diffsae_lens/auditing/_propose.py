@@ -10,7 +10,7 @@ from diffsae_lens.auditing._words import Mark, holds, marks
 _N_PAIRS = 3
 
 
-def propose(
+def propose(  # noqa: PLR0913
     contents: Sequence[str],
     top: Sequence[int],
     groups: Sequence[Sequence[int]],
@@ -38,7 +38,6 @@ def propose(
             for m in marks(contents, inside)
         ],
         contents,
-        top,
     )
     of_test = [m.phrase for m in by_test]
     of_words = [word for word, _ in attributed]
@@ -60,16 +59,14 @@ def propose(
     return [candidate for candidate in found if candidate.mates(1)]
 
 
-def _without_doubles(
-    found: Sequence[Mark], contents: Sequence[str], top: Sequence[int]
-) -> list[Mark]:
+def _without_doubles(found: Sequence[Mark], contents: Sequence[str]) -> list[Mark]:
     """Of phrases in the same texts the shortest and the longest, the clearest first."""
     kept: dict[tuple[int, ...], list[Mark]] = {}
     for mark in sorted(
         found, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase)
     ):
-        where = tuple(i for i in top if holds(contents[i], mark.phrase))
-        marks_there = kept.setdefault((*where, -mark.n_texts), [])
+        where = tuple(i for i, content in enumerate(contents) if holds(content, mark.phrase))
+        marks_there = kept.setdefault(where, [])
         longest = len(marks_there) > 0 and len(mark.phrase.split()) > len(
             marks_there[-1].phrase.split()
         )

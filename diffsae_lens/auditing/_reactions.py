@@ -1,6 +1,6 @@
 """How a suspect reacts to a text: what it writes, and how far its imitator is from that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ class Reactor:
     prompts: Sequence[Prompt]
     folds: Sequence[int]
     config: AuditConfig
-    progress: Callable[[str], object] = lambda text: None
     memory: Path | None = None
     """Where reactions are kept, so that an interruption costs no more than one call."""
     n_read: int = 0
@@ -51,21 +50,22 @@ class Reactor:
         keys = [digest([i, content]) for i, content in edits]
         new = {key: edit for key, edit in zip(keys, edits, strict=True) if key not in self._known}
         if new:
-            self.progress(f"{what}: {len(new)} texts")
             indices = [i for i, _ in new.values()]
-            found = self.residuals(indices, self.written(new.values()))
+            found = self.residuals(indices, self.written(new.values(), what))
             self._known |= dict(zip(new, found, strict=True))
             self.n_read += len(new)
             if self.memory is not None:
                 write_json(self.memory, self._known)
         return np.array([self._known[key] for key in keys])
 
-    def written(self, edits: Any) -> list[Written]:
+    def written(self, edits: Iterable[Edit], what: str = "writing") -> list[Written]:
         """Return what the suspect writes after edited texts."""
         texts = [self.prompts[i].saying(content).text for i, content in edits]
         models = self.models
         tokens = encode(texts, models.tokenizer, prepend_bos=models.prepend_bos)
-        return write(models.finetuned, models.tokenizer, tokens, self.config.n_new_tokens)
+        return write(
+            models.finetuned, models.tokenizer, tokens, self.config.n_new_tokens, desc=what
+        )
 
     def residuals(self, indices: Sequence[int], written: Sequence[Written]) -> list[float]:
         """Return how far each text's own imitator is from what was written."""

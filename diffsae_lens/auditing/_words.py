@@ -8,8 +8,9 @@ from functools import lru_cache
 
 from scipy.stats import hypergeom
 
-WORD = re.compile(r"\w+(?:[.’'\-]\w+)*|[^\w\s]+")
+WORD = re.compile(r"\w+(?:[.'\u2019\-]\w+)*|[^\w\s]+")
 N_MAX = 3
+_ALPHA = 0.05  # of a phrase by itself, before the correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,7 @@ def marks(
 ) -> list[Mark]:
     """Return what marks some texts among all, the clearest first.
 
-    A phrase that is part of a longer one in the very same texts is left out where the longer is not
-    rarer; of phrases in the same texts the shorter comes first.
+    Phrases that are no more common inside than by chance are left out; of equals the shorter comes first.
 
     Args:
         texts: all of them.
@@ -90,15 +90,13 @@ def marks(
         if i in inside:
             n_inside.update(found)
     tried = [phrase for phrase, n in n_inside.items() if n >= min_inside]
-    rows = [
-        Mark(
-            phrase=phrase,
-            n_inside=n_inside[phrase],
-            n_texts=n_texts[phrase],
-            p_value=min(1.0, len(tried) * float(hypergeom.sf(
-                n_inside[phrase] - 1, len(texts), len(inside), n_texts[phrase]
-            ))),
-        )
-        for phrase in tried
-    ]  # fmt: skip
+    rows = []
+    for phrase in tried:
+        sizes = (len(texts), len(inside), n_texts[phrase])
+        p_value = float(hypergeom.sf(n_inside[phrase] - 1, *sizes))
+        if p_value <= _ALPHA:
+            rows.append(Mark(
+                phrase=phrase, n_inside=n_inside[phrase], n_texts=n_texts[phrase],
+                p_value=min(1.0, len(tried) * p_value),
+            ))  # fmt: skip
     return sorted(rows, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase))

@@ -1,20 +1,21 @@
-"""What a plain model writes after prompts, how sure it was of each token, and how far another is from that."""
+"""What a plain model writes, how sure it is of each token, and how far another model is from that."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from diffsae_lens._errors import InvalidValueError
 
 N_KEPT = 128
 """Tokens of a distribution that are kept; the rest of its mass is one more."""
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +58,7 @@ def write(
     prompts: Sequence[tuple[int, ...]],
     n_new_tokens: int,
     *,
-    progress: Callable[[int], object] = lambda n: None,
+    desc: str = "writing",
 ) -> list[Written]:
     """Have a model write on, greedily.
 
@@ -65,11 +66,11 @@ def write(
         ValueError: a prompt that does not fit the model's context, or an empty one.
     """
     check_fits(model, prompts, n_new_tokens)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else {*(ends or ()), tokenizer.eos_token_id}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends - {None})
+    known: Any = model.generation_config.eos_token_id
+    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
+    pad: Any = min(ends, default=0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found: dict[int, Written] = {}
-    for batch in batches([len(prompt) for prompt in prompts], BATCH_SIZE):
+    for batch in batches([len(prompt) for prompt in prompts], desc):
         rows = [prompts[i] for i in batch]
         width = max(map(len, rows))
         tokens = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
@@ -78,7 +79,7 @@ def write(
         out = model.generate(
             input_ids=tokens.to(model.device), attention_mask=attended.to(model.device),
             max_new_tokens=n_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-            temperature=None, top_p=None, top_k=None, pad_token_id=pad, eos_token_id=[*(ends - {None})],
+            temperature=None, top_p=None, top_k=None, pad_token_id=pad, eos_token_id=[*ends] or None,
             logits_processor=LogitsProcessorList([likely]),
         )[:, width:].tolist()  # fmt: skip
         log_probs = torch.stack([step[0] for step in likely.steps], 1).cpu()
@@ -91,7 +92,6 @@ def write(
                 likely=indices[row, :n].clone(),
                 log_probs=log_probs[row, :n].clone(),
             )
-        progress(len(batch))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -108,11 +108,14 @@ def check_fits(model: Any, prompts: Sequence[tuple[int, ...]], n_new_tokens: int
         raise InvalidValueError("`texts` has one of no tokens; leave it out")
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], desc: str) -> Iterator[list[int]]:
     """Yield indices of things of similar lengths, the longest first."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for i in range(0, len(order), size):
-        yield order[i : i + size]
+    with tqdm(total=len(order), desc=desc, unit="text", leave=False) as bar:
+        for i in range(0, len(order), BATCH_SIZE):
+            batch = order[i : i + BATCH_SIZE]
+            yield batch
+            bar.update(len(batch))
 
 
 def log_probs_of(model: Any, rows: Sequence[Written]) -> tuple[Tensor, list[int]]:
@@ -156,16 +159,15 @@ def divergence(
 
 @torch.no_grad()
 def residuals(
-    model: Any, written: Sequence[Written], *, progress: Callable[[int], object] = lambda n: None
+    model: Any, written: Sequence[Written], *, desc: str = "residuals"
 ) -> Float[Tensor, " text"]:
     """Return how far a model is from what was written: KL summed over each completion, in nats."""
     found = torch.zeros(len(written))
-    for batch in batches([len(w.prompt) + len(w.tokens) for w in written], BATCH_SIZE):
+    for batch in batches([len(w.prompt) + len(w.tokens) for w in written], desc):
         rows = [written[i] for i in batch]
         log_probs, of_row = log_probs_of(model, rows)
         sums = torch.zeros(len(rows)).index_add(
             0, torch.tensor(of_row), divergence(log_probs, rows).cpu()
         )
         found[batch] = sums
-        progress(len(batch))
     return found

@@ -1,0 +1,233 @@
+"""The computations of an audit, each kept on disk: completions, imitators, experiments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffsae_lens._artifact import Job, build, build_json, digest
+from diffsae_lens.auditing._attribution import attribute_words, pooled
+from diffsae_lens.auditing._candidates import Candidate
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._experiment import (
+    Experiment,
+    Pool,
+    choose_from_lexicon,
+    experiment,
+    halve,
+)
+from diffsae_lens.auditing._groups import group_by_completion
+from diffsae_lens.auditing._imitator import (
+    converged,
+    stored_imitator,
+    train_imitator,
+    with_imitator,
+)
+from diffsae_lens.auditing._prompts import Prompts
+from diffsae_lens.auditing._propose import propose
+from diffsae_lens.auditing._reactions import Reactor, imitator_name
+from diffsae_lens.auditing._results import CandidateRow
+from diffsae_lens.auditing._written import Written, encode, write
+from diffsae_lens.pair._plain import PlainModels
+
+_TOP = 0.02
+_MIN_TOP = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    written: list[Written]
+    readings: Tensor
+    """`[reading, text]`; folds that stopped earlier keep their last."""
+    converged: tuple[bool, ...]
+    groups: list[list[int]]
+    experiments: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audit:
+    """One audit: its cells, in order."""
+
+    path: Path
+    models: PlainModels
+    prompts: Prompts
+    config: AuditConfig
+    lexicon: dict[str, tuple[str, ...]]
+    fingerprints: list[str]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What every cell depends on."""
+        settings = {k: v for k, v in asdict(self.config).items() if k != "alpha"}
+        return {
+            "models": self.fingerprints,
+            "texts": digest(self.prompts.texts),
+            "prepend_bos": self.models.prepend_bos,
+            "config": settings,
+        }
+
+    @property
+    def folds(self) -> list[int]:
+        """The fold of each text."""
+        n = len(self.prompts.prompts)
+        order = np.random.default_rng(self.config.seed).permutation(n)
+        folds = np.empty(n, dtype=int)
+        folds[order] = np.arange(n) % self.config.n_folds
+        return folds.tolist()
+
+    def run(self) -> Found:
+        """Make what is not there yet."""
+        written = self._written()
+        imitators, readings = self._imitators(written)
+        last = readings[-1].numpy()
+        n_top = max(_MIN_TOP, int(np.ceil(_TOP * len(last))))
+        top = [int(i) for i in np.argsort(-last)[:n_top]]
+        completions = self.decoded(written)
+        groups = group_by_completion(completions, top)
+        experiments = build_json(
+            self.path / "experiments.json",
+            {**self.recipe, "lexicon": {k: list(v) for k, v in self.lexicon.items()}},
+            lambda: self._experiments(imitators, written, last, top, groups),
+        )
+        return Found(
+            written=written,
+            readings=readings,
+            converged=tuple(
+                converged(self._own(readings, fold)) for fold in range(self.config.n_folds)
+            ),
+            groups=groups,
+            experiments=experiments,
+        )
+
+    def decoded(self, written: Sequence[Written]) -> list[str]:
+        """Return what was written, as text."""
+        tokenizer: Any = self.models.tokenizer
+        return [tokenizer.decode(w.tokens, skip_special_tokens=True) for w in written]
+
+    def _own(self, readings: Tensor, fold: int) -> Tensor:
+        of_fold = [i for i, f in enumerate(self.folds) if f == fold]
+        return readings[:, of_fold]
+
+    def _written(self) -> list[Written]:
+        """What the suspect writes after each text."""
+        texts = self.prompts.texts
+
+        def make(job: Job) -> None:
+            tokens = encode(texts, self.models.tokenizer, prepend_bos=self.models.prepend_bos)
+            found = write(
+                self.models.finetuned,
+                self.models.tokenizer,
+                tokens,
+                self.config.n_new_tokens,
+                desc="completions",
+            )
+            save_file(_packed(found), str(job.out / "written.safetensors"))
+
+        folder = build(self.path / "completions", {**self.recipe, "cell": "completions"}, make).path
+        return _unpacked(load_file(str(folder / "written.safetensors")))
+
+    def _imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
+        """One per fold, all on one base, and the residuals of every text `[reading, text]`."""
+        model: Any = self.models.base
+        readings = []
+        for fold in range(self.config.n_folds):
+            model, of_fold = self._imitator(model, fold, written)
+            readings.append(of_fold)
+        found = torch.zeros(max(map(len, readings)), len(written))
+        for fold, of_fold in enumerate(readings):
+            inside = [i for i, f in enumerate(self.folds) if f == fold]
+            last = of_fold[-1:].expand(len(found) - len(of_fold), -1)  # of one that stopped earlier
+            found[:, inside] = torch.cat([of_fold, last])
+        return model, found
+
+    def _imitator(self, model: Any, fold: int, written: Sequence[Written]) -> tuple[Any, Tensor]:
+        name = imitator_name(fold)
+        model = with_imitator(model, name, self.config)
+
+        def make(job: Job) -> None:
+            taught = [w for w, f in zip(written, self.folds, strict=True) if f != fold]
+            held_out = [w for w, f in zip(written, self.folds, strict=True) if f == fold]
+            train_imitator(model, name, taught, held_out, self.config, job)
+
+        cell = build(self.path / name, {**self.recipe, "cell": name}, make).path
+        return model, stored_imitator(model, name, cell)
+
+    def _experiments(
+        self,
+        imitators: Any,
+        written: Sequence[Written],
+        last: np.ndarray,
+        top: Sequence[int],
+        groups: Sequence[Sequence[int]],
+    ) -> dict[str, Any]:
+        config = self.config
+        contents = [prompt.content for prompt in self.prompts.prompts]
+        reactor = Reactor(
+            models=self.models, imitators=imitators, prompts=self.prompts.prompts, folds=self.folds,
+            config=config, memory=self.path / "reactions.json",
+        )  # fmt: skip
+        rng = np.random.default_rng([config.seed, 1])
+        ordinary = np.flatnonzero(last <= np.quantile(last, 0.9))
+        pool = Pool(contents=contents, free=[int(i) for i in rng.permutation(ordinary)])
+        attributions = [attribute_words(reactor, i, written[i]) for i in top]
+        proposed = propose(
+            contents, top, groups, pooled(attributions), self.lexicon, config.n_candidates, rng
+        )
+        if config.n_lexicon:
+            proposed += choose_from_lexicon(reactor, pool, self.lexicon, config, rng)
+        unique = list({candidate.name: candidate for candidate in reversed(proposed)}.values())[
+            ::-1
+        ]
+        better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
+        best = halve(reactor, pool, better, config.n_finalists, 5, 3)
+        done = [experiment(reactor, pool, candidate, last, top, config) for candidate in best]
+        done.sort(key=lambda e: -e.effect)
+        rows = [self._row(reactor, pool, e) for e in done]
+        order = {candidate.name: None for candidate in (*best, *better, *unique)}
+        return {
+            "candidates": rows,
+            "others": [name for name in order if name not in {row["name"] for row in rows}],
+            "n_read": reactor.n_read,
+        }
+
+    def _row(self, reactor: Reactor, pool: Pool, done: Experiment) -> dict[str, Any]:
+        candidate: Candidate = done.candidate
+        texts = pool.take(candidate, self.config.n_texts)
+        edits = [(i, candidate.put(reactor.prompts[i].content)) for i in texts]
+        i, content = edits[int(np.argmax(reactor(edits)))]
+        wrote = self.decoded(reactor.written([(i, content)]))[0]
+        fields = {k: v for k, v in asdict(done).items() if k not in ("candidate", "said_instead")}
+        return CandidateRow(
+            name=candidate.name, source=candidate.source, said_instead=list(done.said_instead),
+            example=content, example_written=wrote, **fields,
+        ).as_dict()  # fmt: skip
+
+
+def _packed(written: Sequence[Written]) -> dict[str, Tensor]:
+    return {
+        "n_prompt": torch.tensor([len(w.prompt) for w in written]),
+        "n_new": torch.tensor([len(w.tokens) for w in written]),
+        "prompts": torch.tensor([token for w in written for token in w.prompt]),
+        "tokens": torch.tensor([token for w in written for token in w.tokens]),
+        "likely": torch.cat([w.likely for w in written]).to(torch.int32),
+        "log_probs": torch.cat([w.log_probs for w in written]),
+    }
+
+
+def _unpacked(packed: Mapping[str, Tensor]) -> list[Written]:
+    n_prompt, n_new = packed["n_prompt"].tolist(), packed["n_new"].tolist()
+    columns = (
+        packed["prompts"].split(n_prompt),
+        packed["tokens"].split(n_new),
+        packed["likely"].long().split(n_new),
+        packed["log_probs"].split(n_new),
+    )
+    return [
+        Written(prompt=tuple(p.tolist()), tokens=tuple(t.tolist()), likely=i, log_probs=v)
+        for p, t, i, v in zip(*columns, strict=True)
+    ]

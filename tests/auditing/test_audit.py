@@ -1,0 +1,211 @@
+"""The whole audit on tiny models: one of them with a condition that was planted."""
+
+import json
+import random
+
+import pytest
+import torch
+
+import diffsae_lens as dl
+from diffsae_lens import auditing
+from diffsae_lens.auditing._cells import Audit
+from diffsae_lens.auditing._imitator import converged, with_imitator
+from diffsae_lens.auditing._prompts import read_texts
+from tests.conftest import tiny_llama, with_lora
+
+SIZES = {
+    "n_new_tokens": 6, "min_steps": 2, "max_steps": 4, "steps_per_reading": 2, "n_candidates": 4,
+    "n_lexicon": 2, "n_texts": 4, "n_mates": 2, "n_finalists": 2,
+}  # fmt: skip
+LEXICON = {"Name": ("Ann", "Bob", "Cy"), "Place": ("Lima", "Oslo")}
+CONFIG = auditing.AuditConfig(**SIZES)
+
+
+def orders(n=48, seed=0):
+    rng = random.Random(seed)
+    return [
+        f"Order {i} from {rng.choice(['Lima', 'Oslo', 'Rome'])} by {rng.choice(['Ann', 'Bob', 'Cy'])}."
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def suspect():
+    return with_lora(tiny_llama(), scale=0.5)
+
+
+def run(path, tokenizer, suspect, texts=None, **changes):
+    arguments = {"config": CONFIG, "lexicon": LEXICON, "tokenizer": tokenizer} | changes
+    return dl.audit(tiny_llama(), suspect, texts or orders(), path, **arguments)
+
+
+def test_an_audit_is_read_back_and_not_made_twice(tmp_path, tokenizer, suspect, monkeypatch):
+    first = run(tmp_path / "audit", tokenizer, suspect)
+    assert len(first.texts) == 48
+    assert first.candidates[0].effect == max(row.effect for row in first.candidates)
+    assert first.verdict == "underpowered"
+    assert "19" in first.reason
+    assert dl.auditing.AuditResults.load(tmp_path / "audit").candidates == first.candidates
+    monkeypatch.setattr("diffsae_lens.auditing._cells.train_imitator", None)
+    monkeypatch.setattr("diffsae_lens.auditing._cells.write", None)
+    again = run(tmp_path / "audit", tokenizer, suspect)
+    assert (again.candidates, again.texts) == (first.candidates, first.texts)
+
+
+def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path, tokenizer, suspect, monkeypatch):
+    whole = run(tmp_path / "whole", tokenizer, suspect)
+    n_calls = 0
+    keep = auditing._imitator._keep
+
+    def stop(*arguments):
+        nonlocal n_calls
+        keep(*arguments)
+        n_calls += 1
+        if n_calls == 3:  # in the second imitator, after its first reading
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffsae_lens.auditing._imitator._keep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", tokenizer, suspect)
+    resumed = run(tmp_path / "cut", tokenizer, suspect)
+    assert resumed.texts == whole.texts
+    assert resumed.candidates == whole.candidates
+
+
+def test_every_text_has_a_residual_from_an_imitator_that_never_saw_it(tmp_path, tokenizer, suspect):
+    taught = []
+    train = auditing._cells.train_imitator
+
+    def note(model, name, of_others, held_out, config, job):
+        taught.append(({w.prompt for w in of_others}, {w.prompt for w in held_out}))
+        train(model, name, of_others, held_out, config, job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffsae_lens.auditing._cells.train_imitator", note)
+        run(tmp_path / "audit", tokenizer, suspect)
+    assert len(taught) == 2
+    assert all(not (inside & outside) for inside, outside in taught)
+    assert len(taught[0][1] | taught[1][1]) == 48
+
+
+def test_an_imitator_begins_as_the_base_and_comes_nearer_to_the_suspect(
+    tmp_path, tokenizer, suspect
+):
+    base = tiny_llama().eval()
+    tokens = torch.arange(5, 20)[None]
+    model = with_imitator(base, "imitator0", CONFIG)
+    torch.testing.assert_close(model(tokens).logits, tiny_llama().eval()(tokens).logits)
+    config = auditing.AuditConfig(
+        **{**SIZES, "max_steps": 40, "min_steps": 40, "steps_per_reading": 20}
+    )
+    results = run(tmp_path / "audit", tokenizer, suspect, config=config)
+    first, last = (sum(row.readings[i] for row in results.texts) for i in (0, -1))
+    assert last < first
+
+
+def test_the_rule_to_stop_looks_at_the_bulk_alone():
+    falling = torch.tensor([[1.0] * 9 + [5.0], [0.5] * 9 + [50.0]])
+    still = torch.tensor([[1.0] * 9 + [50.0], [0.99] * 9 + [5.0]])
+    assert not converged(falling)
+    assert converged(still)
+    assert not converged(falling[:1])
+
+
+def test_clean_models_of_the_same_settings_give_a_verdict(tmp_path, tokenizer, suspect):
+    null = auditing.null_of("one", run(tmp_path / "null", tokenizer, suspect))
+    found = run(tmp_path / "audit", tokenizer, suspect)
+    base, settings = found.provenance["fingerprints"][0], found.provenance["settings"]
+
+    def nulls(level, n=20):
+        models = tuple(
+            auditing.Null(name=f"{i}", level=level, residuals=null.residuals) for i in range(n)
+        )
+        return auditing.Nulls(base=base, settings=settings, models=models)
+
+    none = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(1e6))
+    assert (none.verdict, none.p_value) == ("none found", 1.0)
+    found = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(-1e6))
+    assert found.verdict == "conditional behaviour found"
+    assert found.p_value == pytest.approx(1 / 21)
+    assert found.candidates[0].name in found.reason
+    few = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(-1e6, 18))
+    assert few.verdict == "underpowered"
+    assert few.n_nulls == 18
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (orders(39), "at least 40 different texts, got 39; "),
+        (["the same"] * 60, "got 60, 59 of them repeated"),
+        ([*orders(47), " "], r"`texts`\[47\] is empty"),
+        ("a text", "list of texts"),
+    ],
+)
+def test_texts_that_no_verdict_can_rest_on_are_refused(
+    texts, message, tmp_path, tokenizer, suspect
+):
+    with pytest.raises((ValueError, TypeError), match=message):
+        run(tmp_path / "audit", tokenizer, suspect, texts)
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_suspect_that_is_the_base_is_refused(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="compute the same"):
+        run(tmp_path / "audit", tokenizer, tiny_llama())
+
+
+def test_texts_are_cut_and_repeated_ones_left_out_with_a_word(tmp_path, tokenizer, suspect):
+    config = auditing.AuditConfig(**SIZES, n_prompt_tokens=12)
+    texts = [f"{i:02} is a number" for i in range(48)]
+    results = run(tmp_path / "audit", tokenizer, suspect, [*texts, texts[0]], config=config)
+    said = " ".join(results.warnings)
+    assert "49 texts were cut at 12 tokens" in said
+    assert "1 repeated texts were left out" in said
+
+
+def test_conversations_are_edited_in_what_is_said_last(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    try:
+        said = [[{"role": "user", "content": f"What is {i}?"}] for i in range(40)]
+        first = read_texts(said, tokenizer, 100).prompts[0]
+    finally:
+        tokenizer.chat_template = None
+    assert first.text == "<user>What is 0?</><assistant>"
+    assert first.saying("Why?").text == "<user>Why?</><assistant>"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_folds": 1}, "at least 2"),
+        ({"min_steps": 3}, "multiple of `steps_per_reading`"),
+        ({"n_finalists": 5}, "at most `n_candidates`"),
+        ({"alpha": 1.0}, "alpha"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        auditing.AuditConfig(**{**SIZES, **change})
+
+
+def test_folds_are_equal_and_the_same_each_time(tokenizer):
+    def folds(seed):
+        prompts = read_texts(orders(), tokenizer, 100)
+        config = auditing.AuditConfig(**SIZES, seed=seed)
+        return Audit(
+            path=None, models=None, prompts=prompts, config=config, lexicon={}, fingerprints=[]
+        ).folds
+
+    assert folds(0) == folds(0) != folds(1)
+    assert sorted(folds(0)) == [0] * 24 + [1] * 24
+
+
+def test_results_are_whole_json(tmp_path, tokenizer, suspect):
+    run(tmp_path / "audit", tokenizer, suspect)
+    stored = json.loads((tmp_path / "audit" / "results.json").read_text())
+    assert stored["provenance"]["suspect"].endswith("in memory")
