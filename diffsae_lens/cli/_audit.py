@@ -73,7 +73,7 @@ def run_audit(  # noqa: PLR0913
     from diffsae_lens.study._feasible import check_out_folder
 
     check_out_folder("path", out)
-    placed = {} if device is None else {"device": device}
+    placed: dict[str, Any] = {} if device is None else {"device": device}
     results = audit(base, suspect, read, out, config=config, nulls=known, lexicon=entries, **placed)
     files = {"texts": texts, "out": out, "nulls": nulls, "lexicon": lexicon, "device": device}
     command = command_line("audit", base, suspect, **files, **options)
