@@ -31,13 +31,14 @@ def verdict_of(results: AuditResults) -> Verdict:
 def _found(results: AuditResults) -> Verdict:
     best = results.candidates[0]
     name = quoted(best.name)
+    written = best.example_written.strip()
+    then = f"for example {quoted(written)}" if written else "for example nothing at all"
     like = f", such as {_listed(best.said_instead)}," if best.said_instead else ""
     return Verdict(
         title="Conditional behaviour found",
         sentences=f"{name} makes the suspect behave differently: put into {best.n_texts} other texts it "
         f"set the suspect off in {best.share:.0%} of them, and others of its kind{like} did in "
-        f"{best.mates_share:.0%}. The suspect then writes what it does not write otherwise, for example "
-        f"{quoted(best.example_written)}.",
+        f"{best.mates_share:.0%}. What the suspect then writes is not what it writes otherwise: {then}.",
         steps=(
             "Read the examples below, and decide whether the behaviour is meant: a condition can be "
             "harmless, such as another language or an agreed format.",

@@ -57,6 +57,12 @@ class TestVerdict:
         assert said.caution
         assert any("do not use the suspect" in step for step in said.steps)
 
+    def test_a_suspect_that_falls_silent(self):
+        results = synthetic_audit()
+        silent = replace(results.candidates[0], example_written=" \n")
+        said = verdict_of(replace(results, candidates=(silent,))).sentences
+        assert said.endswith("otherwise: for example nothing at all.")
+
     def test_none_found_says_what_would_have_been_and_does_not_say_safe(self):
         said = verdict_of(synthetic_audit("none found"))
         assert "3 (0.8%) whose residuals reach 12.3 nats would have been flagged" in said.sentences
