@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from diffsae_lens.auditing._words import holds, pattern, phrases, replaced, words
 
@@ -26,26 +26,32 @@ class Part:
     mates: tuple[str, ...]
     """Others of its type, which stand where it could."""
     carrier: str = GAP
-    """A line or sentence with a gap for it."""
-    line: bool = False
-    """Whether the carrier is a line of its own."""
-    at_start: bool = True
-    """Whether it is put first, or last."""
+    """A line, a sentence or the first words of a text, with a gap for it."""
+    between: str = " "
+    """What stands between the carrier and the text."""
+    place: Literal["front", "start", "end"] = "start"
+    """Whether the carrier is put first or last; `front`: the phrase counts as the first words alone."""
+
+    def stands(self, content: str) -> str | None:
+        """Return which of the phrase and its like a text has in the phrase's place; None if it has none."""
+        there = [
+            (match.start(), -len(mate), mate)
+            for mate in (self.phrase, *self.mates)
+            if (match := pattern(mate).search(content))
+            and (self.place != "front" or match.start() == 0)
+        ]
+        return min(there)[2] if there else None
 
     def put(self, content: str, phrase: str) -> str:
         """Return a text that says a phrase in this one's place."""
-        there = [
-            (match.start(), mate)
-            for mate in (self.phrase, *self.mates)
-            if (match := pattern(mate).search(content))
-        ]
-        if there:
-            return replaced(content, min(there)[1], phrase)
+        there = self.stands(content)
+        if there is not None:
+            n = 1 if self.place == "front" else 0
+            return replaced(content, there, phrase, n)
         carried = self.carrier.replace(GAP, phrase)
-        between = "\n" if self.line else " "
-        if self.at_start:
-            return f"{carried}{between}{content}"
-        return f"{content.rstrip()}{between}{carried}"
+        if self.place == "end":
+            return f"{content.rstrip()}{self.between}{carried}"
+        return f"{carried}{self.between}{content}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +91,26 @@ class Candidate:
 
     def holds(self, content: str) -> bool:
         """Whether a text says all of it."""
-        return all(holds(content, part.phrase) for part in self.parts)
+        return all(part.stands(content) == part.phrase for part in self.parts)
+
+    def fits(self, content: str) -> bool:
+        """Whether a text has a place for it, in which something of its type stands."""
+        return all(part.stands(content) is not None for part in self.parts)
 
     def taken_out(self, content: str, mate: Sequence[str]) -> str:
         """Return a text that says one of its like instead."""
         for part, phrase in zip(self.parts, mate, strict=True):
             if phrase != part.phrase:
-                content = replaced(content, part.phrase, phrase)
+                content = replaced(content, part.phrase, phrase, 1 if part.place == "front" else 0)
         return content
 
 
 def part_of(
-    phrase: str, contents: Sequence[str], lexicon: Mapping[str, tuple[str, ...]], rng: Any
+    phrase: str,
+    contents: Sequence[str],
+    top: Sequence[int],
+    lexicon: Mapping[str, tuple[str, ...]],
+    rng: Any,
 ) -> Part:
     """Make a part of a phrase that some texts hold.
 
@@ -106,35 +120,62 @@ def part_of(
     Args:
         phrase: it.
         contents: all texts.
+        top: the texts that it was found in, among others.
         lexicon: entries by type.
         rng: numpy generator for the draw.
     """
-    holding = [content for content in contents if holds(content, phrase)]
-    carriers: Counter[tuple[str, bool, bool]] = Counter(
-        carrier for content in holding if (carrier := _carrier(content, phrase)) is not None
-    )
-    carrier, line, at_start = carriers.most_common(1)[0][0] if carriers else (GAP, False, True)
-    mates = _mates(phrase, holding, contents, lexicon)
+    holding = [contents[i] for i in top if holds(contents[i], phrase)]
+    if holding and all(pattern(phrase).match(content) for content in holding):
+        after = Counter(content[len(phrase) : _end_of_mark(content, phrase)] for content in holding)
+        mark = after.most_common(1)[0][0]
+        mates = _at_front(phrase, mark, contents)
+        carrier, between, place = GAP + mark.rstrip(), " ", "front"
+        if "\n" in mark:
+            between = "\n"
+    else:
+        carriers = Counter(found for content in holding if (found := _carrier(content, phrase)))
+        carrier, between, place = carriers.most_common(1)[0][0] if carriers else (GAP, " ", "start")
+        mates = _mates(phrase, holding, contents, lexicon)
     order = rng.permutation(len(mates))
     return Part(
-        phrase=phrase,
-        mates=tuple(mates[i] for i in order),
-        carrier=carrier,
-        line=line,
-        at_start=at_start,
-    )
+        phrase=phrase, mates=tuple(mates[i] for i in order), carrier=carrier, between=between,
+        place=place,
+    )  # fmt: skip
 
 
-def _carrier(content: str, phrase: str) -> tuple[str, bool, bool] | None:
-    """The line or sentence that holds a phrase, whether it is a line, and whether it is in the first half."""
+def _end_of_mark(content: str, phrase: str) -> int:
+    """Where the word after the first phrase begins."""
+    after = pattern(phrase).match(content)
+    rest = re.compile(r"[^\w]*").match(content, after.end() if after else 0)
+    return rest.end() if rest else 0
+
+
+def _at_front(phrase: str, mark: str, contents: Sequence[str]) -> list[str]:
+    """What other texts begin with, before the same mark if there are such; or else any first words."""
+    n = len(phrase.split())
+    first: Counter[str] = Counter()
+    marked: Counter[str] = Counter()
+    for content in contents:
+        spans = words(content)[:n]
+        said = content[: spans[-1][1]] if spans and spans[0][0] == 0 else ""
+        if said and said != phrase:
+            first[said] += 1
+            marked[said] += content[len(said) :].startswith(mark)
+    in_place = [said for said, n_marked in marked.most_common(40) if n_marked]
+    return in_place if len(in_place) >= 3 else [said for said, _ in first.most_common(40)]
+
+
+def _carrier(content: str, phrase: str) -> tuple[str, str, Literal["start", "end"]] | None:
+    """The line or sentence that holds a phrase, what stands between it and the rest, and where it stands."""
     lines = content.split("\n")
     several = len([line for line in lines if line.strip()]) > 1
     units = lines if several else re.split(r"(?<=[.!?])\s+", content)
     for i, unit in enumerate(units):
         if (match := pattern(phrase).search(unit)) is not None:
-            said = unit[: match.start()] + GAP + unit[match.end() :]
+            said = (unit[: match.start()] + GAP + unit[match.end() :]).strip(" ")
             if len(said) <= _MAX_CARRIER:
-                return said.strip(" "), several, i <= (len(units) - 1) / 2
+                place = "start" if i <= (len(units) - 1) / 2 else "end"
+                return said, "\n" if several else " ", place
     return None
 
 
@@ -201,6 +242,6 @@ def from_lexicon(
         phrase=entry,
         mates=tuple(mates[i] for i in order),
         carrier=f"{mark}{kind}: {GAP}",
-        line=True,
+        between="\n",
     )
     return Candidate(parts=(part,), source=f"lexicon: {kind.lower()}")

@@ -1,6 +1,6 @@
 """Candidates tested by experiment: put into held-out texts, taken out of flagged ones, beside their like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from diffsae_lens.auditing._candidates import Candidate, from_lexicon
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._reactions import Edit, Reactor
 
+_MIN_LEFT = 24
 FLOOR = 0.1
 """Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
 _N_RESAMPLES = 2000
@@ -54,16 +55,20 @@ class Pool:
     free: list[int]
     """Those that are left, in a random order."""
 
-    def take(self, candidate: Candidate | None, n: int) -> list[int]:
-        """Return up to `n` texts that do not hold the candidate."""
-        fitting = [
-            i for i in self.free if candidate is None or not candidate.holds(self.contents[i])
-        ]
-        return fitting[:n]
+    def take(self, candidate: Candidate, n: int) -> list[int]:
+        """Return up to `n` texts that do not hold the candidate, those with a place for it first."""
+        found = self.fitting(candidate, len(self.free))
+        return [i for i in found if not candidate.holds(self.contents[i])][:n]
 
-    def spend(self, n: int) -> None:
-        """Leave the first `n` to no later stage."""
-        del self.free[: min(n, max(0, len(self.free) - n))]
+    def fitting(self, candidate: Candidate, n: int) -> list[int]:
+        """Return `n` texts with a place for a candidate or its like, and others if there are too few."""
+        return sorted(self.free, key=lambda i: not candidate.fits(self.contents[i]))[:n]
+
+    def spend(self, texts: Collection[int]) -> None:
+        """Leave these to no later stage, as long as there are enough others."""
+        left = [i for i in self.free if i not in texts]
+        if len(left) >= _MIN_LEFT:
+            self.free[:] = left
 
 
 def choose_from_lexicon(
@@ -79,23 +84,31 @@ def choose_from_lexicon(
     experiment. An entry is compared with the others of its type in the same texts.
     """
     contents = pool.contents
-    entries = [
-        from_lexicon(kind, entry, of_type, contents, rng)
+    entries = {
+        kind: [from_lexicon(kind, entry, of_type, contents, rng) for entry in of_type]
         for kind, of_type in lexicon.items()
-        for entry in of_type
-    ]
-    sums = np.zeros(len(entries))
-    alive = list(range(len(entries)))
-    for n_texts, n_left in ((1, max(config.n_lexicon, len(entries) // 4)), (2, config.n_lexicon)):
-        texts = pool.take(None, n_texts)
-        edits = [(i, entries[j].put(contents[i])) for j in alive for i in texts]
-        found = reactor(edits, "lexicon").reshape(len(alive), len(texts)).sum(1)
-        kinds = np.array([entries[j].source for j in alive])
-        for row, j in enumerate(alive):
-            sums[j] += found[row] - np.median(found[kinds == kinds[row]])
-        pool.spend(n_texts)
-        alive = sorted(alive, key=lambda j: -sums[j])[:n_left]
-    return [entries[j] for j in alive]
+    }
+    alive = [(kind, j) for kind, of_type in entries.items() for j in range(len(of_type))]
+    sums = dict.fromkeys(alive, 0.0)
+    for n_texts, n_left in ((1, max(config.n_lexicon, len(alive) // 4)), (2, config.n_lexicon)):
+        used: set[int] = set()
+        edits: list[Edit] = []
+        for kind in entries:
+            texts = pool.fitting(entries[kind][0], n_texts)
+            used |= {*texts}
+            edits += [
+                (i, entries[kind][j].put(contents[i]))
+                for of, j in alive
+                if of == kind
+                for i in texts
+            ]
+        found = reactor(edits, "lexicon").reshape(len(alive), n_texts).sum(1)
+        kinds = np.array([kind for kind, _ in alive])
+        for row, entry in enumerate(alive):
+            sums[entry] += found[row] - np.median(found[kinds == entry[0]])
+        pool.spend(used)
+        alive = sorted(sorted(alive, key=lambda entry: -sums[entry])[:n_left], key=alive.index)
+    return [entries[kind][j] for kind, j in sorted(alive, key=lambda entry: -sums[entry])]
 
 
 def halve(
@@ -108,10 +121,13 @@ def halve(
 ) -> list[Candidate]:
     """Return the `n` candidates with the largest effect in a small experiment, the best first."""
     effects = []
+    used: set[int] = set()
     for candidate in candidates:
-        residuals, _ = _read(reactor, candidate, pool.take(candidate, n_texts), n_mates)
+        texts = pool.take(candidate, n_texts)
+        residuals, _ = _read(reactor, candidate, texts, n_mates)
         effects.append(_excess(residuals).mean() if residuals.size else -np.inf)
-    pool.spend(n_texts)
+        used |= {*texts}
+    pool.spend(used)
     return [candidates[j] for j in np.argsort(-np.array(effects), kind="stable")[:n]]
 
 

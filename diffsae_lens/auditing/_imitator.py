@@ -28,7 +28,7 @@ _STATE = "state.safetensors"
 _WARM_UP = 5
 BULK = 0.8
 """Share of texts, those with the smallest residuals, that the stopping rule looks at."""
-_STILL = 0.05
+_STILL = 0.25
 """A bulk that fell by less than this share since the last reading has converged."""
 
 

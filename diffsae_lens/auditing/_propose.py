@@ -53,7 +53,7 @@ def propose(  # noqa: PLR0913
         if not (set(pair[0].split()) & set(pair[1].split()))
         and sum(all(holds(contents[i], p) for p in pair) for i in top) >= 2
     ][:_N_PAIRS]
-    parts = {phrase: part_of(phrase, contents, lexicon, rng) for phrase in singles}
+    parts = {phrase: part_of(phrase, contents, top, lexicon, rng) for phrase in singles}
     found = [Candidate(parts=(parts[phrase],), source=phrases[phrase]) for phrase in singles]
     found += [Candidate(parts=tuple(parts[p] for p in pair), source="texts") for pair in pairs]
     return [candidate for candidate in found if candidate.mates(1)]

@@ -59,9 +59,9 @@ def holds(text: str, phrase: str) -> bool:
     return pattern(phrase).search(text) is not None
 
 
-def replaced(text: str, phrase: str, other: str) -> str:
-    """Return a text with a phrase replaced everywhere; as it is where it does not hold it."""
-    return pattern(phrase).sub(lambda _: other, text)
+def replaced(text: str, phrase: str, other: str, n: int = 0) -> str:
+    """Return a text with a phrase replaced, everywhere or `n` times; as it is where it does not hold it."""
+    return pattern(phrase).sub(lambda _: other, text, count=n)
 
 
 def marks(

@@ -29,9 +29,16 @@ def orders(n=48, seed=0):
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def suspect():
     return with_lora(tiny_llama(), scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory, tokenizer, suspect):
+    """An audit's folder and results."""
+    path = tmp_path_factory.mktemp("audited") / "audit"
+    return path, run(path, tokenizer, suspect)
 
 
 def run(path, tokenizer, suspect, texts=None, **changes):
@@ -39,21 +46,23 @@ def run(path, tokenizer, suspect, texts=None, **changes):
     return dl.audit(tiny_llama(), suspect, texts or orders(), path, **arguments)
 
 
-def test_an_audit_is_read_back_and_not_made_twice(tmp_path, tokenizer, suspect, monkeypatch):
-    first = run(tmp_path / "audit", tokenizer, suspect)
+def test_an_audit_is_read_back_and_not_made_twice(audited, tokenizer, suspect, monkeypatch):
+    path, first = audited
     assert len(first.texts) == 48
     assert first.candidates[0].effect == max(row.effect for row in first.candidates)
     assert first.verdict == "underpowered"
     assert "19" in first.reason
-    assert dl.auditing.AuditResults.load(tmp_path / "audit").candidates == first.candidates
+    assert dl.auditing.AuditResults.load(path).candidates == first.candidates
     monkeypatch.setattr("diffsae_lens.auditing._cells.train_imitator", None)
     monkeypatch.setattr("diffsae_lens.auditing._cells.write", None)
-    again = run(tmp_path / "audit", tokenizer, suspect)
+    again = run(path, tokenizer, suspect)
     assert (again.candidates, again.texts) == (first.candidates, first.texts)
 
 
-def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path, tokenizer, suspect, monkeypatch):
-    whole = run(tmp_path / "whole", tokenizer, suspect)
+def test_an_interrupted_audit_goes_on_to_the_same_result(
+    audited, tmp_path, tokenizer, suspect, monkeypatch
+):
+    _, whole = audited
     n_calls = 0
     keep = auditing._imitator._keep
 
@@ -73,22 +82,6 @@ def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path, tokenizer, su
     assert resumed.candidates == whole.candidates
 
 
-def test_every_text_has_a_residual_from_an_imitator_that_never_saw_it(tmp_path, tokenizer, suspect):
-    taught = []
-    train = auditing._cells.train_imitator
-
-    def note(model, name, of_others, held_out, config, job):
-        taught.append(({w.prompt for w in of_others}, {w.prompt for w in held_out}))
-        train(model, name, of_others, held_out, config, job)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffsae_lens.auditing._cells.train_imitator", note)
-        run(tmp_path / "audit", tokenizer, suspect)
-    assert len(taught) == 2
-    assert all(not (inside & outside) for inside, outside in taught)
-    assert len(taught[0][1] | taught[1][1]) == 48
-
-
 def test_an_imitator_begins_as_the_base_and_comes_nearer_to_the_suspect(
     tmp_path, tokenizer, suspect
 ):
@@ -102,6 +95,8 @@ def test_an_imitator_begins_as_the_base_and_comes_nearer_to_the_suspect(
     results = run(tmp_path / "audit", tokenizer, suspect, config=config)
     first, last = (sum(row.readings[i] for row in results.texts) for i in (0, -1))
     assert last < first
+    assert not any(inside & outside for inside, outside in taught)
+    assert len(taught[0][1] | taught[1][1]) == 48
 
 
 def test_the_rule_to_stop_looks_at_the_bulk_alone():
@@ -112,9 +107,9 @@ def test_the_rule_to_stop_looks_at_the_bulk_alone():
     assert not converged(falling[:1])
 
 
-def test_clean_models_of_the_same_settings_give_a_verdict(tmp_path, tokenizer, suspect):
-    null = auditing.null_of("one", run(tmp_path / "null", tokenizer, suspect))
-    found = run(tmp_path / "audit", tokenizer, suspect)
+def test_clean_models_of_the_same_settings_give_a_verdict(audited, tokenizer, suspect):
+    path, found = audited
+    null = auditing.null_of("one", found)
     base, settings = found.provenance["fingerprints"][0], found.provenance["settings"]
 
     def nulls(level, n=20):
@@ -123,13 +118,13 @@ def test_clean_models_of_the_same_settings_give_a_verdict(tmp_path, tokenizer, s
         )
         return auditing.Nulls(base=base, settings=settings, models=models)
 
-    none = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(1e6))
+    none = run(path, tokenizer, suspect, nulls=nulls(1e6))
     assert (none.verdict, none.p_value) == ("none found", 1.0)
-    found = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(-1e6))
+    found = run(path, tokenizer, suspect, nulls=nulls(-1e6))
     assert found.verdict == "conditional behaviour found"
     assert found.p_value == pytest.approx(1 / 21)
     assert found.candidates[0].name in found.reason
-    few = run(tmp_path / "audit", tokenizer, suspect, nulls=nulls(-1e6, 18))
+    few = run(path, tokenizer, suspect, nulls=nulls(-1e6, 18))
     assert few.verdict == "underpowered"
     assert few.n_nulls == 18
 
@@ -205,7 +200,6 @@ def test_folds_are_equal_and_the_same_each_time(tokenizer):
     assert sorted(folds(0)) == [0] * 24 + [1] * 24
 
 
-def test_results_are_whole_json(tmp_path, tokenizer, suspect):
-    run(tmp_path / "audit", tokenizer, suspect)
-    stored = json.loads((tmp_path / "audit" / "results.json").read_text())
+def test_results_are_whole_json(audited):
+    stored = json.loads((audited[0] / "results.json").read_text())
     assert stored["provenance"]["suspect"].endswith("in memory")

