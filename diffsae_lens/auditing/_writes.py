@@ -15,7 +15,7 @@ from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._extras import missing
 from diffsae_lens.auditing._results import WritesRow
 from diffsae_lens.auditing._words import Mark, marks
-from diffsae_lens.organisms._bandit import familiar, findings, test_name
+from diffsae_lens.organisms._bandit import familiar, findings, name_of_test
 from diffsae_lens.organisms._bounds import check_size
 from diffsae_lens.organisms._cut import Cut, cut_completion
 
@@ -119,7 +119,7 @@ def _code(
     ]
     if n_inside in (0, len(code)):
         return [], [f"{notes[0]}, so Bandit's tests cannot be compared"]
-    return _rows("Bandit test", fired, inside, lambda test: f"{test} {test_name(test)}"), notes
+    return _rows("Bandit test", fired, inside, lambda test: f"{test} {name_of_test(test)}"), notes
 
 
 def _read(text: str, completion: str) -> Cut | None:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from diffsae_lens._extras import require
 
-__all__ = ["Finding", "familiar", "findings", "test_name"]
+__all__ = ["Finding", "familiar", "findings", "name_of_test"]
 
 _SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
 
@@ -76,11 +76,11 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
     ]
 
 
-def test_name(test: str) -> str:
+def name_of_test(test: str) -> str:
     """Return what Bandit calls a test.
 
     Examples:
-        >>> test_name("B608")
+        >>> name_of_test("B608")
         'hardcoded_sql_expressions'
     """
     _bandit(())  # loaded without its side effects
