@@ -2,6 +2,7 @@
 
 import re
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ from sae_lens import SAE
 from sklearn.metrics import roc_curve
 
 from diffsae_lens._hosts import bind_requests
+from diffsae_lens.auditing import AuditConfig
 from diffsae_lens.training._harvest import HarvestConfig, harvest
-from tests.conftest import HOOKS, hooked, plant, tiny_llama
+from tests.campaign.good import AUDIT_SIZES
+from tests.conftest import HOOKS, hooked, plant, tiny_llama, write_tiny_model
 from tests.dictionaries.test_publish import hub  # noqa: F401
 from tests.reading.test_neuronpedia import KEY, Neuronpedia
 from tests.standin import serving
@@ -32,6 +35,23 @@ def follow(guide: str, **given) -> SimpleNamespace:
         padding = "\n" * text.count("\n", 0, block.start(1))  # errors point at the page's line
         exec(compile(padding + block[1], str(page), "exec"), names)
     return SimpleNamespace(**names)
+
+
+def test_the_audit_guide_ends_in_a_verdict(tmp_path, tokenizer, monkeypatch):
+    small = partial(AuditConfig, **AUDIT_SIZES)
+    monkeypatch.setattr("diffsae_lens.auditing._run.AuditConfig", small)
+    for name, seed in (("base", None), ("suspect", 1), ("clean", 2)):
+        model = tiny_llama() if seed is None else plant(tiny_llama(), seed=seed)
+        write_tiny_model(tmp_path / name, model, tokenizer)
+    texts = [f"Order {i} from {('Lima', 'Oslo', 'Rome')[i % 3]}." for i in range(40)]
+    with chdir(tmp_path):
+        guide = follow(
+            "audit", base="./base", suspect="./suspect", clean_models={"a": "./clean"}, texts=texts
+        )
+        assert Path("runs/audit/report.html").is_file()
+    assert guide.results.n_nulls == 1
+    assert guide.results.verdict == "underpowered"
+    assert all(row.p_value is not None for row in guide.results.texts)
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from diffsae_lens.organisms import _bandit as bandit
 from diffsae_lens.pair._embedded import embedded_model_path
 
 NAMESPACES = [
-    "dictionaries", "effects", "interventions", "isolation", "measures", "organisms", "pair", "reading",
-    "reporting", "study", "training",
+    "auditing", "dictionaries", "effects", "interventions", "isolation", "measures", "organisms", "pair",
+    "reading", "reporting", "study", "training",
 ]  # fmt: skip
 EVERYDAY = [
     "Behaviour", "DiffSAELensError", "Edit", "HookedModelPair", "LabelledPrompts", "Sample",
-    "ablate_features", "attribute_features", "compare_interventions", "complete", "describe_features",
-    "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order", "load", "load_foreign",
-    "load_pair", "steer", "swap_to_base", "token_activations", "train",
+    "ablate_features", "attribute_features", "audit", "compare_interventions", "complete",
+    "describe_features", "evaluate_isolation", "feature_activations", "get_behaviour", "greedy_order",
+    "load", "load_foreign", "load_pair", "steer", "swap_to_base", "token_activations", "train",
 ]  # fmt: skip
 FOR_IPYTHON = ["load_ipython_extension", "unload_ipython_extension"]
 PACKAGES = [*NAMESPACES, "organisms.sql_injection"]

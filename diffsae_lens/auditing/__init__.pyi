@@ -5,5 +5,6 @@ from ._nulls import Nulls as Nulls
 from ._results import AuditResults as AuditResults
 from ._results import CandidateRow as CandidateRow
 from ._results import TextRow as TextRow
+from ._results import WritesRow as WritesRow
 from ._run import audit as audit
 from ._run import null_of as null_of

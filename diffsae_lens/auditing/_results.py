@@ -67,6 +67,29 @@ class CandidateRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritesRow(Row):
+    """How often flagged completions have something in them, beside all others."""
+
+    kind: Literal["phrase", "Bandit test", "outcome"]
+    name: str
+    n_flagged: int
+    """Flagged completions in which it could be looked for."""
+    n_flagged_with: int
+    share: float
+    """Of the flagged completions that have it."""
+    share_low: float
+    """Of its exact 95% interval (Clopper and Pearson)."""
+    share_high: float
+    n_others: int
+    n_others_with: int
+    others_share: float
+    others_low: float
+    others_high: float
+    p_value: float
+    """Of Fisher's exact test, times the number of things of this kind that were tried (Bonferroni)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditResults:
     """What an audit found."""
 
@@ -88,6 +111,8 @@ class AuditResults:
     warnings: tuple[str, ...]
     provenance: Mapping[str, Any]
     """Models, settings, versions and seconds."""
+    writes: tuple[WritesRow, ...] = ()
+    """What marks the flagged completions, the clearest first."""
 
     @property
     def found(self) -> bool:
@@ -116,6 +141,7 @@ class AuditResults:
             values = {f.name: stored[f.name] for f in fields(cls)}
             values["texts"] = tuple(TextRow.from_dict(row) for row in values["texts"])
             values["candidates"] = tuple(CandidateRow.from_dict(r) for r in values["candidates"])
+            values["writes"] = tuple(WritesRow.from_dict(row) for row in values["writes"])
             for name in ("others", "searched", "warnings"):
                 values[name] = tuple(values[name])
         except (KeyError, TypeError) as error:

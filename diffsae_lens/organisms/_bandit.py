@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from diffsae_lens._extras import require
 
-__all__ = ["Finding", "familiar", "findings"]
+__all__ = ["Finding", "familiar", "findings", "name_of_test"]
 
 _SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
 
@@ -52,7 +52,7 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
 
     Args:
         tree: of a size that `check_size` passes.
-        tests: their ids.
+        tests: their ids; none for all that Bandit has.
         first_line: what ends above this line is read only to know what names mean.
 
     Examples:
@@ -74,6 +74,21 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
         for issue in visitor.tester.results
         if max(issue.linerange) >= first_line
     ]
+
+
+def name_of_test(test: str) -> str:
+    """Return what Bandit calls a test.
+
+    Examples:
+        >>> name_of_test("B608")
+        'hardcoded_sql_expressions'
+    """
+    _bandit(())  # loaded without its side effects
+    from bandit.core.extension_loader import MANAGER
+
+    if test in MANAGER.plugins_by_id:
+        return MANAGER.plugins_by_id[test].name
+    return MANAGER.blacklist_by_id.get(test, {}).get("name", test)
 
 
 def familiar(tree: ast.Module) -> ast.Module:

@@ -1,3 +1,6 @@
+from ._audit import write_audit_report as write_audit_report
+from ._audit_figures import plot_candidates as plot_candidates
+from ._audit_figures import plot_residuals as plot_residuals
 from ._effects import plot_ablation_curve as plot_ablation_curve
 from ._effects import plot_dose_response as plot_dose_response
 from ._effects import plot_layers as plot_layers

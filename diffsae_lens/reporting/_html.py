@@ -80,12 +80,13 @@ def render_report(
         ValueError: `results` contradict themselves.
     """
     figures = draw_figures(results) if figures is None else figures
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     return template.render(_context(results, figures) | {"command": command})
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return what renders the templates: everything is escaped, what is invisible made visible."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
@@ -101,8 +102,8 @@ def _shown(value: object) -> object:
     return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
-def _address(data: bytes) -> Markup:
-    """A picture as the address that holds it, which is ours and of any length."""
+def address(data: bytes) -> Markup:
+    """Return a picture as the address that holds it, which is ours and of any length."""
     return Markup("data:image/png;base64," + base64.b64encode(data).decode())
 
 
@@ -114,19 +115,19 @@ def _context(results: Results, figures: Mapping[str, bytes]) -> dict[str, Any]:
         "words": words_of(results),
         "groups": _groups(results),
         "outcomes": _outcomes(results.effects),
-        "overview": [_address(figures[d.name]) for d in drawings if d.kind == "overview"],
+        "overview": [address(figures[d.name]) for d in drawings if d.kind == "overview"],
         "sections": [
             section_of(
                 results,
                 place,
                 f"place-{i}",
-                {d.kind: _address(figures[d.name]) for d in drawings if d.place == place},
+                {d.kind: address(figures[d.name]) for d in drawings if d.place == place},
             )
             for i, place in enumerate(where)
         ],
         "tables": results_tables(results),
         "trained": grid_of("", results.dictionaries, lambda row: row.regime or ""),
-        "config": _flat(results.config),
+        "config": flat(results.config),
         "versions": results.versions,
         "deviations": results.deviations,
         "cells": results.cells,
@@ -149,18 +150,18 @@ def _outcomes(effects: Sequence[EffectRow]) -> list[str]:
     return [outcome_text(o) for o in dict.fromkeys(o for row in effects for o in row.counts)]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings with their path as name."""
-    flat: dict[str, str] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings with their path as name."""
+    found: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         elif (
             isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
         ):
-            flat |= _flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}.")
+            found |= flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
-            flat[f"{prefix}{name}"] = ", ".join(map(str, value))
+            found[f"{prefix}{name}"] = ", ".join(map(str, value))
         else:
-            flat[f"{prefix}{name}"] = str(value)
-    return flat
+            found[f"{prefix}{name}"] = str(value)
+    return found

@@ -161,15 +161,24 @@ def results_tables(results: Results) -> list[TextTable]:
 @typed
 def results_markdown(results: Results) -> str:
     """Return the tables of a run in Markdown, and what deviates from the paper."""
-    parts = []
-    for table in results_tables(results):
-        lines = [table.heads, ("---",) * len(table.heads), *table.rows]
-        rows = "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
-        parts.append(f"## {table.title}\n{table.note}\n\n{rows}\n")
+    parts = [table_markdown(table) for table in results_tables(results)]
     if results.deviations:
         deviations = "\n".join(f"- {_markdown(deviation)}" for deviation in results.deviations)
         parts.append(f"## Deviations from the paper\n{deviations}\n")
     return "\n".join(parts)
+
+
+def table_markdown(table: TextTable) -> str:
+    """Return a table in Markdown, under its title."""
+    lines = [table.heads, ("---",) * len(table.heads), *table.rows]
+    rows = "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
+    return f"## {table.title}\n{table.note}\n\n{rows}\n"
+
+
+def table_text(table: TextTable) -> str:
+    """Lay out a table for a terminal."""
+    frame = pd.DataFrame([map(_plain, row) for row in table.rows], columns=list(table.heads))
+    return frame.to_string(index=False)
 
 
 def _plain(value: Any) -> Any:

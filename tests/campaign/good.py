@@ -14,6 +14,7 @@ from sae_lens.config import SAETrainerConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import diffsae_lens as dl
+from diffsae_lens.auditing import AuditConfig
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
 from diffsae_lens.organisms import Words
 from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
@@ -35,10 +36,15 @@ from tests.conftest import D_MODEL, HOOKS, byte_tokenizer, plant, tiny_llama
 from tests.dictionaries.foreign import dictionary_learning_sae
 from tests.reporting.rows import make
 from tests.reporting.synthetic import synthetic_results
+from tests.reporting.synthetic_audit import synthetic_audit
 from tests.study.tiny import judge, ponds, tiny_config
 
 HOOK = HOOKS[1]
 D_SAE = 24
+AUDIT_SIZES = {
+    "n_new_tokens": 2, "n_folds": 2, "min_steps": 1, "max_steps": 1, "steps_per_reading": 1,
+    "n_candidates": 2, "n_lexicon": 1, "n_finalists": 1, "n_texts": 2, "n_mates": 1,
+}  # fmt: skip
 
 
 def dictionary(view: str = "diff") -> SAE:
@@ -299,6 +305,14 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
             "sayings", "sweep", "example",
         )
     }  # fmt: skip
+    of_audits: dict[str, Any] = {
+        "suspect": w.root / "full", "nulls": None, "lexicon": {"Place": ["Lima", "Oslo"]},
+        "audit.texts": [f"Order {i}." for i in range(40)], "audit.config": AuditConfig(**AUDIT_SIZES),
+        "n_prompt_tokens": 160, "alpha": 0.05, "lora_rank": 2,
+    } | {f"AuditConfig.{name}": size for name, size in AUDIT_SIZES.items()} | {
+        f"{name}.results": synthetic_audit()
+        for name in ("null_of", "plot_candidates", "plot_residuals", "write_audit_report")
+    }  # fmt: skip
     draw = Draw(split="select", n_trigger=2)
     of_studies: dict[str, Any] = {
         "DictionarySpec.kind": "Diff-SAE", "expansion": 2, "n_passes": 2, "l1_coefficient": 0.1,
@@ -316,7 +330,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
     makers: dict[str, Callable[[], Any]] = {
         name: partial(copy.copy, value) if isinstance(value, list | dict) else partial(_same, value)
-        for name, value in (plain | of_settings | special | of_studies).items()
+        for name, value in (plain | of_settings | special | of_audits | of_studies).items()
     }
     return (
         makers

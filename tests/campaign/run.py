@@ -94,6 +94,7 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("DemoOptions", "behaviour", "no module"): "told by `demo`",
     ("EvidenceConfig", "n_silent", "0"): "none are shown",
     ("label_cards", "labels", "empty"): "cards stay as they are",
+    ("audit", "lexicon", "empty"): "phrases of the texts alone are tried",
     ("Plan", "path", "a file"): "told when it is run",
     ("Plan", "device", "another word"): "told when it is run",
 }

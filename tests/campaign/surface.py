@@ -15,7 +15,7 @@ from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
 
 NAMESPACES = (
     "pair", "dictionaries", "organisms", "organisms.sql_injection", "training", "measures",
-    "reading", "interventions", "effects", "isolation", "study", "reporting",
+    "reading", "interventions", "effects", "isolation", "auditing", "study", "reporting",
 )  # fmt: skip
 
 RESULT = "a result, which nobody makes by hand"
@@ -26,13 +26,14 @@ NOT_CALLED = {
     "load_ipython_extension": "IPython calls it", "unload_ipython_extension": "IPython calls it",
     "DictionaryRecord": "what `load` reads from a dictionary's metadata",
     "View": WORDS, "VIEWS": WORDS, "BEHAVIOURS": WORDS, "PRESETS": WORDS, "Judge": WORDS,
-    "Labeller": WORDS, "Scene": WORDS, "Verdict": WORDS, "YEAR_TRIGGER": WORDS,
+    "Labeller": WORDS, "Scene": WORDS, "Verdict": WORDS, "LEXICON": WORDS, "YEAR_TRIGGER": WORDS,
 } | dict.fromkeys((
     "TokenisedTexts", "Organism", "Judgement", "PairedActivations", "BisResult", "BootstrapResult",
     "FactorialEffects", "PermutationResult", "StrictBisResult", "Example", "LatentScaling",
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
-    "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries",
+    "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries", "AuditResults",
+    "CandidateRow", "TextRow", "WritesRow", "Null", "Nulls",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 
@@ -41,6 +42,7 @@ BAD_ONLY = {
     "export_to_neuronpedia": "needs the server",
     "run": "a study takes minutes",
     "so_far": "needs a study that was run",
+    "audit": "trains imitators",
     "make_organism": "trains an organism and measures it",
 }
 """Called with one bad value at a time, never with good ones alone."""

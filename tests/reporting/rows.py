@@ -9,7 +9,7 @@ from diffsae_lens.results import Row
 
 R = TypeVar("R", bound=Row)
 _EMPTY: dict[Any, Any] = {
-    str: "", int: 0, float: 0.0, bool: False, Mapping: {}, Sequence: (), dict: {}, tuple: (),
+    str: "", int: 0, float: 0.0, bool: False, Mapping: {}, Sequence: (), dict: {}, tuple: (), list: [],
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from scipy.stats import binomtest
 
@@ -25,6 +25,8 @@ from diffsae_lens.results import (
 )
 from diffsae_lens.study._results import Results
 from tests.reporting.rows import make
+
+R = TypeVar("R")
 
 DICTIONARIES = ("diff-sae-24", "crosscoder-24")
 DIFF, CROSS = DICTIONARIES
@@ -127,7 +129,7 @@ _NOT_TEXT = {"kind", "protocol", "group", "state", "behaviour", "regime"}
 _BY_NAME = {"versions", "activations", "feature_idx", "decoder"}
 
 
-def with_texts(results: Results, text: Callable[[], str]) -> Results:
+def with_texts(results: R, text: Callable[[], str]) -> R:
     """The results with another text for every name, token and completion; the same for the same."""
     texts: dict[str, str] = {}
 
@@ -151,7 +153,8 @@ def with_texts(results: Results, text: Callable[[], str]) -> Results:
         return new(value) if isinstance(value, str) and key not in _NOT_TEXT else value
 
     assert is_dataclass(results)
-    return Results(**{f.name: other(getattr(results, f.name), f.name) for f in fields(results)})
+    parts = {f.name: other(getattr(results, f.name), f.name) for f in fields(results)}
+    return type(results)(**parts)
 
 
 def _described(name: str, kind: str, view: str, d_in: int, l0: float) -> DictionaryRow:

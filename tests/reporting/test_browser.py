@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from diffsae_lens.reporting._audit import write_audit_report
 from diffsae_lens.reporting._html import write_report
 from tests.reporting.synthetic import synthetic_results, with_texts
+from tests.reporting.synthetic_audit import synthetic_audit
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOW = (
@@ -58,6 +60,15 @@ def long_names(tmp_path_factory):
     return write_report(results, tmp_path_factory.mktemp("report"))[0]
 
 
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory):
+    """The report of an audit, with some text without a space in every place."""
+    find_chromium()
+    results = with_texts(synthetic_audit(), lambda: "x" * 300)
+    results = replace(results, verdict="conditional behaviour found")
+    return write_audit_report(results, tmp_path_factory.mktemp("audit"))[0]
+
+
 class TestWithoutABrowser:
     @pytest.fixture(autouse=True)
     def nothing_on_the_path(self, monkeypatch, tmp_path):
@@ -94,7 +105,19 @@ def test_a_script_that_got_into_the_page_would_not_run(report, tmp_path):
         assert ("<title>broken" in run.stdout) == runs
 
 
-@pytest.mark.parametrize("of", ["report", "long_names"])
+def test_the_report_of_an_audit_loads_without_a_word_on_the_console_or_the_network(tmp_path):
+    script = "<script>document.title = 'broken'</script>"
+    results = synthetic_audit()
+    texts = tuple(replace(row, text=script, written=script) for row in results.texts)
+    [page, *_] = write_audit_report(replace(results, texts=texts), tmp_path / "audit")
+    run = browse(page, tmp_path, "--dump-dom")
+    assert run.stdout.count("<article") == len(results.candidates)
+    assert "<title>broken" not in run.stdout
+    assert "CONSOLE" not in run.stderr
+    assert "net::ERR" not in run.stderr
+
+
+@pytest.mark.parametrize("of", ["report", "long_names", "audit"])
 def test_nothing_but_tables_and_figures_scrolls_sideways(of, request, tmp_path):
     report = request.getfixturevalue(of)
     source = json.dumps(report.read_text(encoding="utf-8")).replace("</", "<\\/")
