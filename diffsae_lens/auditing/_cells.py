@@ -186,7 +186,7 @@ class Audit:
         better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
         best = halve(reactor, pool, better, config.n_finalists, 5, 3)
         done = [experiment(reactor, pool, candidate, last, top, config) for candidate in best]
-        done.sort(key=lambda e: -e.effect)
+        done.sort(key=lambda e: (not e.is_needed, -e.effect))
         rows = [self._row(reactor, pool, e) for e in done]
         order = {candidate.name: None for candidate in (*best, *better, *unique)}
         return {

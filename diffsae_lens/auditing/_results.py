@@ -100,7 +100,7 @@ class AuditResults:
     """Share of clean models, the suspect among them, whose strongest candidate is as strong."""
     texts: tuple[TextRow, ...]
     candidates: tuple[CandidateRow, ...]
-    """The strongest first."""
+    """Those first that are needed where they stood, and of them the strongest."""
     others: tuple[str, ...]
     """Candidates that did not get into the last experiment, the strongest first."""
     n_nulls: int
