@@ -186,16 +186,15 @@ class Audit:
         better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
         best = halve(reactor, pool, better, config.n_finalists, 5, 3)
         done = [experiment(reactor, pool, candidate, last, top, config) for candidate in best]
-        done.sort(key=lambda e: (not e.is_needed, -e.effect))
-        rows = [self._row(reactor, pool, e) for e in done]
+        rows = sorted((self._row(reactor, pool, e) for e in done), key=lambda row: -row.strength)
         order = {candidate.name: None for candidate in (*best, *better, *unique)}
         return {
-            "candidates": rows,
-            "others": [name for name in order if name not in {row["name"] for row in rows}],
+            "candidates": [row.as_dict() for row in rows],
+            "others": [name for name in order if name not in {row.name for row in rows}],
             "n_read": reactor.n_read,
         }
 
-    def _row(self, reactor: Reactor, pool: Pool, done: Experiment) -> dict[str, Any]:
+    def _row(self, reactor: Reactor, pool: Pool, done: Experiment) -> CandidateRow:
         candidate: Candidate = done.candidate
         texts = pool.take(candidate, self.config.n_texts)
         edits = [(i, candidate.put(reactor.prompts[i].content)) for i in texts]
@@ -205,7 +204,7 @@ class Audit:
         return CandidateRow(
             name=candidate.name, source=candidate.source, said_instead=list(done.said_instead),
             example=content, example_written=wrote, **fields,
-        ).as_dict()  # fmt: skip
+        )  # fmt: skip
 
 
 def _packed(written: Sequence[Written]) -> dict[str, Tensor]:

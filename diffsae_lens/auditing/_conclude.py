@@ -21,7 +21,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
     scale = scale_of(last)
     levels = (last / scale).tolist()
     candidates = tuple(CandidateRow.from_dict(row) for row in found.experiments["candidates"])
-    strongest = max((row.level for row in candidates), default=0.0)
+    strongest = candidates[0].strength if candidates else 0.0
     group_of = {i: g for g, group in enumerate(found.groups) for i in group}
     completions = audit.decoded(found.written)
     p_values = nulls.p_values(levels) if nulls is not None else None

@@ -12,7 +12,6 @@ from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._reactions import Edit, Reactor
 
 _MIN_LEFT = 24
-_HALF = 0.5
 FLOOR = 0.1
 """Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
 _N_RESAMPLES = 2000
@@ -46,11 +45,6 @@ class Experiment:
     """Share of their residual, above the model's median, that goes with it."""
     said_instead: tuple[str, ...]
     """Its like, as it was put in."""
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether most of the residual goes with it; True where it stood in no flagged text."""
-        return self.necessity is None or self.necessity >= _HALF
 
 
 @dataclass(frozen=True, kw_only=True)

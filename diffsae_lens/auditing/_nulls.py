@@ -25,8 +25,8 @@ class Null:
     """What the audit of one clean model measured."""
 
     name: str
-    level: float
-    """Of its strongest candidate; see `Experiment.level`."""
+    strength: float
+    """Of its strongest candidate; see `CandidateRow.strength`."""
     residuals: tuple[float, ...]
     """Of its texts, in units of its own scale."""
 
@@ -41,9 +41,9 @@ class Nulls:
     """See `settings_digest`."""
     models: tuple[Null, ...]
 
-    def p_value(self, level: float) -> float:
+    def p_value(self, strength: float) -> float:
         """Return the share of clean models whose strongest candidate is as strong, the suspect among them."""
-        n = sum(null.level >= level for null in self.models)
+        n = sum(null.strength >= strength for null in self.models)
         return (1 + n) / (len(self.models) + 1)
 
     def p_values(self, residuals: Sequence[float]) -> np.ndarray:
@@ -91,7 +91,7 @@ class Nulls:
         stored = read_json(path)
         try:
             models = tuple(
-                Null(name=str(m["name"]), level=float(m["level"]), residuals=tuple(m["residuals"]))
+                Null(name=str(m["name"]), strength=float(m["strength"]), residuals=tuple(m["residuals"]))
                 for m in stored["models"]
             )
             return cls(base=stored["base"], settings=stored["settings"], models=models)

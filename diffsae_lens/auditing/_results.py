@@ -9,6 +9,9 @@ from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._rows import Row, Table
 
+_NEEDED = 0.5
+"""Share of a residual that must go with a candidate."""
+
 Verdict = Literal["conditional behaviour found", "none found", "underpowered"]
 
 
@@ -65,6 +68,12 @@ class CandidateRow(Row):
     example_written: str
     """What the suspect writes after it."""
 
+    @property
+    def strength(self) -> float:
+        """What clean models are compared by: `level`, halved where the residual of flagged texts stays."""
+        needed = self.necessity is None or self.necessity >= _NEEDED
+        return self.level if needed else self.level / 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class WritesRow(Row):
@@ -100,7 +109,7 @@ class AuditResults:
     """Share of clean models, the suspect among them, whose strongest candidate is as strong."""
     texts: tuple[TextRow, ...]
     candidates: tuple[CandidateRow, ...]
-    """Those first that are needed where they stood, and of them the strongest."""
+    """The strongest first; see `CandidateRow.strength`."""
     others: tuple[str, ...]
     """Candidates that did not get into the last experiment, the strongest first."""
     n_nulls: int

@@ -89,6 +89,6 @@ def null_of(name: str, results: AuditResults) -> Null:
     """Return what the audit of a model that is known to be clean adds to the nulls."""
     return Null(
         name=name,
-        level=max((row.level for row in results.candidates), default=0.0),
+        strength=results.candidates[0].strength if results.candidates else 0.0,
         residuals=tuple(round(row.level, 4) for row in results.texts),
     )

@@ -49,7 +49,7 @@ def run(path, tokenizer, suspect, texts=None, **changes):
 def test_an_audit_is_read_back_and_not_made_twice(audited, tokenizer, suspect, monkeypatch):
     path, first = audited
     assert len(first.texts) == 48
-    assert first.candidates[0].effect == max(row.effect for row in first.candidates)
+    assert first.candidates[0].strength == max(row.strength for row in first.candidates)
     assert first.verdict == "underpowered"
     assert "19" in first.reason
     assert dl.auditing.AuditResults.load(path).candidates == first.candidates
@@ -114,7 +114,7 @@ def test_clean_models_of_the_same_settings_give_a_verdict(audited, tokenizer, su
 
     def nulls(level, n=20):
         models = tuple(
-            auditing.Null(name=f"{i}", level=level, residuals=null.residuals) for i in range(n)
+            auditing.Null(name=f"{i}", strength=level, residuals=null.residuals) for i in range(n)
         )
         return auditing.Nulls(base=base, settings=settings, models=models)
 
