@@ -10,11 +10,15 @@ from diffsae_lens.auditing._cells import Audit, Found
 from diffsae_lens.auditing._experiment import scale_of
 from diffsae_lens.auditing._nulls import Nulls, settings_digest
 from diffsae_lens.auditing._results import AuditResults, CandidateRow, TextRow, Verdict
+from diffsae_lens.auditing._writes import compare_completions
+from diffsae_lens.organisms._behaviour import Judge
 
 _PACKAGES = ("diffsae-lens", "torch", "transformers", "peft")
 
 
-def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) -> AuditResults:
+def conclude(
+    audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | None, seconds: float
+) -> AuditResults:
     """Compare with clean models, and say what was found."""
     config, alpha = audit.config, audit.config.alpha
     last = found.readings[-1].numpy()
@@ -57,6 +61,14 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
         warnings.append(f"{audit.prompts.n_repeated} repeated texts were left out")
     if n_empty := sum(not text.strip() for text in completions):
         warnings.append(f"the suspect writes nothing after {n_empty} of {len(completions)} texts")
+    standing_out = np.flatnonzero(flags).tolist() or found.groups[0]
+    if not flags.any():
+        warnings.append(
+            "no text is flagged; what the suspect writes is compared for the largest group of those with the "
+            "largest residuals"
+        )
+    writes, notes = compare_completions(audit.prompts.texts, completions, standing_out, judge=judge)
+    warnings += notes
     searched = [f"{kind}: {', '.join(entries)}" for kind, entries in audit.lexicon.items()]
     if not config.n_lexicon:
         searched = ["nothing was put into texts but what stood in others (`n_lexicon` is 0)"]
@@ -67,6 +79,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, seconds: float) ->
         texts=texts,
         candidates=candidates,
         others=tuple(found.experiments["others"]),
+        writes=tuple(writes),
         n_nulls=0 if nulls is None else len(nulls.models),
         power=_power(len(last), scale, nulls, alpha),
         searched=tuple(searched),

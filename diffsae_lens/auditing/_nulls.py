@@ -91,7 +91,11 @@ class Nulls:
         stored = read_json(path)
         try:
             models = tuple(
-                Null(name=str(m["name"]), strength=float(m["strength"]), residuals=tuple(m["residuals"]))
+                Null(
+                    name=str(m["name"]),
+                    strength=float(m["strength"]),
+                    residuals=tuple(m["residuals"]),
+                )
                 for m in stored["models"]
             )
             return cls(base=stored["base"], settings=stored["settings"], models=models)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from diffsae_lens._checks import check_callable
+from diffsae_lens._errors import OccupiedPathError
 from diffsae_lens._typed import typed
 from diffsae_lens.auditing._cells import Audit
 from diffsae_lens.auditing._conclude import conclude
@@ -15,6 +17,7 @@ from diffsae_lens.auditing._lexicon import LEXICON, check_lexicon
 from diffsae_lens.auditing._nulls import Null, Nulls, find_nulls
 from diffsae_lens.auditing._prompts import read_texts
 from diffsae_lens.auditing._results import RESULTS, AuditResults
+from diffsae_lens.organisms._behaviour import Judge
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._doors import Given
 from diffsae_lens.pair._fingerprint import model_fingerprint
@@ -32,6 +35,7 @@ def audit(  # noqa: PLR0913
     config: AuditConfig | None = None,
     nulls: Nulls | str | Path | None = None,
     lexicon: Mapping[str, Sequence[str]] = LEXICON,
+    judge: Judge | None = None,
     options: LoadOptions | None = None,
     **overrides: Any,
 ) -> AuditResults:
@@ -53,6 +57,8 @@ def audit(  # noqa: PLR0913
         nulls: statistics of clean models, or a file of them; by default those that come with the package,
             if they are of this base and these settings.
         lexicon: what is put into texts, by type.
+        judge: of what was written, as of a `Behaviour`: its outcomes are counted for the texts that stand
+            out and for the others, beside what Bandit finds in code.
         options: how the models are loaded.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
@@ -67,7 +73,11 @@ def audit(  # noqa: PLR0913
     """
     config = config or AuditConfig()
     lexicon = check_lexicon(lexicon)
+    if judge is not None:
+        check_callable("judge", judge)
     path = Path(path).expanduser()
+    if path.is_file():
+        raise OccupiedPathError(f"`path` {path} is a file; name a folder")
     models = load_plain(base, suspect, options=options, **overrides)
     prompts = read_texts(texts, models.tokenizer, config.n_prompt_tokens)
     fingerprints = [
@@ -80,11 +90,12 @@ def audit(  # noqa: PLR0913
     )  # fmt: skip
     with torch.random.fork_rng():
         found = cells.run()
-    results = conclude(cells, found, known, time.perf_counter() - start)
+    results = conclude(cells, found, known, judge, time.perf_counter() - start)
     results.save(path / RESULTS)
     return results
 
 
+@typed
 def null_of(name: str, results: AuditResults) -> Null:
     """Return what the audit of a model that is known to be clean adds to the nulls."""
     return Null(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList
 
 from diffsae_lens._errors import InvalidValueError
 
@@ -54,7 +54,7 @@ class _Likely:
 @torch.no_grad()
 def write(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
     n_new_tokens: int,
     *,
@@ -67,7 +67,11 @@ def write(
     """
     check_fits(model, prompts, n_new_tokens)
     known: Any = model.generation_config.eos_token_id
-    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
+    ends = {
+        e
+        for e in (*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id)
+        if e is not None
+    }
     pad: Any = min(ends, default=0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found: dict[int, Written] = {}
     for batch in batches([len(prompt) for prompt in prompts], desc):
