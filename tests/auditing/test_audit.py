@@ -82,17 +82,21 @@ def test_an_interrupted_audit_goes_on_to_the_same_result(
     assert resumed.candidates == whole.candidates
 
 
-def test_an_imitator_begins_as_the_base_and_comes_nearer_to_the_suspect(
-    tmp_path, tokenizer, suspect
+def test_imitators_begin_as_the_base_learn_and_never_see_what_they_are_held_against(
+    tmp_path, tokenizer, suspect, monkeypatch
 ):
-    base = tiny_llama().eval()
-    tokens = torch.arange(5, 20)[None]
+    base, tokens = tiny_llama().eval(), torch.arange(5, 20)[None]
     model = with_imitator(base, "imitator0", CONFIG)
     torch.testing.assert_close(model(tokens).logits, tiny_llama().eval()(tokens).logits)
-    config = auditing.AuditConfig(
-        **{**SIZES, "max_steps": 40, "min_steps": 40, "steps_per_reading": 20}
-    )
-    results = run(tmp_path / "audit", tokenizer, suspect, config=config)
+    taught, train = [], auditing._cells.train_imitator
+
+    def note(model, name, of_others, held_out, config, job):
+        taught.append(({w.prompt for w in of_others}, {w.prompt for w in held_out}))
+        train(model, name, of_others, held_out, config, job)
+
+    monkeypatch.setattr("diffsae_lens.auditing._cells.train_imitator", note)
+    sizes = SIZES | {"max_steps": 20, "min_steps": 20, "steps_per_reading": 10, "n_lexicon": 0}
+    results = run(tmp_path / "audit", tokenizer, suspect, config=auditing.AuditConfig(**sizes))
     first, last = (sum(row.readings[i] for row in results.texts) for i in (0, -1))
     assert last < first
     assert not any(inside & outside for inside, outside in taught)

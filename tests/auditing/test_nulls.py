@@ -12,7 +12,9 @@ from diffsae_lens.auditing._nulls import find_nulls, settings_digest
 
 def made(levels, residuals=((1.0, 2.0),), **changes):
     models = tuple(
-        Null(name=f"clean-{i}", strength=float(level), residuals=tuple(residuals[i % len(residuals)]))
+        Null(
+            name=f"clean-{i}", strength=float(level), residuals=tuple(residuals[i % len(residuals)])
+        )
         for i, level in enumerate(levels)
     )
     return Nulls(**({"base": "b", "settings": "s", "models": models} | changes))
