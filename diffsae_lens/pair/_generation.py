@@ -241,10 +241,12 @@ class PairedGeneration(PassUnderWay):
             seen: list[Tensor] = []
             look = lambda value, hook, seen=seen: seen.append(value[:, -10:].clone())  # noqa: ARG005, E731
             try:
-                with self.hooks([(f"{self.hook_names[-1]}.concat", look)]):
-                    with self._running(attention=way) as run:
-                        steps = Steps(self._models[1], run, mask)
-                        logits = [steps(tokens), steps(following)]
+                with (
+                    self.hooks([(f"{self.hook_names[-1]}.concat", look)]),
+                    self._running(attention=way) as run,
+                ):
+                    steps = Steps(self._models[1], run, mask)
+                    logits = [steps(tokens), steps(following)]
             except _FAULTS as error:
                 logger.debug("a model cannot run without its bridge: %s", error)
                 return False
@@ -297,7 +299,10 @@ class PairedGeneration(PassUnderWay):
         # As many rows as tokens: what a block is given for each token is not to be taken for rows.
         tokens = torch.randint(self.cfg.d_vocab, (2, 6), generator=generator)
         tokens = tokens.repeat_interleave(3, dim=0).to(self.device)
-        following = torch.randint(self.cfg.d_vocab, (6, 1), generator=generator).to(self.device)
+        following = torch.randint(self.cfg.d_vocab, (6, 2), generator=generator).to(self.device)
+        following[1:3, 0] = following[
+            0, 0
+        ]  # one text goes on as one for a token, the other does not
         mask = torch.ones_like(tokens)
         mask[:3, :2] = 0  # the first text is shorter
 
@@ -313,11 +318,12 @@ class PairedGeneration(PassUnderWay):
             try:
                 whole = self(
                     torch.cat([tokens, following], 1),
-                    attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1),
-                )[:, -2:]
+                    attention_mask=torch.nn.functional.pad(mask, (0, 2), value=1),
+                )[:, -3:]
                 with self._running(self._rows_of(tokens, repeats)) as run:
                     steps = Steps(self._models[1], run, mask)
-                    found = torch.stack([steps(tokens), steps(following)], dim=1)
+                    read = (tokens, following[:, :1], following[:, 1:])
+                    found = torch.stack([steps(each) for each in read], dim=1)
             except _FAULTS as error:
                 logger.debug("rows of one text cannot be computed once: %s", error)
                 return False
