@@ -25,7 +25,7 @@ class _AllGrabbedError(Exception):
     """Ends the base's forward pass once the last activation asked for has been read."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a hook point asks for the `repr` of what its hooks are bound to
 class PairedPass:
     """One forward pass of a pair, or one generation, with what its hooks may ask about it."""
 
