@@ -76,9 +76,10 @@ class LoadOptions:
     then quantised alike."""
     merged: bool = False
     """Whether a LoRA adapter is merged into copies of the weights that it changes, for speed: the
-    fine-tuned model then runs without the adapter's layers, and takes memory for those weights (all
-    others are shared with the base). It computes the same up to rounding, about 1e-5 of the logits'
-    standard deviation in float32, and dictionaries of the unmerged pair fit it."""
+    fine-tuned model then runs without the adapter's layers, and takes memory for those weights; all
+    others are shared with the base. It computes the same up to rounding (logits of SmolLM2-135M in
+    float32 differ by at most 2e-5 of their standard deviation), and dictionaries of the unmerged pair
+    fit it."""
 
     def __post_init__(self) -> None:
         """Refuse a device that is not there."""
