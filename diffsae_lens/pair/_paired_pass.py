@@ -125,7 +125,7 @@ class PairedPass:
             name: kwargs[name] for name in ("attention_mask", "position_ids") if name in kwargs
         }
         if self.shared is not None:
-            rows = self.shared.of_base.to(self.tokens.device)
+            rows = self.shared.of_base.to(read["tokens"].device)
             read = {name: value if len(value) == 1 else value[rows] for name, value in read.items()}
         tokens, inputs = read.pop("tokens"), dict[str, Any](read)
         grabs = [(site, partial(self._grab, site=site, n=len(sites))) for site in sites]
