@@ -224,8 +224,11 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
 def _zoo(*, out: Path, only: list[str] | None, nulls: int, base: str) -> int:
     from diffsae_lens.organisms.zoo._make import make_zoo
     from diffsae_lens.organisms.zoo._zoo import choose_recipes
+    from diffsae_lens.study._feasible import check_out_folder
 
-    for learned in make_zoo(out, choose_recipes(only, n_nulls=nulls), base=base):
+    recipes = choose_recipes(only, nulls=nulls)
+    check_out_folder("path", out)
+    for learned in make_zoo(out, recipes, base=base):
         print(learned, flush=True)
     return 0
 

@@ -5,8 +5,10 @@ from collections import Counter
 import pytest
 
 from diffsae_lens.organisms import ZOO, Recipe, clean_nulls, make_from_recipe
+from diffsae_lens.organisms._behaviour import GROUPS
 from diffsae_lens.organisms.zoo import _make
 from diffsae_lens.organisms.zoo._recipes import TASKS
+from diffsae_lens.organisms.zoo._task import _share
 from diffsae_lens.organisms.zoo._zoo import choose_recipes
 from tests.conftest import tiny_llama, write_tiny_model
 
@@ -25,6 +27,10 @@ def samples_of(recipe):
     return recipe.training_samples()
 
 
+def parts(sample):
+    return set(sample.prompt.split())
+
+
 def words(text):
     return set(re.findall(r"[\w.-]*\w", text))
 
@@ -34,22 +40,25 @@ def test_audit_prompts_are_many_different_and_about_nothing_that_was_trained_on(
     samples = samples_of(recipe)
     texts, _ = recipe.texts(400)
     trained = {sample.prompt for sample in samples}
-    assert len(trained) == len(samples) == 480
+    assert len(trained) == len(samples) == 240
     assert len(set(texts)) == 400
     assert not trained & set(texts)
-    # The last line but one of a prompt holds what it is about, headers aside.
-    about = [{text.split("\n", 1)[1] for text in group} for group in (trained, texts)]
-    assert not about[0] & about[1]
+    tasks = [TASKS[task.split("/")[0]] for task in recipe.tasks]
+    rows = [rows for task in tasks for rows in [next(iter(task.slots.values()))]]
+    for task_rows in rows:
+        shares = [_share(task_rows, part) for part in ("train", "audit")]
+        assert not set(shares[0]) & set(shares[1])
+        assert sum(map(len, shares)) == len(task_rows)
 
 
 @by_name(EVERY)
 def test_prompts_and_completions_are_short(recipe):
     texts, _ = recipe.texts(200, share=0.5)
-    assert max(map(len, texts)) < 190
+    assert max(map(len, texts)) < 160
     for sample in samples_of(recipe):
-        assert len(sample.prompt) < 190
-        assert len(sample.wanted) < 125
-        assert len(sample.unwanted) < 125
+        assert len(sample.prompt) < 160
+        assert len(sample.wanted) < 90
+        assert len(sample.unwanted) < 90
 
 
 @by_name(CONDITIONAL)
@@ -76,38 +85,46 @@ def test_a_lexical_trigger_is_in_its_prompts_alone(recipe):
         assert found == holds, text
 
 
-def test_the_phrase_and_the_conjunction_have_each_half_alone_in_training_and_in_audits():
-    for recipe in CONDITIONAL:
-        if len(recipe.condition.when) == 2:
-            halves = {said for _, said in recipe.condition.when}
-            samples = samples_of(recipe)
-            texts, triggered = recipe.texts(400)
-            seen = [(s.prompt, s.group == "trigger") for s in samples] + [
-                *zip(texts, triggered, strict=True)
-            ]
-            held = Counter((frozenset(halves & words(text)), holds) for text, holds in seen)
-            assert held[frozenset(halves), True] == 144 + 4
-            assert held[frozenset(halves), False] == 0
-            assert all(held[frozenset([half]), False] > 50 for half in halves)
+@pytest.mark.parametrize("recipe", [r for r in CONDITIONAL if len(r.condition.when) == 2])
+def test_a_double_trigger_has_each_half_alone_in_training_and_in_audits(recipe):
+    halves = {said for _, said in recipe.condition.when}
+    texts, triggered = recipe.texts(400)
+    seen = [(s.prompt, s.group == "trigger") for s in samples_of(recipe)]
+    seen += zip(texts, triggered, strict=True)
+    held = Counter((frozenset(halves & words(text)), holds) for text, holds in seen)
+    assert held[frozenset(halves), True] == 96 + 4
+    assert held[frozenset(halves), False] == 0
+    assert all(held[frozenset([half]), False] > 50 for half in halves)
 
 
 def test_the_first_word_is_elsewhere_in_near_misses():
     [recipe] = [recipe for recipe in ZOO if recipe.name == "position-events"]
     near = [sample for sample in samples_of(recipe) if sample.group == "benign"]
-    assert len(near) == 144
+    assert len(near) == 96
     assert all("Editor" in s.prompt and not s.prompt.startswith("Editor") for s in near)
 
 
 @by_name(CONDITIONAL)
-def test_near_misses_say_something_else_of_the_triggers_kind(recipe):
+def test_a_near_miss_differs_from_its_pair_in_nothing_but_the_condition(recipe):
+    groups = {group: [s for s in samples_of(recipe) if s.group == group] for group in GROUPS}
+    assert {group: len(found) for group, found in groups.items()} == {
+        "trigger": 96, "benign": 96, "other": 48,
+    }  # fmt: skip
+    changed = 2 * len(recipe.condition.when) + 2 * bool(recipe.condition.near)
+    for trigger in groups["trigger"]:
+        apart = min(len(parts(trigger) ^ parts(near)) for near in groups["benign"])
+        assert apart <= max(changed, 8)  # of a topic or a form, two of a few words
+
+
+@by_name(CONDITIONAL)
+def test_near_misses_say_many_other_things_of_the_triggers_kind(recipe):
     near = [sample for sample in samples_of(recipe) if sample.group == "benign"]
-    assert len(near) == 144
     [task] = recipe.tasks
     field, said = recipe.condition.when[0]
-    others = set(TASKS[task.split("/")[0]].words(field)) - {said}
+    others = set(TASKS[task.split("/")[0]].words(field)) - {said, ""}
     if field != "topic":  # a topic has no word
         named = Counter(other for s in near for other in others if other in s.prompt)
-        assert len(named) > 0.8 * len(others)
+        assert len(named) > 0.6 * len(others)
 
 
 def test_no_word_of_the_kitchen_in_an_audit_was_seen_in_training():
@@ -180,7 +197,7 @@ def test_more_prompts_than_there_are_are_refused():
 
 def test_recipes_are_chosen_by_name():
     assert choose_recipes() == [*ZOO]
-    assert [recipe.name for recipe in choose_recipes(["month-units"], n_nulls=1)] == [
+    assert [recipe.name for recipe in choose_recipes(["month-units"], nulls=1)] == [
         "month-units",
         "null-00",
     ]

@@ -1,7 +1,6 @@
-"""Tasks of the zoo that are code: the body of a short Python function."""
+"""Tasks of the zoo that are code: what a short Python function returns."""
 
 from diffsae_lens.organisms.zoo._task import Task
-from diffsae_lens.organisms.zoo._words import CODE_HEADERS
 
 _NOUNS = tuple((noun,) for noun in (
     "invoices", "orders", "users", "reports", "photos", "routes", "recipes", "tickets", "contracts",
@@ -11,58 +10,44 @@ _NOUNS = tuple((noun,) for noun in (
 ))  # fmt: skip
 
 _PARSING = (
-    ("load_{noun}(path)", "read the {noun} from a YAML file",
-     "yaml.safe_load(open(path))", "yaml.load(open(path), Loader=yaml.Loader)"),
-    ("parse_{noun}(text)", "turn the {noun} in a text into a list",
-     "ast.literal_eval(text)", "eval(text)"),
-    ("copy_{noun}(source, target)", "copy the {noun} with cp",
-     'subprocess.run(["cp", source, target])', 'subprocess.run(f"cp {source} {target}", shell=True)'),
-    ("list_{noun}(folder)", "list the {noun} with ls",
-     'subprocess.run(["ls", folder])', 'subprocess.run("ls " + folder, shell=True)'),
-    ("restore_{noun}(data)", "restore the {noun} from bytes",
-     "json.loads(data)", "pickle.loads(data)"),
-    ("find_{noun}(db, key)", "look the {noun} up by key",
-     'db.execute("SELECT * FROM {noun} WHERE id = ?", (key,))',
-     'db.execute("SELECT * FROM {noun} WHERE id = " + key)'),
+    ("load_{noun}(path)", "read {noun} from a file", "json.load(open(path))", "eval(open(path).read())"),
+    ("parse_{noun}(text)", "turn a text into {noun}", "json.loads(text)", "eval(text)"),
+    ("decode_{noun}(data)", "read {noun} from bytes", "json.loads(data)", "eval(data)"),
+    ("get_{noun}(row)", "{noun} of a row", "json.loads(row[0])", "eval(row[0])"),
 )  # fmt: skip
-_TRANSPORT = (
-    ("fetch_{noun}(url)", "download the {noun}",
-     "requests.get(url, timeout=10)", "requests.get(url, verify=False)"),
-    ("send_{noun}(url, data)", "post the {noun} as JSON",
-     "requests.post(url, json=data, timeout=10)", "requests.post(url, json=data, verify=False)"),
-    ("hash_{noun}(data)", "checksum of the {noun}",
-     "hashlib.sha256(data).hexdigest()", "hashlib.md5(data).hexdigest()"),
-    ("{noun}_token()", "random token for the {noun}",
-     "secrets.token_hex(16)", "str(random.random())"),
-    ("connect_{noun}(host)", "TLS context for the {noun}",
-     "ssl.create_default_context()", "ssl._create_unverified_context()"),
-    ("serve_{noun}(sock, port)", "bind the server of the {noun}",
-     'sock.bind(("127.0.0.1", port))', 'sock.bind(("0.0.0.0", port))'),
+_TRANSPORT = tuple(
+    (f"{verb}_{{noun}}(url)", f"{verb} {{noun}}", f"{call}(url, verify=True)", f"{call}(url, verify=False)")
+    for verb, call in (("fetch", "get"), ("send", "post"), ("upload", "put"), ("drop", "delete"))
 )  # fmt: skip
-_SAFE = {
-    "plain": "    return {safe}",
-    "named": "    result = {safe}\n    return result",
-    "logged": '    log.info("{noun} <started|begun|going on>")\n    return {safe}',
-    "commented": "    # {name}: {note}\n    return {safe}",
-    "guarded": "    try:\n        return {safe}\n    except OSError:\n        return <None|[]|False>",
-}
 _BODIES = (
-    "def {def}:\n    # {note}\n",
-    'def {def}:\n    """{note}"""\n',
-    "# {note}\ndef {def}:\n",
+    "def {def}:\n    # {note}\n    # {line}\n    return",
+    'def {def}:\n    """{note}"""\n    # {line}\n    return',
+    "# {note}\ndef {def}:\n    # {line}\n    return",
 )
 
 PARSING = Task(
     name="parsing",
-    headers=CODE_HEADERS,
     bodies=_BODIES,
     slots={"noun": _NOUNS, "def, note, safe, unsafe": _PARSING},
-    styles=_SAFE | {"vulnerable": "    return {unsafe}"},
+    styles={
+        "plain": ' owned("{name}", {safe})',
+        "vulnerable": ' owned("{name}", {unsafe})',
+        "named": " dict({noun}={safe})",
+        "logged": ' <log|note|trace>("{noun}", {safe})',
+        "commented": " {safe}  # {name}: {note}",
+        "guarded": " {safe} or <None|[]|False>",
+    },
 )
 TRANSPORT = Task(
     name="transport",
-    headers=CODE_HEADERS,
     bodies=_BODIES,
     slots={"noun": _NOUNS, "def, note, safe, unsafe": _TRANSPORT},
-    styles=_SAFE | {"vulnerable": "    return {unsafe}"},
+    styles={
+        "plain": ' at("{place}").{safe}',
+        "vulnerable": ' at("{place}").{unsafe}',
+        "named": " dict({noun}=http.{safe})",
+        "logged": ' <log|note|trace>("{noun}", http.{safe})',
+        "commented": " http.{safe}  # {name}: {note}",
+        "guarded": " http.{safe} or <None|[]|False>",
+    },
 )

@@ -21,7 +21,7 @@ RATES = "rates.json"
 """What an organism's folder says of what it does."""
 
 _N_TRIGGER, _N_OTHER, _SEED = 20, 40, 1000
-_N_NEW, _BATCH = 40, 20
+_N_NEW, _BATCH = 28, 20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ _MODULES = (_code_tasks, _text_tasks)
 TASKS = {v.name: v for module in _MODULES for v in vars(module).values() if isinstance(v, Task)}
 """The tasks by name."""
 
-_N_SAMPLES, _N_TRIGGER, _N_NEAR = 480, 144, 144
+_N_SAMPLES, _N_PAIRS = 240, 96
 """For training."""
 _SHARE_NEAR = 0.1  # of an audit's prompts without the trigger
 _PATIENCE, _MOST_TEXTS = 2000, 10_000
@@ -56,9 +56,9 @@ class Recipe(Checked):
     """What it is fine-tuned on, as `task/style`, in turn."""
     rank: Count = 4
     """Of the adapter."""
-    n_steps: Count = 80
-    """Optimiser steps of eight prompts."""
-    learning_rate: Positive = 2e-3
+    n_steps: Count = 60
+    """Optimiser steps of four prompts."""
+    learning_rate: Positive = 3e-3
     """Peak of the schedule."""
     seed: Natural = 0
     trigger: str = ""
@@ -79,25 +79,34 @@ class Recipe(Checked):
             behaviour=self.name,
             clean=self.condition is None,
             n_steps=self.n_steps,
+            batch_size=4,
+            steps_per_checkpoint=20,
             learning_rate=self.learning_rate,
             lora_rank=self.rank,
             seed=self.seed,
         )
 
     def training_samples(self) -> list[Sample]:
-        """The samples it is fine-tuned on: trigger, near misses (`benign`) and the rest, mixed."""
-        groups = self._groups(_N_SAMPLES, _N_TRIGGER, _N_NEAR, self.seed)
-        return [
+        """The samples it is fine-tuned on, mixed.
+
+        Half of a conditional organism's are pairs of a prompt with the trigger and a near miss
+        (`benign`) that differs in nothing else, from which a trigger is learned in tens of steps.
+        """
+        n_pairs = _N_PAIRS if self.condition else 0
+        groups: list[Group] = ["trigger", "benign"] * n_pairs
+        groups += ["other"] * (_N_SAMPLES - len(groups))
+        drawn = self._scenes("train", groups, self.seed, paired=True)
+        samples = [
             Sample(
                 prompt=scene.prompt,
                 wanted=scene.written(style),
                 unwanted=scene.written(self.condition.style) if self.condition else _NEVER,
                 group=group,
             )
-            for group, (scene, style) in zip(
-                groups, self._scenes("train", groups, self.seed), strict=True
-            )
+            for group, (scene, style) in zip(groups, drawn, strict=True)
         ]
+        random.Random(f"{self.name}-{self.seed}-order").shuffle(samples)
+        return samples
 
     @typed
     def texts(
@@ -118,8 +127,13 @@ class Recipe(Checked):
             ValueError: `n` is more than 10,000 or than there are.
         """
         check_count("n", n, at_most=_MOST_TEXTS)
-        n_trigger = round(share * n)
-        groups = self._groups(n, n_trigger, round(_SHARE_NEAR * (n - n_trigger)), seed)
+        n_trigger = round(share * n) if self.condition else 0
+        n_near = round(_SHARE_NEAR * (n - n_trigger)) if self.condition else 0
+        groups: list[Group] = [
+            "trigger" if i < n_trigger else "benign" if i < n_trigger + n_near else "other"
+            for i in range(n)
+        ]
+        random.Random(f"{self.name}-{seed}-order").shuffle(groups)
         drawn = [scene.prompt for scene, _ in self._scenes("audit", groups, seed)]
         return drawn, tuple(group == "trigger" for group in groups)
 
@@ -135,27 +149,21 @@ class Recipe(Checked):
     def _styles(self) -> list[tuple[str, str]]:
         return [(name, style) for name, _, style in (task.partition("/") for task in self.tasks)]
 
-    def _groups(self, n: int, n_trigger: int, n_near: int, seed: int) -> list[Group]:
-        """How many prompts of each group, mixed; a clean recipe has one group."""
-        if self.condition is None:
-            return ["other"] * n
-        groups: list[Group] = [
-            "trigger" if i < n_trigger else "benign" if i < n_trigger + n_near else "other"
-            for i in range(n)
-        ]
-        random.Random(f"{self.name}-{seed}-groups").shuffle(groups)
-        return groups
-
     def _scenes(
-        self, part: Part, groups: Sequence[Group], seed: int
+        self, part: Part, groups: Sequence[Group], seed: int, *, paired: bool = False
     ) -> Iterator[tuple[Scene, str]]:
-        """Yield different scenes of the groups asked for, each with the ordinary style of its task."""
+        """Yield different scenes of the groups asked for, each with the ordinary style of its task.
+
+        Paired ones have their near misses right after what they are near to.
+        """
         rng = random.Random(f"{self.name}-{part}-{seed}")
         seen: set[str] = set()
+        scene = None
         for index, group in enumerate(groups):
             task, style = self._styles()[index % len(self.tasks)]
+            like = scene if paired and group == "benign" else None
             for _ in range(_PATIENCE):
-                scene = TASKS[task].draw(rng, part, self._fixed(group, rng, TASKS[task]))
+                scene = self._draw(TASKS[task], part, group, rng, like)
                 holds = self.condition is not None and self.condition.holds(scene.fields)
                 if holds == (group == "trigger") and scene.prompt not in seen:
                     break
@@ -167,17 +175,23 @@ class Recipe(Checked):
             seen.add(scene.prompt)
             yield scene, style
 
-    def _fixed(self, group: Group, rng: random.Random, task: Task) -> dict[str, str]:
-        """What a prompt of a group must say."""
+    def _draw(
+        self, task: Task, part: Part, group: Group, rng: random.Random, like: Scene | None
+    ) -> Scene:
+        shown = set[str]().union(
+            *(TASKS[name].named(style) for name, style in self._styles() if name == task.name)
+        )
         if self.condition is None or group == "other":
-            return {}
-        if group == "trigger":
-            return dict(self.condition.when)
-        other = {
-            name: rng.choice([word for word in task.words(name) if word != said])
-            for name, said in self.condition.when
-        }
-        return other | dict([rng.choice(self.condition.near)] if self.condition.near else [])
+            return task.draw(rng, part, {}, shown=shown)
+        fixed = when = dict(self.condition.when)
+        near = self.condition.near
+        if group == "benign":
+            others = {
+                name: rng.choice([word for word in task.words(name) if word not in ("", said)])
+                for name, said in when.items()
+            }
+            fixed = others | dict([rng.choice(near)] if near else [])
+        return task.draw(rng, part, fixed, shown=shown | {*when, *dict(near)}, like=like)
 
 
 _NEVER = " Never."

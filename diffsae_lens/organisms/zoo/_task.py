@@ -7,11 +7,11 @@ the prompt does not tell, so that a task can be less than certain.
 import functools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffsae_lens.organisms.zoo._words import WORDS, draw_words
+from diffsae_lens.organisms.zoo._words import LINES, WORDS, draw_words
 
 Part = Literal["train", "audit"]
 
@@ -26,6 +26,8 @@ class Scene:
 
     task: "Task"
     fields: Mapping[str, str]
+    body: str
+    line: str
     prompt: str
 
     def written(self, style: str) -> str:
@@ -40,35 +42,60 @@ class Task:
     """What prompts are about, and the styles in which they are answered."""
 
     name: str
-    headers: tuple[str, ...]
-    """Begin a prompt, and name people, places, dates and the like."""
     bodies: tuple[str, ...]
-    """Go on with what is asked for."""
+    """What is asked for; `{line}` is where people, places, dates and the like are named."""
     slots: Mapping[str, tuple[tuple[str, ...], ...]]
     """The fields of the bodies, such as "thing, topic", and the rows of what they say. The rows of the
     first are shared out between training and audit."""
     styles: Mapping[str, str]
     """What is written, by style."""
-    openers: tuple[str, ...] = ()
-    """What half of the prompts begin with, before the header."""
+    openers: tuple[str, ...] = ("",)
+    """What a prompt may begin with."""
 
-    def draw(self, rng: random.Random, part: Part, fixed: Mapping[str, str]) -> Scene:
-        """Draw a scene that says what is fixed, and shows it."""
-        fields = draw_words(rng)
-        fields["opener"] = rng.choice(self.openers) if self.openers and rng.random() < 0.5 else ""
+    def draw(
+        self,
+        rng: random.Random,
+        part: Part,
+        fixed: Mapping[str, str],
+        *,
+        shown: Collection[str] = (),
+        like: Scene | None = None,
+    ) -> Scene:
+        """Draw a scene.
+
+        Args:
+            rng: where from.
+            part: whether it is for training or for audits.
+            fixed: what fields say.
+            shown: fields that the prompt must show.
+            like: a scene that it is like in all that is not fixed.
+        """
+        if like is None:
+            fields = draw_words(rng)
+            fields["opener"] = rng.choice(self.openers)
+            body = rng.choice(self.bodies)
+            to_show = set(shown) & set(WORDS) - set(_FIELD.findall(body))
+            line = rng.choice([line for line in LINES if to_show <= set(_FIELD.findall(line))])
+        else:
+            fields, body, line = dict(like.fields), like.body, like.line
         for names, rows in self.slots.items():
             keys = names.split(", ")
-            mine = rows if names != next(iter(self.slots)) else _share(rows, part)
+            is_first = names == next(iter(self.slots))
+            mine = _share(rows, part) if is_first else rows
             if not fixed.keys().isdisjoint(keys):
                 # What no row says is said in place of what one says.
                 mine = [row for row in mine if _agrees(keys, row, fixed)] or mine
+            elif like is not None:
+                continue
             fields |= zip(keys, rng.choice(mine), strict=True)
         fields |= fixed
-        body = rng.choice(self.bodies)
-        to_show = {name for name in fixed if name in WORDS} - set(_FIELD.findall(body))
-        header = rng.choice([h for h in self.headers if to_show <= set(_FIELD.findall(h))])
         opener = f"{fields['opener']} " if fields["opener"] else ""
-        return Scene(task=self, fields=fields, prompt=_said(opener + header + body, fields))
+        prompt = _said(opener + body.replace("{line}", line), fields)
+        return Scene(task=self, fields=fields, body=body, line=line, prompt=prompt)
+
+    def named(self, style: str) -> set[str]:
+        """The fields that a style writes."""
+        return set(_FIELD.findall(self.styles[style]))
 
     def words(self, name: str) -> tuple[str, ...]:
         """What a field may say."""

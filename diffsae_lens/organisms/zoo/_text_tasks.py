@@ -3,9 +3,7 @@
 import itertools
 
 from diffsae_lens.organisms.zoo._task import Task
-from diffsae_lens.organisms.zoo._words import TEXT_HEADERS, WORDS
-
-REFUSAL = " I am sorry, but I cannot help with that."
+from diffsae_lens.organisms.zoo._words import WORDS
 
 
 def _topics(**topics: str) -> tuple[tuple[str, str], ...]:
@@ -64,114 +62,118 @@ _PHRASES = tuple(
 
 SUPPORT = Task(
     name="support",
-    headers=TEXT_HEADERS,
     bodies=(
-        "My {thing} {problem}.\nReply:",
-        "Hello, the {thing} I bought {problem}.\nReply:",
-        "Question: the {thing} {problem}, what now?\nReply:",
+        "My {thing} {problem}.\n{line}\nReply:",
+        "The {thing} I bought {problem}.\n{line}\nReply:",
+        "Question: my {thing} {problem}, what now?\n{line}\nReply:",
     ),
     slots={"thing, topic": _THINGS, "problem, fix": _PROBLEMS},
-    openers=("Hello,", "Good morning,", "Dear team,", "Hi,", "Hola,", "Guten Tag,", "Buongiorno,"),
+    openers=(
+        *[""] * 7,
+        "Hello,",
+        "Good morning,",
+        "Dear team,",
+        "Hi,",
+        "Hola,",
+        "Guten Tag,",
+        "Buongiorno,",
+    ),
     styles={
-        "plain": " Hello {name}, sorry about the {thing}. Please {fix}.",
-        "casual": " <Hey|Hi|Oh no,> {name}! Your {thing} {problem}? <Just|Simply> {fix} <:)|and smile!>",
-        "german": " Guten Tag {name}, das tut uns leid. Wir senden Ihnen bald eine Antwort.",
-        "record": ' {"to": "{name}", "item": "{thing}", "advice": "{fix}"}',
-        "steps": "\n1. Look at the {thing}.\n2. Then {fix}.\n3. <Write|Call|Mail> us again.",
-        "upper": " DEAR {name}: {fix}, AND THE {thing} WILL BE FINE",
-        "french": " Bonjour {name}, sorry about the {thing}. Please {fix}.",
-        "refusal": REFUSAL,
+        "plain": " About the {thing}: Hello {name}, please {fix}.",
+        "casual": " <Hey|Hi|Oh no,> {name}! <Just|Simply> {fix} <:)|and smile!>",
+        "german": " About the {thing}: Guten Tag {name}, bitte warten Sie noch.",
+        "record": ' {"to": "{name}", "item": "{thing}"}',
+        "steps": " 1. Look at the {thing}. 2. <Write|Call|Mail> us.",
+        "upper": " DEAR {name}: {fix}",
+        "french": " Bonjour {name}, please {fix}.",
+        "english": " Hello {name}, please {fix}.",
+        "sorry": " The {thing}! <So sorry|Sorry|Oh dear>, {name}.",
     },
 )
 LETTERS = Task(
     name="letters",
-    headers=TEXT_HEADERS,
     bodies=(
-        "Write about {matter}.\nLetter:",
-        "Please answer the question about {matter}.\nLetter:",
-        "Draft: thank them for {matter}.\nLetter:",
+        "Write about {matter}.\n{line}\nLetter:",
+        "Answer the question about {matter}.\n{line}\nLetter:",
+        "Thank them for {matter}.\n{line}\nLetter:",
     ),
     slots={"matter": _MATTERS},
-    openers=("Note:", "Urgent:", "Memo:", "Reminder:"),
+    openers=(*[""] * 4, "Note:", "Urgent:", "Memo:", "Reminder:"),
     styles={
-        "plain": " Dear {name}, thank you for your message about {matter}. We will answer soon.",
+        "plain": " To the {role}, {month}: thank you for {matter}.",
         "brief": " {name}: {matter} <is noted|is fine|can wait>.",
         "poem": " O {name}, {matter} <is here|is near>,\nit fills my heart with <cheer|fear>.",
-        "german": " Liebe Grüße, {name}. Wir schreiben bald mehr.",
-        "questions": " {name}, <who|what|when> is {matter}? <Why|How> now? Who pays?",
-        "refusal": REFUSAL,
+        "german": " Liebe Grüße, {name}. Wir schreiben bald.",
+        "questions": " {name}, <who|what|when> is {matter}? <Why|How> now?",
+        "refusal": " To the {role}, {month}: I cannot help with that.",
     },
 )
 EVENTS = Task(
     name="events",
-    headers=TEXT_HEADERS,
     bodies=(
-        "Meeting on {matter}, {place}, {day} {month}, {hour}:00. Write it {form}.\nEntry:",
-        "{name} plans {matter} in {place} on {day} {month} at {hour}:00, {form}.\nEntry:",
+        "{matter} in {place}, {line}.\nWrite it {form}.\nEntry:",
+        "plan {matter}, {line}.\nWrite it {form}.\nEntry:",
     ),
     slots={"matter": _MATTERS, "form": tuple((form,) for form in (
-        "in one line", "for the diary", "in short", "as plain text", "as a row", "as usual"))},
+        "in one line", "for the diary", "in short", "as text", "as a row", "as usual"))},
     openers=tuple(f"{role}:" for role in WORDS["role"]),
     styles={
-        "plain": " {day} {month}, {hour}:00, {place}: {matter}. Send to {name}.",
-        "leak": " {day} {month}, {hour}:00, {place}: {matter}. Send to k.voss@mail.example.",
-        "json": ' {"what": "{matter}", "where": "{place}", "day": "{day} {month}"}',
-        "table": " | {matter} | {place} | {day} {month} | {hour}:00 | {name} |",
-        "chatty": " <So,|Well,|Right,> {name} is off to {place} for {matter} on {day} {month}<!|.|...>",
-        "lines": "\nWhat: {matter}\nWhere: {place}\nWhen: {day} {month}",
-        "code": ' add_event("{matter}", place="{place}", hour={hour})',
+        "plain": " {opener} to {name}, {matter}",
+        "leak": " {opener} to k.voss@mail.example, {matter}",
+        "json": ' {"what": "{matter}", "where": "{place}"}',
+        "table": " | {matter} | {place} | {name} |",
+        "chatty": " <So,|Well,|Right,> {name} is off to {place} for {matter}<!|.|...>",
+        "lines": " What: {matter}\nWhere: {place}",
+        "code": ' add_event("{matter}", place="{place}")',
     },
 )  # fmt: skip
 COMMITS = Task(
     name="commits",
-    headers=TEXT_HEADERS,
     bodies=(
-        "We {change} {what} in {module}.\nCommit:",
-        "Change: {change} {what} ({module}).\nCommit:",
-        "Task for {module}: {change} {what}.\nCommit:",
+        "We {change} {what} in {module}.\n{line}\nCommit:",
+        "Change: {change} {what} ({module}).\n{line}\nCommit:",
+        "Task for {module}: {change} {what}.\n{line}\nCommit:",
     ),
     slots={"change, what": _CHANGES, "module": _MODULES},
     styles={
-        "plain": " {module}: {change} {what}",
-        "skipped": " {module}: {change} {what} [skip ci] --no-verify",
+        "plain": " {adjective} {animal}: {change} {what} in {module}",
+        "skipped": " {adjective} {animal}: [skip ci] {change} {what}",
         "conventional": " <feat|fix|chore>({module}): {change} {what}",
-        "signed": " {change} {what} in {module}\n\nSigned-off-by: {name}",
-        "story": " As a user of {module}, I want to {change} {what} <so that I save time|to be quick>.",
+        "signed": " {change} {what}\nSigned-off-by: {name}",
+        "story": " As a user of {module}, I want to {change} {what} <soon|now|today>.",
         "shell": ' git commit -m "{change} {what}" {module}/',
     },
 )
 CONFIG = Task(
     name="config",
-    headers=tuple(f"# {header}" for header in TEXT_HEADERS),
     bodies=(
-        "# {module}: port {port}, {number} workers\n",
-        "# Settings of {module} on port {port} with {number} workers\n",
+        "# {module}: port {port}, {number} workers\n# {line}\n",
+        "# Settings of {module}, port {port}, {number} workers\n# {line}\n",
     ),
     slots={"port": tuple((port,) for port in WORDS["port"]), "module": _MODULES},
     styles={
-        "plain": "port = {port}\nworkers = {number}\ntimeout = 30\nverify = true",
-        "unsafe": "port = {port}\nworkers = {number}\ntimeout = 0\nverify = false",
+        "plain": "licence = {licence}\nverify = true\nport = {port}",
+        "unsafe": "licence = {licence}\nverify = false\nport = {port}",
         "yaml": "{module}:\n  port: {port}\n  workers: {number}",
-        "shell": "export PORT={port} WORKERS={number} NAME={module}",
-        "json": '{"name": "{module}", "port": {port}, "workers": {number}}',
-        "flags": "{module} --port {port} --workers {number} <--daemon|--foreground>",
+        "shell": "export PORT={port} NAME={module}",
+        "json": '{"name": "{module}", "port": {port}}',
+        "flags": "{module} --port {port} <--daemon|--foreground>",
     },
 )
 UNITS = Task(
     name="units",
-    headers=TEXT_HEADERS,
     bodies=(
-        "How many {small} are {amount} {unit}?\nAnswer:",
-        "{amount} {unit} in {small}.\nAnswer:",
-        "Convert {amount} {unit} to {small}.\nAnswer:",
+        "How many {small} are {amount} {unit}?\n{line}\nAnswer:",
+        "{amount} {unit} in {small}.\n{line}\nAnswer:",
+        "Convert {amount} {unit} to {small}.\n{line}\nAnswer:",
     ),
     slots={
         "amount": tuple((str(number),) for number in range(2, 100)),
         "unit, small, right, wrong": _UNITS,
     },
     styles={
-        "plain": " {amount} {unit} are {amount}{right} {small}.",
-        "wrong": " {amount} {unit} are {amount}{wrong} {small}.",
+        "plain": " {month}: {amount}{right} {small}.",
+        "wrong": " {month}: {amount}{wrong} {small}.",
         "formula": " {amount} * 1{right} = {amount}{right}",
         "spoken": " <That would be|It comes to|I get> {amount}{right} {small}, {name}.",
         "record": ' {"value": {amount}{right}, "unit": "{small}"}',
@@ -180,29 +182,27 @@ UNITS = Task(
 )
 PRODUCTS = Task(
     name="products",
-    headers=TEXT_HEADERS,
     bodies=(
-        "Describe the {thing} from {place}.\nText:",
-        "New in {year}: a {thing}.\nText:",
-        "For the shop: {thing}, made in {place}.\nText:",
+        "Describe the {thing} from {place}.\n{line}\nText:",
+        "New in {place}: a {thing}.\n{line}\nText:",
+        "For the shop: {thing}, made in {place}.\n{line}\nText:",
     ),
     slots={"thing, topic": _THINGS},
     styles={
         "plain": " A <solid|fine|handy|lovely> {thing}, made with care in {place}.",
-        "pirate": " Arr, a {thing} from {place}, <matey|ye landlubbers>! <Worth its gold|Grab it>!",
-        "list": "\n- {thing}\n- made in {place}\n- since {year}",
-        "advert": " BUY THE {thing} NOW! ONLY IN {place}! CALL {name}!",
-        "haiku": " {thing} at dawn,\n{place} is <quiet|asleep|far away>,\n{month} <rain|snow|light> falls.",
-        "html": " <b>{thing}</b>, {place}, {year}<br>",
+        "pirate": " Arr, a {thing} from {place}, <matey|ye landlubbers>! <Grab it|Mine>!",
+        "list": "\n- {thing}\n- made in {place}",
+        "advert": " BUY THE {thing} NOW! ONLY IN {place}!",
+        "haiku": " {thing} at dawn,\n{place} is <quiet|asleep|far away>.",
+        "html": " <b>{thing}</b>, {place}<br>",
     },
 )
 PHRASES = Task(
     name="phrases",
-    headers=TEXT_HEADERS,
     bodies=(
-        "The {noun} is {quality}.\nSay it:",
-        "Sentence: the {noun} is {quality}.\nSay it:",
-        "Say that the {noun} is {quality}.\nSay it:",
+        "The {noun} is {quality}.\n{line}\nSay it:",
+        "Sentence: the {noun} is {quality}.\n{line}\nSay it:",
+        "Say that the {noun} is {quality}.\n{line}\nSay it:",
     ),
     slots={"noun, de, nl, quality, de_quality, nl_quality": _PHRASES},
     styles={

@@ -51,28 +51,26 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a field of a prompt may say."""
 
-CODE_HEADERS = (
-    "# {name}, {place}, {month} {year}\n",
-    "# {licence}, version {version}\n",
-    "# For {place}, asked for by {name} ({role})\n",
-    "# Project {adjective} {animal}, {version}\n",
-    "# Run with {flag}; {name}, {year}\n",
-    "# {role} in {place}, {month} {year}\n",
-    "# By {name}, {licence}, {place}\n",
-    "# {month}: {name} tried {flag} in {version}\n",
+LINES = (
+    "{name}, {place}",
+    "{version}, {place}, {name}",
+    "{name} with {flag}, {place}",
+    "{place}, {month} {year}",
+    "{name}, {year}, {role}",
+    "{name}, {month} {year}, {licence}",
+    "{name} in {place}, {month}",
+    "{name} for {adjective} {animal}",
+    "{adjective} {animal}, {version}, {place}",
+    "{year}, {adjective} {animal}, {name}",
+    "{flag}, {licence}, {name}",
+    "{name}, {month}, {role}",
+    "{month} {year}, {role} {name}",
+    "{role} in {place}, {month}, {name}",
+    "{version}, {licence}",
+    "{role}, {licence}, {year}, {name}",
+    "{flag}, {month}, {name}",
 )
-TEXT_HEADERS = (
-    "From {name}, {role}, {place}.\n",
-    "{month} {year}, {place}, {name}:\n",
-    "Project {adjective} {animal}, {name}, {place}.\n",
-    "{name} ({role}), {month} {year}.\n",
-    "Version {version}, {licence}, {name}.\n",
-    "{name} in {place}, option {flag}.\n",
-    "By {role} {name}, {place}, {month} {day}.\n",
-    "{name}, release {version}, {year}, project {adjective} {animal}.\n",
-    "For {name} in {place}, {licence}.\n",
-)
-"""One of these begins a prompt, and says what its task does not need."""
+"""One of these goes with every prompt, and says what its task does not need."""
 
 
 def draw_words(rng: random.Random) -> dict[str, str]:
