@@ -162,6 +162,16 @@ def parser() -> argparse.ArgumentParser:
     organism.add_argument("--seed", type=int, help="of samples, initialisation and batches")
     organism.add_argument("--n-prompts", type=int, default=100, help="held-out prompts per group")
     organism.set_defaults(run=_make_organism)
+    zoo = commands.add_parser(
+        "zoo",
+        parents=[shared],
+        help="fine-tune small organisms whose secret is known, to try audits on",
+    )
+    zoo.add_argument("--out", type=Path, default=Path("runs/zoo"), help="folder of all of them")
+    zoo.add_argument("--only", nargs="+", metavar="NAME", help="not the whole zoo but these")
+    zoo.add_argument("--nulls", type=int, default=0, help="clean ones for an audit's thresholds")
+    zoo.add_argument("--base", default="smollm2-135m", help="smollm2-135m, a folder or a hub id")
+    zoo.set_defaults(run=_zoo)
     study = commands.add_parser(
         "reproduce",
         parents=[shared],
@@ -203,6 +213,18 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     if full_rank:
         config = replace(config, lora_rank=None)
     print(make_organism(base, out, config=config, n_prompts=n_prompts).read_text())
+    return 0
+
+
+def _zoo(*, out: Path, only: list[str] | None, nulls: int, base: str) -> int:
+    from diffsae_lens.organisms.zoo._make import make_zoo
+    from diffsae_lens.organisms.zoo._zoo import choose_recipes
+    from diffsae_lens.study._feasible import check_out_folder
+
+    recipes = choose_recipes(only, nulls=nulls)
+    check_out_folder("path", out)
+    for learned in make_zoo(out, recipes, base=base):
+        print(learned, flush=True)
     return 0
 
 

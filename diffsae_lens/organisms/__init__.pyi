@@ -12,3 +12,7 @@ from ._finetune import OrganismConfig as OrganismConfig
 from ._finetune import finetune as finetune
 from ._finetune import load_organism as load_organism
 from ._ordinary import ordinary_texts as ordinary_texts
+from .zoo._make import make_from_recipe as make_from_recipe
+from .zoo._recipes import Recipe as Recipe
+from .zoo._zoo import ZOO as ZOO
+from .zoo._zoo import clean_nulls as clean_nulls

@@ -297,6 +297,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "Cell.inputs": {}, "Cell.version": 1, "Cell.cost": Cost(seconds=1, gigabytes=1),
         "Plan.cells": [Cell(name="a", run=nothing_to_do, config=Words())],
         "plot_layers.table": Table((make(LayerRow, layer=1, group="trigger"),)),
+        "clean_nulls.n": 2, "recipe": dl.organisms.ZOO[0],
         "judge_source.source": "x = 1\n", "plot_sayings.said": "year",
         "plot_dose_response.group": "benign",
     } | {

@@ -26,6 +26,7 @@ NOT_CALLED = {
     "load_ipython_extension": "IPython calls it", "unload_ipython_extension": "IPython calls it",
     "DictionaryRecord": "what `load` reads from a dictionary's metadata",
     "View": WORDS, "VIEWS": WORDS, "BEHAVIOURS": WORDS, "PRESETS": WORDS, "Judge": WORDS,
+    "ZOO": WORDS, "Recipe": "taken from `ZOO` and `clean_nulls`",
     "Labeller": WORDS, "Scene": WORDS, "Verdict": WORDS, "LEXICON": WORDS, "YEAR_TRIGGER": WORDS,
 } | dict.fromkeys((
     "TokenisedTexts", "Organism", "Judgement", "PairedActivations", "BisResult", "BootstrapResult",
@@ -44,6 +45,7 @@ BAD_ONLY = {
     "so_far": "needs a study that was run",
     "audit": "trains imitators",
     "make_organism": "trains an organism and measures it",
+    "make_from_recipe": "trains an organism and measures it",
 }
 """Called with one bad value at a time, never with good ones alone."""
 
