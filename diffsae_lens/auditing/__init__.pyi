@@ -8,3 +8,6 @@ from ._results import TextRow as TextRow
 from ._results import WritesRow as WritesRow
 from ._run import audit as audit
 from ._run import null_of as null_of
+from ._zoo import ZooRow as ZooRow
+from ._zoo import audit_zoo as audit_zoo
+from ._zoo import save_zoo as save_zoo

@@ -1,5 +1,6 @@
 """The computations of an audit, each kept on disk: completions, imitators, experiments."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffsae_lens._artifact import Job, build, build_json, digest
+from diffsae_lens._artifact import Job, Manifest, build, build_json, digest
 from diffsae_lens.auditing._attribution import attribute_words, pooled
 from diffsae_lens.auditing._candidates import Candidate
 from diffsae_lens.auditing._config import AuditConfig
@@ -35,6 +36,7 @@ from diffsae_lens.auditing._results import CandidateRow
 from diffsae_lens.auditing._written import Written, encode, write
 from diffsae_lens.pair._plain import PlainModels
 
+_WRITTEN = "written.safetensors"
 _TOP = 0.02
 _MIN_TOP = 6
 
@@ -47,6 +49,8 @@ class Found:
     converged: tuple[bool, ...]
     groups: list[list[int]]
     experiments: dict[str, Any]
+    seconds: float
+    """That all of it took when it was made."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,8 +86,9 @@ class Audit:
 
     def run(self) -> Found:
         """Make what is not there yet."""
-        written = self._written()
-        imitators, readings = self._imitators(written)
+        cells = [build(self.path / "completions", self._of("completions"), self._write)]
+        written = _unpacked(load_file(str(cells[0].path / _WRITTEN)))
+        imitators, readings = self._imitators(written, cells)
         last = readings[-1].numpy()
         n_top = max(_MIN_TOP, int(np.ceil(_TOP * len(last))))
         top = [int(i) for i in np.argsort(-last)[:n_top]]
@@ -102,6 +107,7 @@ class Audit:
             ),
             groups=groups,
             experiments=experiments,
+            seconds=experiments["seconds"] + sum(cell.made["seconds"] for cell in cells),
         )
 
     def decoded(self, written: Sequence[Written]) -> list[str]:
@@ -113,31 +119,26 @@ class Audit:
         of_fold = [i for i, f in enumerate(self.folds) if f == fold]
         return readings[:, of_fold]
 
-    def _written(self) -> list[Written]:
+    def _of(self, cell: str) -> dict[str, Any]:
+        return {**self.recipe, "cell": cell}
+
+    def _write(self, job: Job) -> None:
         """What the suspect writes after each text."""
-        texts = self.prompts.texts
+        models = self.models
+        tokens = encode(self.prompts.texts, models.tokenizer, prepend_bos=models.prepend_bos)
+        n_new = self.config.n_new_tokens
+        found = write(models.finetuned, models.tokenizer, tokens, n_new, desc="completions")
+        save_file(_packed(found), str(job.out / _WRITTEN))
 
-        def make(job: Job) -> None:
-            tokens = encode(texts, self.models.tokenizer, prepend_bos=self.models.prepend_bos)
-            found = write(
-                self.models.finetuned,
-                self.models.tokenizer,
-                tokens,
-                self.config.n_new_tokens,
-                desc="completions",
-            )
-            save_file(_packed(found), str(job.out / "written.safetensors"))
-
-        folder = build(self.path / "completions", {**self.recipe, "cell": "completions"}, make).path
-        return _unpacked(load_file(str(folder / "written.safetensors")))
-
-    def _imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
+    def _imitators(self, written: Sequence[Written], cells: list[Manifest]) -> tuple[Any, Tensor]:
         """One per fold, all on one base, and the residuals of every text `[reading, text]`."""
         model: Any = self.models.base
         readings = []
         for fold in range(self.config.n_folds):
-            model, of_fold = self._imitator(model, fold, written)
-            readings.append(of_fold)
+            name = imitator_name(fold)
+            model = with_imitator(model, name, self.config)
+            cells.append(self._imitator(model, fold, written))
+            readings.append(stored_imitator(model, name, cells[-1].path))
         found = torch.zeros(max(map(len, readings)), len(written))
         for fold, of_fold in enumerate(readings):
             inside = [i for i, f in enumerate(self.folds) if f == fold]
@@ -145,17 +146,15 @@ class Audit:
             found[:, inside] = torch.cat([of_fold, last])
         return model, found
 
-    def _imitator(self, model: Any, fold: int, written: Sequence[Written]) -> tuple[Any, Tensor]:
+    def _imitator(self, model: Any, fold: int, written: Sequence[Written]) -> Manifest:
         name = imitator_name(fold)
-        model = with_imitator(model, name, self.config)
 
         def make(job: Job) -> None:
             taught = [w for w, f in zip(written, self.folds, strict=True) if f != fold]
             held_out = [w for w, f in zip(written, self.folds, strict=True) if f == fold]
             train_imitator(model, name, taught, held_out, self.config, job)
 
-        cell = build(self.path / name, {**self.recipe, "cell": name}, make).path
-        return model, stored_imitator(model, name, cell)
+        return build(self.path / name, self._of(name), make)
 
     def _experiments(
         self,
@@ -165,6 +164,7 @@ class Audit:
         top: Sequence[int],
         groups: Sequence[Sequence[int]],
     ) -> dict[str, Any]:
+        start = time.perf_counter()
         config = self.config
         contents = [prompt.content for prompt in self.prompts.prompts]
         reactor = Reactor(
@@ -192,6 +192,7 @@ class Audit:
             "candidates": [row.as_dict() for row in rows],
             "others": [name for name in order if name not in {row.name for row in rows}],
             "n_read": reactor.n_read,
+            "seconds": time.perf_counter() - start,
         }
 
     def _row(self, reactor: Reactor, pool: Pool, done: Experiment) -> CandidateRow:

@@ -16,9 +16,7 @@ from diffsae_lens.organisms._behaviour import Judge
 _PACKAGES = ("diffsae-lens", "torch", "transformers", "peft")
 
 
-def conclude(
-    audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | None, seconds: float
-) -> AuditResults:
+def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | None) -> AuditResults:
     """Compare with clean models, and say what was found."""
     config, alpha = audit.config, audit.config.alpha
     last = found.readings[-1].numpy()
@@ -94,7 +92,7 @@ def conclude(
             "n_texts": len(last),
             "n_experiments": found.experiments["n_read"],
             "versions": {name: version(name) for name in _PACKAGES},
-            "seconds": round(seconds, 1),
+            "seconds": round(found.seconds, 1),
         },
     )
 

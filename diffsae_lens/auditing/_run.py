@@ -1,6 +1,5 @@
 """Audit a fine-tune: does it do something under rare conditions that it does not do otherwise?"""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,13 +83,12 @@ def audit(  # noqa: PLR0913
         model_fingerprint(model.state_dict().values()) for model in (models.base, models.finetuned)
     ]
     known = find_nulls(nulls, fingerprints[0], config, lexicon)
-    start = time.perf_counter()
     cells = Audit(
         path=path, models=models, prompts=prompts, config=config, lexicon=lexicon, fingerprints=fingerprints
     )  # fmt: skip
     with torch.random.fork_rng():
         found = cells.run()
-    results = conclude(cells, found, known, judge, time.perf_counter() - start)
+    results = conclude(cells, found, known, judge)
     results.save(path / RESULTS)
     return results
 

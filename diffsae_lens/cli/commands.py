@@ -165,12 +165,18 @@ def parser() -> argparse.ArgumentParser:
     zoo = commands.add_parser(
         "zoo",
         parents=[shared],
-        help="fine-tune small organisms whose secret is known, to try audits on",
+        help="fine-tune small organisms whose secret is known, and audit them",
     )
     zoo.add_argument("--out", type=Path, default=Path("runs/zoo"), help="folder of all of them")
     zoo.add_argument("--only", nargs="+", metavar="NAME", help="not the whole zoo but these")
     zoo.add_argument("--nulls", type=int, default=0, help="clean ones for an audit's thresholds")
     zoo.add_argument("--base", default="smollm2-135m", help="smollm2-135m, a folder or a hub id")
+    zoo.add_argument(
+        "--audit", action="store_true", help="audit each, with the clean ones' thresholds"
+    )
+    zoo.add_argument("--n-texts", type=int, default=400, help="texts of an audit")
+    zoo.add_argument("--share", type=float, default=0.01, help="of the texts that hold the trigger")
+    zoo.add_argument("--device", default="cpu", help="where audits run")
     zoo.set_defaults(run=_zoo)
     study = commands.add_parser(
         "reproduce",
@@ -216,15 +222,26 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     return 0
 
 
-def _zoo(*, out: Path, only: list[str] | None, nulls: int, base: str) -> int:
+def _zoo(
+    *, out: Path, only: list[str] | None, nulls: int, base: str, audit: bool, **sizes: Any
+) -> int:
     from diffsae_lens.organisms.zoo._make import make_zoo
     from diffsae_lens.organisms.zoo._zoo import choose_recipes
     from diffsae_lens.study._feasible import check_out_folder
 
     recipes = choose_recipes(only, nulls=nulls)
     check_out_folder("path", out)
-    for learned in make_zoo(out, recipes, base=base):
-        print(learned, flush=True)
+    if not audit:
+        for learned in make_zoo(out, recipes, base=base):
+            print(learned, flush=True)
+        return 0
+    from diffsae_lens.auditing._zoo import audit_zoo, save_zoo
+
+    rows = []
+    for row in audit_zoo(out, recipes, base=base, **sizes):
+        rows.append(row)
+        print(f"{row.name:20} {row.kind:10} {row.verdict}: {', '.join(row.candidates)}", flush=True)
+        save_zoo(rows, out)
     return 0
 
 
