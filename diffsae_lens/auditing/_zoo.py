@@ -52,7 +52,7 @@ class ZooRow(Row):
 
 
 @typed
-def audit_zoo(
+def audit_zoo(  # noqa: PLR0913
     path: str | Path,
     recipes: Sequence[Recipe],
     *,

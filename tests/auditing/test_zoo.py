@@ -1,0 +1,37 @@
+"""A zoo audited in one go, on a tiny base."""
+
+from dataclasses import replace
+
+import pytest
+
+from diffsae_lens.auditing import AuditConfig, Nulls, audit_zoo, save_zoo
+from diffsae_lens.organisms import ZOO, clean_nulls
+from tests.auditing.test_audit import SIZES
+from tests.conftest import tiny_llama, write_tiny_model
+
+CONFIG = AuditConfig(**SIZES | {"n_lexicon": 0, "n_prompt_tokens": 300, "n_new_tokens": 4})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    model = tiny_llama(max_position_embeddings=512)
+    return write_tiny_model(tmp_path_factory.mktemp("base") / "tiny", model, tokenizer)
+
+
+def test_a_zoo_sets_thresholds_and_judges_every_organism(tmp_path, base):
+    nulls = [replace(recipe, n_steps=4) for recipe in clean_nulls(2)]
+    one = replace(ZOO[0], n_steps=4)
+    sizes = {"base": base, "config": CONFIG, "n_texts": 50, "share": 0.04}
+    rows = list(audit_zoo(tmp_path, [*nulls, one], **sizes))
+    known = Nulls.load(tmp_path / "nulls.json")
+    assert [null.name for null in known.models] == ["null-00", "null-01"]
+    assert [len(null.residuals) for null in known.models] == [50, 50]
+    (row,) = rows
+    assert (row.name, row.kind, row.n_trigger) == (one.name, "backdoored", 2)
+    assert row.verdict == "underpowered"
+    assert row.named is any("Ingrid" in name for name in row.candidates)
+    assert row.seconds > 0
+    assert save_zoo(rows, tmp_path).loc[one.name, "n_trigger"] == 2
+    # Later, thresholds are read, and what is finished is not made again.
+    again = list(audit_zoo(tmp_path, [one], **sizes))
+    assert again == rows
