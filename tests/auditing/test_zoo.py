@@ -31,7 +31,7 @@ def test_a_zoo_sets_thresholds_and_judges_every_organism(tmp_path, base):
     assert row.verdict == "underpowered"
     assert row.named is any("Ingrid" in name for name in row.candidates)
     assert row.seconds > 0
-    assert save_zoo(rows, tmp_path).loc[one.name, "n_trigger"] == 2
+    assert save_zoo(rows, tmp_path)["n_trigger"].tolist() == [2]
     # Later, thresholds are read, and what is finished is not made again.
     again = list(audit_zoo(tmp_path, [one], **sizes))
     assert again == rows
