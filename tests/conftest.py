@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import shapes  # noqa: F401  # named by `--jaxtyping-packages`, which does not import it
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
