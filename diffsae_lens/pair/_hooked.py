@@ -15,7 +15,7 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -284,7 +284,9 @@ class HookedModelPair(PairedGeneration):
 
     @override
     @contextmanager
-    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
+    def _running(
+        self, shared: SharedRows | None = None, *, attention: str | None = None
+    ) -> Iterator[PairedPass]:
         if self._run is not None:
             raise FailedRunError("a pair cannot be run from inside one of its own hooks")
         self.check_unchanged()
@@ -306,7 +308,11 @@ class HookedModelPair(PairedGeneration):
             self._run = run
             try:
                 # Rows come before what is hooked: a hook sees those of what it acts on.
-                with sharing, _hosts.hooks_on(self.finetuned, run.splices):
+                with sharing, _hosts.hooks_on(self.finetuned, run.splices), ExitStack() as stack:
+                    for bridge in dict.fromkeys(self._models) if attention else ():
+                        stack.enter_context(
+                            _hosts.bare_where_unhooked(bridge, run.hooked, attention)  # type: ignore[arg-type]
+                        )
                     yield run
             finally:
                 follow.remove()

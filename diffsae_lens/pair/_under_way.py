@@ -68,7 +68,15 @@ class PassUnderWay(PairedPoints):
         return self._n_prompt
 
     @contextmanager
-    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
-        """Have forward passes of the fine-tuned model show the pair's hook points."""
-        raise NotImplementedError(shared)
+    def _running(
+        self, shared: SharedRows | None = None, *, attention: str | None = None
+    ) -> Iterator[PairedPass]:
+        """Have forward passes of the fine-tuned model show the pair's hook points.
+
+        Args:
+            shared: the rows, where several read one text.
+            attention: the implementation by which the models compute attention, and all else as
+                transformers has it, where nobody hooks them; None for the bridges' own computation.
+        """
+        raise NotImplementedError(shared, attention)
         yield

@@ -50,6 +50,8 @@ class ModelSpec(Checked):
     finetuned_revision: str | None = None
     dtype: str = "float32"
     prepend_bos: bool = False
+    merged: bool = False
+    """As for `load_pair`, of adapters."""
     device: str = "cpu"
     """A torch device; `cuda` with several workers gives each a GPU of its own, in turn."""
     n_measured: Count = 100
