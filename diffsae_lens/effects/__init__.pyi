@@ -1,4 +1,4 @@
-from ._attribution import ablation_effects as ablation_effects
+from ._ablation import ablation_effects as ablation_effects
 from ._attribution import attribute_features as attribute_features
 from ._attribution import greedy_order as greedy_order
 from ._compare import Effects as Effects

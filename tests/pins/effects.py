@@ -9,7 +9,8 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
+from diffsae_lens.effects._ablation import ablation_effects
+from diffsae_lens.effects._attribution import attribute_features, greedy_order
 from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
