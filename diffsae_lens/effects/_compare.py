@@ -1,7 +1,7 @@
 """What an edit does, and what else it breaks, in one table beside its controls."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,23 @@ from diffsae_lens._checks import check_list, check_texts
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
+    NOTHING,
     Likelihoods,
     check_scored,
     encode_completions,
     likelihoods,
     score_completions,
 )
-from diffsae_lens.effects._rates import AttackRate, attack_rate
+from diffsae_lens.effects._rates import (
+    AttackRate,
+    attack_rate,
+    interval_kind,
+    is_ended,
+    rounds_of,
+)
 from diffsae_lens.interventions._edit import Edit, check_edits, running
-from diffsae_lens.interventions._run import check_generation, complete
-from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
+from diffsae_lens.interventions._run import N_ROWS, check_generation, complete
+from diffsae_lens.organisms._behaviour import Behaviour, Group, Sample
 from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -44,6 +51,17 @@ class Effects:
     example: str
     """The first prompt with what was written after it."""
 
+    def __add__(self, other: "Effects") -> "Effects":
+        if not isinstance(other, Effects):
+            return NotImplemented
+        return Effects(
+            completions=self.completions + other.completions,
+            rate=self.rate + other.rate,
+            likelihoods=self.likelihoods + other.likelihoods,
+            perplexity=torch.cat([self.perplexity, other.perplexity]),
+            example=self.example,
+        )
+
     def row(
         self,
         name: str,
@@ -53,7 +71,7 @@ class Effects:
         n_features: int = 0,
         layer: int | None = None,
     ) -> EffectRow:
-        """Return a row of a table: counts, rates with their Wilson interval, means."""
+        """Return a row of a table: counts, rates with their interval, means."""
         rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
@@ -174,11 +192,20 @@ def compare_interventions(
     *,
     behaviour: Behaviour,
     n_likelihood: Count | None = None,
+    on_round: Callable[[Table[EffectRow]], bool | None] | None = None,
     **generate_kwargs: Any,
 ) -> Table[EffectRow]:
     """Complete the same prompts under every edit and under none, side by side.
 
-    Each edit is opened twice per group: to complete, and to score.
+    Each edit is opened twice per group and round: to complete, and to score.
+
+    With `on_round` the prompts are taken in rounds, in the order given, the same ones under every edit: a
+    round has as many of each group as fill a batch (`batch_size` rows, prompts times edits, 160 by
+    default). The function is shown the table so far and may end the run by any rule: its intervals hold
+    the true rates with 95% confidence at whatever round one stops, each row's by itself, if the order of
+    the prompts is random, as `make_samples` draws them. A Wilson interval would not. Rows say how many
+    prompts they have (`n_prompts`) and which interval it is (`interval`: `confidence sequence`, see
+    https://arxiv.org/abs/1810.08240); a run that was ended has the first of the whole run's results.
 
     Args:
         pair: the two models.
@@ -187,6 +214,7 @@ def compare_interventions(
         behaviour: whose judge and outcomes are used.
         n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
             all by default.
+        on_round: called with the table so far after every round; True ends the run.
         **generate_kwargs: passed to `complete`.
 
     Returns:
@@ -194,26 +222,48 @@ def compare_interventions(
         knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, or as for
-            `complete` and `measure_effects`.
+        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, an `on_round`
+            that returns something else, or as for `complete` and `measure_effects`.
+
+    Examples:
+        >>> def narrow(table):                                             # doctest: +SKIP
+        ...     return all(row.high - row.low < 0.2 for row in table)
+        >>> compare_interventions(                                         # doctest: +SKIP
+        ...     pair, {"ablated": edit}, samples, behaviour=behaviour, on_round=narrow
+        ... )
     """
     samples = check_scored(pair, samples)
     check_edits("edits", edits, pair)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
-    by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
     under: dict[str, Edit | None] = {"unmodified": None, **edits}
+    n_rows = generate_kwargs.get("batch_size") or N_ROWS
+    size = None if on_round is None else max(1, n_rows // len(under))
     found: dict[tuple[str, Group], Effects] = {}
-    for group, members in by_group.items():
-        if not members:
-            continue
-        written = complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
-        scored = likelihoods(pair, members[:n_likelihood], under=under)
-        for name in under:
-            found[name, group] = _effects(
-                pair, members, written[name], scored[name], behaviour=behaviour
-            )
+    table: Table[EffectRow] = Table(())
+    for number, round_ in enumerate(rounds_of(samples, size)):
+        n_scored = None if n_likelihood is None else max(0, n_likelihood - number * (size or 0))
+        for group, members in round_.items():
+            written = complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
+            scored = likelihoods(pair, members[:n_scored], under=under) if n_scored != 0 else {}
+            for name in under:
+                now = _effects(
+                    pair, members, written[name], scored.get(name, NOTHING), behaviour=behaviour
+                )
+                now = replace(now, rate=replace(now.rate, method=interval_kind(on_round)))
+                before = found.get((name, group))
+                found[name, group] = now if before is None else before + now
+        table = _table(under, found)
+        if is_ended(on_round, table):
+            break
+    return table
+
+
+def _table(
+    under: Mapping[str, Edit | None], found: Mapping[tuple[str, Group], Effects]
+) -> Table[EffectRow]:
+    """One row per edit and group, those of an edit together."""
     rows = []
     for name, edit in under.items():
         about: dict[str, Any] = {}

@@ -66,6 +66,7 @@ LETTERS = Behaviour(name="letters", judge=by_letters, outcomes=YEAR_TRIGGER.outc
 
 NOT_PINNED = (
     "name", "kind", "dictionary", "layer", "n_features", "control_of", "regime", "example",
+    "interval",
 )  # fmt: skip
 """What a row says of itself, or quotes."""
 
