@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_list, check_texts
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._checks import check_callable, check_list, check_texts
+from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
     NOTHING,
@@ -28,14 +27,14 @@ from diffsae_lens.effects._rates import (
     is_ended,
     rounds_of,
 )
-from diffsae_lens.interventions._edit import Edit, check_edits, running
+from diffsae_lens.interventions._edit import Edit, check_edits
 from diffsae_lens.interventions._run import N_ROWS, check_generation, complete
 from diffsae_lens.organisms._behaviour import Behaviour, Group, Sample
 from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
-from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
+from diffsae_lens.results import EffectKind, EffectRow, Table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,11 +200,12 @@ def compare_interventions(
 
     With `on_round` the prompts are taken in rounds, in the order given, the same ones under every edit: a
     round has as many of each group as fill a batch (`batch_size` rows, prompts times edits, 160 by
-    default). The function is shown the table so far and may end the run by any rule: its intervals hold
-    the true rates with 95% confidence at whatever round one stops, each row's by itself, if the order of
-    the prompts is random, as `make_samples` draws them. A Wilson interval would not. Rows say how many
-    prompts they have (`n_prompts`) and which interval it is (`interval`: `confidence sequence`, see
-    https://arxiv.org/abs/1810.08240); a run that was ended has the first of the whole run's results.
+    default). The function is shown the table so far and may end the run by any rule. Its intervals are
+    confidence sequences (arXiv 1810.08240): each row's holds the true rate with 95% confidence at whatever
+    round one stops, which Wilson's would not. For that the order of the prompts must be random: shuffle
+    what `make_samples` returns, which goes through the templates in turn. Rows say how many prompts they
+    have (`n_prompts`) and which interval it is (`interval`), and a run that was ended has the first of
+    the whole run's results.
 
     Args:
         pair: the two models.
@@ -226,10 +226,11 @@ def compare_interventions(
             that returns something else, or as for `complete` and `measure_effects`.
 
     Examples:
-        >>> def narrow(table):                                             # doctest: +SKIP
+        >>> def is_narrow(table):                                          # doctest: +SKIP
         ...     return all(row.high - row.low < 0.2 for row in table)
+        >>> random.Random(0).shuffle(samples)                              # doctest: +SKIP
         >>> compare_interventions(                                         # doctest: +SKIP
-        ...     pair, {"ablated": edit}, samples, behaviour=behaviour, on_round=narrow
+        ...     pair, {"ablated": edit}, samples, behaviour=behaviour, on_round=is_narrow
         ... )
     """
     samples = check_scored(pair, samples)
@@ -237,6 +238,8 @@ def compare_interventions(
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
+    if on_round is not None:
+        check_callable("on_round", on_round)
     under: dict[str, Edit | None] = {"unmodified": None, **edits}
     n_rows = generate_kwargs.get("batch_size") or N_ROWS
     size = None if on_round is None else max(1, n_rows // len(under))
@@ -274,76 +277,4 @@ def _table(
             for (of, group), effects in found.items()
             if of == name
         ]
-    return Table(tuple(rows))
-
-
-@torch.no_grad()
-@typed
-def side_effects(
-    pair: HookedModelPair,
-    edits: Mapping[str, Edit | None],
-    texts: Mapping[str, Sequence[Text]],
-    *,
-    batch_size: Count = 4,
-) -> Table[SideEffectRow]:
-    """Measure what edits do to texts they should leave alone.
-
-    Args:
-        pair: the two models.
-        edits: by name.
-        texts: by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
-        batch_size: texts per forward pass; some five times the logits of one pass are held.
-
-    Returns:
-        One row per edit and kind of texts. `dictionary` and `control_of` are left to whoever knows them.
-
-    Raises:
-        TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
-            `batch_size` below 1.
-    """
-    check_edits("edits", edits, pair)
-    if not isinstance(texts, Mapping):
-        raise InvalidTypeError(
-            f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"
-        )
-    if not edits or not texts:
-        raise InvalidValueError("need `edits`, and `texts` with at least one of each kind")
-    tokenised = {
-        kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
-    }
-    sums: dict[tuple[str, str], Tensor] = {}
-    for kind, members in tokenised.items():
-        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
-            tokens = chunk.tokens.to(pair.device)
-            counted = chunk.attended[:, 1:].to(pair.device)
-            plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
-            targets = tokens[:, 1:][counted]
-            for name, edit in edits.items():
-                with running(pair, edit) as acting:
-                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
-                found = torch.stack(
-                    [
-                        kl_div(changed, plain, reduction="sum", log_target=True),
-                        nll_loss(changed, targets, reduction="sum"),
-                        nll_loss(plain, targets, reduction="sum"),
-                        torch.tensor(float(len(targets)), device=targets.device),
-                    ]
-                )
-                sums[name, kind] = sums.get((name, kind), 0) + found.double().cpu()
-    rows = []
-    for (name, kind), total in sums.items():
-        kl, after, before = (total[:3] / total[3]).tolist()
-        edit = edits[name]
-        row = SideEffectRow(
-            name=name,
-            kind="unmodified" if edit is None else edit.kind,
-            n_features=0 if edit is None else edit.n_features,
-            texts=kind,
-            n_tokens=int(total[3]),
-            kl=kl,
-            cross_entropy=after,
-            cross_entropy_unmodified=before,
-        )
-        rows.append(row)
     return Table(tuple(rows))

@@ -142,6 +142,8 @@ def attack_rates(
     """
     samples = check_samples("samples", samples)
     check_callable("complete_fn", complete_fn)
+    if on_round is not None:
+        check_callable("on_round", on_round)
     rates: dict[str, AttackRate] = {}
     for round_ in rounds_of(samples, None if on_round is None else BATCH_SIZE):
         for group, members in round_.items():
@@ -159,7 +161,9 @@ def rounds_of(samples: Sequence[Sample], size: int | None) -> Iterator[dict[Grou
     by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
     size = size or len(samples)
     for start in range(0, max(map(len, by_group.values())), size):
-        now = {group: members[start : start + size] for group, members in by_group.items()}
+        now: dict[Group, list[Sample]] = {
+            group: members[start : start + size] for group, members in by_group.items()
+        }
         yield {group: members for group, members in now.items() if members}
 
 

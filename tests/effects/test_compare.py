@@ -8,11 +8,11 @@ from diffsae_lens.effects._compare import (
     compare_interventions,
     measure_effects,
     output_perplexity,
-    side_effects,
 )
 from diffsae_lens.effects._curves import ablation_curve, curve_area, dose_response
 from diffsae_lens.effects._likelihood import log_odds
 from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._side_effects import side_effects
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions._features import ablate_features, induce_features, steer

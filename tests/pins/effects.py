@@ -14,7 +14,6 @@ from diffsae_lens.effects._attribution import attribute_features, greedy_order
 from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
-    side_effects,
 )
 from diffsae_lens.effects._curves import (
     ablation_curve,
@@ -25,6 +24,7 @@ from diffsae_lens.effects._curves import (
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.effects._minimal import Bounds, minimal_feature_set
 from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._side_effects import side_effects
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions._directions import (
     add_direction,
