@@ -40,18 +40,8 @@ class PairedGeneration(PassUnderWay):
     """A pair of models that generates."""
 
     metadata: PairMetadata
-    hook_names: tuple[str, ...]
     _stepping: Stepping | None = None
     _shares: bool | None = None
-
-    def _reads_base(self) -> bool:
-        """Whether a hook in use needs the base to run."""
-        raise NotImplementedError
-
-    @property
-    def hooks_in_use(self) -> list[str]:
-        """The names of the pair's hook points that somebody hooks."""
-        raise NotImplementedError
 
     def _twin(self) -> "PairedGeneration":
         """The same models behind hook points of their own."""

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from diffsae_lens.pair._paired_pass import PairedPass
+from diffsae_lens.pair._points import PairedPoints
 from diffsae_lens.pair._shared import SharedRows
-from diffsae_lens.pair._texts import PairedText
 
 
-class PassUnderWay(PairedText):
+class PassUnderWay(PairedPoints):
     """A pair of models and the forward pass that it is in, if it is in one."""
 
     _run: PairedPass | None = None
