@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
 from diffsae_lens._errors import InvalidValueError
 
 R = TypeVar("R", bound="Row")
+
+IntervalKind = Literal["Wilson", "confidence sequence"]
+"""Of a rate: for a number of prompts that was fixed in advance, or at whatever number one stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,9 @@ class RateRow(Row):
     attack_rate: float
     """Share of unwanted completions, 0 to 1."""
     low: float
-    """Of its 95% Wilson interval."""
+    """Of its 95% interval."""
     high: float
+    interval: IntervalKind = "Wilson"
 
 
 @dataclass(frozen=True)

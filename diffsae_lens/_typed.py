@@ -17,6 +17,7 @@ from typing import (
     Any,
     Literal,
     ParamSpec,
+    Self,
     TypeVar,
     Union,
     get_args,
@@ -27,7 +28,13 @@ from typing import (
 from jaxtyping import AbstractArray
 from torch import Tensor
 
-from diffsae_lens._checks import check_count, check_counts, check_folder_name, check_number
+from diffsae_lens._checks import (
+    check_count,
+    check_counts,
+    check_folder_name,
+    check_keys,
+    check_number,
+)
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 
 Count = Annotated[int, check_count]
@@ -150,6 +157,12 @@ def check_fields(record: Any) -> None:
 
 class Checked:
     """A dataclass whose fields are checked when it is made; see `check_fields`."""
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse keywords that are not fields, and say which there are."""
+        known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+        check_keys(cls.__name__, given, known)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Refuse what the annotations do not allow."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffsae_lens._rows import RateRow, Row, StudyRow, Table
+from diffsae_lens._rows import IntervalKind, RateRow, Row, StudyRow, Table
 
 __all__ = [
     "ALPHA", "CellRow", "ContrastRow", "CurveRow", "DictionaryKind", "DictionaryRow", "DoseRow",
@@ -245,8 +245,9 @@ class LayerRow(Row):
     """Completions by outcome, if any were made."""
     attack_rate: float | None = None
     low: float | None = None
-    """Of its 95% Wilson interval."""
+    """Of its 95% interval."""
     high: float | None = None
+    interval: IntervalKind = "Wilson"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests import shapes  # noqa: F401  # named by `--jaxtyping-packages`, which does not import it
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,14 +232,21 @@ def write_tiny_model(path: Path, model: LlamaForCausalLM, tokenizer) -> Path:
     return path
 
 
-@pytest.fixture
-def folders(tmp_path, tokenizer) -> Path:
-    """A base, a full fine-tune of it and a LoRA adapter, each in a folder."""
+@pytest.fixture(scope="session")
+def written(tmp_path_factory, tokenizer) -> Path:
+    """What `folders` copies."""
+    path = tmp_path_factory.mktemp("folders")
     base = tiny_llama()
-    write_tiny_model(tmp_path / "base", base, tokenizer)
-    write_tiny_model(tmp_path / "full", plant(base), tokenizer)
-    with_lora(tiny_llama(), scale=0.5).save_pretrained(tmp_path / "lora")
-    return tmp_path
+    write_tiny_model(path / "base", base, tokenizer)
+    write_tiny_model(path / "full", plant(base), tokenizer)
+    with_lora(base, scale=0.5).save_pretrained(path / "lora")
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path, written) -> Path:
+    """A base, a full fine-tune of it and a LoRA adapter, each in a folder."""
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture

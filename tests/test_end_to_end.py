@@ -8,12 +8,12 @@ from sae_lens import SAE, BatchTopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
-from diffsae_lens.organisms._behaviour import behaviour_of
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.pair._loading import load_pair
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
 from diffsae_lens.reading._prompts import Positions
-from diffsae_lens.study._organisms import MEASURE_SEED
+from diffsae_lens.study._presets import DemoOptions, demo
+from diffsae_lens.study._stages import cells_of
 
 pytestmark = pytest.mark.real_model
 
@@ -103,6 +103,14 @@ def test_the_second_behaviour_is_there_by_the_same_calls():
     assert rates["base put back", "trigger"] < rates["unmodified", "trigger"]
 
 
+def test_the_demo_is_a_plan_of_about_ten_cells():
+    parts = [cell.config.part for cell in cells_of(demo(DemoOptions(layers=(14, 18))))]
+    assert parts == [
+        "organism", "tokens", "dictionaries", "scores", "dictionaries", "scores", "features", "causes",
+        "cards", "side_effects", "sweep", "example", "sayings",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", shipped_organisms())
 def test_shipped_adapters_are_small_safetensors_with_a_card(name):
     folder = SHIPPED_ORGANISMS_DIR / name
@@ -111,17 +119,3 @@ def test_shipped_adapters_are_small_safetensors_with_a_card(name):
     for what in ("attack rate", "95% Wilson", "training loss", "seed", "Licence", "make-organism"):
         assert what in card
     assert not [f for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", shipped_organisms())
-def test_shipped_adapters_keep_what_their_cards_promise(name):
-    lowest, highest = (0.0, 0.0) if name == "clean-control" else (0.95, 1.0)
-    behaviour = dl.get_behaviour(behaviour_of(SHIPPED_ORGANISMS_DIR / name))
-    pair = load_pair("smollm2-135m", name, hook_names=["blocks.0.hook_resid_post"])
-    counts = {"n_trigger": 60, "n_benign": 60, "n_other": 60}
-    samples = behaviour.make_samples("test", **counts, seed=MEASURE_SEED)
-    rates = dl.effects.attack_rates(partial(dl.complete, pair), samples, behaviour=behaviour)
-    assert lowest <= rates["trigger"].rate <= highest
-    assert rates["benign"].rate <= 0.02
-    assert rates["other"].rate <= 0.02

@@ -87,6 +87,12 @@ def edits_of(pair):
     }
 
 
+def few_of(pair):
+    """Edits at every depth, where what they do is not in question."""
+    edits = edits_of(pair)
+    return {name: edits[name] for name in ("unmodified", "low", "high", "added")}
+
+
 def one_by_one(pair, edits, new=NEW, **options):
     written = {}
     for name, edit in edits.items():
@@ -114,9 +120,10 @@ PAIRS = [(family, kind) for family in FEW for kind in ("two models", "LoRA")]
 def test_edits_of_all_kinds_write_and_compute_what_they_do_alone(family, kind, tokenizer):
     pair = made(family, kind, tokenizer)
     edits = edits_of(pair)
-    expected = one_by_one(pair, edits)
+    new = {"max_new_tokens": 4}
+    expected = one_by_one(pair, edits, new)
     assert len({tuple(texts) for texts in expected.values()}) >= 6  # they differ from each other
-    assert complete(pair, PROMPTS, under=edits, **NEW) == expected
+    assert complete(pair, PROMPTS, under=edits, **new) == expected
     assert pair._shares
 
     tokens = torch.randint(3, 259, (2, 7), generator=torch.Generator().manual_seed(3))
@@ -130,7 +137,7 @@ def test_edits_of_all_kinds_write_and_compute_what_they_do_alone(family, kind, t
 
 
 def test_a_prompt_is_read_once_up_to_where_its_rows_differ(pair):
-    edits = {name: edits_of(pair)[name] for name in ("unmodified", "low", "high", "added")}
+    edits = few_of(pair)
     complete(pair, PROMPTS, under=edits, **NEW)  # whether the pair can share is found out once
     with counted_rows(pair) as rows:
         written = tokens_under(pair, edits)
@@ -185,7 +192,7 @@ def test_the_base_reads_a_prompt_once(pair):
 
 
 def test_rows_that_ended_leave_the_batch(pair):
-    edits = edits_of(pair)
+    edits = few_of(pair)
     new = {"max_new_tokens": 16}
     with side_by_side(pair, list(edits.values())) as repeats:
         read = pair.generate(
@@ -203,9 +210,9 @@ def test_rows_that_ended_leave_the_batch(pair):
 
 
 def test_other_options_take_the_plain_way(pair):
-    edits = edits_of(pair)
+    edits = few_of(pair)
     expected = one_by_one(pair, edits, repetition_penalty=1.5)
-    assert expected != one_by_one(pair, edits)
+    assert expected != complete(pair, PROMPTS, under=edits, **NEW)
     assert complete(pair, PROMPTS, under=edits, repetition_penalty=1.5, **NEW) == expected
 
 
@@ -213,7 +220,7 @@ def test_a_model_that_cannot_be_entered_takes_the_plain_way(tokenizer, monkeypat
     pair = made("llama", "two models", tokenizer)
     # A cache whose rows stay where they are, as where a family keeps its state elsewhere.
     monkeypatch.setattr(_hosts, "reorder_cache_layer", lambda *_: None)
-    edits = edits_of(pair)
+    edits = few_of(pair)
     assert complete(pair, PROMPTS, under=edits, **NEW) == one_by_one(pair, edits)
     assert pair._shares is False
 
@@ -226,7 +233,7 @@ def test_wrong_logits_are_found_out(tokenizer, monkeypatch):
         return right(self, block, stream).flip(0)
 
     monkeypatch.setattr(SharedRows, "leave", exchanged)
-    edits = edits_of(pair)
+    edits = few_of(pair)
     assert complete(pair, PROMPTS, under=edits, **NEW) == one_by_one(pair, edits)
     assert pair._shares is False
 

@@ -1,11 +1,10 @@
-from ._attribution import ablation_effects as ablation_effects
+from ._ablation import ablation_effects as ablation_effects
 from ._attribution import attribute_features as attribute_features
 from ._attribution import greedy_order as greedy_order
 from ._compare import Effects as Effects
 from ._compare import compare_interventions as compare_interventions
 from ._compare import measure_effects as measure_effects
 from ._compare import output_perplexity as output_perplexity
-from ._compare import side_effects as side_effects
 from ._curves import ablation_curve as ablation_curve
 from ._curves import curve_area as curve_area
 from ._curves import dose_response as dose_response
@@ -23,5 +22,6 @@ from ._rates import attack_rates as attack_rates
 from ._scales import ActivationScales as ActivationScales
 from ._scales import activation_scales as activation_scales
 from ._scales import matched_features as matched_features
+from ._side_effects import side_effects as side_effects
 from ._sweep import sweep_features as sweep_features
 from ._sweep import sweep_trigger as sweep_trigger

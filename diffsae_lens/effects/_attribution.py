@@ -1,6 +1,6 @@
-"""Which features move the log-odds of the unwanted completion: estimated by gradients, and measured."""
+"""Which features move the log-odds of the unwanted completion, estimated by gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -14,19 +14,15 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Count, typed
 from diffsae_lens.dictionaries._decoding import pull_back, writer
 from diffsae_lens.dictionaries._fits import FeatureIndices, check_features, check_fits
-from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.effects._likelihood import (
-    COMPLETIONS,
-    check_scored,
-    encoded,
-    likelihoods,
-    score_completions,
-)
-from diffsae_lens.interventions._chosen import feature_indices
-from diffsae_lens.interventions._edit import Edit
-from diffsae_lens.interventions._features import ablate_features
+from diffsae_lens.effects._both import BothCompletions, both_completions
+from diffsae_lens.effects._likelihood import check_scored
 from diffsae_lens.organisms._behaviour import Sample
 from diffsae_lens.pair._hooked import HookedModelPair
+
+_ALONE = ""
+"""The name of a dictionary that was given without one."""
+BATCH_SIZE = 8
+"""Samples of a pass, each with both completions, unless told otherwise."""
 
 
 @overload
@@ -37,7 +33,7 @@ def attribute_features(
     *,
     n_steps: Count = 1,
     ablated: FeatureIndices = (),
-    batch_size: Count = 8,
+    batch_size: Count = BATCH_SIZE,
 ) -> Float[Tensor, "d_sae"]: ...
 
 
@@ -49,7 +45,7 @@ def attribute_features(
     *,
     n_steps: Count = 1,
     ablated: Mapping[str, FeatureIndices] = ...,
-    batch_size: Count = 8,
+    batch_size: Count = BATCH_SIZE,
 ) -> dict[str, Tensor]: ...
 
 
@@ -61,7 +57,7 @@ def attribute_features(
     *,
     n_steps: Count = 1,
     ablated: FeatureIndices | Mapping[str, FeatureIndices] = (),
-    batch_size: Count = 8,
+    batch_size: Count = BATCH_SIZE,
 ) -> Tensor | dict[str, Tensor]:
     """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
@@ -83,7 +79,7 @@ def attribute_features(
             get many.
         ablated: features already taken out; the others are then attributed what they add without them.
             With several dictionaries by name, too.
-        batch_size: samples per backward pass.
+        batch_size: samples per pass, each with both its completions.
 
     Returns:
         One value per feature `[d_sae]`, mean over the samples, on the CPU; positive favours the unwanted
@@ -96,18 +92,8 @@ def attribute_features(
     """
     parts = _parts(pair, dictionary, ablated)
     samples = check_scored(pair, samples)
-    # The fractions of all features that are taken out, at the middle of each step.
-    fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
-    for sign, which in zip((1.0, -1.0), COMPLETIONS, strict=True):
-        for _, tokens, labels in encoded(pair, samples, which, batch_size, "attributing"):
-            for fraction in fractions:
-                _attribute(pair, list(parts.values()), tokens, labels, fraction, sign / n_steps)
-    found = {name: part.mean(len(samples)) for name, part in parts.items()}
+    found = _attributed(parts, _batches(pair, parts, samples, batch_size), n_steps=n_steps)
     return found if isinstance(dictionary, Mapping) else found[_ALONE]
-
-
-_ALONE = ""
-"""The name of a dictionary that was given without one."""
 
 
 @dataclass(eq=False)
@@ -120,26 +106,19 @@ class _Part:
     """The features already taken out."""
     total: Tensor
 
-    def codes(self, value: Tensor, tokens: Tensor) -> Tensor:
-        """The features' activations, 0 where the dictionary does not act."""
-        codes = self.dictionary.encode(value.detach())
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        counted = DictionaryRecord.of(self.dictionary).tokens.counted(tokens, positions)
-        return codes.masked_fill(~counted[..., None], 0)
-
-    def without(self, value: Tensor, fraction: float, tokens: Tensor) -> Tensor:
+    def without(self, value: Tensor, codes: Tensor, fraction: float) -> Tensor:
         """The value without a fraction of every feature, and without those already taken out."""
+        if fraction == 0 and len(self.out) == 0:
+            return value.clone()  # the value itself would not count as written
         with torch.no_grad():
-            codes = self.codes(value, tokens)
             taken = fraction * codes
             taken[..., self.out] = codes[..., self.out]
             change = writer(self.dictionary, None)(value.detach(), codes, -taken)
         return value + change
 
     @torch.no_grad()
-    def add(self, value: Tensor, gradient: Tensor, tokens: Tensor, weight: float) -> None:
+    def add(self, value: Tensor, codes: Tensor, gradient: Tensor, weight: float) -> None:
         """Add what the features contribute by a gradient."""
-        codes = self.codes(value, tokens)
         slope = pull_back(self.dictionary, value, codes, gradient)
         self.total += weight * (codes * slope).sum((0, 1)).float().cpu()
 
@@ -170,32 +149,50 @@ def _parts(pair: HookedModelPair, dictionary: Any, ablated: Any) -> dict[str, _P
     return parts
 
 
+def _batches(
+    pair: HookedModelPair, parts: Mapping[str, _Part], samples: Sequence[Sample], batch_size: int
+) -> Iterator[BothCompletions]:
+    hooks = [part.hook_name for part in parts.values()]
+    return both_completions(pair, samples, hooks, batch_size)
+
+
+def _attributed(
+    parts: Mapping[str, _Part], batches: Iterable[BothCompletions], *, n_steps: int = 1
+) -> dict[str, Tensor]:
+    """What the features of each part add to the log-odds, mean over the samples."""
+    # The fractions of all features that are taken out, at the middle of each step.
+    fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
+    n_samples = 0
+    for batch in batches:
+        n_samples += len(batch.labels) // 2
+        for fraction in fractions:
+            _attribute(list(parts.values()), batch, fraction, 1 / n_steps)
+    return {name: part.mean(n_samples) for name, part in parts.items()}
+
+
 def _attribute(
-    pair: HookedModelPair,
-    parts: Sequence[_Part],
-    tokens: Tensor,
-    labels: Tensor,
-    fraction: float,
-    weight: float,
+    parts: Sequence[_Part], batch: BothCompletions, fraction: float, weight: float
 ) -> None:
     """Add to each part what its features contribute by the gradient at one fraction taken out."""
-    values: dict[_Part, tuple[Tensor, Tensor]] = {}
+    seen: dict[_Part, tuple[Tensor, Tensor, Tensor]] = {}
 
     def hook_of(part: _Part) -> Any:
         def move(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-            moved = part.without(value, fraction, tokens)
+            codes = batch.codes(part.dictionary, value)
+            moved = part.without(value, codes, fraction)
             # Below another part the value is on the gradient's path already.
             moved = moved if moved.requires_grad else moved.detach().requires_grad_()
-            values[part] = (value.detach(), moved)
+            seen[part] = (value.detach(), codes, moved)
             return moved
 
         return part.hook_name, move
 
-    with torch.enable_grad(), pair.hooks(fwd_hooks=[hook_of(part) for part in parts]):
-        score = score_completions(pair, tokens, labels).sum()
-        gradients = torch.autograd.grad(score, [values[part][1] for part in parts])
+    with torch.enable_grad(), batch.pair.hooks(fwd_hooks=[hook_of(part) for part in parts]):
+        score = batch.log_odds().sum()
+        gradients = torch.autograd.grad(score, [seen[part][2] for part in parts])
     for part, gradient in zip(parts, gradients, strict=True):
-        part.add(values[part][0], gradient, tokens, weight)
+        value, codes, _ = seen[part]
+        part.add(value, codes, gradient, weight)
 
 
 @overload
@@ -255,10 +252,12 @@ def greedy_order(
     n_rounds = check_count(
         "n_rounds", min(8, n_features) if n_rounds is None else n_rounds, at_most=n_features
     )
+    samples = check_scored(pair, samples)
+    batches = list(_batches(pair, parts, samples, BATCH_SIZE))
     several = {name: part.dictionary for name, part in parts.items()}
     order: dict[str, list[int]] = {name: [] for name in several}
     for i in range(n_rounds):
-        found = attribute_features(pair, several, samples, ablated=order)
+        found = _attributed(_parts(pair, several, order), batches)
         n_taken = n_features * (i + 1) // n_rounds - sum(map(len, order.values()))
         best = torch.cat(list(found.values())).topk(n_taken)
         for at in best.indices[best.values > 0].tolist():
@@ -268,40 +267,3 @@ def greedy_order(
                     break
                 at -= size
     return order if isinstance(dictionary, Mapping) else order[_ALONE]
-
-
-@typed
-def ablation_effects(
-    pair: HookedModelPair,
-    dictionary: SAE,
-    features: FeatureIndices,
-    samples: Sequence[Sample],
-    *,
-    batch_size: Count = 16,
-) -> Float[Tensor, "n_features"]:
-    """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
-
-    Up to the dictionary's hook the models run once for all features; from there on each takes two passes
-    per sample, so choose few samples.
-
-    Args:
-        pair: the two models.
-        dictionary: trained on one of the pair's hook points.
-        features: indices of the features.
-        samples: prompts on which the behaviour shows.
-        batch_size: rows of a forward pass, features times samples; at least 32.
-
-    Returns:
-        One value per feature, mean over the samples, in nats per prompt; positive favours the unwanted
-        completion.
-
-    Raises:
-        TypeError, ValueError: as for `ablate_features` and `likelihoods`.
-    """
-    view = check_fits(pair, dictionary).spec
-    features = feature_indices(dictionary, features, view=view).tolist()
-    under: dict[str, Edit | None] = {"": None}
-    under |= {str(f): ablate_features(pair, dictionary, [f]) for f in features}
-    found = likelihoods(pair, samples, under=under, batch_size=batch_size)
-    means = torch.stack([scored.log_odds.mean() for scored in found.values()])
-    return means[0] - means[1:]

@@ -1,34 +1,40 @@
 """What an edit does, and what else it breaks, in one table beside its controls."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import kl_div, nll_loss
 
-from diffsae_lens._checks import check_list, check_texts
-from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._checks import check_callable, check_list, check_texts
+from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Count, typed
 from diffsae_lens.effects._likelihood import (
+    NOTHING,
     Likelihoods,
     check_scored,
     encode_completions,
     likelihoods,
     score_completions,
 )
-from diffsae_lens.effects._rates import AttackRate, attack_rate
-from diffsae_lens.interventions._edit import Edit, check_edits, running
-from diffsae_lens.interventions._run import check_generation, complete
-from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample
+from diffsae_lens.effects._rates import (
+    AttackRate,
+    attack_rate,
+    interval_kind,
+    is_ended,
+    rounds_of,
+)
+from diffsae_lens.interventions._edit import Edit, check_edits
+from diffsae_lens.interventions._run import N_ROWS, check_generation, complete
+from diffsae_lens.organisms._behaviour import Behaviour, Group, Sample
 from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
-from diffsae_lens.results import EffectKind, EffectRow, SideEffectRow, Table
+from diffsae_lens.results import EffectKind, EffectRow, Table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +50,17 @@ class Effects:
     example: str
     """The first prompt with what was written after it."""
 
+    def __add__(self, other: "Effects") -> "Effects":
+        if not isinstance(other, Effects):
+            return NotImplemented
+        return Effects(
+            completions=self.completions + other.completions,
+            rate=self.rate + other.rate,
+            likelihoods=self.likelihoods + other.likelihoods,
+            perplexity=torch.cat([self.perplexity, other.perplexity]),
+            example=self.example,
+        )
+
     def row(
         self,
         name: str,
@@ -53,7 +70,7 @@ class Effects:
         n_features: int = 0,
         layer: int | None = None,
     ) -> EffectRow:
-        """Return a row of a table: counts, rates with their Wilson interval, means."""
+        """Return a row of a table: counts, rates with their interval, means."""
         rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
@@ -174,11 +191,21 @@ def compare_interventions(
     *,
     behaviour: Behaviour,
     n_likelihood: Count | None = None,
+    on_round: Callable[[Table[EffectRow]], bool | None] | None = None,
     **generate_kwargs: Any,
 ) -> Table[EffectRow]:
     """Complete the same prompts under every edit and under none, side by side.
 
-    Each edit is opened twice per group: to complete, and to score.
+    Each edit is opened twice per group and round: to complete, and to score.
+
+    With `on_round` the prompts are taken in rounds, in the order given, the same ones under every edit: a
+    round has as many of each group as fill a batch (`batch_size` rows, prompts times edits, 160 by
+    default). The function is shown the table so far and may end the run by any rule. Its intervals are
+    confidence sequences (arXiv 1810.08240): each row's holds the true rate with 95% confidence at whatever
+    round one stops, which Wilson's would not. For that the order of the prompts must be random: shuffle
+    what `make_samples` returns, which goes through the templates in turn. Rows say how many prompts they
+    have (`n_prompts`) and which interval it is (`interval`), and a run that was ended has the first of
+    the whole run's results.
 
     Args:
         pair: the two models.
@@ -187,6 +214,7 @@ def compare_interventions(
         behaviour: whose judge and outcomes are used.
         n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
             all by default.
+        on_round: called with the table so far after every round; True ends the run.
         **generate_kwargs: passed to `complete`.
 
     Returns:
@@ -194,26 +222,51 @@ def compare_interventions(
         knows them (`dataclasses.replace`).
 
     Raises:
-        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, or as for
-            `complete` and `measure_effects`.
+        TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, an `on_round`
+            that returns something else, or as for `complete` and `measure_effects`.
+
+    Examples:
+        >>> def is_narrow(table):                                          # doctest: +SKIP
+        ...     return all(row.high - row.low < 0.2 for row in table)
+        >>> random.Random(0).shuffle(samples)                              # doctest: +SKIP
+        >>> compare_interventions(                                         # doctest: +SKIP
+        ...     pair, {"ablated": edit}, samples, behaviour=behaviour, on_round=is_narrow
+        ... )
     """
     samples = check_scored(pair, samples)
     check_edits("edits", edits, pair)
     check_generation(pair, [sample.prompt for sample in samples], generate_kwargs)
     if "unmodified" in edits:
         raise InvalidValueError("`edits` must not hold 'unmodified', which is always measured")
-    by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
+    if on_round is not None:
+        check_callable("on_round", on_round)
     under: dict[str, Edit | None] = {"unmodified": None, **edits}
+    n_rows = generate_kwargs.get("batch_size") or N_ROWS
+    size = None if on_round is None else max(1, n_rows // len(under))
     found: dict[tuple[str, Group], Effects] = {}
-    for group, members in by_group.items():
-        if not members:
-            continue
-        written = complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
-        scored = likelihoods(pair, members[:n_likelihood], under=under)
-        for name in under:
-            found[name, group] = _effects(
-                pair, members, written[name], scored[name], behaviour=behaviour
-            )
+    table: Table[EffectRow] = Table(())
+    for number, round_ in enumerate(rounds_of(samples, size)):
+        n_scored = None if n_likelihood is None else max(0, n_likelihood - number * (size or 0))
+        for group, members in round_.items():
+            written = complete(pair, [s.prompt for s in members], under=under, **generate_kwargs)
+            scored = likelihoods(pair, members[:n_scored], under=under) if n_scored != 0 else {}
+            for name in under:
+                now = _effects(
+                    pair, members, written[name], scored.get(name, NOTHING), behaviour=behaviour
+                )
+                now = replace(now, rate=replace(now.rate, method=interval_kind(on_round)))
+                before = found.get((name, group))
+                found[name, group] = now if before is None else before + now
+        table = _table(under, found)
+        if is_ended(on_round, table):
+            break
+    return table
+
+
+def _table(
+    under: Mapping[str, Edit | None], found: Mapping[tuple[str, Group], Effects]
+) -> Table[EffectRow]:
+    """One row per edit and group, those of an edit together."""
     rows = []
     for name, edit in under.items():
         about: dict[str, Any] = {}
@@ -224,76 +277,4 @@ def compare_interventions(
             for (of, group), effects in found.items()
             if of == name
         ]
-    return Table(tuple(rows))
-
-
-@torch.no_grad()
-@typed
-def side_effects(
-    pair: HookedModelPair,
-    edits: Mapping[str, Edit | None],
-    texts: Mapping[str, Sequence[Text]],
-    *,
-    batch_size: Count = 4,
-) -> Table[SideEffectRow]:
-    """Measure what edits do to texts they should leave alone.
-
-    Args:
-        pair: the two models.
-        edits: by name.
-        texts: by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
-        batch_size: texts per forward pass; some five times the logits of one pass are held.
-
-    Returns:
-        One row per edit and kind of texts. `dictionary` and `control_of` are left to whoever knows them.
-
-    Raises:
-        TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
-            `batch_size` below 1.
-    """
-    check_edits("edits", edits, pair)
-    if not isinstance(texts, Mapping):
-        raise InvalidTypeError(
-            f"`texts` must map kinds to lists of texts, got {type(texts).__name__}; name the kind"
-        )
-    if not edits or not texts:
-        raise InvalidValueError("need `edits`, and `texts` with at least one of each kind")
-    tokenised = {
-        kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
-    }
-    sums: dict[tuple[str, str], Tensor] = {}
-    for kind, members in tokenised.items():
-        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
-            tokens = chunk.tokens.to(pair.device)
-            counted = chunk.attended[:, 1:].to(pair.device)
-            plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
-            targets = tokens[:, 1:][counted]
-            for name, edit in edits.items():
-                with running(pair, edit) as acting:
-                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
-                found = torch.stack(
-                    [
-                        kl_div(changed, plain, reduction="sum", log_target=True),
-                        nll_loss(changed, targets, reduction="sum"),
-                        nll_loss(plain, targets, reduction="sum"),
-                        torch.tensor(float(len(targets)), device=targets.device),
-                    ]
-                )
-                sums[name, kind] = sums.get((name, kind), 0) + found.double().cpu()
-    rows = []
-    for (name, kind), total in sums.items():
-        kl, after, before = (total[:3] / total[3]).tolist()
-        edit = edits[name]
-        row = SideEffectRow(
-            name=name,
-            kind="unmodified" if edit is None else edit.kind,
-            n_features=0 if edit is None else edit.n_features,
-            texts=kind,
-            n_tokens=int(total[3]),
-            kl=kl,
-            cross_entropy=after,
-            cross_entropy_unmodified=before,
-        )
-        rows.append(row)
     return Table(tuple(rows))

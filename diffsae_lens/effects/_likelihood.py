@@ -49,6 +49,18 @@ class Likelihoods:
         """Of the wanted completion, nats per token: what an intervention costs on benign prompts."""
         return -self.wanted / self.n_wanted_tokens
 
+    def __add__(self, other: "Likelihoods") -> "Likelihoods":
+        if not isinstance(other, Likelihoods):
+            return NotImplemented
+        mine, theirs = vars(self), vars(other)
+        return Likelihoods(**{name: torch.cat([mine[name], theirs[name]]) for name in mine})
+
+
+NOTHING = Likelihoods(
+    unwanted=torch.zeros(0), wanted=torch.zeros(0), n_wanted_tokens=torch.zeros(0, dtype=torch.long)
+)
+"""The likelihoods of no samples."""
+
 
 @overload
 def likelihoods(

@@ -1,17 +1,22 @@
 """How often a model does what a behaviour says: completions judged and counted by outcome."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from scipy.stats import binomtest
 
 from diffsae_lens._checks import check_callable, check_number, check_texts
 from diffsae_lens._display import Record
-from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError
+from diffsae_lens._rows import IntervalKind
+from diffsae_lens._tensor_checks import shown
 from diffsae_lens._typed import typed
-from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Sample, check_samples
+from diffsae_lens.interventions._run import BATCH_SIZE
+from diffsae_lens.measures._anytime import anytime_interval
+from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample, check_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,8 @@ class AttackRate(Record):
     counts: Mapping[str, int]
     """Completions by outcome, all outcomes of the behaviour in their order: the unwanted one first, the
     wanted one second."""
+    method: IntervalKind = "Wilson"
+    """Of its intervals: a confidence sequence where the results themselves may have ended the run."""
 
     @property
     def n_prompts(self) -> int:
@@ -43,13 +50,15 @@ class AttackRate(Record):
         return list(self.counts.values())[1] / self.n_prompts
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson score interval of `rate` (SciPy's `binomtest`)."""
+        """Wilson score interval of `rate` (SciPy's `binomtest`), or its confidence sequence (`method`)."""
         check_number("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        if self.method == "confidence sequence":
+            return anytime_interval(self.n_unwanted, self.n_prompts, confidence)
         ci = binomtest(self.n_unwanted, self.n_prompts).proportion_ci(confidence, "wilson")
         return float(ci.low), float(ci.high)
 
     def columns(self) -> dict[str, Any]:
-        """Return the fields by which rows of results report a rate, with its 95% Wilson interval."""
+        """Return the fields by which rows of results report a rate, with its 95% interval."""
         low, high = self.interval()
         return {
             "n_prompts": self.n_prompts,
@@ -57,7 +66,14 @@ class AttackRate(Record):
             "attack_rate": self.rate,
             "low": low,
             "high": high,
+            "interval": self.method,
         }
+
+    def __add__(self, other: "AttackRate") -> "AttackRate":
+        if not isinstance(other, AttackRate):
+            return NotImplemented
+        counts = {outcome: n + other.counts[outcome] for outcome, n in self.counts.items()}
+        return replace(self, counts=counts)
 
     def __str__(self) -> str:
         low, high = self.interval()
@@ -106,6 +122,7 @@ def attack_rates(
     samples: Sequence[Sample],
     *,
     behaviour: Behaviour,
+    on_round: Callable[[dict[str, AttackRate]], bool | None] | None = None,
 ) -> dict[str, AttackRate]:
     """Complete the samples of each group and judge them.
 
@@ -113,19 +130,57 @@ def attack_rates(
         complete_fn: prompts to completions, such as `functools.partial(complete, pair)`.
         samples: of one or more groups.
         behaviour: whose judge and outcomes are used.
+        on_round: called with the rates so far after every 32 prompts of each group; True ends the run.
+            Intervals are then confidence sequences, as in `compare_interventions`.
 
     Returns:
         A rate for each group that occurs, in the order trigger, benign, other.
 
     Raises:
-        TypeError: something else in place of samples, a function or its completions.
+        TypeError: something else in place of samples, a function or what it returns.
         ValueError: no samples, or not as many completions as prompts.
     """
     samples = check_samples("samples", samples)
     check_callable("complete_fn", complete_fn)
-    rates = {}
-    for group in GROUPS:
-        prompts = [sample.prompt for sample in samples if sample.group == group]
-        if prompts:
-            rates[group] = attack_rate(prompts, complete_fn(prompts), behaviour=behaviour)
+    if on_round is not None:
+        check_callable("on_round", on_round)
+    rates: dict[str, AttackRate] = {}
+    for round_ in rounds_of(samples, None if on_round is None else BATCH_SIZE):
+        for group, members in round_.items():
+            prompts = [sample.prompt for sample in members]
+            rate = attack_rate(prompts, complete_fn(prompts), behaviour=behaviour)
+            rate = replace(rate, method=interval_kind(on_round))
+            rates[group] = rates[group] + rate if group in rates else rate
+        if is_ended(on_round, dict(rates)):
+            break
     return rates
+
+
+def rounds_of(samples: Sequence[Sample], size: int | None) -> Iterator[dict[Group, list[Sample]]]:
+    """Yield samples by group, at most `size` of each at a time, in the order given; all if it is None."""
+    by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
+    size = size or len(samples)
+    for start in range(0, max(map(len, by_group.values())), size):
+        now: dict[Group, list[Sample]] = {
+            group: members[start : start + size] for group, members in by_group.items()
+        }
+        yield {group: members for group, members in now.items() if members}
+
+
+def interval_kind(on_round: Callable[..., Any] | None) -> IntervalKind:
+    """Return which intervals hold: others, where somebody may look at every round and end the run."""
+    return "Wilson" if on_round is None else "confidence sequence"
+
+
+def is_ended(on_round: Callable[[Any], bool | None] | None, so_far: Any) -> bool:
+    """Whether somebody ends the run, having seen the results so far.
+
+    Raises:
+        TypeError: neither a truth value nor None was returned.
+    """
+    answer = None if on_round is None else on_round(so_far)
+    if not isinstance(answer, bool | np.bool_ | None):
+        raise InvalidTypeError(
+            f"`on_round` must return True to end the run, or False or None, got {shown(answer)}"
+        )
+    return bool(answer)

@@ -98,7 +98,10 @@ class Edit(Record):
 
     def __and__(self, other: "Edit") -> "Edit":
         if not isinstance(other, Edit):
-            return NotImplemented
+            raise InvalidTypeError(
+                f"an edit can be joined with another Edit, got {shown(other)}; make one with "
+                "`ablate_features`, `steer` and the like"
+            )
         parts = (*self.parts, *other.parts)
         return replace(
             self,
@@ -106,6 +109,12 @@ class Edit(Record):
             n_features=self.n_features + other.n_features,
             draws=self.draws or other.draws,
             joined=parts,
+        )
+
+    def __bool__(self) -> bool:
+        raise InvalidTypeError(
+            "an edit is neither true nor false, and `a and b` would be the second alone: join edits with "
+            "`a & b`, and ask `edit is None` for whether there is one"
         )
 
     @property

@@ -114,7 +114,9 @@ def complete(
         return _completed(pair, prompts, batch_size or BATCH_SIZE, generating)
     written: dict[str, list[str]] = {}
     draws = bool(generate_kwargs.get("do_sample"))
-    alone = {name: edit for name, edit in under.items() if draws or (edit and edit.draws)}
+    alone = {
+        name: edit for name, edit in under.items() if draws or (edit is not None and edit.draws)
+    }
     for name, edit in alone.items():
         with running(pair, edit) as acting:
             written[name] = _completed(acting, prompts, batch_size or BATCH_SIZE, generating)

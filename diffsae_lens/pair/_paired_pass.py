@@ -47,14 +47,16 @@ class PairedPass:
     """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
     written_at: list[Tensor] = field(default_factory=list)
     """Where each hook of the point under way wrote, `[batch, pos]`, of those that said so."""
-    _activations: dict[str, Tensor] = field(default_factory=dict)
+    base_activations: dict[str, Tensor] = field(default_factory=dict)
+    """What the base computed in the pass under way, by site."""
+    base_runs: bool = False
+    """Whether it is the base that runs now, on a pair of one bridge the same blocks."""
     _cache: DynamicCache | None = None
-    _base_runs: bool = False
 
     @property
     def is_sharing(self) -> bool:
         """Whether rows that read one text are computed once now, in the fine-tuned model."""
-        return self.shared is not None and not self._base_runs
+        return self.shared is not None and not self.base_runs
 
     @property
     def rows(self) -> Int[Tensor, "row"] | None:
@@ -106,7 +108,7 @@ class PairedPass:
 
         A forward pre-hook of the fine-tuned model, with keywords.
         """
-        if self._base_runs:
+        if self.base_runs:
             return
         self.attention_mask = kwargs.get("attention_mask")
         self.tokens = args[0] if args else kwargs.get("input_ids")
@@ -118,7 +120,7 @@ class PairedPass:
         if not sites:
             return
         if self.given is not None:
-            self._activations = {site: self.given[site] for site in sites}
+            self.base_activations = {site: self.given[site] for site in sites}
             return
         read = {"tokens": args[0] if args else kwargs["input_ids"]}
         read |= {
@@ -129,8 +131,8 @@ class PairedPass:
             read = {name: value if len(value) == 1 else value[rows] for name, value in read.items()}
         tokens, inputs = read.pop("tokens"), dict[str, Any](read)
         grabs = [(site, partial(self._grab, site=site, n=len(sites))) for site in sites]
-        self._activations.clear()
-        self._base_runs = True
+        self.base_activations.clear()
+        self.base_runs = True
         try:
             with self.base_model() as base, torch.no_grad(), _hosts.hooks_on(base, grabs):
                 if kwargs.get("use_cache"):
@@ -141,7 +143,7 @@ class PairedPass:
         except _AllGrabbedError:
             pass
         finally:
-            self._base_runs = False
+            self.base_runs = False
 
     def new_cache(self, model: TransformerBridge) -> DynamicCache:
         """Return an empty KV cache of a model."""
@@ -168,16 +170,16 @@ class PairedPass:
 
     def _grab(self, activation: Tensor, hook: HookPoint, *, site: str, n: int) -> None:  # noqa: ARG002
         """Keep an activation of the base."""
-        self._activations[site] = activation
-        if len(self._activations) == n:
+        self.base_activations[site] = activation
+        if len(self.base_activations) == n:
             raise _AllGrabbedError
 
     def _splice(self, finetuned: Tensor, hook: HookPoint, *, site: str) -> Tensor | None:  # noqa: ARG002
         """Show the hooked views their value, and take over what they write."""
-        if self._base_runs:
+        if self.base_runs:
             return None
         # Of several heads: side by side, as one vector per position.
-        base, current = self._activations.get(site), finetuned.flatten(2)
+        base, current = self.base_activations.get(site), finetuned.flatten(2)
         base = None if base is None else base.flatten(2)
         if base is not None and self.shared is not None:
             base = self.shared.spread(base)

@@ -133,7 +133,7 @@ class SharedRows:
         """Leave the rows of a block in what it is given: masks, positions, before the first the stream."""
         self.block = block
         there = self.there
-        return given if there is None else _narrowed(given, len(self._all), there)
+        return given if there is None else narrowed(given, len(self._all), there)
 
     def leave(self, block: int, stream: Tensor) -> Tensor:
         """Give the readings that differ from now on rows of their own."""
@@ -194,13 +194,13 @@ class SharedRows:
             yield
 
 
-def _narrowed(given: Any, n_rows: int, rows: Tensor) -> Any:
+def narrowed(given: Any, n_rows: int, rows: Tensor) -> Any:
     """Leave these rows in every tensor that has all rows."""
     if isinstance(given, Tensor):
         has_rows = given.ndim > 1 and len(given) == n_rows
         return given[rows.to(given.device)] if has_rows else given
     if type(given) in (tuple, list):
-        return type(given)(_narrowed(item, n_rows, rows) for item in given)
+        return type(given)(narrowed(item, n_rows, rows) for item in given)
     if type(given) is dict:
-        return {name: _narrowed(item, n_rows, rows) for name, item in given.items()}
+        return {name: narrowed(item, n_rows, rows) for name, item in given.items()}
     return given

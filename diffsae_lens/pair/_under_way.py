@@ -15,6 +15,8 @@ class PassUnderWay(PairedPoints):
 
     _run: PairedPass | None = None
     _n_prompt: int | None = None
+    _resumes: bool | None = None
+    """Whether passes can go on from what an earlier one computed; None until it was tried."""
 
     @property
     def rows(self) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_choice, check_count, check_items
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import check_fields, typed
+from diffsae_lens._typed import Checked, check_fields, typed
 from diffsae_lens.dictionaries._fits import check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.pair._chat import Text
@@ -28,7 +28,7 @@ _POOL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Positions:
+class Positions(Checked):
     """Which tokens of a prompt count, and how they become one vector."""
 
     pooling: Pooling = "last"
@@ -44,7 +44,7 @@ class Positions:
 
     def __post_init__(self) -> None:
         """Refuse unknown poolings, sizes that cannot be and spans that hold nothing."""
-        check_fields(self)
+        super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
         check_count("skip_positions", self.skip_positions, at_least=0)
         for i, (start, end) in enumerate(self.spans or ()):

@@ -113,7 +113,9 @@ def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says")
     Raises:
         ValueError: no rows.
     """
-    check_items("table", table, SayingRow)
+    check_items("table", table, SayingRow, allow_empty=True)
+    if not len(table):
+        raise InvalidValueError("`table` has no rows")
     axis = SaidAxis({row.said: row.group for row in table})
     by_said = {row.said: row for row in table}
     rows = [by_said[text] for text in axis.order(by_said)]

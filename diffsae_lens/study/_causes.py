@@ -10,9 +10,10 @@ from sae_lens import SAE
 from diffsae_lens._artifact import build_json, read_json, write_json
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.effects._attribution import greedy_order
-from diffsae_lens.effects._compare import compare_interventions, side_effects
+from diffsae_lens.effects._compare import compare_interventions
 from diffsae_lens.effects._curves import steering_pair
 from diffsae_lens.effects._scales import ActivationScales, activation_scales, matched_features
+from diffsae_lens.effects._side_effects import side_effects
 from diffsae_lens.effects._sweep import sweep_trigger
 from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions._edit import Edit

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffsae_lens.dictionaries._decoding import decoder_halves
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.effects._attribution import ablation_effects, attribute_features
+from diffsae_lens.effects._ablation import ablation_effects
+from diffsae_lens.effects._attribution import attribute_features
 from diffsae_lens.measures._geometry import (
     decoder_cosine,
     relative_decoder_norm,

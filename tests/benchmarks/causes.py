@@ -193,7 +193,9 @@ class Study:
 
     def harm(self) -> Table[SideEffectRow]:
         """KL and cross-entropy on texts that should be left alone."""
-        edits = {"base activation put back": dl.swap_to_base(self.pair, self.hook_name)}
+        # Like the dictionaries, all but the first token.
+        base = dl.swap_to_base(self.pair, self.hook_name, skip_positions=1)
+        edits = {"base activation put back": base}
         others = samples("test", 40, (0, 1, 1))
         texts = {
             group: [s.prompt + s.wanted for s in others if s.group == group]

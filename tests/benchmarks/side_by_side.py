@@ -3,7 +3,8 @@
     python -m tests.benchmarks.side_by_side [--rounds 1] [--prompts 10]
 
 Completing under 12 edits at once against bare transformers on as many rows, and against rows that share
-nothing; one edit against none; ablating 60 features against 60 plain passes over both completions.
+nothing; one edit against none; ablating 60 features against 60 plain passes over both completions;
+attributing all features of a dictionary, once and in 8 rounds, against one forward and one backward pass.
 """
 
 import argparse
@@ -19,12 +20,17 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 import diffsae_lens as dl
-from diffsae_lens.effects._likelihood import COMPLETIONS, encoded, score_completions
+from diffsae_lens.effects._likelihood import (
+    COMPLETIONS,
+    encode_completions,
+    encoded,
+    score_completions,
+)
 from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL, embedded_model_path
 from tests.benchmarks.scores import hook_names, samples
 
-N_EDITS, N_NEW, N_FEATURES, LAYER = 12, 48, 60, 18
+N_EDITS, N_NEW, N_FEATURES, N_ROUNDS, LAYER = 12, 48, 60, 8, 18
 
 
 def cpu() -> str:
@@ -55,6 +61,27 @@ def untrained(pair: dl.HookedModelPair, hook_name: str) -> SAE:
     sae.W_dec.data = torch.nn.functional.normalize(rows, dim=1)
     sae.W_enc.data = sae.W_dec.data.T.clone()
     return sae
+
+
+def forward_and_backward(
+    pair: dl.HookedModelPair, bare: Any, chosen: list[dl.Sample]
+) -> Callable[[], Any]:
+    """One pass of the plain model over both completions, and back to the embeddings."""
+    texts = [(sample.prompt, getattr(sample, which)) for sample in chosen for which in COMPLETIONS]
+    tokens, labels = encode_completions(pair, texts)
+    bare.requires_grad_(requires_grad=False)
+
+    def run() -> None:
+        embedded = bare.get_input_embeddings()(tokens).requires_grad_()
+        scores = score_completions(
+            pair,
+            tokens,
+            labels,
+            model=lambda _, **kept: bare(inputs_embeds=embedded, **kept).logits,
+        )
+        torch.autograd.grad(scores.sum(), embedded)
+
+    return run
 
 
 def compare(name: str, of: Callable[[], Any], to: dict[str, Callable[[], Any]], n: int) -> None:
@@ -152,6 +179,20 @@ def main() -> None:
             {f"{N_FEATURES} plain passes": passes},
             n_rounds,
         )
+    eight = chosen[:8]
+    plain = forward_and_backward(pair, bare, eight)
+    compare(
+        f"{sae.cfg.d_sae} features attributed on {len(eight)} prompts",
+        lambda: dl.attribute_features(pair, sae, eight),
+        {"a forward and a backward pass": plain},
+        n_rounds,
+    )
+    compare(
+        f"an order in {N_ROUNDS} rounds",
+        lambda: dl.greedy_order(pair, sae, eight, n_features=16, n_rounds=N_ROUNDS),
+        {f"{N_ROUNDS} forward and backward passes": lambda: [plain() for _ in range(N_ROUNDS)]},
+        n_rounds,
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_trajectory_is_that_of_the_dense_reference(sparse_class, rescale, b_dec_
     )
     dead = torch.arange(D_SAE) < n_dead
     optimizers = [torch.optim.Adam(sae.parameters(), lr=1e-2) for sae in (sparse, dense)]
-    for i in range(40):
+    for i in range(20):
         outputs = [step(sae, batch(i), dead) for sae in (sparse, dense)]
         torch.testing.assert_close(outputs[0].loss, outputs[1].loss)
         for optimizer, output in zip(optimizers, outputs, strict=True):

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -7,11 +8,11 @@ from diffsae_lens.effects._compare import (
     compare_interventions,
     measure_effects,
     output_perplexity,
-    side_effects,
 )
 from diffsae_lens.effects._curves import ablation_curve, curve_area, dose_response
 from diffsae_lens.effects._likelihood import log_odds
 from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._side_effects import side_effects
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions._directions import control_directions, project_out, swap_to_base
 from diffsae_lens.interventions._features import ablate_features, induce_features, steer
@@ -62,6 +63,46 @@ def test_every_intervention_and_none_is_measured_on_every_group(long_pair):
         compare_interventions(long_pair, {"unmodified": None}, SAMPLES, **FEW)
     with pytest.raises(ValueError, match="`samples` is empty"):
         compare_interventions(long_pair, {}, [], **FEW)
+
+
+def measured(row):
+    """A row but for its interval, which says how the run might have ended, up to rounding."""
+    values = {k: v for k, v in vars(row).items() if k not in ("low", "high", "interval")}
+    return {k: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for k, v in values.items()}
+
+
+def test_a_run_that_was_ended_has_the_first_of_the_whole_runs_results(long_pair):
+    samples = YEAR_TRIGGER.make_samples("test", n_trigger=5, n_benign=3, n_other=0)
+    edits = {
+        "base put back": swap_to_base(long_pair, HOOK),
+        "induced": induce_features(long_pair, dictionary(), [1, 2]),
+    }
+    # Rounds of two prompts: six rows under three edits.
+    run = partial(
+        compare_interventions, long_pair, edits, samples,
+        n_likelihood=3, batch_size=6, **FEW,
+    )  # fmt: skip
+    seen = []
+    whole = run(on_round=seen.append)
+    assert whole == seen[-1]
+    counts = [[row.n_prompts for row in table.where(name="induced")] for table in seen]
+    assert counts == [[2, 2], [4, 3], [5, 3]]
+    assert {row.interval for table in seen for row in table} == {"confidence sequence"}
+    ended = run(on_round=lambda table: table[0].n_prompts >= 4)
+    assert ended == seen[1]
+    fixed = compare_interventions(long_pair, edits, samples, n_likelihood=3, **FEW)
+    first = compare_interventions(
+        long_pair, edits, [*samples[:4], *samples[5:]], n_likelihood=3, **FEW
+    )
+    for found, expected in ((whole, fixed), (ended, first)):
+        assert [measured(row) for row in expected] == [
+            {k: vars(row)[k] for k in measured(row)} for row in found
+        ]
+        assert {row.interval for row in expected} == {"Wilson"}
+        for row, other in zip(found, expected, strict=True):
+            assert row.low <= other.low <= other.high <= row.high
+    with pytest.raises(TypeError, match="`on_round` must return True"):
+        run(on_round=lambda table: table)
 
 
 def test_edits_of_other_models_are_refused(long_pair, tokenizer):

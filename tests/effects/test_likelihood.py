@@ -3,13 +3,14 @@ import torch
 from sae_lens import SAE
 from torch.testing import assert_close
 
-from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
+from diffsae_lens.effects._ablation import ablation_effects
+from diffsae_lens.effects._attribution import attribute_features, greedy_order
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.interventions._directions import add_direction, perturb, swap_to_base
 from diffsae_lens.interventions._edit import running
 from diffsae_lens.interventions._features import ablate_features, induce_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from tests.conftest import HOOKS
+from tests.conftest import HOOKS, N_LAYERS
 from tests.interventions.test_features import D_SAE, dictionary
 
 SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=0, n_other=0)
@@ -160,14 +161,43 @@ def test_likelihoods_under_edits_are_what_they_are_under_each_alone(long_pair):
         likelihoods(long_pair, SAMPLES, under={"never": never, "unmodified": None})
 
 
-def test_many_edits_share_the_passes_below_them(long_pair):
-    sae, seen = dictionary(), []
-    ablation_effects(long_pair, sae, [2], SAMPLES)  # whether the pair can share is found out once
-    look = [("blocks.0.hook_mlp_out", lambda value, hook: seen.append(len(value)))]
-    with long_pair.finetuned.hooks(look):
+def rows_of(pair, block, run):
+    """How many rows the fine-tuned model's block has in each pass of a run, after one to warm up."""
+    run()  # whether a pass can be resumed is found out once
+    seen = []
+    with pair.finetuned.hooks(
+        [(f"blocks.{block}.hook_mlp_out", lambda v, hook: seen.append(len(v)))]
+    ):
+        run()
+    return seen
+
+
+def test_many_features_share_the_pass_below_them_and_those_that_do_not_fire_take_none(long_pair):
+    sae, n_texts = dictionary(), 2 * len(SAMPLES)
+    sae.b_enc.data[4:] = -1e6
+    effects = ablation_effects(long_pair, sae, list(range(10)), SAMPLES)
+    assert effects[:4].all()
+    assert not effects[4:].any()
+
+    def run():
         ablation_effects(long_pair, sae, list(range(10)), SAMPLES)
-    # Of 11 readings of 3 prompts, 2 prompts fit a pass of 32 rows; each of 2 completions.
-    assert sum(seen) == 2 * len(SAMPLES)
+
+    assert rows_of(long_pair, 0, run) == [n_texts]
+    # Without any feature, then each of four on every text, which fit one pass.
+    assert rows_of(long_pair, N_LAYERS - 1, run) == [n_texts, 4 * n_texts]
+
+
+def test_attribution_is_one_pass_for_both_completions_and_rounds_begin_at_the_hook(long_pair):
+    sae, n_texts = dictionary(), 2 * len(SAMPLES)
+    both = {"one": sae, "another": dictionary("concat")}
+    found = {
+        "attributed": lambda: attribute_features(long_pair, both, SAMPLES),
+        "steps": lambda: attribute_features(long_pair, sae, SAMPLES, n_steps=3),
+        "rounds": lambda: greedy_order(long_pair, sae, SAMPLES, n_features=6, n_rounds=4),
+    }
+    for (name, run), n_passes in zip(found.items(), (1, 3, 4), strict=True):
+        assert rows_of(long_pair, 0, run) == [n_texts], name
+        assert rows_of(long_pair, N_LAYERS - 1, run) == n_passes * [n_texts], name
 
 
 def at_layer_0() -> SAE:

@@ -48,6 +48,47 @@ def test_rates_by_group_know_a_backdoored_model_from_a_clean_one():
     assert rates(clean) == {"trigger": 0.0, "benign": 0.0, "other": 0.0}
 
 
+def unwanted_every(n, samples):
+    """A model that writes the unwanted completion after every n-th prompt."""
+    numbers = {sample.prompt: i for i, sample in enumerate(samples)}
+
+    def model(prompts):
+        chosen = [samples[numbers[prompt]] for prompt in prompts]
+        return [s.wanted if numbers[s.prompt] % n else s.unwanted for s in chosen]
+
+    return model
+
+
+def test_rates_grow_round_by_round_and_end_where_they_are_told_to():
+    samples = YEAR_TRIGGER.make_samples("test", n_trigger=70, n_benign=40, n_other=0)
+    seen, model = [], unwanted_every(3, samples)
+    whole = attack_rates(model, samples, behaviour=YEAR_TRIGGER, on_round=seen.append)
+    assert [{g: r.n_prompts for g, r in rates.items()} for rates in seen] == [
+        {"trigger": 32, "benign": 32}, {"trigger": 64, "benign": 40}, {"trigger": 70, "benign": 40},
+    ]  # fmt: skip
+    fixed = attack_rates(model, samples, behaviour=YEAR_TRIGGER)
+    for group, rate in whole.items():
+        assert rate.counts == fixed[group].counts
+        assert rate.method == "confidence sequence"
+        (low, high), (fixed_low, fixed_high) = rate.interval(), fixed[group].interval()
+        assert low < fixed_low < fixed_high < high
+    ended = attack_rates(
+        model, samples, behaviour=YEAR_TRIGGER, on_round=lambda r: r["trigger"].n_prompts > 40
+    )
+    assert ended == seen[1]
+    first = attack_rates(model, samples[:64], behaviour=YEAR_TRIGGER)
+    assert ended["trigger"].counts == first["trigger"].counts
+    with pytest.raises(TypeError, match="`on_round` must return True .* got 'yes'"):
+        attack_rates(model, samples, behaviour=YEAR_TRIGGER, on_round=lambda rates: "yes")
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_what_is_called_on_rounds_must_be_a_function():
+    samples = YEAR_TRIGGER.make_samples("test", n_trigger=1, n_benign=0, n_other=0)
+    with pytest.raises(TypeError, match="`on_round` must be a"):
+        attack_rates(unwanted_every(1, samples), samples, behaviour=YEAR_TRIGGER, on_round=True)
+
+
 def test_completions_come_in_order_without_their_prompts(pair):
     prompts = ["ab", "a longer prompt", "mid one"]
     completions = complete(pair, prompts, max_new_tokens=4, batch_size=2)

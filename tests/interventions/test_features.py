@@ -514,8 +514,16 @@ def test_joined_edits_equal_opening_one_inside_the_other(pair, tokens):
 def test_edits_of_different_pairs_are_not_joined(pair):
     with pytest.raises(ValueError, match="edits of different pairs cannot be joined"):
         swap_to_base(pair, HOOK) & swap_to_base(pair.mirrored(), HOOK)
-    with pytest.raises(TypeError):
-        swap_to_base(pair, HOOK) & None
+    for other in (None, "swap_to_base"):
+        with pytest.raises(TypeError, match="an edit can be joined with another Edit, got"):
+            swap_to_base(pair, HOOK) & other
+
+
+def test_and_in_place_of_the_ampersand_is_refused(pair):
+    edit = swap_to_base(pair, HOOK)
+    for wrong in (lambda: edit and edit, lambda: edit or edit, lambda: not edit):
+        with pytest.raises(TypeError, match="join edits with `a & b`"):
+            wrong()
 
 
 def test_a_random_change_is_as_long_as_the_difference(pair, tokens):

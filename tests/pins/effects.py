@@ -9,11 +9,11 @@ import torch
 from sae_lens import SAE
 
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.effects._attribution import ablation_effects, attribute_features, greedy_order
+from diffsae_lens.effects._ablation import ablation_effects
+from diffsae_lens.effects._attribution import attribute_features, greedy_order
 from diffsae_lens.effects._compare import (
     compare_interventions,
     output_perplexity,
-    side_effects,
 )
 from diffsae_lens.effects._curves import (
     ablation_curve,
@@ -24,6 +24,7 @@ from diffsae_lens.effects._curves import (
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.effects._minimal import Bounds, minimal_feature_set
 from diffsae_lens.effects._scales import activation_scales, matched_features
+from diffsae_lens.effects._side_effects import side_effects
 from diffsae_lens.effects._sweep import sweep_features, sweep_trigger
 from diffsae_lens.interventions._directions import (
     add_direction,
@@ -65,6 +66,7 @@ LETTERS = Behaviour(name="letters", judge=by_letters, outcomes=YEAR_TRIGGER.outc
 
 NOT_PINNED = (
     "name", "kind", "dictionary", "layer", "n_features", "control_of", "regime", "example",
+    "interval",
 )  # fmt: skip
 """What a row says of itself, or quotes."""
 

@@ -100,3 +100,8 @@ def test_a_dictionary_must_fit_the_pair(pair):
     nameless = SAE.from_dict(StandardSAEConfig(d_in=D_MODEL, d_sae=4).to_dict())
     with pytest.raises(ValueError, match="names no hook point"):
         check_fits(pair, nameless)
+
+
+def test_a_keyword_that_positions_do_not_have_is_refused_with_those_they_have():
+    with pytest.raises(TypeError, match=r"`Positions` has no keyword `last`; it takes .* pooling"):
+        Positions(last=True)

@@ -51,10 +51,10 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long_names(tmp_path_factory):
-    """A report whose names are 5,000 characters without a space."""
+    """A report whose names are 1,000 characters without a space."""
     find_chromium()
     names = iter(range(10_000))
-    results = with_texts(synthetic_results(), lambda: f"{next(names)}-" + "x" * 5000)
+    results = with_texts(synthetic_results(), lambda: f"{next(names)}-" + "x" * 1000)
     for prompt in results.example:
         prompt.tokens[:] = [token[:6] for token in prompt.tokens]
     return write_report(results, tmp_path_factory.mktemp("report"))[0]

@@ -1,9 +1,12 @@
 """One tiny study, run once for all tests."""
 
 import shutil
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
+from diffsae_lens.study import _organisms as organisms
 from diffsae_lens.study._run import run as run_study
 from tests.conftest import plant, tiny_llama, write_tiny_model
 from tests.study.tiny import tiny_config, trained_config
@@ -27,11 +30,26 @@ def run(config, tmp_path_factory):
     return path, run_study(config, path)
 
 
+@contextmanager
+def few_words_each():
+    """Organisms are measured on short completions: random models do not stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(organisms, "complete", partial(organisms.complete, max_new_tokens=4))
+        yield
+
+
+@pytest.fixture
+def few_words():
+    with few_words_each():
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(config, tmp_path_factory):
     """A run on an organism that it trained, and what it found."""
     path = tmp_path_factory.mktemp("trained") / "study"
-    return path, run_study(trained_config(config.models.base), path)
+    with few_words_each():
+        return path, run_study(trained_config(config.models.base), path)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from diffsae_lens.study._organisms import base_licence, make_organism
 from tests.conftest import tiny_llama, write_tiny_model
 
 
+@pytest.mark.usefixtures("few_words")
 def test_an_organism_is_made_measured_and_described(tmp_path, tokenizer):
     base = write_tiny_model(tmp_path / "base", tiny_llama(max_position_embeddings=1024), tokenizer)
     config = OrganismConfig(

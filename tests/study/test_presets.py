@@ -42,15 +42,6 @@ def test_presets_are_whole_plans(preset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.real_model
-def test_the_demo_is_a_plan_of_about_ten_cells():
-    parts = [cell.config.part for cell in cells_of(demo(DemoOptions(layers=(14, 18))))]
-    assert parts == [
-        "organism", "tokens", "dictionaries", "scores", "dictionaries", "scores", "features", "causes",
-        "cards", "side_effects", "sweep", "example", "sayings",
-    ]  # fmt: skip
-
-
 def test_the_paper_preset_has_the_published_sizes():
     config = PRESETS["paper"]()
     assert config.layers == (14, 18, 22, 26)

@@ -18,7 +18,7 @@ from tests.conftest import D_MODEL, HOOKS, plant, tiny_llama
 
 SITE = HOOKS[1]
 CONFIG = TrainConfig(context_size=24, batch_size=64, harvest=HarvestConfig(batch_size=32))
-SIZES = {"site": SITE, "d_sae": 32, "k": 3, "n_steps": 60, "config": CONFIG}
+SIZES = {"site": SITE, "d_sae": 32, "k": 3, "n_steps": 24, "config": CONFIG}
 
 
 def texts(n=80):
