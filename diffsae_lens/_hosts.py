@@ -5,7 +5,7 @@ why nothing public does. `tests/test_hosts.py` has one test per hold, which says
 version breaks it. Imports nothing of the package.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -117,27 +117,83 @@ def tensors_of_bridge(model: Any) -> dict[str, Tensor]:
 _hook_points: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
+def _points(bridge: Any, names: Iterable[str]) -> list[Any]:
+    """Return hook points of a bridge, each looked up once: `hook_dict` makes all names anew each time."""
+    known = _hook_points.setdefault(bridge, {})
+    if missing := [name for name in names if name not in known]:
+        there = bridge.hook_dict
+        known |= {name: there[name] for name in missing}
+    return [known[name] for name in names]
+
+
 @contextmanager
 def hooks_on(bridge: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
     """Add forward hooks to a bridge for the duration of a `with`, as `TransformerBridge.hooks` does.
 
     transformer-lens 3.9, `TransformerBridge.context_level` and the `level` of a `HookPoint`'s hooks, by
     which `hooks` tells its own from others. `hooks` makes the names of all hook points anew each time,
-    a sixth of the time of generation with a small model; here each point is looked up once per bridge.
+    a sixth of the time of generation with a small model.
     """
-    points = _hook_points.setdefault(bridge, {})
-    if any(name not in points for name, _ in hooks):
-        points |= {name: bridge.hook_dict[name] for name, _ in hooks}
+    points = _points(bridge, [name for name, _ in hooks])
     level = bridge.context_level + 1
     bridge.context_level = level
     try:
-        for name, hook in hooks:
-            points[name].add_hook(hook, level=level)
+        for point, (_, hook) in zip(points, hooks, strict=True):
+            point.add_hook(hook, level=level)
         yield
     finally:
-        for name, _ in hooks:
-            points[name].remove_hooks("fwd", level=level)
+        for point in points:
+            point.remove_hooks("fwd", level=level)
         bridge.context_level = level - 1
+
+
+@contextmanager
+def bare_where_unhooked(bridge: Any, sites: Iterable[str], attention: str) -> Iterator[None]:
+    """Have what a bridge wraps run as transformers has it, where nobody hooks it, inside a `with`.
+
+    transformer-lens 3.9: a component calls its `original_component` between its hook points, or computes
+    the same step by step for them; norms twice. An attribute `forward` of an object comes before its
+    class's. transformers 5.23, `config._attn_implementation`, which every pass reads. Nothing public
+    leaves hook points out.
+
+    Args:
+        bridge: whose components with hooks on them, or in them, stay; of a block only its own count.
+        sites: names of hook points that are about to get hooks.
+        attention: the implementation, if none of the bridge's attention stays.
+    """
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge, BlockBridge
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    to_come = _points(bridge, list(sites))
+    model = bridge.original_model
+    components = [part for part in model.modules() if isinstance(part, GeneralizedComponent)]
+    hooked = {
+        part
+        for part in components
+        if any(
+            point.fwd_hooks or point.bwd_hooks or any(point is each for each in to_come)
+            for point in part.get_hooks().values()
+        )
+    }
+    bare = [
+        part
+        for part in components
+        if part not in hooked
+        and part.original_component is not None
+        and (isinstance(part, BlockBridge) or hooked.isdisjoint(part.modules()))
+    ]
+    left = set(components).difference(bare)
+    before = model.config._attn_implementation
+    if not any(isinstance(part, AttentionBridge) for part in left):
+        model.config._attn_implementation = attention
+    for part in bare:
+        vars(part)["forward"] = part.original_component
+    try:
+        yield
+    finally:
+        for part in bare:
+            del vars(part)["forward"]
+        model.config._attn_implementation = before
 
 
 # --- SAELens ----------------------------------------------------------------------------------------
@@ -250,6 +306,15 @@ def forget_quantization(model: Any) -> None:
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
+
+
+def has_fused_attention(model: Any) -> bool:
+    """Whether a model computes the same with torch's `scaled_dot_product_attention`.
+
+    transformers 5.23, `PreTrainedModel._supports_sdpa`; false of models whose attention has sinks or soft
+    caps, which that leaves out without an error.
+    """
+    return bool(model._supports_sdpa)
 
 
 def reorder_cache_layer(cache: Any, layer: int, index: Tensor) -> None:

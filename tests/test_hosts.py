@@ -22,6 +22,7 @@ from transformers import AutoConfig, DynamicCache
 from diffsae_lens import _hosts
 from diffsae_lens.pair._loading import boot_bridge
 from tests.conftest import tiny_llama, with_lora
+from tests.families.models import FAMILIES
 from tests.standin import serving
 
 # --- torch ------------------------------------------------------------------------------------------
@@ -139,6 +140,24 @@ def test_transformerlens_tells_hooks_apart_by_their_level(pair, tokens):
     ), "a hook point that was looked up once is no longer the one that runs"
     assert torch.equal(bridge(tokens), plain)
     assert bridge.context_level == 0
+
+
+def test_a_bridges_components_can_be_left_out(pair, tokens):
+    bridge, hook = pair.finetuned, "blocks.1.hook_resid_post"
+    expected = bridge(tokens)
+    with _hosts.bare_where_unhooked(bridge, [hook], "eager"):
+        bare = [m for m in bridge.original_model.modules() if "forward" in vars(m)]
+        assert len(bare) > 20, "a bridge's components are no longer GeneralizedComponents"
+        assert bridge.blocks[1] not in bare, "`get_hooks` no longer names a block's own hook points"
+        assert torch.allclose(bridge(tokens), expected, atol=1e-5), (
+            "`original_component` no longer computes what a component does"
+        )
+    norm, own = bridge.blocks[0].ln1, torch.zeros(())
+    with _hosts.bare_where_unhooked(bridge, [], "sdpa"):
+        assert bridge.original_model.config._attn_implementation == "sdpa"
+        vars(norm)["forward"] = lambda value: value * own
+        assert not torch.allclose(bridge(tokens), expected), "`forward` of an object is not called"
+    assert torch.equal(bridge(tokens), expected)
 
 
 # --- SAELens ----------------------------------------------------------------------------------------
@@ -285,6 +304,12 @@ def test_transformers_saves_what_is_no_longer_quantised(tmp_path):
     assert not hasattr(AutoConfig.from_pretrained(tmp_path), "quantization_config"), (
         "save_pretrained asks something else than config.quantization_config for quantisation"
     )
+
+
+def test_transformers_says_which_models_have_fused_attention():
+    assert _hosts.has_fused_attention(tiny_llama())
+    capped = FAMILIES["gemma2"].build()
+    assert not _hosts.has_fused_attention(capped), "`_supports_sdpa` is true of capped scores"
 
 
 def test_transformers_reorders_one_layer_of_a_cache():

@@ -78,3 +78,52 @@ def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelUnavailableError, match="use the embedded model"):
         load_pair("nobody/nothing-here", "nobody/nothing-there", hook_names=HOOKS)
+
+
+def test_a_merged_adapter_is_the_same_pair_up_to_rounding(folders, tokens):
+    base, lora = folders / "base", folders / "lora"
+    pair = load_pair(base, lora, hook_names=HOOKS)
+    merged = load_pair(base, lora, hook_names=HOOKS, merged=True)
+    for ours, theirs in zip(
+        merged.logits_of_both(tokens), pair.logits_of_both(tokens), strict=True
+    ):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    hook = f"{HOOKS[0]}.diff"
+    read = merged.activations(tokens, hook)[hook]
+    assert_close(read, pair.activations(tokens, hook)[hook], atol=1e-5, rtol=1e-4)
+    for name in ("base_fingerprint", "finetuned_fingerprint", "base", "finetuned", "dtype"):
+        assert getattr(merged.metadata, name) == getattr(pair.metadata, name)
+
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    base_places, own_places = (
+        {p.data_ptr() for n, p in bridge.original_model.named_parameters() if n.endswith("weight")}
+        for bridge in merged._models
+    )
+    touched = [name for name, _ in pair.named_parameters() if "lora_A" in name]
+    assert len(own_places - base_places) == len(touched) > 0  # all other weights are shared
+
+
+def test_an_untrained_adapter_merged_makes_no_difference(tmp_path, tokenizer, tokens):
+    write_tiny_model(tmp_path / "base", tiny_llama(), tokenizer)
+    with_lora(tiny_llama(), scale=0.0).save_pretrained(tmp_path / "null")
+    pair = load_pair(tmp_path / "base", tmp_path / "null", hook_names=HOOKS, merged=True)
+    assert not pair.activations(tokens, f"{HOOKS[1]}.diff")[f"{HOOKS[1]}.diff"].any()
+
+
+def test_merging_leaves_a_model_in_memory_as_it_is(tokenizer, tokens):
+    peft_model = with_lora(tiny_llama(), scale=0.5)
+    before = {name: tensor.clone() for name, tensor in peft_model.state_dict().items()}
+    pair = load_pair(
+        peft_model.get_base_model(), peft_model, hook_names=HOOKS, tokenizer=tokenizer, merged=True
+    )
+    assert_close(pair(tokens), peft_model(tokens).logits, atol=1e-5, rtol=1e-4)
+    after = peft_model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [*after] == [*before]
+
+
+def test_only_one_adapter_is_merged(folders):
+    base, lora, full = (folders / name for name in ("base", "lora", "full"))
+    for pair, options in (((base, full), {}), ((lora, lora), {"adapted_model": base})):
+        with pytest.raises(ValueError, match="`merged` is for one LoRA adapter"):
+            load_pair(*pair, hook_names=HOOKS, merged=True, **options)

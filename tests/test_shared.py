@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 
+from diffsae_lens import _hosts
 from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
 from diffsae_lens.interventions._edit import Edit, running, side_by_side
 from diffsae_lens.interventions._run import complete
@@ -132,11 +133,42 @@ def test_a_prompt_is_read_once_up_to_where_its_rows_differ(pair):
     edits = {name: edits_of(pair)[name] for name in ("unmodified", "low", "high", "added")}
     complete(pair, PROMPTS, under=edits, **NEW)  # whether the pair can share is found out once
     with counted_rows(pair) as rows:
-        complete(pair, PROMPTS, under=edits, stop_at_eos=False, **NEW)
+        written = tokens_under(pair, edits)
     n = len(PROMPTS)
     # One row per prompt; from the low edit on, two, one of them for all others; then one per edit.
     assert [seen[0] for seen in rows] == [n, 2 * n, 4 * n]
-    assert all(seen[1:] == [4 * n] * 5 for seen in rows)
+    # After it likewise, for as long as rows of one prompt have written the same.
+    for step in range(1, 6):
+        texts = [[tuple(row[:step]) for row in rows_of.tolist()] for rows_of in written]
+        assert rows[0][step] == sum(len(set(of_prompt)) for of_prompt in texts)
+        assert rows[1][step] == sum(
+            1 + len({*u[:1], *u[2:]}) for u in texts
+        )  # the low one is second
+        assert rows[2][step] == 4 * n
+
+
+def tokens_under(pair, edits):
+    """What is written under edits, token by token, `[prompt, edit, new]`."""
+    with side_by_side(pair, list(edits.values())) as repeats:
+        read = pair.generate(
+            PROMPTS, repeats=repeats, return_type="tokens", stop_at_eos=False, **NEW
+        )
+    return read[:, -NEW["max_new_tokens"] :].unflatten(0, (len(PROMPTS), -1))
+
+
+def test_rows_that_write_the_same_are_computed_once(pair):
+    nothing = Edit(pair=pair, hook=f"{HIGH}.diff", change=lambda value, _: value)
+    edits = {"one": nothing, "other": nothing, "unmodified": None}
+    complete(pair, PROMPTS, under=edits, **NEW)
+    seen = []
+    with (
+        pair.base_model() as base,
+        base.hooks([(LOW, lambda v, hook: seen.append(len(v)))]),
+        counted_rows(pair) as rows,
+    ):
+        complete(pair, PROMPTS, under=edits, stop_at_eos=False, **NEW)
+    assert seen == rows[0] == rows[1] == [3] * 6
+    assert rows[2] == [9] * 6
 
 
 def test_the_base_reads_a_prompt_once(pair):
@@ -144,8 +176,12 @@ def test_the_base_reads_a_prompt_once(pair):
     complete(pair, PROMPTS, under=edits, **NEW)
     seen = []
     with pair.base_model() as base, base.hooks([(LOW, lambda v, hook: seen.append(len(v)))]):
-        complete(pair, PROMPTS, under=edits, stop_at_eos=False, **NEW)
-    assert seen == [3] + [6] * 5
+        written = tokens_under(pair, edits)
+    texts = [
+        {tuple(row[:step]) for row in of_one.tolist()} for step in range(6) for of_one in written
+    ]
+    assert seen == [sum(map(len, texts[3 * step : 3 * step + 3])) for step in range(6)]
+    assert seen[0] == 3 < seen[-1]
 
 
 def test_rows_that_ended_leave_the_batch(pair):
@@ -161,7 +197,7 @@ def test_rows_that_ended_leave_the_batch(pair):
         written = complete(pair, PROMPTS, under=edits, eos_token_id=int(often), **new)
     assert written == expected
     assert written != complete(pair, PROMPTS, under=edits, **new)
-    sizes = rows[0][1:]
+    sizes = rows[-1][1:]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < len(PROMPTS) * len(edits)
 
@@ -175,8 +211,8 @@ def test_other_options_take_the_plain_way(pair):
 
 def test_a_model_that_cannot_be_entered_takes_the_plain_way(tokenizer, monkeypatch):
     pair = made("llama", "two models", tokenizer)
-    # A cache that is not given to all rows, as where a family keeps its state elsewhere.
-    monkeypatch.setattr(SharedRows, "spread", lambda *_: None)
+    # A cache whose rows stay where they are, as where a family keeps its state elsewhere.
+    monkeypatch.setattr(_hosts, "reorder_cache_layer", lambda *_: None)
     edits = edits_of(pair)
     assert complete(pair, PROMPTS, under=edits, **NEW) == one_by_one(pair, edits)
     assert pair._shares is False
@@ -255,7 +291,6 @@ def test_rows_part_where_their_depths_say(depths):
         once = computed(block, shared.enter(block, every[:, None])[:, 0])
         assert len(set(once)) == len(once)
         assert {*once} == {*computed(block, every)}
-        assert [once[i] for i in shared.index(block, range(n))] == computed(block, every)
         there = shared.rows
         assert computed(block, shared.leave(block, there)) == computed(block, shared.rows)
     assert shared.rows.tolist() == every.tolist()
@@ -276,3 +311,38 @@ def test_rows_part_where_their_depths_say(depths):
 def test_bad_repeats_are_refused(pair, call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(pair)
+
+
+@pytest.mark.parametrize("depths", [(3, 1, 2, 2, 1), (4, 4, 4), (0, 0), (0, 4, 2)])
+def test_rows_go_on_from_what_they_had_read(depths):
+    generator = torch.Generator().manual_seed(1)
+    n, blocks = len(depths), (-1, 0, 1, 2, 3)
+    shared = SharedRows(depths, n_texts=2, n_blocks=4)
+    read = {row: (row // n,) for row in range(2 * n)}
+
+    def computed(block, row):  # what it has read, and whether it is told apart by more than that
+        return read[row], row if depths[row % n] <= block else None
+
+    def cached():
+        caches = {-1: [computed(-1, int(row)) for row in shared._all[shared.of_base]]}
+        for block in blocks[1:]:
+            shared.block = block
+            caches[block] = [computed(block, row) for row in shared.rows.tolist()]
+        return caches
+
+    for step in range(4):
+        before = cached()
+        kept = torch.arange(len(shared._all))
+        if step == 2:
+            kept = kept[torch.rand(len(kept), generator=generator) < 0.6]
+        rows = shared._all[kept].tolist()
+        tokens = torch.randint(2, (len(rows),), generator=generator)
+        gone_on_from = shared.go_on(tokens, kept)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            read[row] += (token,)
+        for block, now in cached().items():
+            index = gone_on_from(block)
+            then = before[block] if index is None else [before[block][i] for i in index.tolist()]
+            assert then == [(text[:-1], row) for text, row in now]
+            assert len(set(now)) == len(now)
+            assert {*now} == {computed(block, row) for row in rows}

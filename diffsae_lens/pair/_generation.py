@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from diffsae_lens import _hosts
 from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
 from diffsae_lens._tensor_checks import shown
 from diffsae_lens.pair._chat import Text, is_conversation
@@ -40,18 +41,11 @@ class PairedGeneration(PassUnderWay):
     """A pair of models that generates."""
 
     metadata: PairMetadata
-    hook_names: tuple[str, ...]
     _stepping: Stepping | None = None
     _shares: bool | None = None
-
-    def _reads_base(self) -> bool:
-        """Whether a hook in use needs the base to run."""
-        raise NotImplementedError
-
-    @property
-    def hooks_in_use(self) -> list[str]:
-        """The names of the pair's hook points that somebody hooks."""
-        raise NotImplementedError
+    _attention: str | None = ""
+    """How generation computes attention, and all else that nobody hooks; see `_running`. Empty if that is
+    yet to be found out."""
 
     def _twin(self) -> "PairedGeneration":
         """The same models behind hook points of their own."""
@@ -94,12 +88,14 @@ class PairedGeneration(PassUnderWay):
             )
         if way == "whole":
             kwargs["use_past_kv_cache"] = False
-        return self._generate_tokens(input, kwargs)
+        return self._generate_tokens(input, kwargs, attention=self._bare_attention())
 
-    def _generate_tokens(self, input: Tensor, kwargs: dict[str, Any]) -> Any:
+    def _generate_tokens(
+        self, input: Tensor, kwargs: dict[str, Any], *, attention: str | None = None
+    ) -> Any:
         before, self._n_prompt = self._n_prompt, input.shape[-1]
         try:
-            with self._running():
+            with self._running(attention=attention):
                 return self._models[1].generate(input, **kwargs, prepend_bos=False)
         except ImportError as error:
             raise FailedRunError(
@@ -165,7 +161,7 @@ class PairedGeneration(PassUnderWay):
         filler: Any = ends if isinstance(ends, int) else self.tokenizer.eos_token_id
         before, self._n_prompt = self._n_prompt, tokens.shape[1]
         try:
-            with self._running(shared) as run:
+            with self._running(shared, attention=self._bare_attention()) as run:
                 written = greedy(
                     Steps(self._models[1], run, attention_mask, options),
                     tokens,
@@ -205,6 +201,51 @@ class PairedGeneration(PassUnderWay):
                     "reads the whole text for every token"
                 )
         return self._stepping
+
+    def _bare_attention(self) -> str | None:
+        """How generation computes what nobody hooks: None as the bridges do, with all their hook points.
+
+        Found out at the first generation: as transformers has it, if that comes to the same.
+        """
+        if self._attention == "":
+            fused = all(_hosts.has_fused_attention(b.original_model) for b in self._models)
+            ways = (
+                [*(["sdpa"] if fused else []), "eager"] if self._way_to_step() == "cached" else []
+            )
+            twin = self._twin()
+            self._attention = next((way for way in ways if twin._is_right_bare(way)), None)
+        return self._attention
+
+    @torch.no_grad()
+    def _is_right_bare(self, attention: str) -> bool:
+        """Compare a prompt and a step of both models with what their bridges compute."""
+        generator = torch.Generator().manual_seed(13)
+        tokens, following = (
+            torch.randint(self.cfg.d_vocab, (2, n), generator=generator).to(self.device)
+            for n in (12, 1)
+        )
+        mask = torch.ones_like(tokens)
+        mask[0, :2] = 0  # the first text is shorter
+        found: list[list[Tensor]] = []
+        for way in (None, attention):
+            seen: list[Tensor] = []
+            look = lambda value, hook, seen=seen: seen.append(value[:, -10:].clone())  # noqa: ARG005, E731
+            try:
+                with (
+                    self.hooks([(f"{self.hook_names[-1]}.concat", look)]),
+                    self._running(attention=way) as run,
+                ):
+                    steps = Steps(self._models[1], run, mask)
+                    logits = [steps(tokens), steps(following)]
+            except _FAULTS as error:
+                logger.debug("a model cannot run without its bridge: %s", error)
+                return False
+            found.append([*logits, *seen])
+        tolerance = 0.2 if self.metadata.dtype in ("bfloat16", "float16") else 1e-3
+        return all(
+            bool((bare - whole).abs().max() <= tolerance * whole.std().clamp(min=1e-12))
+            for whole, bare in zip(*found, strict=True)
+        )
 
     @torch.no_grad()
     def _steps_rightly(self, way: Stepping) -> bool:
@@ -248,7 +289,10 @@ class PairedGeneration(PassUnderWay):
         # As many rows as tokens: what a block is given for each token is not to be taken for rows.
         tokens = torch.randint(self.cfg.d_vocab, (2, 6), generator=generator)
         tokens = tokens.repeat_interleave(3, dim=0).to(self.device)
-        following = torch.randint(self.cfg.d_vocab, (6, 1), generator=generator).to(self.device)
+        following = torch.randint(self.cfg.d_vocab, (6, 2), generator=generator).to(self.device)
+        following[1:3, 0] = following[
+            0, 0
+        ]  # one text goes on as one for a token, the other does not
         mask = torch.ones_like(tokens)
         mask[:3, :2] = 0  # the first text is shorter
 
@@ -264,11 +308,12 @@ class PairedGeneration(PassUnderWay):
             try:
                 whole = self(
                     torch.cat([tokens, following], 1),
-                    attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1),
-                )[:, -2:]
+                    attention_mask=torch.nn.functional.pad(mask, (0, 2), value=1),
+                )[:, -3:]
                 with self._running(self._rows_of(tokens, repeats)) as run:
                     steps = Steps(self._models[1], run, mask)
-                    found = torch.stack([steps(tokens), steps(following)], dim=1)
+                    read = (tokens, following[:, :1], following[:, 1:])
+                    found = torch.stack([steps(each) for each in read], dim=1)
             except _FAULTS as error:
                 logger.debug("rows of one text cannot be computed once: %s", error)
                 return False

@@ -24,6 +24,7 @@ class Steps:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keywords of the model's forward pass."""
     cache: DynamicCache = field(init=False)
+    _kept: Int[Tensor, "kept"] | None = None
 
     def __post_init__(self) -> None:
         """Begin without anything read."""
@@ -31,22 +32,20 @@ class Steps:
 
     def __call__(self, tokens: Int[Tensor, "row new"]) -> Float[Tensor, "row d_vocab"]:
         """Read tokens, and return the logits after the last."""
-        is_first = self.cache.get_seq_length() == 0
-        if not is_first:
+        if self.cache.get_seq_length() > 0:
+            self.run.go_on(self.cache, tokens, self._kept)
+            self._kept = None
             self.mask = torch.nn.functional.pad(self.mask, (0, tokens.shape[1]), value=1)
         logits = self.model(
             tokens, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
             prepend_bos=False, **self.options,
         )  # fmt: skip
-        if is_first:
-            self.run.spread(self.cache)
         return logits[:, -1]
 
     def take(self, index: Int[Tensor, "kept"]) -> None:
         """Go on with some of the rows."""
         self.mask = self.mask[index]
-        self.cache.reorder_cache(index)  # type: ignore[arg-type]
-        self.run.take(index)
+        self._kept = index
 
 
 def greedy(

@@ -15,13 +15,12 @@ trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with it
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
@@ -106,14 +105,6 @@ class HookedModelPair(PairedGeneration):
         self.metadata = describe_pair(base, finetuned, self._adapters, metadata)
         self._make_hook_points()
 
-    def _make_hook_points(self) -> None:
-        self.mod_dict, self.hook_dict = {}, {}
-        for hook_name in self.hook_names:
-            for view in VIEWS:
-                point = HookPoint()
-                point.name = VirtualHook(hook_name, view).name
-                self.mod_dict[point.name] = self.hook_dict[point.name] = point
-
     @override
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
@@ -142,53 +133,6 @@ class HookedModelPair(PairedGeneration):
     def W_E(self) -> Tensor:
         """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
         return self.finetuned.W_E
-
-    def width(self, hook_name: str) -> int:
-        """Return how wide one model's activation is, at a site or a virtual hook point.
-
-        Activations of several heads (`hook_z`) are read side by side, as one vector per position.
-
-        Raises:
-            ValueError: unknown hook name.
-        """
-        if hook_name in self._widths:
-            return self._widths[hook_name]
-        self.check_hook_name(hook_name)
-        return self._widths[VirtualHook.parse(hook_name).site]
-
-    def d_in(self, hook_name: str) -> int:
-        """Return the width of a virtual hook point.
-
-        Raises:
-            ValueError: unknown hook name or view.
-        """
-        self.check_hook_name(hook_name)
-        return self.width(hook_name) * VirtualHook.parse(hook_name).spec.n_models
-
-    def check_hook_name(self, hook_name: str) -> None:
-        """Refuse a name that is none of the pair's virtual hook points.
-
-        Raises:
-            ValueError: says which names there are.
-        """
-        if hook_name not in self.hook_dict:
-            raise InvalidValueError(
-                f"`hook_name` {hook_name!r} is not a hook point of this pair, which has "
-                f"{sorted(self.hook_dict)}; build the pair with the hook you need"
-            )
-
-    def virtual_hook(self, hook_name: str, view: str) -> VirtualHook:
-        """Return a view of one of the hooks that the pair was built for.
-
-        Raises:
-            ValueError: the pair was not built for it, or there is no such view.
-        """
-        if hook_name not in self.hook_names:
-            raise InvalidValueError(
-                f"`hook_name` {hook_name!r} is not a hook point of this pair, which was built "
-                f"for {list(self.hook_names)}; name one of them, or build the pair with the hook you need"
-            )
-        return VirtualHook(hook_name, view)
 
     @contextmanager
     def base_model(self) -> Iterator[TransformerBridge]:
@@ -338,46 +282,11 @@ class HookedModelPair(PairedGeneration):
             base_logits = base(tokens)
         return base_logits, self(tokens)
 
-    def _hooked(self) -> dict[str, list[VirtualHook]]:
-        """The hook points somebody hooks, by site."""
-        hooked = {
-            site: [
-                hook
-                for hook in (VirtualHook(site, view) for view in VIEWS)
-                if self.hook_dict[hook.name].has_hooks("both")
-            ]
-            for site in self.hook_names
-        }
-        return {site: hooks for site, hooks in hooked.items() if hooks}
-
-    @property
-    @override
-    def hooks_in_use(self) -> list[str]:
-        return [hook.name for hooks in self._hooked().values() for hook in hooks]
-
-    @override
-    def _reads_base(self) -> bool:
-        return any(hook.spec.needs_base for hooks in self._hooked().values() for hook in hooks)
-
-    @override
-    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
-        """Add hooks for the duration of a `with`; as in TransformerLens, but names are checked."""
-        for name, _ in (*fwd_hooks, *bwd_hooks):
-            if isinstance(name, str):
-                self.check_hook_name(name)
-        return super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs)
-
-    @override
-    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Make caching hooks; as in TransformerLens, but names are checked."""
-        named = [names_filter] if isinstance(names_filter, str) else names_filter
-        for name in named if isinstance(named, list | tuple) else ():
-            self.check_hook_name(name)
-        return super().get_caching_hooks(names_filter, *args, **kwargs)
-
     @override
     @contextmanager
-    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
+    def _running(
+        self, shared: SharedRows | None = None, *, attention: str | None = None
+    ) -> Iterator[PairedPass]:
         if self._run is not None:
             raise FailedRunError("a pair cannot be run from inside one of its own hooks")
         self.check_unchanged()
@@ -399,7 +308,11 @@ class HookedModelPair(PairedGeneration):
             self._run = run
             try:
                 # Rows come before what is hooked: a hook sees those of what it acts on.
-                with sharing, _hosts.hooks_on(self.finetuned, run.splices):
+                with sharing, _hosts.hooks_on(self.finetuned, run.splices), ExitStack() as stack:
+                    for bridge in dict.fromkeys(self._models) if attention else ():
+                        stack.enter_context(
+                            _hosts.bare_where_unhooked(bridge, run.hooked, attention)  # type: ignore[arg-type]
+                        )
                     yield run
             finally:
                 follow.remove()

@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.pair._adapter_sources import Adapter, AdapterInFolder
-from diffsae_lens.pair._adapters import attach_adapter, changes_base
+from diffsae_lens.pair._adapters import AdapterSwitch, attach_adapter, changes_base
 from diffsae_lens.pair._compatibility import (
     SilentAdapterError,
     check_configs,
@@ -24,7 +24,9 @@ from diffsae_lens.pair._compatibility import (
     check_prepend_bos,
 )
 from diffsae_lens.pair._doors import Given, source_under, sources
+from diffsae_lens.pair._fingerprint import pair_fingerprints
 from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._memory import copied
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._model_files import load_tokenizer, load_weights, resolve_model
 from diffsae_lens.pair._options import LoadOptions, Placement, is_quantised, load_options
@@ -92,6 +94,11 @@ def load_pair(
     elif options.adapted_model is not None:
         raise InvalidValueError(
             "`adapted_model` is for two adapters, and `base` is not one; leave it out"
+        )
+    if options.merged and not (base_adapter is None and isinstance(of_finetuned, Adapter)):
+        raise InvalidValueError(
+            "`merged` is for one LoRA adapter on its base, and these are two models of their own or two "
+            "adapters; leave it out"
         )
     check_layers(hook_names, of_base.config)
     if isinstance(of_finetuned, Adapter):
@@ -242,6 +249,8 @@ class _Loader:
         peft_model = adapter.on(model)
         reference = self.reference(base, self.logits(peft_model), model)
         reason = changes_base(peft_model)
+        if reason is None and self.options.merged:
+            return self.merged(peft_model, reference)
         if reason is None:
             try:
                 bridge = boot_bridge(peft_model.get_base_model(), self.tokenizer)  # type: ignore[arg-type]
@@ -255,6 +264,24 @@ class _Loader:
         base = self.weights(self.base)
         bridges = boot_bridge(base, self.tokenizer), boot_bridge(merged, self.tokenizer)
         return self.pair(*bridges, reference)
+
+    def merged(self, peft_model: PeftModel, reference: Reference) -> HookedModelPair:
+        """Merge an adapter into copies of the weights that it changes; all others are shared."""
+        self._say_why_merged("`merged` is True", reference)
+        names = AdapterSwitch(peft_model).names
+        adapted: Any = copied(peft_model, share=True)
+        model = boot_bridge(adapted.get_base_model(), self.tokenizer).original_model
+        of_base, of_finetuned = pair_fingerprints(model, model, adapted, names)
+        base: Any = copied(peft_model, share=True).unload()  # type: ignore[operator]
+        # Safely, PEFT writes to a copy of each weight.
+        finetuned: Any = peft_model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        finetuned.eval().requires_grad_(False)
+        bridges = boot_bridge(base, self.tokenizer), boot_bridge(finetuned, self.tokenizer)
+        pair = self.pair(*bridges, reference)
+        pair.metadata = replace(
+            pair.metadata, base_fingerprint=of_base, finetuned_fingerprint=of_finetuned
+        )
+        return pair
 
     def _say_why_merged(self, reason: str, reference: Reference) -> None:
         if reference.quantised:

@@ -25,7 +25,7 @@ class _AllGrabbedError(Exception):
     """Ends the base's forward pass once the last activation asked for has been read."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a hook point asks for the `repr` of what its hooks are bound to
 class PairedPass:
     """One forward pass of a pair, or one generation, with what its hooks may ask about it."""
 
@@ -38,7 +38,7 @@ class PairedPass:
     given: Mapping[str, Tensor] | None = None
     """The base's activations by site, if they are known and the base need not run."""
     shared: SharedRows | None = None
-    """Which rows of the prompt's pass read one text, if what they have in common is computed once."""
+    """Which rows read one text, if what they have in common is computed once."""
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
     n_before: int = 0
@@ -47,7 +47,6 @@ class PairedPass:
     """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
     written_at: list[Tensor] = field(default_factory=list)
     """Where each hook of the point under way wrote, `[batch, pos]`, of those that said so."""
-    _taken: Tensor | None = None
     _activations: dict[str, Tensor] = field(default_factory=dict)
     _cache: DynamicCache | None = None
     _base_runs: bool = False
@@ -55,18 +54,19 @@ class PairedPass:
     @property
     def is_sharing(self) -> bool:
         """Whether rows that read one text are computed once now, in the fine-tuned model."""
-        return self.shared is not None and self.n_before == 0 and not self._base_runs
+        return self.shared is not None and not self._base_runs
 
     @property
     def rows(self) -> Int[Tensor, "row"] | None:
         """The numbers of the rows of this pass; None if all of them are there."""
-        return self.shared.rows if self.shared is not None and self.is_sharing else self._taken
+        return None if self.shared is None else self.shared.rows
 
     def shown(self, value: Tensor | None) -> Tensor | None:
         """Return the rows of a value that this pass computes now, as its hooks are to see it."""
-        if not self.is_sharing or value is None or len(value) == 1 or self.rows is None:
+        there = None if self.shared is None else self.shared.there
+        if there is None or value is None or len(value) == 1:
             return value
-        return value[self.rows.to(value.device)]
+        return value[there.to(value.device)]
 
     @property
     def columns(self) -> Int[Tensor, "pos"] | None:
@@ -120,8 +120,14 @@ class PairedPass:
         if self.given is not None:
             self._activations = {site: self.given[site] for site in sites}
             return
-        every = self.shared.n if self.shared is not None and self.is_sharing else 1
-        inputs = {k: kwargs[k][::every] for k in ("attention_mask", "position_ids") if k in kwargs}
+        read = {"tokens": args[0] if args else kwargs["input_ids"]}
+        read |= {
+            name: kwargs[name] for name in ("attention_mask", "position_ids") if name in kwargs
+        }
+        if self.shared is not None:
+            rows = self.shared.of_base.to(read["tokens"].device)
+            read = {name: value if len(value) == 1 else value[rows] for name, value in read.items()}
+        tokens, inputs = read.pop("tokens"), dict[str, Any](read)
         grabs = [(site, partial(self._grab, site=site, n=len(sites))) for site in sites]
         self._activations.clear()
         self._base_runs = True
@@ -131,8 +137,7 @@ class PairedPass:
                     if self._cache is None or self.n_before == 0:
                         self._cache = self.new_cache(base)
                     inputs |= {"past_key_values": self._cache, "use_cache": True}
-                tokens = args[0] if args else kwargs["input_ids"]
-                base(tokens[::every], return_type=None, **inputs)
+                base(tokens, return_type=None, **inputs)
         except _AllGrabbedError:
             pass
         finally:
@@ -142,22 +147,24 @@ class PairedPass:
         """Return an empty KV cache of a model."""
         return DynamicCache(config=model.original_model.config)  # type: ignore[arg-type]
 
-    def spread(self, cache: DynamicCache) -> None:
-        """Give all rows places of their own in the caches, once the prompt was read."""
+    def go_on(self, cache: DynamicCache, tokens: Tensor, kept: Tensor | None) -> None:
+        """Put rows in their places in the caches before the next tokens are read.
+
+        Args:
+            cache: of the fine-tuned model.
+            tokens: what is read next, `[row, 1]`.
+            kept: the rows that go on; None if all do.
+        """
         if self.shared is None:
             return
-        self.shared.spread(cache)
-        if self._cache is not None:
-            texts = torch.arange(self.shared.n_texts).repeat_interleave(self.shared.n)
-            self._cache.reorder_cache(texts)  # type: ignore[arg-type]
-        self._taken = torch.arange(self.shared.n_texts * self.shared.n)
-
-    def take(self, index: Tensor) -> None:
-        """Go on with some of the rows, in the base as well."""
-        if self._taken is not None:
-            self._taken = self._taken[index.cpu()]
-        if self._cache is not None:
-            self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        gone_on_from = self.shared.go_on(tokens[:, 0], kept)
+        for block in range(len(cache.layers)):
+            index = gone_on_from(block)
+            if index is not None:
+                _hosts.reorder_cache_layer(cache, block, index.to(tokens.device))
+        index = gone_on_from(-1)
+        if self._cache is not None and index is not None:
+            self._cache.reorder_cache(index.to(tokens.device))  # type: ignore[arg-type]
 
     def _grab(self, activation: Tensor, hook: HookPoint, *, site: str, n: int) -> None:  # noqa: ARG002
         """Keep an activation of the base."""
@@ -172,8 +179,8 @@ class PairedPass:
         # Of several heads: side by side, as one vector per position.
         base, current = self._activations.get(site), finetuned.flatten(2)
         base = None if base is None else base.flatten(2)
-        if base is not None and self.is_sharing:
-            base = base.repeat_interleave(len(current) // len(base), dim=0)
+        if base is not None and self.shared is not None:
+            base = self.shared.spread(base)
         changed = False
         for hooked in self.hooked[site]:
             view, point = hooked.spec, self.points[hooked.name]

@@ -1,9 +1,11 @@
 """Rows of a batch that read one text: what they have in common is computed once, what differs for each.
 
 Below the lowest block that an edit acts in, all readings of a text are the same. A pass over such rows
-begins with one row per text; a reading gets a row of its own where something acts on it alone.
+begins with one row per text; a reading gets a row of its own where something acts on it alone, or once it
+has written something else. The base, in which nothing acts, reads every text once.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,7 +64,11 @@ def _n_before(hook: VirtualHook) -> int:
 
 @dataclass(eq=False)
 class SharedRows:
-    """The rows of one forward pass, text by text: row `t * n + i` is the i-th of n readings of text t."""
+    """The rows of a forward pass, or of a generation: row `t * n + i` is the i-th of n readings of text t.
+
+    Two readings are computed once in a block that nothing tells apart up to then, for as long as what they
+    read is one text: in the prompt, and in what is written until the first token that differs.
+    """
 
     depths: tuple[int, ...]
     """Through how many blocks each reading is like those that nothing acts on."""
@@ -72,50 +78,97 @@ class SharedRows:
     """The block whose rows are there; -1 before the first, when all are."""
 
     def __post_init__(self) -> None:
-        """Work each block's readings out once."""
-        self.readings: Callable[[int], list[int]] = cache(self._readings)
+        """Begin with the prompts, one text for all of its readings."""
+        self._all = torch.arange(self.n_texts * len(self.depths))
+        self._texts = self._all // len(self.depths)
+        self._bounds = sorted(set(self.depths))
+        self._plan_all()
+
+    def _plan_all(self) -> None:
+        """Find which rows are computed, by how many of the depths have been passed.
+
+        For each: the first row of those that are computed as one, `[computed]`, and where among the
+        computed each row is, `[row]`.
+        """
+        depths = torch.tensor(self.depths)[self._all % len(self.depths)]
+        rows = torch.arange(len(self._all))
+        self._plans: list[tuple[Int[Tensor, "computed"], Int[Tensor, "row"]]] = []
+        for passed in (-1, *self._bounds):
+            own = depths <= passed
+            alike = torch.where(own, len(rows), rows)
+            first = rows.new_full((len(rows),), len(rows))
+            first = first.scatter_reduce(0, self._texts, alike, "amin")[self._texts]
+            self._plans.append(torch.where(own, rows, first).unique(return_inverse=True))
+
+    def _plan(self, block: int) -> tuple[Tensor, Tensor]:
+        return self._plans[-1 if block < 0 else bisect_right(self._bounds, block)]
 
     @property
-    def n(self) -> int:
-        """Readings of each text."""
-        return len(self.depths)
-
-    def _readings(self, block: int) -> list[int]:
-        """The readings that a block computes: those that differ by then, and one for all others."""
-        if block < 0:
-            return list(range(self.n))
-        own = [i for i, depth in enumerate(self.depths) if depth <= block]
-        alike = [i for i, depth in enumerate(self.depths) if depth > block]
-        return sorted(own + alike[:1])
+    def there(self) -> Int[Tensor, "computed"] | None:
+        """Which rows of the batch are there now, one for all that are computed with it; None for all."""
+        first = self._plan(self.block)[0]
+        return None if self.block < 0 or len(first) == len(self._all) else first
 
     @property
-    def rows(self) -> Int[Tensor, "row"]:
-        """The numbers of the rows that are there, one of those alike for all."""
-        first = self.n * torch.arange(self.n_texts)[:, None]
-        return (first + torch.tensor(self.readings(self.block))).flatten()
+    def rows(self) -> Int[Tensor, "computed"]:
+        """The numbers of the rows that are there."""
+        return self._all if self.there is None else self._all[self.there]
 
-    def index(self, block: int, readings: Sequence[int]) -> Int[Tensor, "row"]:
-        """Return where readings stand among the rows of a block."""
-        there = self.readings(block)
-        alike = next((i for i in there if self.depths[i] > block), 0)
-        at = [there.index(i if self.depths[i] <= block else alike) for i in readings]
-        return (len(there) * torch.arange(self.n_texts)[:, None] + torch.tensor(at)).flatten()
+    @property
+    def of_base(self) -> Int[Tensor, "text"]:
+        """The rows of the batch that the base computes, one for each text."""
+        return self._plans[0][0]
+
+    def spread(self, of_base: Tensor) -> Tensor:
+        """Return what the base computed, for each of the rows that are there."""
+        place = self._plans[0][1]
+        return of_base[(place if self.there is None else place[self.there]).to(of_base.device)]
 
     @property
     def narrow_blocks(self) -> list[int]:
-        """The blocks that do not compute all rows."""
-        return [i for i in range(self.n_blocks) if len(self.readings(i)) < self.n]
+        """The blocks that may compute fewer than all rows."""
+        return list(range(min(self.n_blocks, max(self.depths))))
 
     def enter(self, block: int, given: Any) -> Any:
         """Leave the rows of a block in what it is given: masks, positions, before the first the stream."""
         self.block = block
-        return _narrowed(given, self.n * self.n_texts, self.rows)
+        there = self.there
+        return given if there is None else _narrowed(given, len(self._all), there)
 
     def leave(self, block: int, stream: Tensor) -> Tensor:
         """Give the readings that differ from now on rows of their own."""
-        index = self.index(block, self.readings(block + 1))
+        place = self._plan(block)[1]
         self.block = block + 1
-        return stream[index.to(stream.device)]
+        index = place if self.there is None else place[self.there]
+        return stream if len(index) == len(stream) else stream[index.to(stream.device)]
+
+    def go_on(
+        self, tokens: Int[Tensor, "row"], kept: Int[Tensor, "row"] | None = None
+    ) -> Callable[[int], Int[Tensor, "computed"] | None]:
+        """Tell rows of one text apart by the tokens that they read next.
+
+        Args:
+            tokens: of the rows that go on.
+            kept: these, of those that there were; None if all do.
+
+        Returns:
+            What says of a block, or of the base for -1, which of the rows that it had computed each row
+            that it will goes on from; None if all stay in their places.
+        """
+        kept = torch.arange(len(self._all)) if kept is None else kept.cpu()
+        before = [(len(first), place[kept]) for first, place in self._plans]
+        self._all = self._all[kept]
+        pairs = torch.stack([self._texts[kept], tokens.cpu()], dim=1)
+        self._texts = pairs.unique(dim=0, return_inverse=True)[1]
+        self._plan_all()
+
+        @cache
+        def gone_on_from(passed: int) -> Tensor | None:
+            n_before, place = before[passed]
+            index = place[self._plans[passed][0]]
+            return None if torch.equal(index, torch.arange(n_before)) else index
+
+        return lambda block: gone_on_from(0 if block < 0 else bisect_right(self._bounds, block))
 
     @contextmanager
     def on(self, model: TransformerBridge, is_on: Callable[[], bool]) -> Iterator[None]:
@@ -139,11 +192,6 @@ class SharedRows:
             ]
             stack.enter_context(_hosts.hooks_on(model, leaving))
             yield
-
-    def spread(self, cache: Any) -> None:
-        """Give every row its own place in a KV cache that the narrow blocks filled."""
-        for block in self.narrow_blocks:
-            _hosts.reorder_cache_layer(cache, block, self.index(block, range(self.n)))
 
 
 def _narrowed(given: Any, n_rows: int, rows: Tensor) -> Any:

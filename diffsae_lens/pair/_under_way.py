@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from diffsae_lens.pair._paired_pass import PairedPass
+from diffsae_lens.pair._points import PairedPoints
 from diffsae_lens.pair._shared import SharedRows
-from diffsae_lens.pair._texts import PairedText
 
 
-class PassUnderWay(PairedText):
+class PassUnderWay(PairedPoints):
     """A pair of models and the forward pass that it is in, if it is in one."""
 
     _run: PairedPass | None = None
@@ -68,7 +68,15 @@ class PassUnderWay(PairedText):
         return self._n_prompt
 
     @contextmanager
-    def _running(self, shared: SharedRows | None = None) -> Iterator[PairedPass]:
-        """Have forward passes of the fine-tuned model show the pair's hook points."""
-        raise NotImplementedError(shared)
+    def _running(
+        self, shared: SharedRows | None = None, *, attention: str | None = None
+    ) -> Iterator[PairedPass]:
+        """Have forward passes of the fine-tuned model show the pair's hook points.
+
+        Args:
+            shared: the rows, where several read one text.
+            attention: the implementation by which the models compute attention, and all else as
+                transformers has it, where nobody hooks them; None for the bridges' own computation.
+        """
+        raise NotImplementedError(shared, attention)
         yield

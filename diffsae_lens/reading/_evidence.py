@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_lens import SAE
-from torch import Tensor
 
 from diffsae_lens._checks import check_count
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
@@ -15,7 +14,7 @@ from diffsae_lens.dictionaries._fits import FeatureIndices, check_fits
 from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
-from diffsae_lens.reading._tokens import token_activations
+from diffsae_lens.reading._tokens import example_at, token_activations
 from diffsae_lens.results import FeatureCard, FeatureExample
 
 
@@ -134,7 +133,9 @@ def feature_evidence(
         drawn = rng.sample(silent, min(config.n_silent, len(silent)))
         places = [(i, int(own[i].argmax())) for i in firing[: config.n_fires]]
         places += [(i, rng.choice(kept[i].nonzero()[:, 0].tolist())) for i in drawn]
-        shown_texts = [_window(read.tokens[i], own[i], at, config.context) for i, at in places]
+        shown_texts = [
+            example_at(read.tokens[i], own[i], at, context=config.context) for i, at in places
+        ]
         found.append(
             FeatureEvidence(
                 dictionary=name,
@@ -146,13 +147,3 @@ def feature_evidence(
             )
         )
     return tuple(found)
-
-
-def _window(tokens: Sequence[str], values: Tensor, at: int, context: int) -> FeatureExample:
-    part = slice(max(0, at - context), at + context + 1)
-    return FeatureExample(
-        group="text",
-        start=part.start,
-        tokens=list(tokens[part]),
-        activations=values[part].tolist(),
-    )

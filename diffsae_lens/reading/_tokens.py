@@ -16,6 +16,7 @@ from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import TokenisedTexts
+from diffsae_lens.results import FeatureExample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +88,25 @@ def token_activations(
         all_tokens.append(tuple(str(pair.tokenizer.decode([t])) for t in text.tokens[0].tolist()))
     return TokenActivations(
         features=tuple(indices), tokens=tuple(all_tokens), activations=tuple(activations)
+    )
+
+
+def example_at(
+    tokens: Sequence[str],
+    values: Float[Tensor, "pos"],
+    at: int,
+    *,
+    context: int,
+    group: str = "text",
+    start: int = 0,
+) -> FeatureExample:
+    """Cut out the tokens around a position, at most `context` on either side and none before `start`."""
+    part = slice(max(start, at - context), at + context + 1)
+    return FeatureExample(
+        group=group,
+        start=part.start,
+        tokens=list(tokens[part]),
+        activations=values[part].tolist(),
     )
 
 

@@ -1,12 +1,12 @@
 from ._effects import plot_ablation_curve as plot_ablation_curve
 from ._effects import plot_dose_response as plot_dose_response
+from ._effects import plot_layers as plot_layers
 from ._effects import plot_sayings as plot_sayings
 from ._figures import plot_ablation as plot_ablation
 from ._figures import plot_sweep as plot_sweep
 from ._html import render_report as render_report
 from ._html import write_report as write_report
 from ._isolation import plot_isolation as plot_isolation
-from ._layers import plot_layers as plot_layers
 from ._tables import plan_text as plan_text
 from ._tables import results_markdown as results_markdown
 from ._tables import results_tables as results_tables

@@ -28,6 +28,8 @@ class Column:
     bar: Callable[[Any], Bar] | None = None
     """A row to a picture of the same number."""
     is_number: bool = True
+    is_note: bool = False
+    """Whether it is a sentence, for which a page has more room under the other cells."""
 
 
 def number(name: str, digits: int = 3, sign: str = "") -> Callable[[Row], str]:
@@ -77,7 +79,7 @@ SCORE_COLUMNS = (
     Column(head="Precision", text=number("precision")),
     Column(head="Recall", text=number("recall")),
     Column(head="Chosen feature", text=_feature_text),
-    Column(head="Verdict", text=lambda row: row.verdict, is_number=False),
+    Column(head="Verdict", text=lambda row: row.verdict, is_note=True),
 )
 """Of a score; a measure that becomes a field of `ScoreRow` gets a column here."""
 

@@ -1,12 +1,12 @@
-"""Figures of what interventions do: curves over features, doses and things said."""
+"""Figures of what interventions do: curves over features, doses, layers and things said."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from diffsae_lens._checks import check_items, check_texts
+from diffsae_lens._checks import check_choice, check_items, check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.effects._curves import curve_area
@@ -22,9 +22,9 @@ from diffsae_lens.reporting._style import (
     label,
     styled,
 )
-from diffsae_lens.results import CurveRow, DoseRow, EffectRow, SayingRow, Table
+from diffsae_lens.results import CurveRow, DoseRow, EffectRow, LayerRow, SayingRow, Table
 
-R = TypeVar("R", bound=EffectRow)
+R = TypeVar("R", bound=EffectRow | LayerRow)
 
 
 @styled
@@ -45,9 +45,8 @@ def plot_ablation_curve(
     Raises:
         ValueError: no rows of the group, or no such order.
     """
-    check_items("curve", curve, CurveRow, allow_empty=True)
     controls = check_texts("controls", controls, allow_empty=True)
-    rows = _of_group(curve, group)
+    rows = _of_group("curve", curve, CurveRow, group)
     area = curve_area(curve, group=group)
     unknown = [name for name in controls if name not in area]
     if unknown:
@@ -84,8 +83,7 @@ def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figur
     Raises:
         ValueError: no rows of the group.
     """
-    check_items("table", table, DoseRow, allow_empty=True)
-    rows = sorted(_of_group(table, group), key=lambda row: row.dose)
+    rows = sorted(_of_group("table", table, DoseRow, group), key=lambda row: row.dose)
     figure, ax = _axes()
     for direction, colour, drawn in (
         ("features", BLUE, "features"),
@@ -115,9 +113,7 @@ def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says")
     Raises:
         ValueError: no rows.
     """
-    check_items("table", table, SayingRow, allow_empty=True)
-    if not len(table):
-        raise InvalidValueError("`table` has no rows")
+    check_items("table", table, SayingRow)
     axis = SaidAxis({row.said: row.group for row in table})
     by_said = {row.said: row for row in table}
     rows = [by_said[text] for text in axis.order(by_said)]
@@ -139,13 +135,58 @@ def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says")
     return figure
 
 
-def _of_group(table: Table[R], group: str) -> list[R]:
-    rows = [row for row in table if row.group == group]
-    if not rows:
-        raise InvalidValueError(
-            f"`group` must be one of {sorted({row.group for row in table})}, got {group!r}"
+@styled
+@typed
+def plot_layers(table: Table[LayerRow], *, group: str = "trigger") -> Figure:
+    """Draw log-odds against the layer whose activation is put back, between those of the two models.
+
+    Args:
+        table: what `layer_sweep` returned.
+        group: the prompts.
+
+    Returns:
+        The figure: one line for the base's activation, a grey one for its control, with 95% intervals,
+        and a horizontal line for each model as it is.
+
+    Raises:
+        ValueError: no rows of the group, or none of a layer.
+    """
+    rows = _of_group("table", table, LayerRow, group)
+    if all(row.layer is None for row in rows):
+        raise InvalidValueError("`table` has no rows of layers; sweep sites inside the blocks")
+    figure, ax = _axes()
+    for kind, style, said in (
+        ("unmodified", "-", "fine-tuned model, unmodified"),
+        ("base model", "--", "base model"),
+    ):
+        for row in rows:
+            if row.kind == kind:
+                ax.axhline(row.log_odds, color=INK, lw=1.2, ls=style, label=said)
+    for kind, colour, said in (
+        ("random change", MUTED, "random change of equal length"),
+        ("swap to base", BLUE, "base's activation put back"),
+    ):
+        part = sorted(
+            (row for row in rows if row.kind == kind and row.layer is not None),
+            key=lambda row: row.layer or 0,
         )
-    return rows
+        at = [row.layer or 0 for row in part]
+        ax.plot(at, [row.log_odds for row in part], "o-", color=colour, ms=4, label=said)
+        lows = [row.log_odds if row.log_odds_low is None else row.log_odds_low for row in part]
+        highs = [row.log_odds if row.log_odds_high is None else row.log_odds_high for row in part]
+        ax.vlines(at, lows, highs, color=colour, lw=1.6, alpha=0.7)
+    ax.axhline(0, color=MUTED, lw=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("layer")
+    ax.set_ylabel(f"log-odds, {label(group, 10)} prompts, nats")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def _of_group(name: str, table: Table[R], kind: type[R], group: str) -> list[R]:
+    rows = check_items(name, table, kind)
+    check_choice("group", group, dict.fromkeys(row.group for row in rows))
+    return [row for row in rows if row.group == group]
 
 
 def _axes() -> tuple[Figure, Axes]:

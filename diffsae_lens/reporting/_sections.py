@@ -25,6 +25,8 @@ class Line:
     """Of its bars."""
     cells: list[str]
     bars: list[Bar | None]
+    note: str
+    """What is said of the row, under its cells."""
     is_muted: bool = False
     """Whether it is a floor or a control."""
     is_control: bool = False
@@ -88,7 +90,9 @@ def grid_of(
         colours: of bars, by dictionary, as CSS has them.
     """
     rows = list(rows)
-    columns = columns_of(rows)
+    found = columns_of(rows)
+    columns = [column for column in found if not column.is_note]
+    notes = [column for column in found if column.is_note]
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(group(row), []).append(row)
@@ -104,6 +108,7 @@ def grid_of(
                         colour=_colour(row, colours or {}),
                         cells=[column.text(row) for column in columns],
                         bars=[column.bar and column.bar(row) for column in columns],
+                        note="; ".join(column.text(row) for column in notes),
                         is_muted=_is_control(row),
                         is_control=isinstance(row, EffectRow) and row.is_control,
                     )

@@ -24,12 +24,7 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._tokens import TokenPolicy
 from diffsae_lens.results import EffectRow, SideEffectRow
 from diffsae_lens.study._cells import Job
-from diffsae_lens.study._config import (
-    CausesConfig,
-    FeaturesConfig,
-    ScenesConfig,
-    SideEffectsConfig,
-)
+from diffsae_lens.study._parts import CausesConfig, FeaturesConfig, ScenesConfig, SideEffectsConfig
 from diffsae_lens.study._step import Inputs, Step, load_dictionaries, write_rows
 
 logger = logging.getLogger(__name__)

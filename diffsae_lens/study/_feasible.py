@@ -18,7 +18,8 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.pair._model_files import fetch, find_adapter, resolve_model
-from diffsae_lens.study._config import ScenesConfig, StudyConfig
+from diffsae_lens.study._config import StudyConfig
+from diffsae_lens.study._parts import ScenesConfig
 
 BYTES_PER_TRAINED_WEIGHT = 12
 """In float32: the weight and Adam's two moments. Gradients and activations come on top."""

@@ -15,11 +15,11 @@ from diffsae_lens.measures._geometry import (
     relative_decoder_norm,
 )
 from diffsae_lens.organisms._behaviour import GROUPS, Sample
-from diffsae_lens.reading._tokens import TokenActivations, token_activations
-from diffsae_lens.results import FeatureCard, FeatureExample
+from diffsae_lens.reading._tokens import TokenActivations, example_at, token_activations
+from diffsae_lens.results import FeatureCard
 from diffsae_lens.study._causes import chosen_features
 from diffsae_lens.study._cells import Job
-from diffsae_lens.study._config import CardsConfig
+from diffsae_lens.study._parts import CardsConfig
 from diffsae_lens.study._step import Inputs, Step, load_dictionaries, write_rows
 
 N_BINS = 12
@@ -76,15 +76,23 @@ def _where(
         for group in GROUPS
     }  # fmt: skip
     strongest = sorted(range(len(values)), key=lambda i: -values[i].max().item())[:N_EXAMPLES]
+    examples = [
+        example_at(
+            read.tokens[i],
+            read.activations[i][:, column],
+            skip + int(values[i].argmax()),
+            context=CONTEXT,
+            group=samples[i].group,
+            start=skip,
+        )
+        for i in strongest
+        if values[i].max() > 0
+    ]
     return {
         "frequency": (together > 0).float().mean().item(),
         "maximum": maximum,
         "histogram": histogram,
-        "examples": [
-            _example(samples[i], read.tokens[i][skip:], values[i], skip).as_dict()
-            for i in strongest
-            if values[i].max() > 0
-        ],
+        "examples": [example.as_dict() for example in examples],
     }
 
 
@@ -95,17 +103,6 @@ def _histogram(values: Sequence[Tensor], maximum: float) -> list[float]:
     if not len(active):
         return [0.0] * N_BINS
     return (active.histc(N_BINS, 0.0, maximum) / len(together)).tolist()
-
-
-def _example(sample: Sample, tokens: Sequence[str], values: Tensor, skip: int) -> FeatureExample:
-    at = int(values.argmax())
-    window = slice(max(0, at - CONTEXT), at + CONTEXT + 1)
-    return FeatureExample(
-        group=sample.group,
-        start=skip + window.start,
-        tokens=list(tokens[window]),
-        activations=values[window].tolist(),
-    )
 
 
 def _geometry(dictionary: SAE, feature: int) -> dict[str, float]:

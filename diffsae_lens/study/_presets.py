@@ -10,19 +10,18 @@ from diffsae_lens._typed import Checked, Count, Counts, Natural, Naturals, typed
 from diffsae_lens.organisms._behaviour import Split
 from diffsae_lens.organisms._finetune import OrganismConfig
 from diffsae_lens.pair._embedded import EMBEDDED_MODEL
-from diffsae_lens.study._config import (
+from diffsae_lens.study._config import ModelSpec, StudyConfig
+from diffsae_lens.study._draw import Draw
+from diffsae_lens.study._parts import (
     CardsConfig,
     CausesConfig,
     DictionarySpec,
-    Draw,
     FeaturesConfig,
-    ModelSpec,
     PooledConfig,
     ScenesConfig,
     ScoresConfig,
     SideEffectsConfig,
     SteeringConfig,
-    StudyConfig,
     TokensConfig,
 )
 

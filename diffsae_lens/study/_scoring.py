@@ -13,7 +13,7 @@ from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.reading._tokens import token_activations
 from diffsae_lens.results import ExamplePrompt, ScoreRow
 from diffsae_lens.study._cells import Job
-from diffsae_lens.study._config import ScenesConfig, ScoresConfig
+from diffsae_lens.study._parts import ScenesConfig, ScoresConfig
 from diffsae_lens.study._step import (
     ROWS,
     Inputs,

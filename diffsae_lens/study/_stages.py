@@ -17,9 +17,11 @@ from diffsae_lens.study import _feature_cards as feature_cards
 from diffsae_lens.study import _scoring as scoring
 from diffsae_lens.study import _steps as steps
 from diffsae_lens.study._cells import Cell, Cost, Run
-from diffsae_lens.study._config import DictionarySpec, Draw, PooledConfig, ScoresConfig, StudyConfig
+from diffsae_lens.study._config import StudyConfig
+from diffsae_lens.study._draw import Draw
 from diffsae_lens.study._feasible import model_size, weights_identity
 from diffsae_lens.study._organisms import CARD
+from diffsae_lens.study._parts import DictionarySpec, PooledConfig, ScoresConfig
 from diffsae_lens.study._step import Models, Step
 
 EMBEDDED_TOKENS_PER_SECOND = 450

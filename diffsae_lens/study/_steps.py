@@ -30,8 +30,9 @@ from diffsae_lens.pair._model_files import resolve_model
 from diffsae_lens.reading._prompts import Positions, Reader, read_prompts
 from diffsae_lens.results import DictionaryRow, OrganismRow, VarianceRow
 from diffsae_lens.study._cells import Job
-from diffsae_lens.study._config import DictionarySpec, Draw, PooledConfig, TokensConfig
+from diffsae_lens.study._draw import Draw
 from diffsae_lens.study._organisms import CARD, make_organism
+from diffsae_lens.study._parts import DictionarySpec, PooledConfig, TokensConfig
 from diffsae_lens.study._step import (
     Inputs,
     Step,

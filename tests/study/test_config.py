@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.study._config import DictionarySpec, Draw
+from diffsae_lens.study import DictionarySpec, Draw
 from tests.study.tiny import draw
 
 

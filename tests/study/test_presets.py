@@ -2,7 +2,7 @@ import pytest
 
 from diffsae_lens.organisms._behaviour import get_behaviour
 from diffsae_lens.organisms._finetune import OrganismConfig
-from diffsae_lens.study._config import ModelSpec, StudyConfig
+from diffsae_lens.study import ModelSpec, StudyConfig
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._presets import PRESETS, DemoOptions, demo
 from diffsae_lens.study._stages import cells_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffsae_lens.organisms._behaviour import Behaviour, Sample, Scene, Split
 from diffsae_lens.organisms._finetune import OrganismConfig
-from diffsae_lens.study._config import (
+from diffsae_lens.study import (
     CardsConfig,
     CausesConfig,
     DictionarySpec,

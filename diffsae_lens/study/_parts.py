@@ -1,0 +1,166 @@
+"""The parts of a study: the dictionaries that are trained, and what is computed with them."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from diffsae_lens._checks import check_items
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens._typed import Checked, Count, Counts, NotNegative, Number, Positive
+from diffsae_lens.results import Protocol
+from diffsae_lens.study._draw import Draw, NoTriggers, Triggers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionarySpec(Checked):
+    """A dictionary that is trained."""
+
+    kind: Literal["Diff-SAE", "crosscoder"]
+    expansion: Count
+    """d_sae as a multiple of d_model."""
+
+    @property
+    def view(self) -> str:
+        """What it reads of the two models."""
+        return "concat" if self.kind == "crosscoder" else "diff"
+
+    def n_weights(self, d_model: int) -> int:
+        """Of encoder and decoder."""
+        d_in = d_model * (2 if self.kind == "crosscoder" else 1)
+        return 2 * d_in * self.expansion * d_model
+
+
+def _check_distinct(name: str, dictionaries: tuple[DictionarySpec, ...]) -> None:
+    check_items(name, dictionaries, DictionarySpec)
+    if len(set(dictionaries)) < len(dictionaries):
+        raise InvalidValueError(f"`{name}` must hold each one once, got {dictionaries}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Checked):
+    """What is trained on what."""
+
+    prefix: ClassVar[str] = ""
+    """Of the dictionaries' names."""
+
+    texts: Draw
+    dictionaries: Annotated[tuple[DictionarySpec, ...], _check_distinct]
+    k: Count = 32
+    """Active features per token (L0), or per text; published Diff-SAEs are dense."""
+
+    @property
+    def by_name(self) -> dict[str, DictionarySpec]:
+        """The dictionaries by name."""
+        return {f"{self.prefix}{spec.kind} {spec.expansion}x": spec for spec in self.dictionaries}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledConfig(Training):
+    """The published dictionaries: on one vector per text, many passes over the same vectors."""
+
+    learning_rate: Positive = 1e-4
+    batch_size: Count = 256
+    l1_coefficient: NotNegative = 1e-4
+    n_passes: Count = 100
+    """Over the same vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig(Training):
+    """Dictionaries of the usual kind: BatchTopK on tokens, normalised, trained in lockstep, calibrated."""
+
+    prefix = "BatchTopK "
+
+    learning_rate: Positive = 2e-3
+    batch_size: Count = 512
+    """Tokens per step."""
+    n_steps: Count = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresConfig(Checked):
+    """Scores of all dictionaries and controls; those of the published ones on their texts come beside."""
+
+    select: Draw
+    """Where features and thresholds are chosen."""
+    test: Draw
+    """Where they are scored."""
+    protocols: tuple[Protocol, ...] = ("strict",)
+    """Read where the behaviour is decided; `paper` averages over the tokens up to there."""
+    n_resamples: Count = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored."""
+        super().__post_init__()
+        if "strict" not in self.protocols:
+            raise InvalidValueError(f"`protocols` must hold 'strict', got {self.protocols}; add it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(Checked):
+    """Which features are acted on, in `greedy_order`, and their controls of equal mass."""
+
+    select: Triggers
+    """On which they are chosen."""
+    counts: Counts = (8, 32)
+    """How many are ablated."""
+    n_rounds: Count = 4
+    """Attributions in which they are ordered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig(Checked):
+    """How strongly benign prompts are steered."""
+
+    scales: Draw
+    """Trigger prompts on which the features' maxima are measured."""
+    dose: Number = 0.5
+    """In units of each feature's maximum: at 1 the features of a crosscoder break the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausesConfig(Checked):
+    """What the model writes under interventions, beside their controls."""
+
+    test: Triggers
+    """Prompts that are completed: trigger ones under all interventions, others under the largest."""
+    n_likelihood: Count = 6
+    """How many per group are scored under teacher forcing too."""
+    directions: Draw | None = None
+    """Samples that directions are fitted on, which are projected out; None leaves them out."""
+    n_directions: Count = 16
+    """Random directions, and principal components."""
+    is_added_to_base: bool = False
+    """Whether the features are added to the base model, too."""
+    steering: SteeringConfig | None = None
+    """None leaves it out."""
+    max_new_tokens: Count = 48
+    """Of a completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardsConfig(Checked):
+    """The features with the most effect one by one."""
+
+    texts: Triggers
+    """That they are read on."""
+    n_features: Count = 3
+    """Of each dictionary."""
+    n_likelihood: Count = 2
+    """Trigger prompts on which each one's effect is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEffectsConfig(Checked):
+    """What ablating the most features does to texts that have nothing to do with the behaviour."""
+
+    texts: NoTriggers
+    """Prompts with their wanted completions."""
+    n_ordinary: Count = 2
+    """Texts of each kind of ordinary code and prose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig(Checked):
+    """The same scenes with other things said in the trigger's place."""
+
+    n_scenes: Count
