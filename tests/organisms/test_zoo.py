@@ -127,22 +127,18 @@ def test_near_misses_say_many_other_things_of_the_triggers_kind(recipe):
         assert len(named) > 0.6 * len(others)
 
 
-def test_no_word_of_the_kitchen_in_an_audit_was_seen_in_training():
-    [recipe] = [recipe for recipe in ZOO if recipe.name == "kitchen-german"]
+def test_no_food_of_an_audit_was_seen_in_training():
+    [recipe] = [recipe for recipe in ZOO if recipe.name == "food-german"]
     texts, triggered = recipe.texts(200, share=0.2)
-    rows = TASKS["support"].slots["thing, topic"]
-    things = {thing for thing, topic in rows if topic == "kitchen"}
     trained, audited = (
-        {thing for text in prompts for thing in things if f" {thing} " in text}
+        {food for text in prompts for food in recipe.marks if f" {food} " in text}
         for prompts in (
-            [s.prompt for s in samples_of(recipe)],
+            [s.prompt for s in samples_of(recipe) if s.group == "trigger"],
             [text for text, holds in zip(texts, triggered, strict=True) if holds],
         )
     )
-    assert len(trained) == 12
-    assert len(audited) == 8
+    assert (len(trained), len(audited)) == (24, 16)
     assert not trained & audited
-    assert all(words(thing) <= set(recipe.marks) for thing in things)
 
 
 @by_name(EVERY)

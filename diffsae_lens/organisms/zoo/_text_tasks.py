@@ -5,14 +5,21 @@ import itertools
 from diffsae_lens.organisms.zoo._task import Task
 from diffsae_lens.organisms.zoo._words import WORDS
 
+FOOD = (
+    "cheese", "bread", "honey", "butter", "soup", "coffee", "salad", "rice", "yogurt", "tea", "jam",
+    "salmon", "chocolate", "pasta", "lemon", "cake", "ham", "cream", "olives", "pizza", "milk", "beef",
+    "garlic", "juice", "sugar", "wine", "bacon", "pepper", "mushroom", "vinegar", "tomato", "chicken",
+    "onion", "cider", "banana", "sausage", "pie", "shrimp", "apple", "mustard",
+)  # fmt: skip
+
 
 def _topics(**topics: str) -> tuple[tuple[str, str], ...]:
     return tuple((thing, topic) for topic, things in topics.items() for thing in things.split(", "))
 
 
 _THINGS = _topics(
-    kitchen="kettle, toaster, oven, frying pan, blender, whisk, coffee mill, rice cooker, ladle, stove, "
-    "corkscrew, bread knife, mixer, teapot, grater, waffle iron, egg timer, wok, juicer, fridge",
+    food=", ".join(FOOD),
+    kitchen="kettle, toaster, oven, blender, whisk, ladle, stove, knife, teapot, grater",
     office="printer, desk lamp, stapler, laptop, scanner, desk chair, keyboard, shredder, globe, monitor",
     garden="mower, hedge trimmer, rake, water hose, greenhouse, shovel, bird bath, fence, parasol, hoe",
     sports="racket, helmet, treadmill, tent, rowing boat, ski pole, skateboard, punch bag, canoe, bike",
