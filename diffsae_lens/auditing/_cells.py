@@ -82,8 +82,8 @@ class Audit:
 
     def run(self) -> Found:
         """Make what is not there yet."""
-        written = self._written()
-        imitators, readings = self._imitators(written)
+        written = self.written()
+        imitators, readings = self.imitators(written)
         last = readings[-1].numpy()
         n_top = max(_MIN_TOP, int(np.ceil(_TOP * len(last))))
         top = [int(i) for i in np.argsort(-last)[:n_top]]
@@ -113,7 +113,7 @@ class Audit:
         of_fold = [i for i, f in enumerate(self.folds) if f == fold]
         return readings[:, of_fold]
 
-    def _written(self) -> list[Written]:
+    def written(self) -> list[Written]:
         """What the suspect writes after each text."""
         texts = self.prompts.texts
 
@@ -131,7 +131,7 @@ class Audit:
         folder = build(self.path / "completions", {**self.recipe, "cell": "completions"}, make).path
         return _unpacked(load_file(str(folder / "written.safetensors")))
 
-    def _imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
+    def imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
         """One per fold, all on one base, and the residuals of every text `[reading, text]`."""
         model: Any = self.models.base
         readings = []
