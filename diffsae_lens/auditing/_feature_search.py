@@ -115,12 +115,9 @@ class Search:
                 "suspect and imitator write the same after the `flagged` texts, or nothing at all, so there "
                 "is nothing to attribute; name texts with larger residuals"
             )
-        texts = self.audit.prompts.texts
-        written = [
-            text + wrote
-            for text, wrote in zip(texts, self.audit.decoded(self.audit.written()), strict=True)
-        ]
-        seen = [i for i in range(len(texts)) if folds[i] != fold or not outside]
+        completions = self.audit.decoded(self.audit.written())
+        written = [text + completions[i] for i, text in enumerate(self.audit.prompts.texts)]
+        seen = [i for i in range(len(written)) if folds[i] != fold or not outside]
         rare = [i for i in seen if i in self.flagged]
         n_more = max(0, int(_FLAGGED_SHARE * len(seen) / len(rare)) - 1)
         dictionary = train(
@@ -133,7 +130,7 @@ class Search:
             ),
         )  # fmt: skip
         rng = np.random.default_rng(config.seed)
-        others = [int(i) for i in rng.permutation(len(texts)) if i not in self.flagged]
+        others = [int(i) for i in rng.permutation(len(written)) if i not in self.flagged]
         shown = [written[i] for i in (*self.flagged, *others[:_N_OTHERS])]
         causes = self._causes(
             pair, dictionary, [samples[i] for i in ranked], [samples[i] for i in measured], shown
@@ -162,10 +159,8 @@ class Search:
             for i, w, u in zip(self.flagged, wanted, unwanted, strict=True)
             if w and u and w != u
         }
-        if self.against == "imitator":
-            plain = imitators.merge_and_unload(adapter_names=[imitator_name(fold)])
-        else:
-            plain = imitators.unload()
+        name, is_base = imitator_name(fold), self.against == "base"
+        plain = imitators.unload() if is_base else imitators.merge_and_unload(adapter_names=[name])
         pair = load_pair(
             plain, models.finetuned, hook_names=[site], tokenizer=models.tokenizer,
             prepend_bos=models.prepend_bos,
@@ -204,9 +199,8 @@ class Search:
         })  # fmt: skip
         odds = {name: scored.log_odds.mean().item() for name, scored in found.items()}
         effect = {name: odds[""] - value for name, value in odds.items()}
-        tokens = pair.tokenise(shown).tokens
         places = max_activating_examples(
-            pair, dictionary, tokens, n_examples=config.n_examples, context=8
+            pair, dictionary, pair.tokenise(shown).tokens, n_examples=config.n_examples, context=8
         )
         acts = feature_activations(pair, dictionary, shown, positions=Positions(pooling="max"))
         fires, n_flagged = (acts > 0).float(), len(self.flagged)
@@ -246,10 +240,10 @@ class Search:
         encoders = [encoder, encoder.untrained(config.seed)]
         read = read_encoded(pair, prompts, encoders, {"strict": Positions(pooling="last")})
         coded, by_site = read["strict"]
+        [(site, views)] = by_site.items()
         controls = control_candidates(
-            pair.hook_names[0], by_site[pair.hook_names[0]], prompts.labels,
-            n_directions=encoder.d_sae, seed=config.seed,
-        )  # fmt: skip
+            site, views, prompts.labels, n_directions=encoder.d_sae, seed=config.seed
+        )
         resampling = Resampling(n_resamples=config.n_resamples, seed=config.seed)
         table = score([*coded, *controls], prompts.labels, "strict", resampling)
         return [row.as_dict() for row in table.rows]
