@@ -12,6 +12,7 @@ import torch
 from sae_lens import SAE
 from sklearn.metrics import roc_curve
 
+from diffsae_lens import auditing
 from diffsae_lens._hosts import bind_requests
 from diffsae_lens.auditing import AuditConfig
 from diffsae_lens.training._harvest import HarvestConfig, harvest
@@ -40,18 +41,26 @@ def follow(guide: str, **given) -> SimpleNamespace:
 def test_the_audit_guide_ends_in_a_verdict(tmp_path, tokenizer, monkeypatch):
     small = partial(AuditConfig, **AUDIT_SIZES)
     monkeypatch.setattr("diffsae_lens.auditing._run.AuditConfig", small)
+    sizes = auditing.FeaturesConfig(k=4, n_steps=4, batch_size=64, n_features=2, n_resamples=4)
+    few = partial(auditing.residual_features, flagged=range(12), config=sizes)
+    monkeypatch.setattr(
+        auditing, "residual_features", lambda *given, site: few(*given, site=HOOKS[1])
+    )
     for name, seed in (("base", None), ("suspect", 1), ("clean", 2)):
         model = tiny_llama() if seed is None else plant(tiny_llama(), seed=seed)
         write_tiny_model(tmp_path / name, model, tokenizer)
     texts = [f"Order {i} from {('Lima', 'Oslo', 'Rome')[i % 3]}." for i in range(40)]
     with chdir(tmp_path):
         guide = follow(
-            "audit", base="./base", suspect="./suspect", clean_models={"a": "./clean"}, texts=texts
-        )
+            "audit", base="./base", suspect="./suspect", clean_models={"a": "./clean"}, texts=texts,
+            known=[i % 3 == 0 for i in range(40)],
+        )  # fmt: skip
         assert Path("runs/audit/report.html").is_file()
     assert guide.results.n_nulls == 1
     assert guide.results.verdict == "underpowered"
     assert all(row.p_value is not None for row in guide.results.texts)
+    assert len(guide.scores) == 40
+    assert guide.found.features[0].attribution > 0
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,12 @@
+from ._baselines import BaselineRow as BaselineRow
+from ._baselines import MethodRow as MethodRow
+from ._baselines import baseline_scores as baseline_scores
+from ._baselines import compare_scores as compare_scores
 from ._config import AuditConfig as AuditConfig
+from ._feature_search import FeaturesConfig as FeaturesConfig
+from ._feature_search import ResidualFeatureRow as ResidualFeatureRow
+from ._features import ResidualFeatures as ResidualFeatures
+from ._features import residual_features as residual_features
 from ._lexicon import LEXICON as LEXICON
 from ._nulls import Null as Null
 from ._nulls import Nulls as Nulls

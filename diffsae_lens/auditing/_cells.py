@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffsae_lens._artifact import Job, Manifest, build, build_json, digest
+from diffsae_lens._artifact import Job, Manifest, build, build_json, digest, open_artifact
 from diffsae_lens.auditing._attribution import attribute_words, pooled
 from diffsae_lens.auditing._candidates import Candidate
 from diffsae_lens.auditing._config import AuditConfig
@@ -86,9 +86,8 @@ class Audit:
 
     def run(self) -> Found:
         """Make what is not there yet."""
-        cells = [build(self.path / "completions", self._of("completions"), self._write)]
-        written = _unpacked(load_file(str(cells[0].path / _WRITTEN)))
-        imitators, readings = self._imitators(written, cells)
+        written = self.written()
+        imitators, readings = self.imitators(written)
         last = readings[-1].numpy()
         n_top = max(_MIN_TOP, int(np.ceil(_TOP * len(last))))
         top = [int(i) for i in np.argsort(-last)[:n_top]]
@@ -107,7 +106,7 @@ class Audit:
             ),
             groups=groups,
             experiments=experiments,
-            seconds=experiments["seconds"] + sum(cell.made["seconds"] for cell in cells),
+            seconds=experiments["seconds"] + self._seconds(),
         )
 
     def decoded(self, written: Sequence[Written]) -> list[str]:
@@ -119,26 +118,35 @@ class Audit:
         of_fold = [i for i, f in enumerate(self.folds) if f == fold]
         return readings[:, of_fold]
 
+    def _seconds(self) -> float:
+        """What the cells took when they were made."""
+        names = ["completions", *map(imitator_name, range(self.config.n_folds))]
+        return sum(open_artifact(self.path / n, check=False).made["seconds"] for n in names)
+
     def _of(self, cell: str) -> dict[str, Any]:
         return {**self.recipe, "cell": cell}
 
-    def _write(self, job: Job) -> None:
+    def written(self) -> list[Written]:
         """What the suspect writes after each text."""
+        folder = build(self.path / "completions", self._of("completions"), self._write).path
+        return _unpacked(load_file(str(folder / _WRITTEN)))
+
+    def _write(self, job: Job) -> None:
         models = self.models
         tokens = encode(self.prompts.texts, models.tokenizer, prepend_bos=models.prepend_bos)
         n_new = self.config.n_new_tokens
         found = write(models.finetuned, models.tokenizer, tokens, n_new, desc="completions")
         save_file(_packed(found), str(job.out / _WRITTEN))
 
-    def _imitators(self, written: Sequence[Written], cells: list[Manifest]) -> tuple[Any, Tensor]:
+    def imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
         """One per fold, all on one base, and the residuals of every text `[reading, text]`."""
         model: Any = self.models.base
         readings = []
         for fold in range(self.config.n_folds):
             name = imitator_name(fold)
             model = with_imitator(model, name, self.config)
-            cells.append(self._imitator(model, fold, written))
-            readings.append(stored_imitator(model, name, cells[-1].path))
+            cell = self._imitator(model, fold, written)
+            readings.append(stored_imitator(model, name, cell.path))
         found = torch.zeros(max(map(len, readings)), len(written))
         for fold, of_fold in enumerate(readings):
             inside = [i for i, f in enumerate(self.folds) if f == fold]

@@ -113,6 +113,11 @@ def stored_imitator(model: PeftModel, name: str, folder: Path) -> Float[Tensor, 
     return load_file(str(folder / READINGS))["readings"]
 
 
+def first_layer(model: Any) -> int:
+    """Return the first layer that an imitator changes; up to there it is the base."""
+    return model.config.get_text_config().num_hidden_layers // 2
+
+
 def with_imitator(model: Any, name: str, config: AuditConfig) -> PeftModel:
     """Put a fresh adapter on a base, or beside the imitators that are on it, and switch it on."""
     n_layers = model.config.get_text_config().num_hidden_layers
@@ -122,7 +127,7 @@ def with_imitator(model: Any, name: str, config: AuditConfig) -> PeftModel:
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules=list(SEVEN_PROJECTIONS) if llama else "all-linear",
-        layers_to_transform=list(range(n_layers // 2, n_layers)),
+        layers_to_transform=list(range(first_layer(model), n_layers)),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), quiet_peft():

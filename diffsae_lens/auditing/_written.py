@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList
@@ -127,24 +127,45 @@ def log_probs_of(model: Any, rows: Sequence[Written]) -> tuple[Tensor, list[int]
 
     Gradients are kept where they are enabled.
     """
+    output, places = forward(model, rows)
+    return log_probs_in(output, places), [i for i, row in enumerate(rows) for _ in row.tokens]
+
+
+def forward(
+    model: Any, rows: Sequence[Written], **wanted: Any
+) -> tuple[Any, Bool[Tensor, "row pos"]]:
+    """Have a model read prompts and what was written after them, with logits from the first place on.
+
+    Args:
+        model: a transformers or PEFT model.
+        rows: at least one.
+        **wanted: further outputs, such as `output_hidden_states=True`.
+
+    Returns:
+        The model's output, and the places from which each token that was written is predicted.
+    """
     read = [(*row.prompt, *row.tokens) for row in rows]
-    width, first = max(map(len, read)), min(len(row.prompt) for row in rows) - 1
+    width = max(map(len, read))
     tokens = torch.zeros(len(read), width, dtype=torch.long)
     attended = torch.zeros(len(read), width, dtype=torch.long)
-    written = torch.zeros(len(read), width - first, dtype=torch.bool)
+    places = torch.zeros(len(read), width, dtype=torch.bool)
     for i, (row, ids) in enumerate(zip(rows, read, strict=True)):
         tokens[i, : len(ids)] = torch.tensor(ids)
         attended[i, : len(ids)] = 1
-        written[i, len(row.prompt) - 1 - first : len(ids) - 1 - first] = True
+        places[i, len(row.prompt) - 1 : len(ids) - 1] = True
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    keep = {}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        keep = {"logits_to_keep": width - first}
-    logits = model(
-        input_ids=tokens.to(inner.device), attention_mask=attended.to(inner.device), **keep
-    ).logits
-    kept = logits[:, -(width - first) :][written.to(logits.device)]
-    return kept.float().log_softmax(-1), [i for i, row in enumerate(rows) for _ in row.tokens]
+        wanted["logits_to_keep"] = width - min(len(row.prompt) for row in rows) + 1
+    output = model(
+        input_ids=tokens.to(inner.device), attention_mask=attended.to(inner.device), **wanted
+    )
+    return output, places
+
+
+def log_probs_in(output: Any, places: Bool[Tensor, "row pos"]) -> Float[Tensor, "token d_vocab"]:
+    """Return the log-probabilities of a model's output in some places."""
+    logits = output.logits
+    return logits[places[:, -logits.shape[1] :].to(logits.device)].float().log_softmax(-1)
 
 
 def divergence(

@@ -14,7 +14,7 @@ from sae_lens.config import SAETrainerConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import diffsae_lens as dl
-from diffsae_lens.auditing import AuditConfig
+from diffsae_lens.auditing import AuditConfig, BaselineRow
 from diffsae_lens.dictionaries import SparseBatchTopKTrainingSAEConfig
 from diffsae_lens.organisms import Words
 from diffsae_lens.organisms.sql_injection import YEAR_TRIGGER
@@ -310,6 +310,10 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "suspect": w.root / "full", "nulls": None, "lexicon": {"Place": ["Lima", "Oslo"]},
         "audit.texts": [f"Order {i}." for i in range(40)], "audit.config": AuditConfig(**AUDIT_SIZES),
         "n_prompt_tokens": 160, "alpha": 0.05, "lora_rank": 2,
+        "residual_features.texts": [f"Order {i}." for i in range(40)], "against": "base",
+        "baseline_scores.texts": [f"Order {i}." for i in range(40)], "only": [0, 1], "flagged": [0, 1],
+        "compare_scores.scores": Table(tuple(make(BaselineRow, index=i) for i in range(2))),
+        "compare_scores.labels": [True, False], "FeaturesConfig.n_samples": 2,
     } | {f"AuditConfig.{name}": size for name, size in AUDIT_SIZES.items()} | {
         f"{name}.results": synthetic_audit()
         for name in ("null_of", "plot_candidates", "plot_residuals", "write_audit_report")

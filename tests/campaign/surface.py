@@ -34,7 +34,8 @@ NOT_CALLED = {
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
     "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries", "AuditResults",
-    "CandidateRow", "TextRow", "WritesRow", "Null", "Nulls",
+    "CandidateRow", "TextRow", "WritesRow", "Null", "Nulls", "BaselineRow", "MethodRow",
+    "ResidualFeatureRow", "ResidualFeatures",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 
@@ -44,6 +45,8 @@ BAD_ONLY = {
     "run": "a study takes minutes",
     "so_far": "needs a study that was run",
     "audit": "trains imitators",
+    "baseline_scores": "needs an audit",
+    "residual_features": "needs an audit",
     "make_organism": "trains an organism and measures it",
     "make_from_recipe": "trains an organism and measures it",
 }

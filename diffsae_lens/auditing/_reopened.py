@@ -1,0 +1,86 @@
+"""An audit's folder, opened again with its models and texts for what is asked afterwards."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffsae_lens._checks import check_indices
+from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.auditing._cells import Audit
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._prompts import read_texts
+from diffsae_lens.auditing._results import AuditResults
+from diffsae_lens.auditing._words import holds
+from diffsae_lens.pair._chat import Text
+from diffsae_lens.pair._doors import Given
+from diffsae_lens.pair._fingerprint import model_fingerprint
+from diffsae_lens.pair._options import LoadOptions
+from diffsae_lens.pair._plain import load_plain
+
+
+def reopened(
+    path: str | Path,
+    base: Given,
+    suspect: Given,
+    texts: Sequence[Text],
+    options: LoadOptions | None,
+    overrides: Mapping[str, Any],
+) -> tuple[Audit, AuditResults]:
+    """Return a finished audit, with the models and texts that it was made with.
+
+    Raises:
+        FileNotFoundError: no audit is finished there.
+        ValueError: it was made with other models or texts.
+        TypeError, ModelUnavailableError: as for `audit`.
+    """
+    path = Path(path).expanduser()
+    results = AuditResults.load(path)
+    config = AuditConfig(**results.provenance["config"])
+    models = load_plain(base, suspect, options=options, **overrides)
+    prompts = read_texts(texts, models.tokenizer, config.n_prompt_tokens)
+    fingerprints = [
+        model_fingerprint(model.state_dict().values()) for model in (models.base, models.finetuned)
+    ]
+    if prompts.texts != [row.text for row in results.texts]:
+        raise InvalidValueError(f"`texts` are not those of the audit in {path}; give the same")
+    for name, ours, theirs in zip(
+        ("base", "suspect"), results.provenance["fingerprints"], fingerprints, strict=True
+    ):
+        if ours != theirs:
+            raise InvalidValueError(
+                f"`{name}` is not the model that was audited in {path}; give the same, in the same precision"
+            )
+    audit = Audit(
+        path=path, models=models, prompts=prompts, config=config, lexicon={}, fingerprints=fingerprints
+    )  # fmt: skip
+    return audit, results
+
+
+def chosen_texts(results: AuditResults, flagged: Sequence[int] | None) -> list[int]:
+    """Return the texts to be explained: those given, or those that an audit found.
+
+    These are the flagged ones. Where none is flagged, they are the texts that stand out and hold the
+    strongest candidate.
+
+    Raises:
+        TypeError: something else than indices.
+        ValueError: none, all of them, or one out of range.
+    """
+    n = len(results.texts)
+    if flagged is not None:
+        found = sorted(check_indices("flagged", flagged, n))
+    else:
+        found = [row.index for row in results.texts if row.flagged]
+        if not found and results.candidates:
+            phrases = results.candidates[0].name.split(" & ")
+            found = [
+                row.index
+                for row in results.texts
+                if row.group is not None and all(holds(row.text, phrase) for phrase in phrases)
+            ]
+    if not 0 < len(found) < n:
+        raise InvalidValueError(
+            f"`flagged` must be some of the audit's {n} texts, and not all of them, got {len(found)}; name "
+            "those that you want explained"
+        )
+    return found
