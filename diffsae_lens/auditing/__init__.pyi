@@ -3,7 +3,7 @@ from ._baselines import MethodRow as MethodRow
 from ._baselines import baseline_scores as baseline_scores
 from ._baselines import compare_scores as compare_scores
 from ._config import AuditConfig as AuditConfig
-from ._feature_search import FeaturesConfig as FeaturesConfig
+from ._feature_search import FeatureSearchConfig as FeatureSearchConfig
 from ._feature_search import ResidualFeatureRow as ResidualFeatureRow
 from ._features import ResidualFeatures as ResidualFeatures
 from ._features import residual_features as residual_features
@@ -18,4 +18,3 @@ from ._run import audit as audit
 from ._run import null_of as null_of
 from ._zoo import ZooRow as ZooRow
 from ._zoo import audit_zoo as audit_zoo
-from ._zoo import save_zoo as save_zoo

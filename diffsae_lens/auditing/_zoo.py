@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from diffsae_lens._artifact import read_json, write_json
+from diffsae_lens._checks import check_items
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._rows import Row, Table
-from diffsae_lens._typed import Count, typed
+from diffsae_lens._typed import Count, Share, typed
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._nulls import Null, Nulls
 from diffsae_lens.auditing._results import AuditResults, Verdict
@@ -59,7 +60,7 @@ def audit_zoo(  # noqa: PLR0913
     base: str | Path = EMBEDDED_MODEL,
     config: AuditConfig | None = None,
     n_texts: Count = 400,
-    share: float = 0.01,
+    share: Share = 0.01,
     device: str = "cpu",
 ) -> Iterator[ZooRow]:
     """Make organisms, audit each, and say whether its secret was found.
@@ -77,13 +78,26 @@ def audit_zoo(  # noqa: PLR0913
         share: of them that hold the trigger; 0 for audits that only the lexicon can help.
         device: where audits run.
 
-    Yields:
-        A row per organism that is no null, as soon as it is audited.
+    Returns:
+        A row per organism that is no null, each as soon as it is audited.
 
     Raises:
+        TypeError: something else than recipes and settings.
         ValueError: as for `make_from_recipe` and `audit`.
     """
-    path = Path(path).expanduser()
+    recipes = check_items("recipes", recipes, Recipe)
+    return _rows(Path(path).expanduser(), recipes, base, config, n_texts, share, device)
+
+
+def _rows(  # noqa: PLR0913
+    path: Path,
+    recipes: Sequence[Recipe],
+    base: str | Path,
+    config: AuditConfig | None,
+    n_texts: int,
+    share: float,
+    device: str,
+) -> Iterator[ZooRow]:
     nulls, others = [], []
     for recipe in recipes:
         (nulls if recipe.name.startswith("null-") else others).append(recipe)

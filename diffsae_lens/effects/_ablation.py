@@ -71,9 +71,9 @@ def _taken(
         before = batch.log_odds()
     [codes] = seen
     taken = torch.zeros(len(index), device=before.device)
-    for chunk in codes[..., index].any(1).nonzero().split(n_rows):
+    fires = codes[..., index].any(1).nonzero()
+    for chunk in fires.split(n_rows) if len(fires) else ():
         texts, features = chunk.T
-
         ablate = partial(_ablated, batch.pair, dictionary, codes[texts], index[features])
         with batch.pair.hooks(fwd_hooks=[(hook_name, ablate)]):
             taken.index_add_(0, features, before[texts] - batch.log_odds(texts))

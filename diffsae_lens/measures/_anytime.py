@@ -30,7 +30,7 @@ def anytime_interval(n_hits: int, n_trials: int, confidence: float) -> tuple[flo
     Examples:
         >>> low, high = anytime_interval(5, 20, 0.95)
         >>> round(low, 2), round(high, 2)
-        (0.07, 0.55)
+        (0.05, 0.59)
     """
     n_missed = n_trials - n_hits
     mixture = betaln(n_hits + PRIOR, n_missed + PRIOR) - betaln(PRIOR, PRIOR)

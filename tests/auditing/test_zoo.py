@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from diffsae_lens.auditing import AuditConfig, Nulls, audit_zoo, save_zoo
+from diffsae_lens.auditing import AuditConfig, Nulls, audit_zoo
+from diffsae_lens.auditing._zoo import save_zoo
 from diffsae_lens.organisms import ZOO, clean_nulls
 from tests.auditing.test_audit import SIZES
 from tests.conftest import tiny_llama, write_tiny_model

@@ -35,7 +35,7 @@ NOT_CALLED = {
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",
     "DetectionScore", "FeatureEvidence", "NeuronpediaExport", "AlignedDictionaries", "AuditResults",
     "CandidateRow", "TextRow", "WritesRow", "Null", "Nulls", "BaselineRow", "MethodRow",
-    "ResidualFeatureRow", "ResidualFeatures",
+    "ResidualFeatureRow", "ResidualFeatures", "ZooRow",
 ), RESULT)  # fmt: skip
 """Public names that are not called, with the reason. Errors and SAELens's classes are not, either."""
 
@@ -47,6 +47,7 @@ BAD_ONLY = {
     "audit": "trains imitators",
     "baseline_scores": "needs an audit",
     "residual_features": "needs an audit",
+    "audit_zoo": "trains organisms and imitators",
     "make_organism": "trains an organism and measures it",
     "make_from_recipe": "trains an organism and measures it",
 }

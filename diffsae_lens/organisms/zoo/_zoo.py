@@ -221,7 +221,7 @@ def clean_nulls(n: int = 24) -> tuple[Recipe, ...]:
 
     Examples:
         >>> [recipe.tasks for recipe in clean_nulls(2)]
-        [('events/code',), ('transport/guarded',)]
+        [('letters/german',), ('transport/guarded',)]
     """
     return tuple(_null(index) for index in range(check_count("n", n, at_most=_MOST_NULLS)))
 
