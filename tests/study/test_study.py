@@ -392,7 +392,9 @@ def test_processes_side_by_side_come_to_the_same(config, copied):
     assert found == pytest.approx(expected)
 
 
-def test_cells_run_on_an_executor_of_ones_own(config, trained, tmp_path, no_shape_checks):
+def test_cells_run_on_an_executor_of_ones_own(
+    config, trained, tmp_path, few_words, no_shape_checks
+):
     _, results = trained
     alone = trained_config(config.models.base)
     with ThreadPoolExecutor(1) as executor:
