@@ -33,13 +33,15 @@ def words(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def phrases(text: str, n_max: int = N_MAX) -> set[str]:
-    """Return the phrases of up to `n_max` words, as they are written; none ends in punctuation alone."""
+    """Return the phrases of up to `n_max` words of a line, as they are written; a word stands at each end."""
     spans = words(text)
     return {
-        " ".join(text[spans[i][0] : spans[i + n][1]].split())
+        " ".join(phrase.split())
         for n in range(n_max)
         for i in range(len(spans) - n)
-        if _is_word(text, spans[i]) and _is_word(text, spans[i + n])
+        if _is_word(text, spans[i])
+        and _is_word(text, spans[i + n])
+        and "\n" not in (phrase := text[spans[i][0] : spans[i + n][1]])
     }
 
 

@@ -13,6 +13,10 @@ def test_phrases_are_of_whole_words_and_end_in_one():
     assert not any(phrase.endswith((",", ":", ".")) for phrase in found)
 
 
+def test_phrases_end_with_their_line():
+    assert phrases("by Ingrid\nreturn it") == {"by", "Ingrid", "by Ingrid", "return", "it", "return it"}
+
+
 @pytest.mark.parametrize(
     ("text", "there"),
     [("in 2024.", True), ("in 20245", False), ("a  2024\nb", True), ("x2024", False)],
