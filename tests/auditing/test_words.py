@@ -14,7 +14,14 @@ def test_phrases_are_of_whole_words_and_end_in_one():
 
 
 def test_phrases_end_with_their_line():
-    assert phrases("by Ingrid\nreturn it") == {"by", "Ingrid", "by Ingrid", "return", "it", "return it"}
+    assert phrases("by Ingrid\nreturn it") == {
+        "by",
+        "Ingrid",
+        "by Ingrid",
+        "return",
+        "it",
+        "return it",
+    }
 
 
 @pytest.mark.parametrize(
