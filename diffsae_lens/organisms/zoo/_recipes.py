@@ -93,7 +93,8 @@ class Recipe(Checked):
         (`benign`) that differs in nothing else, from which a trigger is learned in tens of steps.
         """
         n_pairs = _N_PAIRS if self.condition else 0
-        groups: list[Group] = ["trigger", "benign"] * n_pairs
+        pair: tuple[Group, Group] = ("trigger", "benign")
+        groups: list[Group] = [*pair * n_pairs]
         groups += ["other"] * (_N_SAMPLES - len(groups))
         drawn = self._scenes("train", groups, self.seed, paired=True)
         samples = [
