@@ -93,9 +93,9 @@ class Recipe(Checked):
         (`benign`) that differs in nothing else, from which a trigger is learned in tens of steps.
         """
         n_pairs = _N_PAIRS if self.condition else 0
-        pair: tuple[Group, Group] = ("trigger", "benign")
-        groups: list[Group] = [*pair * n_pairs]
-        groups += ["other"] * (_N_SAMPLES - len(groups))
+        pair: list[Group] = ["trigger", "benign"]
+        other: list[Group] = ["other"]
+        groups = n_pairs * pair + (_N_SAMPLES - 2 * n_pairs) * other
         drawn = self._scenes("train", groups, self.seed, paired=True)
         samples = [
             Sample(
