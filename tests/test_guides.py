@@ -41,7 +41,9 @@ def follow(guide: str, **given) -> SimpleNamespace:
 def test_the_audit_guide_ends_in_a_verdict(tmp_path, tokenizer, monkeypatch):
     small = partial(AuditConfig, **AUDIT_SIZES)
     monkeypatch.setattr("diffsae_lens.auditing._run.AuditConfig", small)
-    sizes = auditing.FeatureSearchConfig(k=4, n_steps=4, batch_size=64, n_features=2, n_resamples=4)
+    sizes = auditing.ResidualFeaturesConfig(
+        k=4, n_steps=4, batch_size=64, n_features=2, n_resamples=4
+    )
     few = partial(auditing.residual_features, flagged=range(12), config=sizes)
     monkeypatch.setattr(
         auditing, "residual_features", lambda *given, site: few(*given, site=HOOKS[1])

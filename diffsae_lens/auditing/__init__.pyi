@@ -3,8 +3,8 @@ from ._baselines import MethodRow as MethodRow
 from ._baselines import baseline_scores as baseline_scores
 from ._baselines import compare_scores as compare_scores
 from ._config import AuditConfig as AuditConfig
-from ._feature_search import FeatureSearchConfig as FeatureSearchConfig
 from ._feature_search import ResidualFeatureRow as ResidualFeatureRow
+from ._feature_search import ResidualFeaturesConfig as ResidualFeaturesConfig
 from ._features import ResidualFeatures as ResidualFeatures
 from ._features import residual_features as residual_features
 from ._lexicon import LEXICON as LEXICON

@@ -42,7 +42,7 @@ _N_OTHERS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSearchConfig(Checked):
+class ResidualFeaturesConfig(Checked):
     """How large a dictionary of residuals is, and what is done with its features."""
 
     expansion: Count = 2
@@ -93,7 +93,7 @@ class Search:
     audit: Audit
     flagged: list[int]
     against: Against
-    config: FeatureSearchConfig
+    config: ResidualFeaturesConfig
 
     @property
     def fold(self) -> int:

@@ -12,8 +12,8 @@ from diffsae_lens._rows import Table
 from diffsae_lens._typed import typed
 from diffsae_lens.auditing._feature_search import (
     Against,
-    FeatureSearchConfig,
     ResidualFeatureRow,
+    ResidualFeaturesConfig,
     Search,
 )
 from diffsae_lens.auditing._imitator import first_layer
@@ -70,7 +70,7 @@ def residual_features(  # noqa: PLR0913
     kind: Kind = "diff",
     against: Against = "imitator",
     flagged: Sequence[int] | None = None,
-    config: FeatureSearchConfig | None = None,
+    config: ResidualFeaturesConfig | None = None,
     options: LoadOptions | None = None,
     **overrides: Any,
 ) -> ResidualFeatures:
@@ -108,7 +108,7 @@ def residual_features(  # noqa: PLR0913
             where the imitator is the base; or flagged texts on which both write the same.
         TypeError: something else than models, texts and settings.
     """
-    config = config or FeatureSearchConfig()
+    config = config or ResidualFeaturesConfig()
     check_choice("kind", kind, get_args(Kind))
     check_choice("against", against, get_args(Against))
     audit, results = reopened(path, base, suspect, texts, options, overrides)

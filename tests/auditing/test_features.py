@@ -16,7 +16,7 @@ from tests.auditing.small import audited, orders, suspect
 from tests.conftest import HOOKS, tiny_llama
 
 SITE = HOOKS[1]
-SIZES = auditing.FeatureSearchConfig(
+SIZES = auditing.ResidualFeaturesConfig(
     expansion=2, k=4, n_steps=12, batch_size=128, n_features=2, n_resamples=8, n_examples=2
 )
 

@@ -313,7 +313,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "residual_features.texts": [f"Order {i}." for i in range(40)], "against": "base",
         "baseline_scores.texts": [f"Order {i}." for i in range(40)], "only": [0, 1], "flagged": [0, 1],
         "compare_scores.scores": Table(tuple(make(BaselineRow, index=i) for i in range(2))),
-        "compare_scores.labels": [True, False], "FeatureSearchConfig.n_samples": 2,
+        "compare_scores.labels": [True, False], "ResidualFeaturesConfig.n_samples": 2,
     } | {f"AuditConfig.{name}": size for name, size in AUDIT_SIZES.items()} | {
         f"{name}.results": synthetic_audit()
         for name in ("null_of", "plot_candidates", "plot_residuals", "write_audit_report")
