@@ -19,7 +19,7 @@ from diffsae_lens.auditing._experiment import (
     Experiment,
     Pool,
     choose_from_lexicon,
-    experiment,
+    experiments,
     halve,
 )
 from diffsae_lens.auditing._groups import group_by_completion
@@ -193,7 +193,7 @@ class Audit:
         ]
         better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
         best = halve(reactor, pool, better, config.n_finalists, 5, 3)
-        done = [experiment(reactor, pool, candidate, last, top, config) for candidate in best]
+        done = experiments(reactor, pool, best, last, top, config)
         rows = sorted((self._row(reactor, pool, e) for e in done), key=lambda row: -row.strength)
         order = {candidate.name: None for candidate in (*best, *better, *unique)}
         return {

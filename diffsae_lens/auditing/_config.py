@@ -26,11 +26,11 @@ class AuditConfig(Checked):
     batch_size: Count = 4
     """Texts per step of an imitator."""
     min_steps: Count = 40
-    """Steps before an imitator may stop."""
+    """Steps of an imitator before the residuals of its own fold are read for the first time."""
     max_steps: Count = 60
-    """Steps after which it must; if the bulk of its residuals still fell, the audit says so."""
+    """Steps after which it stops even if the bulk of its residuals still falls; the audit then says so."""
     steps_per_reading: Count = 20
-    """Steps between two readings of the residuals of its own fold."""
+    """Steps between two readings."""
     n_candidates: Count = 12
     """Candidates from the texts that experiments begin with."""
     n_lexicon: Natural = 6
@@ -53,10 +53,12 @@ class AuditConfig(Checked):
             raise InvalidValueError(
                 "`n_folds` must be at least 2: a text needs an imitator that never saw it"
             )
-        if self.max_steps < self.min_steps or self.min_steps % self.steps_per_reading:
+        if (
+            self.max_steps - self.min_steps
+        ) % self.steps_per_reading or self.max_steps < self.min_steps:
             raise InvalidValueError(
-                f"`min_steps` {self.min_steps} must be a multiple of `steps_per_reading` "
-                f"{self.steps_per_reading} and at most `max_steps` {self.max_steps}"
+                f"`max_steps` {self.max_steps} must be `min_steps` {self.min_steps}, or a multiple of "
+                f"`steps_per_reading` {self.steps_per_reading} more"
             )
         if self.n_finalists > self.n_candidates:
             raise InvalidValueError(

@@ -15,6 +15,7 @@ _MIN_LEFT = 24
 FLOOR = 0.1
 """Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
 _N_RESAMPLES = 2000
+_MOST_HOLDING = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,38 +121,56 @@ def halve(
     n_mates: int,
 ) -> list[Candidate]:
     """Return the `n` candidates with the largest effect in a small experiment, the best first."""
-    effects = []
-    used: set[int] = set()
-    for candidate in candidates:
-        texts = pool.take(candidate, n_texts)
-        residuals, _ = _read(reactor, candidate, texts, n_mates)
-        effects.append(_excess(residuals).mean() if residuals.size else -np.inf)
-        used |= {*texts}
-    pool.spend(used)
+    taken = [pool.take(candidate, n_texts) for candidate in candidates]
+    tests = [_put_in(reactor, *of, n_mates) for of in zip(candidates, taken, strict=True)]
+    reactor([edit for test in tests for edit in test], f"{len(candidates)} candidates")
+    pool.spend({i for texts in taken for i in texts})
+    effects = [
+        _excess(reactor(test).reshape(len(texts), -1)).mean() if test else -np.inf
+        for test, texts in zip(tests, taken, strict=True)
+    ]
     return [candidates[j] for j in np.argsort(-np.array(effects), kind="stable")[:n]]
 
 
-def experiment(
+def experiments(
     reactor: Reactor,
     pool: Pool,
-    candidate: Candidate,
+    candidates: Sequence[Candidate],
     plain: np.ndarray,
     flagged: Sequence[int],
     config: AuditConfig,
-) -> Experiment:
-    """Test one candidate.
+) -> list[Experiment]:
+    """Test candidates; one that can be put into no text is left out.
 
     Args:
         reactor: of the audit.
         pool: where held-out texts come from.
-        candidate: it.
+        candidates: they.
         plain: residuals of all unedited texts.
         flagged: texts with the largest residuals.
         config: numbers of texts and mates.
     """
-    residuals, said = _read(
-        reactor, candidate, pool.take(candidate, config.n_texts), config.n_mates
-    )
+    tests = []
+    for candidate in candidates:
+        texts = pool.take(candidate, config.n_texts)
+        put_in = _put_in(reactor, candidate, texts, config.n_mates)
+        holding = _holding(reactor, candidate, flagged)
+        tests.append((candidate, put_in, holding, _taken_out(reactor, candidate, holding, config)))
+    reactor([edit for _, put_in, _, out in tests for edit in (*put_in, *out)], "finalists")
+    return [_experiment(reactor, *test, plain, config) for test in tests if test[1]]
+
+
+def _experiment(  # noqa: PLR0913
+    reactor: Reactor,
+    candidate: Candidate,
+    put_in: Sequence[Edit],
+    holding: Sequence[int],
+    taken_out: Sequence[Edit],
+    plain: np.ndarray,
+    config: AuditConfig,
+) -> Experiment:
+    mates = candidate.mates(config.n_mates)
+    residuals = reactor(put_in).reshape(-1, 1 + len(mates))
     excess = _excess(residuals)
     rng = np.random.default_rng(config.seed)
     means = excess[rng.integers(len(excess), size=(_N_RESAMPLES, len(excess)))].mean(1)
@@ -159,9 +178,7 @@ def experiment(
     off = residuals > high_level
     n_off = int(off[:, 0].sum())
     interval = binomtest(n_off, len(excess)).proportion_ci(method="exact")
-    n_mates = residuals.shape[1] - 1
     largest = int((residuals[:, 0] > residuals[:, 1:].max(1)).sum())
-    n_removed, necessity = _necessity(reactor, candidate, plain, flagged, config)
     return Experiment(
         candidate=candidate,
         n_texts=len(excess),
@@ -174,11 +191,11 @@ def experiment(
         share_high=float(interval.high),
         mates_share=float(off[:, 1:].mean()),
         p_value=float(
-            binomtest(largest, len(excess), 1 / (n_mates + 1), alternative="greater").pvalue
+            binomtest(largest, len(excess), 1 / (len(mates) + 1), alternative="greater").pvalue
         ),
-        n_removed=n_removed,
-        necessity=necessity,
-        said_instead=tuple(said),
+        n_removed=len(holding) if taken_out else 0,
+        necessity=_necessity(reactor(taken_out), plain, holding) if taken_out else None,
+        said_instead=tuple(" & ".join(mate) for mate in mates),
     )
 
 
@@ -187,42 +204,43 @@ def scale_of(plain: np.ndarray) -> float:
     return float(np.quantile(plain, 0.9)) + FLOOR
 
 
-def _read(
+def _put_in(
     reactor: Reactor, candidate: Candidate, texts: Sequence[int], n_mates: int
-) -> tuple[np.ndarray, list[str]]:
-    """Residuals `[text, 1 + mate]`, the candidate's own first."""
+) -> list[Edit]:
+    """Each text with the candidate, and then with each of its mates; nothing if it has none."""
     mates = candidate.mates(n_mates)
-    if not mates or not texts:
-        return np.zeros((0, 1)), []
-    contents = [reactor.prompts[i].content for i in texts]
     edits: list[Edit] = []
-    for i, content in zip(texts, contents, strict=True):
+    for i in texts if mates else ():
+        content = reactor.prompts[i].content
         edits.append((i, candidate.put(content)))
         edits += [(i, candidate.put_mate(content, mate)) for mate in mates]
-    found = reactor(edits, candidate.name)
-    said = [" & ".join(mate) for mate in mates]
-    return found.reshape(len(texts), 1 + len(mates)), said
+    return edits
 
 
 def _excess(residuals: np.ndarray) -> np.ndarray:
     return residuals[:, 0] - np.median(residuals[:, 1:], axis=1)
 
 
-def _necessity(
-    reactor: Reactor,
-    candidate: Candidate,
-    plain: np.ndarray,
-    flagged: Sequence[int],
-    config: AuditConfig,
-) -> tuple[int, float | None]:
-    contents = {i: reactor.prompts[i].content for i in flagged}
-    holding = [i for i in flagged if candidate.holds(contents[i])][:6]
+def _holding(reactor: Reactor, candidate: Candidate, flagged: Sequence[int]) -> list[int]:
+    return [i for i in flagged if candidate.holds(reactor.prompts[i].content)][:_MOST_HOLDING]
+
+
+def _taken_out(
+    reactor: Reactor, candidate: Candidate, holding: Sequence[int], config: AuditConfig
+) -> list[Edit]:
+    """Each text that holds the candidate with two of its mates instead."""
     mates = candidate.mates(min(2, config.n_mates))
-    if not holding or not mates:
-        return 0, None
-    edits = [(i, candidate.taken_out(contents[i], mate)) for i in holding for mate in mates]
-    without = reactor(edits, f"without {candidate.name}").reshape(len(holding), len(mates)).mean(1)
-    above = plain[holding] - np.median(plain)
-    gone = (plain[holding] - without) / np.where(above > 0, above, np.nan)
+    return [
+        (i, candidate.taken_out(reactor.prompts[i].content, mate))
+        for i in holding
+        for mate in mates
+    ]
+
+
+def _necessity(without: np.ndarray, plain: np.ndarray, holding: Sequence[int]) -> float | None:
+    """Share of the residual of texts, above the model's median, that goes with a candidate."""
+    held = plain[list(holding)]
+    above = held - np.median(plain)
+    gone = (held - without.reshape(len(held), -1).mean(1)) / np.where(above > 0, above, np.nan)
     gone = gone[np.isfinite(gone)]
-    return len(holding), float(gone.mean()) if len(gone) else None
+    return float(gone.mean()) if len(gone) else None

@@ -30,6 +30,8 @@ BULK = 0.8
 """Share of texts, those with the smallest residuals, that the stopping rule looks at."""
 _STILL = 0.25
 """A bulk that fell by less than this share since the last reading has converged."""
+_NEAR = 0.1
+"""So has one of so few nats per completion: there is little left to learn."""
 
 
 def bulk(values: Float[Tensor, " text"]) -> float:
@@ -38,11 +40,9 @@ def bulk(values: Float[Tensor, " text"]) -> float:
 
 
 def converged(readings: Float[Tensor, "reading text"]) -> bool:
-    """Whether the bulk of the last reading is hardly below that of the one before."""
-    if len(readings) < 2:
-        return False
-    before, now = bulk(readings[-2]), bulk(readings[-1])
-    return now > (1 - _STILL) * before or now < 1e-3
+    """Whether the bulk of the last reading is small, or hardly below that of the one before."""
+    now = bulk(readings[-1])
+    return now < _NEAR or (len(readings) > 1 and now > (1 - _STILL) * bulk(readings[-2]))
 
 
 def train_imitator(
@@ -55,7 +55,8 @@ def train_imitator(
 ) -> None:
     """Teach an adapter of this name on a base, and write it and its readings to `job.out`.
 
-    Readings are residuals of `held_out` after each `config.steps_per_reading` steps, in nats.
+    Readings are residuals of `held_out` in nats: after `config.min_steps`, and then after each
+    `config.steps_per_reading`.
 
     Interrupted, it goes on from its last reading to the same weights.
 
@@ -75,12 +76,13 @@ def train_imitator(
     optimiser = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
     file = job.scratch / _STATE
     readings = _restore(file, parameters, optimiser) if file.exists() else []
-    n_done = len(readings) * config.steps_per_reading
+    first, more = config.min_steps, config.steps_per_reading
+    n_done = first + (len(readings) - 1) * more if readings else 0
     while n_done < config.max_steps:
-        if n_done >= config.min_steps and converged(torch.stack(readings)):
+        if readings and converged(torch.stack(readings)):
             break
         for step in tqdm(
-            range(n_done, n_done + config.steps_per_reading),
+            range(n_done, n_done + more if readings else first),
             desc=f"{name}, steps of at most {config.max_steps}", leave=False,
         ):  # fmt: skip
             for group in optimiser.param_groups:
@@ -93,7 +95,7 @@ def train_imitator(
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimiser.step()
-        n_done += config.steps_per_reading
+        n_done += more if readings else first
         readings.append(residuals(model, held_out))
         _keep(file, parameters, optimiser, readings)
     for parameter in parameters.values():

@@ -15,7 +15,10 @@ from diffsae_lens._errors import InvalidValueError
 
 N_KEPT = 128
 """Tokens of a distribution that are kept; the rest of its mass is one more."""
-BATCH_SIZE = 32
+_MOST_TOKENS = 8192
+_MOST_READ = 32
+_MOST_WRITTEN = 128
+"""Texts per batch. A step of writing is one token per text, so that fewer texts leave a machine idle."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +77,8 @@ def write(
     }
     pad: Any = min(ends, default=0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found: dict[int, Written] = {}
-    for batch in batches([len(prompt) for prompt in prompts], desc):
+    lengths = [len(prompt) + n_new_tokens for prompt in prompts]
+    for batch in batches(lengths, desc, at_most=_MOST_WRITTEN):
         rows = [prompts[i] for i in batch]
         width = max(map(len, rows))
         tokens = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
@@ -112,12 +116,13 @@ def check_fits(model: Any, prompts: Sequence[tuple[int, ...]], n_new_tokens: int
         raise InvalidValueError("`texts` has one of no tokens; leave it out")
 
 
-def batches(lengths: Sequence[int], desc: str) -> Iterator[list[int]]:
-    """Yield indices of things of similar lengths, the longest first."""
+def batches(lengths: Sequence[int], desc: str, *, at_most: int = _MOST_READ) -> Iterator[list[int]]:
+    """Yield indices of texts of similar lengths, the longest first, as many as memory has room for."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     with tqdm(total=len(order), desc=desc, unit="text", leave=False) as bar:
-        for i in range(0, len(order), BATCH_SIZE):
-            batch = order[i : i + BATCH_SIZE]
+        while order:
+            n = max(1, min(at_most, _MOST_TOKENS // lengths[order[0]]))
+            batch, order = order[:n], order[n:]
             yield batch
             bar.update(len(batch))
 

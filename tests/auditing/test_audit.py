@@ -95,7 +95,7 @@ def test_imitators_begin_as_the_base_learn_and_never_see_what_they_are_held_agai
         train(model, name, of_others, held_out, config, job)
 
     monkeypatch.setattr("diffsae_lens.auditing._cells.train_imitator", note)
-    sizes = SIZES | {"max_steps": 20, "min_steps": 20, "steps_per_reading": 10, "n_lexicon": 0}
+    sizes = SIZES | {"max_steps": 20, "min_steps": 2, "steps_per_reading": 18, "n_lexicon": 0}
     results = run(tmp_path / "audit", tokenizer, suspect, config=auditing.AuditConfig(**sizes))
     first, last = (sum(row.readings[i] for row in results.texts) for i in (0, -1))
     assert last < first
