@@ -2,8 +2,8 @@
 
 An artifact is a folder with a manifest, `artifact.json`: its recipe (everything that the result depends
 on), the hashes of its files, and how it was made. Work goes on in `<path>.partial`, whose `recipe.json`
-marks it as ours; the folder gets its name when it is whole. Imports `_disk` alone, whose names it
-offers too.
+marks it as ours; the folder gets its name when it is whole, from whoever is first. Imports `_disk`,
+whose names it offers too, and `_claims`.
 """
 
 import errno
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffsae_lens._claims import claimed, sharing, work_folder, work_folders
 from diffsae_lens._disk import (
     build_json,
     differences,
@@ -38,7 +39,7 @@ from diffsae_lens._errors import InvalidValueError, MissingFileError
 __all__ = [
     "FORMAT", "MANIFEST", "Job", "Manifest", "build", "build_json", "differences", "digest", "find",
     "locked", "naming", "open_artifact", "plain", "read_json", "seal", "set_aside", "sha256",
-    "write_bytes", "write_json", "write_text",
+    "sharing", "write_bytes", "write_json", "write_text",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -105,17 +106,16 @@ def build(
     """
     path, recipe = place_of(path), plain(recipe)
     found = find(path, recipe)
-    if found is not None:
-        if _work_folder(path).exists():
-            _clean_up(path, recipe)
-        return found
-    with locked(path):
-        found = find(path, recipe)
-        if found is None:
-            _set_aside_if_there(path)
-            _make(path, recipe, write)
-            found = open_artifact(path, check=False)
-        return found
+    if found is None:
+        with locked(path):
+            found = find(path, recipe)
+            while found is None:
+                _set_aside_if_there(path)
+                made = _make(path, recipe, write)
+                found = open_artifact(path, check=False) if made else find(path, recipe)
+    for work in work_folders(path):
+        _clean_up(path, work, recipe)
+    return found
 
 
 def find(path: str | Path, recipe: Mapping[str, Any]) -> Manifest | None:
@@ -212,10 +212,6 @@ def _has_our_format(file: Path) -> bool:
     return isinstance(stored, dict) and stored.get("format") == FORMAT
 
 
-def _work_folder(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
-
-
 def _damage(manifest: Manifest) -> str:
     """What is wrong with an artifact's files; files that are not in the manifest may be there."""
     for name, expected in manifest.files.items():
@@ -242,21 +238,35 @@ def _set_aside_if_there(path: Path) -> None:
 
 def _make(
     path: Path, recipe: dict[str, Any], write: Callable[[Job], Mapping[str, Any] | None]
-) -> None:
-    work = _work_folder(path)
-    with naming(path, kept=work):
-        job = _begin(work, recipe)
-        start = time.perf_counter()
+) -> bool:
+    """Make an artifact; False if another process was quicker."""
+    work = work_folder(path, MARK)
+    with naming(path, kept=work), claimed(work / MARK):
+        if path.exists():
+            return False
+        job = None
         try:
+            job = _begin(work, recipe)
+            start = time.perf_counter()
             facts = write(job)
             seal(job.out, recipe, facts=facts, seconds=round(time.perf_counter() - start, 3))
             job.out.rename(path)
-        except BaseException:
-            shutil.rmtree(job.out, ignore_errors=True)
-            if all(entry.suffix == ".lock" for entry in job.scratch.iterdir()):
-                _remove(work)  # there is nothing to go on with
+        except BaseException as error:
+            if job is not None:
+                _give_up(work)
+            if isinstance(error, Exception) and path.exists():
+                logger.info("another process was quicker to make %s", path)
+                return False
             raise
-        flush_folder(path.parent)
+    flush_folder(path.parent)
+    return True
+
+
+def _give_up(work: Path) -> None:
+    """Keep what an attempt that ended early is gone on with, if there is anything."""
+    shutil.rmtree(work / "out", ignore_errors=True)
+    scratch = work / "scratch"
+    if scratch.is_dir() and all(entry.suffix == ".lock" for entry in scratch.iterdir()):
         _remove(work)
 
 
@@ -298,9 +308,8 @@ def _is_ours(work: Path) -> bool:
     return False
 
 
-def _clean_up(path: Path, recipe: dict[str, Any]) -> None:
-    """Remove the work folder of a run that was killed after the artifact had got its name."""
-    work = _work_folder(path)
+def _clean_up(path: Path, work: Path, recipe: dict[str, Any]) -> None:
+    """Remove the work folder of an attempt at an artifact that is there, whoever made it."""
     try:
         with locked(path):
             if not work.exists():

@@ -1,6 +1,6 @@
 """Files on the disk: written whole or not at all, locked, and named when something goes wrong.
 
-Imports nothing of the package.
+Imports `_claims` and errors alone.
 """
 
 import errno
@@ -12,13 +12,14 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
+from diffsae_lens._claims import is_sharing, sharing
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BROKEN = {errno.EIO, errno.ENAMETOOLONG}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _SECONDS_OF_A_WRITE = 3600.0  # a temporary file that is older was left by a killed process
 _N_SHOWN, _WIDTH_SHOWN = 12, 80  # of differences
 
@@ -104,20 +106,38 @@ def digest(value: Any) -> str:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a path, `<parent>/.<name>.lock`; wait for another process that holds it."""
+    """Hold the lock of a path, `<parent>/.<name>.lock`; wait for another process that holds it.
+
+    Where locks are not trusted, or the disk has none, there is no lock: see `_claims`.
+    """
     path = Path(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("waiting for another process that is making %s", path)
-            lock.acquire(poll_interval=0.1)
+        lock = None if is_sharing() else _acquired(path)
+    if lock is None:
+        with nullcontext() if is_sharing() else sharing():
+            yield
+        return
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(path: Path) -> BaseFileLock | None:
+    """The lock of a path, held; None on a disk without locks."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("waiting for another process that is making %s", path)
+        lock.acquire(poll_interval=0.1)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s cannot be locked (%s); two processes may make it twice", path, error)
+        return None
+    return lock
 
 
 @contextmanager
@@ -248,7 +268,7 @@ def set_aside(path: Path, damage: str) -> Path:
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
     logger.warning("%s is damaged: %s; set aside as %s, made anew", path, damage, aside.name)
-    with naming(path):
+    with naming(path), suppress(FileNotFoundError):  # another process may have been quicker
         path.rename(aside)
     return aside
 
@@ -276,7 +296,8 @@ def build_json(path: str | Path, recipe: Mapping[str, Any], compute: Callable[[]
         if not isinstance(stored, str):
             return stored["value"]
     with locked(path):
-        _sweep(path, older_than=0.0)
+        if not is_sharing():
+            _sweep(path, older_than=0.0)
         stored = _stored_value(path, recipe) if path.exists() else None
         if isinstance(stored, str):
             set_aside(path, stored)
