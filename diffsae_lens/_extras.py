@@ -4,6 +4,8 @@ from importlib.util import find_spec
 
 EXTRAS = {
     "bandit": "organisms",
+    "dask_jobqueue": "cluster",
+    "distributed": "cluster",
     "gguf": "organisms",
     "jinja2": "plots",
     "matplotlib": "plots",

@@ -1,7 +1,9 @@
 """Audit a zoo: thresholds from its clean models, then every organism whose secret is known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def audit_zoo(  # noqa: PLR0913
     n_texts: Count = 400,
     share: Share = 0.01,
     device: str = "cpu",
+    executor: Executor | None = None,
 ) -> Iterator[ZooRow]:
     """Make organisms, audit each, and say whether its secret was found.
 
@@ -77,6 +80,8 @@ def audit_zoo(  # noqa: PLR0913
         n_texts: texts of an audit.
         share: of them that hold the trigger; 0 for audits that only the lexicon can help.
         device: where audits run.
+        executor: what makes and audits organisms, several at a time if it has several workers, which must see
+            `path`: such as a `ClusterExecutor`. None does it here, one after the other.
 
     Returns:
         A row per organism that is no null, each as soon as it is audited.
@@ -86,34 +91,34 @@ def audit_zoo(  # noqa: PLR0913
         ValueError: as for `make_from_recipe` and `audit`.
     """
     recipes = check_items("recipes", recipes, Recipe)
-    return _rows(Path(path).expanduser(), recipes, base, config, n_texts, share, device)
+    path = Path(path).expanduser().absolute()
+    audited = partial(_audited, path=path, base=base, config=config, n_texts=n_texts, device=device)
+    return _rows(path, recipes, audited, share, map if executor is None else executor.map)
 
 
-def _rows(  # noqa: PLR0913
+def _rows(
     path: Path,
     recipes: Sequence[Recipe],
-    base: str | Path,
-    config: AuditConfig | None,
-    n_texts: int,
+    audited: Callable[..., tuple[AuditResults, tuple[bool, ...]]],
     share: float,
-    device: str,
+    each: Callable[..., Iterator[Any]],
 ) -> Iterator[ZooRow]:
     nulls, others = [], []
     for recipe in recipes:
         (nulls if recipe.name.startswith("null-") else others).append(recipe)
-    known = [
-        (recipe, *_audited(path, recipe, base, config, n_texts, 0.0, None, device))
-        for recipe in nulls
-    ]
-    thresholds = _thresholds(path / NULLS, [(r.name, found) for r, found, _ in known])
-    for recipe in others:
-        found, holds = _audited(path, recipe, base, config, n_texts, share, thresholds, device)
+    known = each(partial(audited, share=0.0, nulls=None), nulls)
+    thresholds = _thresholds(
+        path / NULLS, [(r.name, found) for r, (found, _) in zip(nulls, known, strict=True)]
+    )
+    done = each(partial(audited, share=share, nulls=thresholds), others)
+    for recipe, (found, holds) in zip(others, done, strict=True):
         yield _row(path, recipe, found, holds)
 
 
 def _audited(  # noqa: PLR0913
-    path: Path,
     recipe: Recipe,
+    *,
+    path: Path,
     base: str | Path,
     config: AuditConfig | None,
     n_texts: int,

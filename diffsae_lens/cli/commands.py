@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from diffsae_lens import __version__
 from diffsae_lens._extras import missing, require
 from diffsae_lens.cli._audit import add_audit
-from diffsae_lens.cli._common import command_line, require_report, with_given
+from diffsae_lens.cli._cells import add_cells, do_cells
+from diffsae_lens.cli._common import add_cluster, cluster, command_line, require_report, with_given
 
 if TYPE_CHECKING:
     from diffsae_lens.study._results import Results
@@ -138,6 +139,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-rounds", type=int, help="attributions that order the features")
     demo.add_argument("--n-scenes", type=int, help="scenes with the trigger said in other ways")
     demo.add_argument("--seed", type=int, help="of prompts, training and controls")
+    add_cluster(demo)
+    add_cells(demo)
     demo.set_defaults(run=_demo)
     organism = commands.add_parser(
         "make-organism",
@@ -177,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     zoo.add_argument("--n-texts", type=int, default=400, help="texts of an audit")
     zoo.add_argument("--share", type=float, default=0.01, help="of the texts that hold the trigger")
     zoo.add_argument("--device", default="cpu", help="where audits run")
+    add_cluster(zoo)
     zoo.set_defaults(run=_zoo)
     study = commands.add_parser(
         "reproduce",
@@ -186,8 +190,9 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--preset", choices=PRESETS, default="quick", help="how large")
     study.add_argument("--out", type=Path, help="the study's folder; by default runs/PRESET")
     study.add_argument("--device", help="cpu, cuda, mps, ...")
-    study.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
-    instead = study.add_mutually_exclusive_group()
+    where = add_cluster(study)
+    where.add_argument("--workers", type=int, default=1, help="cells computed at the same time")
+    instead = add_cells(study)
     instead.add_argument("--dry-run", action="store_true", help="print the cells and their cost")
     instead.add_argument(
         "--so-far", action="store_true", help="write the tables of the finished layers, run nothing"
@@ -201,13 +206,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _demo(*, out: Path, **options: Any) -> int:
-    _require_extras()
+def _demo(
+    *, out: Path, scheduler: str | None, slurm: list[str] | None, plan: bool, cell: str | None,
+    **options: Any,
+) -> int:  # fmt: skip
     from diffsae_lens.study._presets import DemoOptions, demo
     from diffsae_lens.study._run import run
 
-    given = with_given(DemoOptions, options)
-    return _report(run(demo(given), out), out, command_line("demo", out=out, **options))
+    config = demo(with_given(DemoOptions, options))
+    command = command_line("demo", out=out, **options)
+    if plan or cell is not None:
+        return do_cells(config, out, cell, command)
+    _require_extras()
+    with cluster(scheduler, slurm) as executor:
+        results = run(config, out, executor=executor)
+    return _report(results, out, command)
 
 
 def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **options: Any) -> int:
@@ -222,32 +235,36 @@ def _make_organism(*, out: Path, base: str, n_prompts: int, full_rank: bool, **o
     return 0
 
 
-def _zoo(
-    *, out: Path, only: list[str] | None, nulls: int, base: str, audit: bool, **sizes: Any
-) -> int:
+def _zoo(  # noqa: PLR0913
+    *, out: Path, only: list[str] | None, nulls: int, base: str, audit: bool, scheduler: str | None,
+    slurm: list[str] | None, **sizes: Any,
+) -> int:  # fmt: skip
     from diffsae_lens.organisms.zoo._make import make_zoo
     from diffsae_lens.organisms.zoo._zoo import choose_recipes
     from diffsae_lens.study._feasible import check_out_folder
 
     recipes = choose_recipes(only, nulls=nulls)
     check_out_folder("path", out)
-    if not audit:
-        for learned in make_zoo(out, recipes, base=base):
-            print(learned, flush=True)
-        return 0
     from diffsae_lens.auditing._zoo import audit_zoo, save_zoo
 
-    rows = []
-    for row in audit_zoo(out, recipes, base=base, **sizes):
-        rows.append(row)
-        print(f"{row.name:20} {row.kind:10} {row.verdict}: {', '.join(row.candidates)}", flush=True)
-        save_zoo(rows, out)
+    with cluster(scheduler, slurm) as executor:
+        if not audit:
+            for learned in make_zoo(out, recipes, base=base, executor=executor):
+                print(learned, flush=True)
+            return 0
+        rows = []
+        for row in audit_zoo(out, recipes, base=base, executor=executor, **sizes):
+            rows.append(row)
+            said = f"{row.name:20} {row.kind:10} {row.verdict}: {', '.join(row.candidates)}"
+            print(said, flush=True)
+            save_zoo(rows, out)
     return 0
 
 
-def _reproduce(
-    *, preset: str, out: Path | None, device: str | None, workers: int, dry_run: bool, so_far: bool
-) -> int:
+def _reproduce(  # noqa: PLR0913
+    *, preset: str, out: Path | None, device: str | None, workers: int, scheduler: str | None,
+    slurm: list[str] | None, dry_run: bool, so_far: bool, plan: bool, cell: str | None,
+) -> int:  # fmt: skip
     from diffsae_lens.reporting._tables import plan_text
     from diffsae_lens.study import _presets as presets
     from diffsae_lens.study import _run as study
@@ -255,12 +272,18 @@ def _reproduce(
     config, out = presets.PRESETS[preset](), out or Path("runs") / preset
     if device is not None:
         config = replace(config, models=replace(config.models, device=device))
+    command = command_line("reproduce", preset=preset, out=out, device=device)
     if dry_run:
         print(plan_text(study.dry_run(config, out)))
         return 0
+    if plan or cell is not None:
+        return do_cells(config, out, cell, command)
     _require_extras()
-    results = study.so_far(config, out) if so_far else study.run(config, out, n_workers=workers)
-    return _report(results, out, command_line("reproduce", preset=preset, out=out, device=device))
+    if so_far:
+        return _report(study.so_far(config, out), out, command)
+    with cluster(scheduler, slurm) as executor:
+        results = study.run(config, out, n_workers=workers, executor=executor)
+    return _report(results, out, command)
 
 
 def _require_extras() -> None:

@@ -1,4 +1,5 @@
 from ._cells import Cell as Cell
+from ._cluster import ClusterExecutor as ClusterExecutor
 from ._config import ModelSpec as ModelSpec
 from ._config import StudyConfig as StudyConfig
 from ._draw import Draw as Draw
@@ -19,5 +20,6 @@ from ._presets import DemoOptions as DemoOptions
 from ._presets import demo as demo
 from ._results import Results as Results
 from ._run import dry_run as dry_run
+from ._run import plan_of as plan_of
 from ._run import run as run
 from ._run import so_far as so_far

@@ -6,7 +6,9 @@ computed again from its last checkpoint, what was damaged is named, set aside an
 """
 
 import ctypes
+import errno
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,12 +18,17 @@ from typing import Any, Literal
 
 from diffsae_lens import _artifact
 from diffsae_lens._checks import shown
-from diffsae_lens._errors import InvalidTypeError
+from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
 from diffsae_lens._typed import Checked, Count
 
 logger = logging.getLogger(__name__)
 
 State = Literal["done", "missing", "damaged"]
+
+SECONDS_UNTIL_SEEN = 70.0
+"""A client of NFS may remember for a minute that something is not there."""
+
+_of_thread = threading.local()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,8 @@ class Cell(Checked):
     version: Count = 1
     """Of the code: raise it when a change of `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
+    resources: Mapping[str, int | float] = field(default_factory=dict)
+    """What it needs of a worker of a cluster besides memory, and one GPU where it computes on one."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -106,6 +115,14 @@ class Task:
             recipe=_artifact.plain(recipe),
             device=device,
         )
+
+    @property
+    def resources(self) -> dict[str, int | float]:
+        """What it needs of a worker, as the workers of a cluster declare it: `memory` is in bytes."""
+        gigabytes = self.cell.cost.gigabytes
+        memory = {"memory": gigabytes * 1e9} if gigabytes else {}
+        gpu = {"GPU": 1} if self.device.startswith("cuda") else {}
+        return {**memory, **gpu, **self.cell.resources}
 
     def state(self) -> tuple[State, str]:
         """Return whether the result is there, and what is wrong with it if it is damaged."""
@@ -158,13 +175,21 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
 
     Args:
         task: the cell with everything resolved.
-        held: what the cells of a run keep in memory; see `Job`.
+        held: what the cells of a run keep in memory, see `Job`; by default what those that this thread
+            computed before have left.
 
     Raises:
-        ValueError: something else lies in the cell's place.
+        ValueError: something else lies in the cell's place, or the packages here have other versions than
+            those of the recipe.
         OSError: the disk is full or forbids it; names the folder.
+        FileNotFoundError: the result of an input is not there.
     """
     cell, ran = task.cell, False
+    kept = vars(_of_thread) if held is None else held
+    if (here := _versions()) != task.recipe["packages"]:
+        said = _artifact.differences(here, task.recipe["packages"])
+        raise InvalidValueError(f"this process has other packages than the study: {said}")
+    _await_inputs(task)
 
     def write(job: _artifact.Job) -> dict[str, Any]:
         nonlocal ran
@@ -172,7 +197,6 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
         logger.info("%s ...", cell.name)
         start = time.perf_counter()
         _reset_peak()
-        kept = {} if held is None else held
         cell.run(cell.config, task.inputs, Job(**vars(job), device=task.device, held=kept))
         facts = {
             "cell": cell.name,
@@ -187,6 +211,21 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
     _artifact.build(task.path, task.recipe, write)
     if not ran:
         logger.info("%s: read", cell.name)
+
+
+def _await_inputs(task: Task) -> None:
+    """Wait until this machine sees what others have made."""
+    start = time.monotonic()
+    while missing := [p for p in task.inputs.values() if not (p / _artifact.MANIFEST).exists()]:
+        if time.monotonic() - start >= SECONDS_UNTIL_SEEN:
+            raise MissingFileError(
+                errno.ENOENT,
+                f"{task.cell.name!r} needs this result of another cell, which is not there",
+                str(missing[0]),
+            )
+        time.sleep(0.5)
+        for path in missing:  # has the folder read again
+            list(path.parent.glob(path.name))
 
 
 def _set_aside_if_mismatched(task: Task) -> None:

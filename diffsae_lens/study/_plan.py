@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffsae_lens._checks import check_items, check_texts
+from diffsae_lens._artifact import sharing
+from diffsae_lens._checks import check_choice, check_items, check_texts
 from diffsae_lens._errors import FailedRunError, InvalidValueError
 from diffsae_lens._typed import typed
 from diffsae_lens.study._cells import Cell, Task, compute, read_manifest
@@ -26,7 +27,7 @@ class Plan:
 
     @typed
     def __init__(self, cells: Iterable[Cell], path: str | Path, *, device: str = "cpu") -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # workers may be in other folders
         self.device = check_texts("device", [device])[0]
         self.cells: dict[str, Cell] = {}
         for cell in check_items("cells", cells, Cell):
@@ -87,13 +88,36 @@ class Plan:
             )
         return rows
 
+    @typed
+    def compute(self, name: str) -> Path:
+        """Compute one cell, if it is not there yet; those that it needs must be.
+
+        For schedulers of any kind, each of whose jobs computes a cell. Locks are not trusted, as other
+        machines may write to the same folder.
+
+        Args:
+            name: of the cell.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            ValueError: there is no such cell.
+            FileNotFoundError: the result of a cell that it needs is not there.
+        """
+        check_choice("name", name, self.tasks)
+        task = self.tasks[name]
+        with sharing():
+            compute(task)
+        return task.path
+
     def run(self, *, executor: Executor | None = None) -> dict[str, Path]:
         """Compute what is not there yet.
 
         Args:
             executor: where cells run, several at a time if it has several workers; any
-                `concurrent.futures.Executor`, such as a `ProcessPoolExecutor` or a cluster's. None
-                runs them here, one after the other. Its workers must see the study's folder.
+                `concurrent.futures.Executor`, such as a `ProcessPoolExecutor` or a `ClusterExecutor`.
+                None runs them here, one after the other. Its workers must see the study's folder.
 
         Returns:
             The folder of every cell.

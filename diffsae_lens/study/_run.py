@@ -37,9 +37,9 @@ def run(
         config: what to run; see `PRESETS`.
         path: the study's folder.
         n_workers: cells computed at the same time, each in a process of its own if more than one.
-        executor: where cells run instead: any `concurrent.futures.Executor`, such as a cluster's, whose
-            workers see `path`. It is not shut down. Threads of one process share torch's generator, which
-            training seeds, so give a pool of threads one worker.
+        executor: where cells run instead: any `concurrent.futures.Executor`, such as a `ClusterExecutor`,
+            whose workers see `path`. It is not shut down. Threads of one process share torch's generator,
+            which training seeds, so give a pool of threads one worker.
 
     Returns:
         What `<path>/results.json` holds.
@@ -63,7 +63,7 @@ def run(
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
             fetch_config(finetuned, models.finetuned_revision)
-    plan = _planned(config, path)
+    plan = plan_of(config, path)
     if not all(task.path.exists() for task in plan.tasks.values()):
         check_feasible(config)
     workers = nullcontext(executor) if executor else _workers(n_workers, models.device)
@@ -79,7 +79,7 @@ def so_far(config: StudyConfig, path: str | Path) -> Results:
     Raises:
         ValueError: no layer is finished.
     """
-    plan = _planned(config, Path(path).expanduser())
+    plan = plan_of(config, path)
     steps = {name: cell.config for name, cell in plan.cells.items()}
     done = {name: task.path for name, task in plan.tasks.items() if task.state()[0] == "done"}
     missing = {(s.regime, s.layer) for name, s in steps.items() if name not in done}
@@ -92,6 +92,22 @@ def so_far(config: StudyConfig, path: str | Path) -> Results:
 
 
 @typed
+def plan_of(config: StudyConfig, path: str | Path) -> Plan:
+    """Return the cells of a study, to compute one by one or to list.
+
+    Args:
+        config: the study.
+        path: its folder.
+
+    Raises:
+        ValueError: `path` is not a folder, or there is no such model.
+    """
+    path = Path(path).expanduser()
+    check_out_folder("path", path)
+    return Plan(cells_of(config), path, device=config.models.device)
+
+
+@typed
 def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     """Return what `run` would do: a row per cell with its state and its cost on two CPU cores.
 
@@ -101,13 +117,7 @@ def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: `path` is not a folder.
     """
-    path = Path(path).expanduser()
-    check_out_folder("path", path)
-    return pd.DataFrame(_planned(config, path).states()).drop(columns="folder")
-
-
-def _planned(config: StudyConfig, path: Path) -> Plan:
-    return Plan(cells_of(config), path, device=config.models.device)
+    return pd.DataFrame(plan_of(config, path).states()).drop(columns="folder")
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,22 @@ def make_from_recipe(
 
 
 def make_zoo(
-    path: str | Path, recipes: Sequence[Recipe], *, base: str | Path = EMBEDDED_MODEL
+    path: str | Path,
+    recipes: Sequence[Recipe],
+    *,
+    base: str | Path = EMBEDDED_MODEL,
+    executor: Executor | None = None,
 ) -> Iterator[Learned]:
-    """Make organisms one after the other, each in the folder of its name; see `make_from_recipe`."""
-    for recipe in recipes:
-        yield make_from_recipe(recipe, Path(path) / recipe.name, base=base)
+    """Make organisms, each in the folder of its name; see `make_from_recipe`.
+
+    One after the other, or on an executor whose workers see `path`.
+    """
+    make = partial(_make_in, Path(path).expanduser().absolute(), base)
+    yield from map(make, recipes) if executor is None else executor.map(make, recipes)
+
+
+def _make_in(path: Path, base: str | Path, recipe: Recipe) -> Learned:
+    return make_from_recipe(recipe, path / recipe.name, base=base)
 
 
 def _measured(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
