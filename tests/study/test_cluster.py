@@ -2,21 +2,26 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from diffsae_lens._artifact import write_text
 from diffsae_lens.study import _cells as cells
-from diffsae_lens.study import _cluster
 from diffsae_lens.study._cells import Cell, Cost, read_manifest
 from diffsae_lens.study._cluster import ClusterExecutor, slurm_settings
 from diffsae_lens.study._plan import Plan
+from tests.benchmarks import cut_off
 from tests.study.test_cells import cell, chain, value
 
 QUIET = {"dashboard_address": None, "silence_logs": logging.ERROR}
@@ -100,7 +105,9 @@ def test_a_gpu_is_needed_where_cells_compute_on_one(tmp_path):
 
 def test_a_cell_that_no_worker_can_take_is_refused_and_not_waited_for(tmp_path, executor):
     large = replace(cell("left", 1), cost=Cost(seconds=1, gigabytes=20))
-    said = r"'left' needs \{'memory': 20000000000.0\}, which no worker .* \{'memory': 8000000000.0\}"
+    said = (
+        r"'left' needs \{'memory': 20000000000.0\}, which no worker .* \{'memory': 8000000000.0\}"
+    )
     with pytest.raises(RuntimeError, match=said):
         Plan([large], tmp_path).run(executor=executor)
 
@@ -171,7 +178,11 @@ def test_a_result_that_this_machine_does_not_see_yet_is_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"client": 3}, TypeError, "`client` must be a scheduler's address or a distributed.Client"),
+        (
+            {"client": 3},
+            TypeError,
+            "`client` must be a scheduler's address or a distributed.Client",
+        ),
         ({"client": "nonsense"}, ValueError, "cannot be reached"),
         ({"lease": 0}, ValueError, "`lease` must be"),
         ({"n_threads": 0}, ValueError, "`n_threads` must be at least 1"),
@@ -195,7 +206,78 @@ def test_the_job_script_asks_slurm_for_what_workers_declare():
     scheduler = {"dashboard_address": ":0"}
     with SLURMCluster(**slurm_settings(options), scheduler_options=scheduler) as cluster:
         script = cluster.job_script()
-    for line in ("-p long", "-n 1", "--cpus-per-task=8", "--mem=30G", "--gres=gpu:1", "-t 04:00:00"):
+    for line in (
+        "-p long",
+        "-n 1",
+        "--cpus-per-task=8",
+        "--mem=30G",
+        "--gres=gpu:1",
+        "-t 04:00:00",
+    ):
         assert f"#SBATCH {line}\n" in script
     assert "--nthreads 1 " in script
     assert '--resources "memory=32000000000 GPU=1" --memory-limit 0' in script
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    log: str = field(compare=False)
+    until: int = 60
+
+
+def steps(config, inputs, job):
+    """Counts with a checkpoint per step, and writes who did each."""
+    checkpoint = job.scratch / "checkpoint"
+    count = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    while count < config.until:
+        time.sleep(0.05)
+        count += 1
+        write_text(checkpoint, str(count))
+        with Path(config.log).open("a") as file:
+            file.write(f"{os.getpid()} {count}\n")
+    (job.out / "value").write_text(str(count + len(inputs)))
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_worker_is_gone_on_with_by_another(tmp_path):
+    log = tmp_path / "log"
+    made = [
+        Cell(name="counted", run=steps, config=Steps(log=str(log))),
+        Cell(
+            name="after", run=steps, config=Steps(log=str(tmp_path / "other"), until=2),
+            inputs={"counted": "counted"},
+        ),
+    ]  # fmt: skip
+    serial = files(Plan(made, tmp_path / "serial").run())
+    log.unlink()
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, **QUIET) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        ThreadPoolExecutor(1) as pool,
+        ClusterExecutor(client, lease=2.0) as executor,
+    ):
+        pids = set(client.run(os.getpid).values())
+        running = pool.submit(Plan(made, tmp_path / "cluster").run, executor=executor)
+        while not log.exists() or len(log.read_text().splitlines()) < 20:
+            time.sleep(0.05)
+        killed = int(log.read_text().split()[0])
+        assert killed in pids
+        os.kill(killed, signal.SIGKILL)
+        assert files(running.result(120)) == serial
+    did = [line.split() for line in log.read_text().splitlines()]
+    assert {int(pid) for pid, _ in did} > {killed}
+    counts = [int(count) for _, count in did]
+    assert sorted({*counts}) == [*range(1, 61)]
+    assert len(counts) <= 61  # at most the step that was killed is done again
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_study_that_loses_a_killed_and_a_cut_off_host_ends_as_a_serial_run(tmp_path):
+    if why := cut_off.cannot():
+        pytest.skip(why)
+    said = tmp_path / "log"
+    command = [sys.executable, "-m", "tests.benchmarks.cut_off", "--log", str(said)]
+    done = subprocess.run(command, cwd=cut_off.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "results equal: True; files of all cells equal: True" in said.read_text()
