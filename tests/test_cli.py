@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shlex
 import signal
@@ -105,6 +106,13 @@ def test_the_same_folder_serves_a_command_that_can_be(command, models, tmp_path,
         (("reproduce", "--workers", 0), "`--workers` must be at least 1, got 0"),
         (("reproduce", "--device", "nowhere"), "`--device` 'nowhere' cannot be used here"),
         (("reproduce", "--so-far"), "no layer of the study in runs/quick is finished"),
+        (("reproduce", "--scheduler", "nonsense"), "`--scheduler` 'nonsense' cannot be reached"),
+        (
+            ("reproduce", "--slurm", "jobs"),
+            "`--slurm` must be KEY=VALUE, such as jobs=4, got 'jobs'",
+        ),
+        (("demo", "--slurm", "=4"), "`--slurm` must be KEY=VALUE, such as jobs=4, got '=4'"),
+        (("zoo", "--scheduler", "nonsense"), "`--scheduler` 'nonsense' cannot be reached"),
         (("demo", "--out", "file"), "`--out` must be a folder"),
         (("demo", "--behaviour", "a-typo"), "`--behaviour` must be one of 'year-trigger', "),
         (("make-organism", "--out", "o", "--behaviour", "a-typo"), "`--behaviour` must be one of"),
@@ -257,3 +265,26 @@ def test_a_report_is_written_and_the_tables_are_printed(tmp_path, capsys):
         assert str(tmp_path / name) in printed
         assert (tmp_path / name).exists()
     assert "diffsae-lens demo</code>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_plan_says_how_each_cell_is_computed(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    demo = ["demo", "--out", "a run", *models, "--k", "4", "--n-training-samples", "10"]
+    assert cli.main([*demo, "--plan"]) == 0
+    rows = {row["cell"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {row["state"] for row in rows.values()} == {"missing"}
+    assert set(rows["1/dictionaries"]["needs"]) == {"tokens"}
+    assert rows["tokens"]["resources"]["memory"] > 1e9
+    command = shlex.split(rows["tokens"]["command"])
+    assert command[0] == "diffsae-lens"
+    assert command[-2:] == ["--cell", "tokens"]
+    assert cli.main(command[1:]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == tmp_path / "a run/cells" / rows["tokens"]["folder"]
+    assert (folder / "artifact.json").exists()
+    assert not [*(tmp_path / "a run").rglob("*.lock")]
+    assert cli.main([*demo, "--plan"]) == 0
+    rows = {row["cell"]: row for row in json.loads(capsys.readouterr().out)}
+    assert [row["cell"] for row in rows.values() if row["state"] == "done"] == ["tokens"]
+    assert cli.main([*demo, "--cell", "token"]) == 2
+    assert "`--cell` must be one of " in capsys.readouterr().err

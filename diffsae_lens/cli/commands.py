@@ -25,6 +25,8 @@ PRESETS = ("quick", "paper-135m", "paper")
 
 _OPTIONS = {
     "path": "out",
+    "client": "scheduler",
+    "name": "cell",
     "n_workers": "workers",
     "tokens.k": "k",
     "tokens.texts": "n_training_samples",

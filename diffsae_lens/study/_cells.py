@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
-from diffsae_lens._checks import shown
+from diffsae_lens._checks import check_number, check_texts, shown
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
 from diffsae_lens._typed import Checked, Count
 
@@ -80,6 +80,9 @@ class Cell(Checked):
             raise InvalidTypeError(
                 f"`config` must be a frozen dataclass of plain values, got {shown(self.config)}"
             )
+        check_texts("resources", list(self.resources), allow_empty=True)
+        for amount in self.resources.values():
+            check_number("resources", amount, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

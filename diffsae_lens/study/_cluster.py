@@ -181,7 +181,7 @@ def _connected(address: str) -> "Client":
         return Client(address, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InvalidValueError(
-            f"`scheduler` {address!r} cannot be reached ({error}); start one with `dask scheduler`, and "
+            f"`client` {address!r} cannot be reached ({error}); start one with `dask scheduler`, and "
             "give the address that it prints"
         ) from error
 

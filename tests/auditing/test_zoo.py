@@ -1,5 +1,6 @@
 """A zoo audited in one go, on a tiny base."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,10 @@ def test_a_zoo_sets_thresholds_and_judges_every_organism(tmp_path, base):
     assert row.named is any("Ingrid" in name for name in row.candidates)
     assert row.seconds > 0
     assert save_zoo(rows, tmp_path)["n_trigger"].tolist() == [2]
-    # Later, thresholds are read, and what is finished is not made again.
-    again = list(audit_zoo(tmp_path, [one], **sizes))
+    # Later, thresholds are read, and what is finished is not made again; an executor
+    # does the same.
+    with ThreadPoolExecutor(1) as executor:
+        again = list(audit_zoo(tmp_path, [one], **sizes, executor=executor))
+        with pytest.raises(TypeError, match="`executor` must be an Executor or None"):
+            audit_zoo(tmp_path, [one], **sizes, executor=3)
     assert again == rows

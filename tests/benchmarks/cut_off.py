@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+HOW = ("artifact.json", "trainer_cfg.json")
 NET, PORT, LEASE = "10.231.77", 8791, 6.0
 ROOT = Path(__file__).parents[2]
 TIMEOUTS = {
@@ -115,7 +116,7 @@ def tiny_study(folder: Path) -> Any:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """What the cells hold: the hashes of their files, but those that say how long it took."""
+    """What the cells hold: the hashes of their files, but those that say how it was made and where."""
     from diffsae_lens.study._cells import read_manifest
 
     found = {}
@@ -123,7 +124,7 @@ def stored(path: Path) -> dict[str, Any]:
         if folder.is_dir():
             manifest = read_manifest(folder)
             files = {} if manifest is None else manifest.files
-            found[folder.name] = {f: h for f, h in files.items() if Path(f).name != "artifact.json"}
+            found[folder.name] = {f: h for f, h in files.items() if Path(f).name not in HOW}
     return found
 
 
@@ -169,8 +170,11 @@ def compare(folder: Path, say: Any) -> bool:
             say(f"the study is finished; hosts left: {sorted(names(executor._client))}")
     one, other = (replace(results, cells=(), versions={}) for results in (serial, parallel))
     same = one == other, stored(folder / "serial") == stored(folder / "cluster")
+    n_files = sum(map(len, stored(folder / "serial").values()))
     left = [p.name for p in (folder / "cluster").rglob("*.partial")]
-    say(f"results equal: {same[0]}; files of all cells equal: {same[1]}; work folders left: {left}")
+    say(
+        f"results equal: {same[0]}; {n_files} files of cells equal: {same[1]}; work folders left: {left}"
+    )
     return all(same) and not left
 
 

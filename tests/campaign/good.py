@@ -233,7 +233,8 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "d_model": D_MODEL, "d_sae": D_SAE, "lr": 1e-3, "learning_rate": 1e-3, "weight_decay": 0.1,
         "sequences_per_shard": 8, "context_size": 16, "harvest": dl.training.HarvestConfig(),
         "expected": None, "first_line": 1, "is_fitted": False, "n_workers": 1, "n_prompts": 2,
-        "executor": None,
+        "executor": None, "client": "tcp://127.0.0.1:9", "lease": 90.0, "n_threads": 1,
+        "resources": {"GPU": 1},
         "command": None, "figures": None, "controls": (), "max_attack_rate": 0.1,
         "min_defence_rate": 0.9, "max_harm": 0.1, "max_features": 2,
     }  # fmt: skip

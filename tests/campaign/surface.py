@@ -41,6 +41,7 @@ NOT_CALLED = {
 
 BAD_ONLY = {
     "upload": "needs the hub",
+    "ClusterExecutor": "needs a cluster",
     "export_to_neuronpedia": "needs the server",
     "run": "a study takes minutes",
     "so_far": "needs a study that was run",
