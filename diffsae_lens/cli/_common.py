@@ -1,6 +1,7 @@
 """What the commands have in common."""
 
 import argparse
+import logging
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -65,8 +66,11 @@ def cluster(scheduler: str | None, slurm: list[str] | None) -> Iterator[Executor
         return
     require("distributed", "computing on a cluster")
     options = dict(_pair(word) for word in slurm or ())
+    import distributed  # sets its loggers' levels
+
     from diffsae_lens.study import _cluster
 
+    logging.getLogger(distributed.__name__).setLevel(logging.WARNING)
     if scheduler is not None:
         with _cluster.ClusterExecutor(scheduler) as executor:
             yield executor
