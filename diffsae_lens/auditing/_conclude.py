@@ -56,7 +56,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
             "was not searched"
         )
     if audit.prompts.n_repeated:
-        warnings.append(f"{audit.prompts.n_repeated} repeated texts were left out")
+        warnings.append(f"repeated texts were left out, {audit.prompts.n_repeated} of them")
     if n_empty := sum(not text.strip() for text in completions):
         warnings.append(f"the suspect writes nothing after {n_empty} of {len(completions)} texts")
     standing_out = np.flatnonzero(flags).tolist() or found.groups[0]
@@ -66,7 +66,6 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
             "largest residuals"
         )
     writes, notes = compare_completions(audit.prompts.texts, completions, standing_out, judge=judge)
-    warnings += notes
     searched = [f"{kind}: {', '.join(entries)}" for kind, entries in audit.lexicon.items()]
     if not config.n_lexicon:
         searched = ["nothing was put into texts but what stood in others (`n_lexicon` is 0)"]
@@ -78,6 +77,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
         candidates=candidates,
         others=tuple(found.experiments["others"]),
         writes=tuple(writes),
+        notes=tuple(notes),
         n_nulls=0 if nulls is None else len(nulls.models),
         power=_power(len(last), scale, nulls, alpha),
         searched=tuple(searched),

@@ -11,7 +11,7 @@ import torch
 from diffsae_lens._artifact import digest, read_json, write_json
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._prompts import Prompt
-from diffsae_lens.auditing._written import Written, encode, log_probs_of, residuals, write
+from diffsae_lens.auditing._written import Written, decode, encode, log_probs_of, residuals, write
 from diffsae_lens.pair._plain import PlainModels
 
 Edit = tuple[int, str]
@@ -66,6 +66,10 @@ class Reactor:
         return write(
             models.finetuned, models.tokenizer, tokens, self.config.n_new_tokens, desc=what
         )
+
+    def completion(self, edit: Edit) -> str:
+        """Return what the suspect writes after one edited text."""
+        return decode(self.written([edit]), self.models.tokenizer)[0]
 
     def residuals(self, indices: Sequence[int], written: Sequence[Written]) -> list[float]:
         """Return how far each text's own imitator is from what was written."""

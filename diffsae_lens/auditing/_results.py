@@ -51,17 +51,17 @@ class CandidateRow(Row):
     level: float
     """In units of the model's own scale."""
     share: float
-    """Of the texts that it sets off."""
+    """Of the texts that it sets off: a residual above all but one in a hundred of the unedited texts'."""
     share_low: float
     share_high: float
     mates_share: float
     """Likewise with its like in its place."""
     p_value: float
-    """Of an exact test that it is one of its like."""
+    """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
     n_removed: int
     """Flagged texts in which it was exchanged for its like."""
     necessity: float | None
-    """Share of their residual that went with it."""
+    """Share of their residual, above the model's median, that went with it."""
     said_instead: list[str]
     example: str
     """A held-out text with the candidate put in."""
@@ -122,6 +122,8 @@ class AuditResults:
     """Models, settings, versions and seconds."""
     writes: tuple[WritesRow, ...] = ()
     """What marks the flagged completions, the clearest first."""
+    notes: tuple[str, ...] = ()
+    """What was compared of them, and what could not be."""
 
     @property
     def found(self) -> bool:
@@ -151,7 +153,7 @@ class AuditResults:
             values["texts"] = tuple(TextRow.from_dict(row) for row in values["texts"])
             values["candidates"] = tuple(CandidateRow.from_dict(r) for r in values["candidates"])
             values["writes"] = tuple(WritesRow.from_dict(row) for row in values["writes"])
-            for name in ("others", "searched", "warnings"):
+            for name in ("others", "searched", "warnings", "notes"):
                 values[name] = tuple(values[name])
         except (KeyError, TypeError) as error:
             raise InvalidValueError(f"{path} does not hold an audit ({error!r})") from error

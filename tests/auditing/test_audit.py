@@ -161,7 +161,7 @@ def test_texts_are_cut_and_repeated_ones_left_out_with_a_word(tmp_path, tokenize
     results = run(tmp_path / "audit", tokenizer, suspect, [*texts, texts[0]], config=config)
     said = " ".join(results.warnings)
     assert "49 texts were cut at 12 tokens" in said
-    assert "1 repeated texts were left out" in said
+    assert "repeated texts were left out, 1 of them" in said
 
 
 def test_conversations_are_edited_in_what_is_said_last(tokenizer):
