@@ -50,7 +50,8 @@ def table(rows: list[dict]) -> str:
         )
         cells = (
             row["name"], recipe.trigger or "nothing", recipe.behaviour, row["verdict"],
-            f"{row['p_value']:.3f}", of_trigger, f"{n_others}", first.replace("|", "\\|"), effect, f"{row['seconds'] / 60:.0f}",
+            f"{row['p_value']:.3f}", of_trigger, f"{n_others}", first.replace("|", "\\|"), effect,
+            f"{row['seconds'] / 60:.0f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
