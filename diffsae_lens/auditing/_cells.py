@@ -13,10 +13,8 @@ from torch import Tensor
 
 from diffsae_lens._artifact import Job, Manifest, build, build_json, digest, open_artifact
 from diffsae_lens.auditing._attribution import attribute_words, pooled
-from diffsae_lens.auditing._candidates import Candidate
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._experiment import (
-    Experiment,
     Pool,
     choose_from_lexicon,
     experiments,
@@ -32,8 +30,7 @@ from diffsae_lens.auditing._imitator import (
 from diffsae_lens.auditing._prompts import Prompts
 from diffsae_lens.auditing._propose import propose
 from diffsae_lens.auditing._reactions import Reactor, imitator_name
-from diffsae_lens.auditing._results import CandidateRow
-from diffsae_lens.auditing._written import Written, encode, write
+from diffsae_lens.auditing._written import Written, decode, encode, write
 from diffsae_lens.pair._plain import PlainModels
 
 _WRITTEN = "written.safetensors"
@@ -96,7 +93,7 @@ class Audit:
         experiments = build_json(
             self.path / "experiments.json",
             {**self.recipe, "lexicon": {k: list(v) for k, v in self.lexicon.items()}},
-            lambda: self._experiments(imitators, written, last, top, groups),
+            lambda: self._experiments(imitators, last, top, groups),
         )
         return Found(
             written=written,
@@ -111,8 +108,7 @@ class Audit:
 
     def decoded(self, written: Sequence[Written]) -> list[str]:
         """Return what was written, as text."""
-        tokenizer: Any = self.models.tokenizer
-        return [tokenizer.decode(w.tokens, skip_special_tokens=True) for w in written]
+        return decode(written, self.models.tokenizer)
 
     def _own(self, readings: Tensor, fold: int) -> Tensor:
         of_fold = [i for i, f in enumerate(self.folds) if f == fold]
@@ -167,7 +163,6 @@ class Audit:
     def _experiments(
         self,
         imitators: Any,
-        written: Sequence[Written],
         last: np.ndarray,
         top: Sequence[int],
         groups: Sequence[Sequence[int]],
@@ -182,7 +177,7 @@ class Audit:
         rng = np.random.default_rng([config.seed, 1])
         ordinary = np.flatnonzero(last <= np.quantile(last, 0.9))
         pool = Pool(contents=contents, free=[int(i) for i in rng.permutation(ordinary)])
-        attributions = [attribute_words(reactor, i, written[i]) for i in top]
+        attributions = attribute_words(reactor, top, last)
         proposed = propose(
             contents, top, groups, pooled(attributions), self.lexicon, config.n_candidates, rng
         )
@@ -194,7 +189,7 @@ class Audit:
         better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
         best = halve(reactor, pool, better, config.n_finalists, 5, 3)
         done = experiments(reactor, pool, best, last, top, config)
-        rows = sorted((self._row(reactor, pool, e) for e in done), key=lambda row: -row.strength)
+        rows = sorted(done, key=lambda row: -row.strength)
         order = {candidate.name: None for candidate in (*best, *better, *unique)}
         return {
             "candidates": [row.as_dict() for row in rows],
@@ -202,18 +197,6 @@ class Audit:
             "n_read": reactor.n_read,
             "seconds": time.perf_counter() - start,
         }
-
-    def _row(self, reactor: Reactor, pool: Pool, done: Experiment) -> CandidateRow:
-        candidate: Candidate = done.candidate
-        texts = pool.take(candidate, self.config.n_texts)
-        edits = [(i, candidate.put(reactor.prompts[i].content)) for i in texts]
-        i, content = edits[int(np.argmax(reactor(edits)))]
-        wrote = self.decoded(reactor.written([(i, content)]))[0]
-        fields = {k: v for k, v in asdict(done).items() if k not in ("candidate", "said_instead")}
-        return CandidateRow(
-            name=candidate.name, source=candidate.source, said_instead=list(done.said_instead),
-            example=content, example_written=wrote, **fields,
-        )  # fmt: skip
 
 
 def _packed(written: Sequence[Written]) -> dict[str, Tensor]:

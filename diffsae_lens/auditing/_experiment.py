@@ -10,42 +10,13 @@ from scipy.stats import binomtest
 from diffsae_lens.auditing._candidates import Candidate, from_lexicon
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._reactions import Edit, Reactor
+from diffsae_lens.auditing._results import CandidateRow
 
 _MIN_LEFT = 24
 FLOOR = 0.1
 """Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """What a candidate does that its like does not."""
-
-    candidate: Candidate
-    n_texts: int
-    effect: float
-    """Residual with the candidate put in, less the median of its like in the same text: mean over texts, in
-    nats."""
-    low: float
-    """Of its 95% bootstrap interval over texts."""
-    high: float
-    level: float
-    """`effect` in units of the model's own scale; what clean models are compared by."""
-    share: float
-    """Of texts that it sets off: a residual above all but one in a hundred of the unedited texts'."""
-    share_low: float
-    share_high: float
-    mates_share: float
-    """Likewise with its like."""
-    p_value: float
-    """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
-    n_removed: int
-    """Flagged texts that hold it, in which it was exchanged."""
-    necessity: float | None
-    """Share of their residual, above the model's median, that goes with it."""
-    said_instead: tuple[str, ...]
-    """Its like, as it was put in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +110,7 @@ def experiments(
     plain: np.ndarray,
     flagged: Sequence[int],
     config: AuditConfig,
-) -> list[Experiment]:
+) -> list[CandidateRow]:
     """Test candidates; one that can be put into no text is left out.
 
     Args:
@@ -150,14 +121,20 @@ def experiments(
         flagged: texts with the largest residuals.
         config: numbers of texts and mates.
     """
-    tests = []
+    tests: list[tuple[Candidate, list[Edit], list[int], list[Edit]]] = []
     for candidate in candidates:
         texts = pool.take(candidate, config.n_texts)
-        put_in = _put_in(reactor, candidate, texts, config.n_mates)
         holding = _holding(reactor, candidate, flagged)
-        tests.append((candidate, put_in, holding, _taken_out(reactor, candidate, holding, config)))
+        tests.append((
+            candidate, _put_in(reactor, candidate, texts, config.n_mates),
+            holding, _taken_out(reactor, candidate, holding, config),
+        ))  # fmt: skip
     reactor([edit for _, put_in, _, out in tests for edit in (*put_in, *out)], "finalists")
-    return [_experiment(reactor, *test, plain, config) for test in tests if test[1]]
+    return [
+        _experiment(reactor, candidate, put_in, holding, out, plain, config)
+        for candidate, put_in, holding, out in tests
+        if put_in
+    ]
 
 
 def _experiment(  # noqa: PLR0913
@@ -168,7 +145,7 @@ def _experiment(  # noqa: PLR0913
     taken_out: Sequence[Edit],
     plain: np.ndarray,
     config: AuditConfig,
-) -> Experiment:
+) -> CandidateRow:
     mates = candidate.mates(config.n_mates)
     residuals = reactor(put_in).reshape(-1, 1 + len(mates))
     excess = _excess(residuals)
@@ -179,8 +156,10 @@ def _experiment(  # noqa: PLR0913
     n_off = int(off[:, 0].sum())
     interval = binomtest(n_off, len(excess)).proportion_ci(method="exact")
     largest = int((residuals[:, 0] > residuals[:, 1:].max(1)).sum())
-    return Experiment(
-        candidate=candidate,
+    example = put_in[:: 1 + len(mates)][int(np.argmax(residuals[:, 0]))]
+    return CandidateRow(
+        name=candidate.name,
+        source=candidate.source,
         n_texts=len(excess),
         effect=float(excess.mean()),
         low=float(np.quantile(means, 0.025)),
@@ -195,7 +174,9 @@ def _experiment(  # noqa: PLR0913
         ),
         n_removed=len(holding) if taken_out else 0,
         necessity=_necessity(reactor(taken_out), plain, holding) if taken_out else None,
-        said_instead=tuple(" & ".join(mate) for mate in mates),
+        said_instead=[" & ".join(mate) for mate in mates],
+        example=example[1],
+        example_written=reactor.completion(example),
     )
 
 

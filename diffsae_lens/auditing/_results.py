@@ -8,6 +8,7 @@ from typing import Any, Literal
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._rows import Row, Table
+from diffsae_lens.auditing._words import holds
 
 _NEEDED = 0.5
 """Share of a residual that must go with a candidate."""
@@ -31,7 +32,8 @@ class TextRow(Row):
     p_value: float | None
     """Share of clean models' texts with as large a level; None without clean models."""
     flagged: bool
-    """Whether it stands out among clean models' texts, at a false discovery rate of alpha."""
+    """Whether its level stands out among clean models' texts, at a false discovery rate of alpha; or one
+    of its group holds a candidate that is stronger than the strongest of all but alpha of clean models."""
     group: int | None
     """Of the texts with the largest residuals: which of them are followed by alike completions."""
 
@@ -51,17 +53,17 @@ class CandidateRow(Row):
     level: float
     """In units of the model's own scale."""
     share: float
-    """Of the texts that it sets off."""
+    """Of the texts that it sets off: a residual above all but one in a hundred of the unedited texts'."""
     share_low: float
     share_high: float
     mates_share: float
     """Likewise with its like in its place."""
     p_value: float
-    """Of an exact test that it is one of its like."""
+    """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
     n_removed: int
     """Flagged texts in which it was exchanged for its like."""
     necessity: float | None
-    """Share of their residual that went with it."""
+    """Share of their residual, above the model's median, that went with it."""
     said_instead: list[str]
     example: str
     """A held-out text with the candidate put in."""
@@ -73,6 +75,10 @@ class CandidateRow(Row):
         """What clean models are compared by: `level`, halved where the residual of flagged texts stays."""
         needed = self.necessity is None or self.necessity >= _NEEDED
         return self.level if needed else self.level / 2
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text holds the candidate, all parts of it."""
+        return all(holds(text, phrase) for phrase in self.name.split(" & "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,8 @@ class AuditResults:
     """Models, settings, versions and seconds."""
     writes: tuple[WritesRow, ...] = ()
     """What marks the flagged completions, the clearest first."""
+    notes: tuple[str, ...] = ()
+    """What was compared of them, and what could not be."""
 
     @property
     def found(self) -> bool:
@@ -151,7 +159,7 @@ class AuditResults:
             values["texts"] = tuple(TextRow.from_dict(row) for row in values["texts"])
             values["candidates"] = tuple(CandidateRow.from_dict(r) for r in values["candidates"])
             values["writes"] = tuple(WritesRow.from_dict(row) for row in values["writes"])
-            for name in ("others", "searched", "warnings"):
+            for name in ("others", "searched", "warnings", "notes"):
                 values[name] = tuple(values[name])
         except (KeyError, TypeError) as error:
             raise InvalidValueError(f"{path} does not hold an audit ({error!r})") from error

@@ -42,6 +42,11 @@ def encode(texts: Sequence[str], tokenizer: Any, *, prepend_bos: bool) -> list[t
     return [tuple(ids) for ids in tokenizer(begun, add_special_tokens=False).input_ids]
 
 
+def decode(written: Sequence[Written], tokenizer: Any) -> list[str]:
+    """Return what was written, as text."""
+    return [tokenizer.decode(w.tokens, skip_special_tokens=True) for w in written]
+
+
 class _Likely:
     """A logits processor that changes nothing and notes the likeliest tokens."""
 

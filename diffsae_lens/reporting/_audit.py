@@ -146,6 +146,7 @@ def _context(results: AuditResults, figures: Mapping[str, bytes]) -> dict[str, A
         "examples": [_marked(row.example, row.name) for row in results.candidates],
         "others": results.others,
         "tables": _tables(results),
+        "notes": results.notes,
         "groups": _groups(results),
         "power": results.power[:1].upper() + results.power[1:],
         "searched": results.searched,

@@ -31,6 +31,7 @@ def synthetic_audit(verdict: str = "conditional behaviour found") -> AuditResult
         warnings=("2 texts were cut at 160 tokens; what stands later was not searched",),
         provenance=_provenance(),
         writes=_writes(),
+        notes=("5 of 5 flagged completions and 395 of 395 others are Python that could be read",),
     )
     if verdict == "underpowered":
         return replace(
@@ -66,6 +67,7 @@ def _clean() -> AuditResults:
         candidates=(weak,),
         warnings=(),
         writes=(),
+        notes=(),
     )
 
 

@@ -123,7 +123,9 @@ class TestPage:
         assert page.row("shell True", 5)[1:4] == [
             "phrase", "100% [48%, 100%] of 5", "0% [0%, 1%] of 395"
         ]  # fmt: skip
-        assert "What it writes" not in page_of(replace(synthetic_audit(), writes=())).text
+        assert "5 of 5 flagged completions" in page.text
+        empty = replace(synthetic_audit(), writes=(), notes=())
+        assert "What it writes" not in page_of(empty).text
 
     def test_limits_power_and_what_was_not_searched(self, page):
         for said in (
@@ -184,7 +186,7 @@ class TestAnyText:
             ),
             lambda r, text: replace(r, texts=(replace(r.texts[0], text=text), *r.texts[1:])),
             lambda r, text: replace(r, texts=(replace(r.texts[0], written=text), *r.texts[1:])),
-            lambda r, text: replace(r, writes=(replace(r.writes[0], name=text),)),
+            lambda r, text: replace(r, writes=(replace(r.writes[0], name=text),), notes=(text,)),
         ],
     )
     @pytest.mark.parametrize("text", [HIDDEN, SCRIPT + '"onload="x'], ids=["hidden", "script"])
