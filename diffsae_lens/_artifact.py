@@ -13,7 +13,8 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from diffsae_lens._errors import InvalidValueError, MissingFileError
 __all__ = [
     "FORMAT", "MANIFEST", "Job", "Manifest", "build", "build_json", "differences", "digest", "find",
     "locked", "naming", "open_artifact", "plain", "read_json", "seal", "set_aside", "sha256",
-    "sharing", "write_bytes", "write_json", "write_text",
+    "sharing", "version", "write_bytes", "write_json", "write_text",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ MARK = "recipe.json"
 FORMAT = "diffsae-lens artifact 1"
 
 _PACKAGES = ("diffsae-lens", "sae-lens", "transformer-lens", "torch", "transformers", "peft")
+
+
+version = cache(metadata.version)  # which reads a file each time
 
 
 @dataclass(frozen=True, kw_only=True)

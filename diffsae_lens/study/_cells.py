@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from diffsae_lens import _artifact
+from diffsae_lens._artifact import version
 from diffsae_lens._checks import check_number, check_texts, shown
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError, MissingFileError
 from diffsae_lens._typed import Checked, Count

@@ -57,6 +57,7 @@ def overhead(n_cells: int) -> None:
             cluster.scale(n)
             while len(client.scheduler_info(n_workers=-1)["workers"]) != n:
                 time.sleep(0.1)
+            client.run(__import__, "diffsae_lens.study._cluster")
             seconds = took(client, 16, 1.0)
             alone = alone or seconds
             print(f"{n} workers: 16 cells of 1 s in {seconds:.1f} s, {alone / seconds:.1f} times")
