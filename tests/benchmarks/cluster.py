@@ -52,15 +52,14 @@ def overhead(n_cells: int) -> None:
     with LocalCluster(n_workers=4, **options) as cluster, Client(cluster) as client:
         took(client, 12, 0)  # the imports
         print(f"{1000 * took(client, n_cells, 0) / n_cells:.0f} ms per empty cell, 4 workers")
-        alone = None
-        for n in (1, 2, 4):
+        spans = {}
+        for n in (4, 2, 1):  # fewer and fewer, since new ones import first
             cluster.scale(n)
             while len(client.scheduler_info(n_workers=-1)["workers"]) != n:
                 time.sleep(0.1)
-            client.run(__import__, "diffsae_lens.study._cluster")
-            seconds = took(client, 16, 1.0)
-            alone = alone or seconds
-            print(f"{n} workers: 16 cells of 1 s in {seconds:.1f} s, {alone / seconds:.1f} times")
+            spans[n] = took(client, 16, 1.0)
+        for n, seconds in sorted(spans.items()):
+            print(f"{n} workers: 16 cells of 1 s in {seconds:.1f} s, {spans[1] / seconds:.1f} times")
 
 
 def needs(cell: str, cells: Iterable[str]) -> list[str]:
