@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -269,9 +270,9 @@ def _make(
 def _give_up(work: Path) -> None:
     """Keep what an attempt that ended early is gone on with, if there is anything."""
     shutil.rmtree(work / "out", ignore_errors=True)
-    scratch = work / "scratch"
-    if scratch.is_dir() and all(entry.suffix == ".lock" for entry in scratch.iterdir()):
-        _remove(work)
+    with suppress(FileNotFoundError):  # another process removes it, or took it over
+        if all(entry.suffix == ".lock" for entry in (work / "scratch").iterdir()):
+            _remove(work)
 
 
 def _begin(work: Path, recipe: dict[str, Any]) -> Job:

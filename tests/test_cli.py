@@ -244,7 +244,7 @@ def test_the_version_is_said_without_waiting_for_torch():
 def test_the_demos_command_gives_its_options_back(tmp_path, monkeypatch):
     """The report says how to run it again."""
     said = []
-    monkeypatch.setattr(study, "run", lambda config, path: config)
+    monkeypatch.setattr(study, "run", lambda config, path, executor: config)
     monkeypatch.setattr(commands, "_report", lambda *args: said.append(args) or 0)
     argv = ["demo", "--out", "a b", "--layers", "14", "18", "--k", "8"]
     assert cli.main(argv) == 0

@@ -59,7 +59,9 @@ def overhead(n_cells: int) -> None:
                 time.sleep(0.1)
             spans[n] = took(client, 16, 1.0)
         for n, seconds in sorted(spans.items()):
-            print(f"{n} workers: 16 cells of 1 s in {seconds:.1f} s, {spans[1] / seconds:.1f} times")
+            print(
+                f"{n} workers: 16 cells of 1 s in {seconds:.1f} s, {spans[1] / seconds:.1f} times"
+            )
 
 
 def needs(cell: str, cells: Iterable[str]) -> list[str]:

@@ -115,16 +115,20 @@ def tiny_study(folder: Path) -> Any:
     )
 
 
-def stored(path: Path) -> dict[str, Any]:
-    """What the cells hold: the hashes of their files, but those that say how it was made and where."""
-    from diffsae_lens.study._cells import read_manifest
+def stored(path: Path) -> dict[str, dict[str, str]]:
+    """What the cells hold: the hashes of their files, but of those that say how it was made and where.
+
+    Of JSON, the hash of its value: SAELens writes the keys of a config in the order of a set.
+    """
+    from diffsae_lens._artifact import digest, open_artifact, read_json
 
     found = {}
-    for folder in sorted((path / "cells").iterdir()):
-        if folder.is_dir():
-            manifest = read_manifest(folder)
-            files = {} if manifest is None else manifest.files
-            found[folder.name] = {f: h for f, h in files.items() if Path(f).name not in HOW}
+    for folder in sorted(p for p in (path / "cells").iterdir() if p.is_dir()):
+        found[folder.name] = {
+            name: digest(read_json(folder / name)) if name.endswith(".json") else sha256
+            for name, sha256 in open_artifact(folder).files.items()
+            if Path(name).name not in HOW
+        }
     return found
 
 
@@ -169,8 +173,12 @@ def compare(folder: Path, say: Any) -> bool:
             wrong.join()
             say(f"the study is finished; hosts left: {sorted(names(executor._client))}")
     one, other = (replace(results, cells=(), versions={}) for results in (serial, parallel))
-    same = one == other, stored(folder / "serial") == stored(folder / "cluster")
-    n_files = sum(map(len, stored(folder / "serial").values()))
+    files, others = stored(folder / "serial"), stored(folder / "cluster")
+    same = one == other, files == others
+    for cell, name in sorted((cell, name) for cell, of in files.items() for name in of):
+        if files[cell][name] != others.get(cell, {}).get(name):
+            say(f"{cell}/{name} differs")
+    n_files = sum(map(len, files.values()))
     left = [p.name for p in (folder / "cluster").rglob("*.partial")]
     say(
         f"results equal: {same[0]}; {n_files} files of cells equal: {same[1]}; work folders left: {left}"
