@@ -116,12 +116,13 @@ def slurm(options: Mapping[str, Any]) -> Iterator["Client"]:
             `dask_jobqueue.SLURMCluster`, such as `queue` and `walltime`.
     """
     require("dask_jobqueue", "starting workers with Slurm")
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
     from distributed import Client
 
     options = dict(options)
     jobs = int(options.pop("jobs", 1))
-    with SLURMCluster(**slurm_settings(options)) as cluster:
+    cluster: Any = SLURMCluster(**slurm_settings(options))
+    with cluster:
         logger.info("%s", cluster.job_script())
         cluster.scale(jobs=jobs)
         with Client(cluster) as client:
