@@ -114,7 +114,7 @@ def test_proposals_name_the_phrase_and_the_pair(rng):
 
 
 def test_of_words_in_the_very_same_texts_more_than_one_is_proposed(rng):
-    contents = [f"Case {i}" for i in range(40)]
+    contents = [f"Case {i}. Kind{i}: word{i}" for i in range(40)]
     for i in (3, 9, 20):
         contents[i] = f"Case {i}. Tier: staging"
     names = [c.name for c in propose(contents, [3, 9, 20], [[3, 9, 20]], [], {}, 8, rng)]
