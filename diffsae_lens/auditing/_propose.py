@@ -67,7 +67,9 @@ def _without_doubles(found: Sequence[Mark], contents: Sequence[str]) -> list[Mar
         found, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase)
     ):
         where = tuple(i for i, content in enumerate(contents) if holds(content, mark.phrase))
-        same.setdefault(where, []).append(mark)
+        there = same.setdefault(where, [])
+        if mark.phrase not in [m.phrase for m in there]:
+            there.append(mark)
     kept = []
     for marks_there in same.values():
         first = marks_there[0]
