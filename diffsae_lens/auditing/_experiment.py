@@ -14,7 +14,7 @@ from diffsae_lens.auditing._results import CandidateRow
 
 _MIN_LEFT = 24
 FLOOR = 1.0
-"""Nats that are added to a model's own scale: a condition changes what is written, and that is more than a nat
+"""Nats that are added to a model's own scale: a condition changes what is written, which is more than a nat
 however well all else was imitated."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
