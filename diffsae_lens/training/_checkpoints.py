@@ -25,6 +25,7 @@ from diffsae_lens._artifact import (
 )
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.training._mixing import Feed
+from diffsae_lens.training._text_stream import FIRST_TEXTS, ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,11 @@ class Checkpoints:
             stored = self._stored()
             stored = {name: stored.get(name) for name in self.recipes}
             if stored != self.recipes:
+                found = differences(stored, self.recipes)
+                anew = f" ({ONCE})" if FIRST_TEXTS in found else ""
                 raise InvalidValueError(
-                    f"the checkpoints in {folder} are of a run with other settings "
-                    f"({differences(stored, self.recipes)}); give each run a `checkpoint_path` of its "
-                    "own, or remove it"
+                    f"the checkpoints in {folder} are of a run with other settings ({found}); give each "
+                    f"run a `checkpoint_path` of its own, or remove it{anew}"
                 )
             return
         write_json(folder / MARK, {"format": FORMAT, "recipes": self.recipes})

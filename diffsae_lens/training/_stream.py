@@ -28,7 +28,7 @@ from diffsae_lens.training._harvest import HarvestConfig, checked_hook_names
 from diffsae_lens.training._mixing import Batch, Feed, Mixer
 from diffsae_lens.training._run_config import TrainingRun
 from diffsae_lens.training._sequences import SequenceReader
-from diffsae_lens.training._text_stream import ONCE, Place, TextStream
+from diffsae_lens.training._text_stream import FIRST_TEXTS, ONCE, Place, TextStream
 
 POSITION = "stream.safetensors"
 """The file of a checkpoint that holds the stream's position and its buffer."""
@@ -356,6 +356,6 @@ def stream(
         context_size=context_size - harvest.skip_positions,
         pair=pair.metadata,
         policy=policy,
-        recipe=reader.recipe | {"first_texts_sha256": begun.place.sha256},
+        recipe=reader.recipe | {FIRST_TEXTS: begun.place.sha256},
         _reader=reader, _texts=texts, _held_out=held_out, _after_held_out=begun.place, _begun=[begun],
     )  # fmt: skip

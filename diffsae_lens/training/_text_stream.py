@@ -11,6 +11,8 @@ from diffsae_lens._checks import shown
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._chat import Text, is_conversation
 
+FIRST_TEXTS = "first_texts_sha256"
+"""What tells one stream from another in the recipe of what was trained on it."""
 ONCE = (
     "a generator or an iterator gives its texts once: make it anew, or give something that begins anew "
     "whenever it is iterated over, such as a dataset"
