@@ -1,10 +1,10 @@
 """Paired activations on disk, as they are read again: aligned rows, and shuffled batches for training.
 
-The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
-point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+The folder is a `datasets` folder with a `token_ids` column and, in float32, one `Array2D(context_size, d_in)`
+column for each virtual hook point, which is what SAELens reads with `use_cached_activations=True`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,13 @@ from diffsae_lens._typed import typed
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._tokens import TokenPolicy
+from diffsae_lens.training._columns import (
+    StoredDtype,
+    columns_of,
+    read_columns,
+    seen,
+    stored_columns,
+)
 from diffsae_lens.training._mixing import Batch, Feed, Mixer
 from diffsae_lens.training._run_config import TrainingRun
 
@@ -32,7 +39,7 @@ KIND = "harvest"
 
 @dataclass(frozen=True)
 class PairedActivations(Record):
-    """A finished harvest on disk. SAELens reads its `path` as `cached_activations_path`."""
+    """A finished harvest on disk. In float32 SAELens reads its `path` as `cached_activations_path`."""
 
     path: Path
     hook_names: tuple[str, ...]
@@ -69,6 +76,11 @@ class PairedActivations(Record):
             skip_positions=self.recipe["skip_positions"], ignored_token_ids=self.ignored_token_ids
         )
 
+    @property
+    def stored_as(self) -> StoredDtype:
+        """The numbers on disk; what is read is float32."""
+        return self.recipe.get("stored_as", "float32")
+
     def showing(self, hooks: Sequence[VirtualHook]) -> "PairedActivations":
         """Return the same harvest with other hook points, each harvested or seen in its `.concat`.
 
@@ -94,10 +106,9 @@ class PairedActivations(Record):
 
     def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """These sequences of the columns that the hook points are seen in."""
-        columns = columns_of(self.hook_names, stored=self.recipe["hook_names"])
-        dataset = load_dataset(self.path).select_columns([*columns, "token_ids"])
-        rows: Any = dataset.with_format("torch")[list(indices)]
-        return rows
+        stored = stored_columns(self.recipe["hook_names"], self.stored_as)
+        columns = columns_of(self.hook_names, stored=stored)
+        return read_columns(load_dataset(self.path), indices, columns, self.stored_as)
 
     def _take(self, indices: Sequence[int]) -> Batch:
         rows = self._read(indices)
@@ -166,25 +177,6 @@ class PairedActivations(Record):
                 raise InvalidValueError(
                     f"`batch_size` {batch_size} is more than the tokens of the harvest in {self.path}"
                 )
-
-
-def columns_of(hook_names: Sequence[str], *, stored: Sequence[str]) -> list[str]:
-    """Return the hook points that it takes to see others: itself if it is stored, else its `.concat`."""
-    hooks = map(VirtualHook.parse, hook_names)
-    return [
-        *dict.fromkeys(h.name if h.name in stored else h.with_view("concat").name for h in hooks)
-    ]
-
-
-def seen(name: str, columns: Mapping[str, Tensor]) -> Tensor:
-    """Return a hook point's value: a column, or a view of both models' activations side by side."""
-    if name in columns:
-        return columns[name]
-    hook = VirtualHook.parse(name)
-    concat = hook.with_view("concat")
-    values = columns[concat.name]
-    base, finetuned = (concat.spec.writes(values, side) for side in ("base", "finetuned"))
-    return hook.spec.read(base, finetuned)
 
 
 @typed

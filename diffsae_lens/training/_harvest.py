@@ -1,7 +1,6 @@
 """Paired activations on disk: many virtual hook points from one harvest, in SAELens's own format.
 
-The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
-point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+`_columns` says what the folder holds.
 """
 
 import hashlib
@@ -24,6 +23,7 @@ from diffsae_lens.pair._fingerprint import same_weights
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.training._activations import KIND, PairedActivations, load_dataset
+from diffsae_lens.training._columns import StoredDtype, encoded, features_of, stored_columns
 from diffsae_lens.training._sequences import SequenceReader
 
 
@@ -37,6 +37,9 @@ class HarvestConfig:
     """Sequences held in memory at once, and lost at most by an interruption."""
     skip_positions: int = 1
     """Leading positions left out: the first token's activations are 10 to 1000 times the others'."""
+    dtype: StoredDtype = "float32"
+    """Of what is stored. In half precision it is half as large, at 2**-8 (bfloat16) or 2**-11 (float16) of
+    each value of the base and of the difference, which is computed in float32; SAELens cannot read it."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
@@ -72,7 +75,7 @@ def harvest(
             runs over the tokens instead of ten.
 
     Returns:
-        The activations, float32; the same with `base` and without.
+        The activations, read in float32; the same with `base` and without.
 
     Raises:
         ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
@@ -121,6 +124,11 @@ def checked_hook_names(pair: HookedModelPair, hook_names: Sequence[str]) -> tupl
 
 def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedActivations:
     """The base's activations in the harvest of another pair."""
+    if harvest.stored_as != "float32":
+        raise InvalidValueError(
+            "`base` must be stored in float32, since differences are taken from it, got "
+            f"{harvest.stored_as}; leave it out, and the base is run"
+        )
     same = ("dtype", "tokens_sha256", "tokens_shape", "skip_positions", "prepend_bos")
     differs = [name for name in same if harvest.recipe[name] != recipe[name]]
     if not same_weights(harvest.recipe["base"], recipe["base"]):
@@ -150,7 +158,8 @@ def _recipe(
 ) -> dict[str, Any]:
     """What the activations depend on; batch and shard sizes are not part of it."""
     ids = tokens.to(torch.int64).contiguous().numpy()
-    return {
+    stored_as = {} if config.dtype == "float32" else {"stored_as": config.dtype}
+    return stored_as | {
         "kind": KIND,
         "base": pair.metadata.base_fingerprint,
         "finetuned": pair.metadata.finetuned_fingerprint,
@@ -207,30 +216,30 @@ class _Harvester:
 
     def _write(self, start: int, stop: int, job: Job, bar: tqdm) -> None:
         context = self.tokens.shape[1] - self.config.skip_positions
-        columns: dict[str, Any] = {
-            name: datasets.Array2D(shape=(context, self.pair.d_in(name)), dtype="float32")
-            for name in self.hook_names
-        }
-        columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
+        widths = {name: self.pair.d_in(name) for name in self._columns}
+        features = features_of(widths, context, self.config.dtype)
         rows = self._activations(start, stop, bar)
-        datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(
-            str(job.out), num_shards=1
-        )
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(job.out), num_shards=1)
+
+    @property
+    def _columns(self) -> list[str]:
+        return stored_columns(self.hook_names, self.config.dtype)
 
     def _activations(self, start: int, stop: int, bar: tqdm) -> dict[str, Any]:
         """What a shard holds of its sequences."""
         skip, tokens = self.config.skip_positions, self.tokens[start:stop]
         reader = SequenceReader(
             pair=self.pair,
-            hook_names=self.hook_names,
+            hook_names=self._columns,
             batch_size=self.config.batch_size,
             skip_positions=skip,
             of="tokens",
         )
         of_base = None if self.of_base is None else self.of_base.sequences(start, stop)
         columns = reader.read(tokens, first=start, of_base=of_base, on_batch=bar.update)
-        ids = tokens[:, skip:].to(torch.int32).numpy()
-        return {name: values.numpy() for name, values in columns.items()} | {"token_ids": ids}
+        columns = encoded(columns, self.config.dtype)
+        columns["token_ids"] = tokens[:, skip:].to(torch.int32)
+        return {name: values.numpy() for name, values in columns.items()}
 
 
 def _shard_name(start: int, stop: int) -> str:

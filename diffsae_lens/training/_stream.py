@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,123 +11,25 @@ import torch
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn.functional import pad
 from typing_extensions import override
 
 from diffsae_lens._display import Record
 from diffsae_lens._errors import InvalidValueError
-from diffsae_lens._typed import Checked, Count, Natural, typed
+from diffsae_lens._typed import Count, typed
 from diffsae_lens.pair._chat import Text
-from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._tokens import TokenPolicy
-from diffsae_lens.training._activations import PairedActivations, columns_of, seen
+from diffsae_lens.training._activations import PairedActivations
+from diffsae_lens.training._columns import seen
 from diffsae_lens.training._harvest import HarvestConfig, checked_hook_names
 from diffsae_lens.training._mixing import Batch, Feed, Mixer
 from diffsae_lens.training._run_config import TrainingRun
-from diffsae_lens.training._sequences import SequenceReader
+from diffsae_lens.training._stream_reader import StreamConfig, TextReader, n_rows
 from diffsae_lens.training._text_stream import FIRST_TEXTS, ONCE, Place, TextStream
 
 POSITION = "stream.safetensors"
 """The file of a checkpoint that holds the stream's position and its buffer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamConfig(Checked):
-    """How a stream of texts is held out, mixed and read ahead."""
-
-    buffer_tokens: Count = 65_536
-    """Tokens that are held in memory, and at most a batch more: half of them stay to be mixed with the next
-    ones. In checkpoints too; 4 bytes per token and number of what the dictionaries read."""
-    n_held_out: Count = 256
-    """Texts at the beginning that the threshold is set on, and that are not trained on."""
-    text_column: str = "text"
-    """Where the text is if the stream is of rows, as a dataset's is."""
-    n_read_ahead: Natural = 0
-    """Half buffers that are read in a thread while dictionaries train: with the models on a device of their
-    own. They come on top of `buffer_tokens`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reader:
-    """Reads texts as tokens of hook points that others can be seen in."""
-
-    pair: HookedModelPair
-    hook_names: tuple[str, ...]
-    context_size: int
-    policy: TokenPolicy
-    config: StreamConfig
-    harvest: HarvestConfig
-
-    @cached_property
-    def _sequences(self) -> SequenceReader:
-        # Of a site that is seen by one view that view is enough; several are seen in both activations.
-        hooks = [VirtualHook.parse(name) for name in self.hook_names]
-        sites = [hook.site for hook in hooks]
-        alone = [hook.name for hook in hooks if sites.count(hook.site) == 1]
-        return SequenceReader(
-            pair=self.pair,
-            hook_names=columns_of(self.hook_names, stored=alone),
-            batch_size=self.harvest.batch_size,
-            skip_positions=self.policy.skip_positions,
-            of="texts",
-        )
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What activations and batches depend on, the texts aside."""
-        return {
-            "kind": "stream",
-            "base": self.pair.metadata.base_fingerprint,
-            "finetuned": self.pair.metadata.finetuned_fingerprint,
-            "dtype": self.pair.metadata.dtype,
-            "hook_names": list(self.hook_names),
-            "context_size": self.context_size,
-            "prepend_bos": self.pair.prepend_bos,
-            "sequences_per_shard": self.harvest.sequences_per_shard,
-            "buffer_tokens": self.config.buffer_tokens,
-            "n_held_out": self.config.n_held_out,
-        } | asdict(self.policy)
-
-    def read(self, texts: Sequence[Text], first: int) -> Batch:
-        """Read the tokens of texts that count; `first` is the first text's number in the stream."""
-        read = self.pair.tokenise(texts, name=f"texts[{first}:]", max_tokens=self.context_size)
-        skip = self.policy.skip_positions
-        kept = self.policy.counted(read.tokens, read.positions)[:, skip:]
-        lacking = max(0, skip + 1 - read.tokens.shape[1])
-        padding: Any = self.pair.tokenizer.pad_token_id
-        tokens = pad(read.tokens, (0, lacking), value=padding)
-        columns = self._sequences.read(tokens, first=first)
-        return {name: values[pad(kept, (0, lacking))] for name, values in columns.items()}
-
-    def chunks(self, texts: TextStream) -> Iterator[tuple[Batch, Place]]:
-        """Yield half buffers of tokens, and the place in the stream after each."""
-        budget = self.config.buffer_tokens - self.config.buffer_tokens // 2
-        longest = self.context_size - self.policy.skip_positions
-        n_together = max(1, min(self.harvest.sequences_per_shard, budget // longest))
-        parts: list[Batch] = []
-        n_tokens, first = 0, texts.place.n_texts
-        while taken := texts.take(n_together):
-            parts.append(self.read(taken, first))
-            n_tokens, first = n_tokens + n_rows(parts[-1]), texts.place.n_texts
-            if n_tokens + n_together * longest > budget:
-                yield _joined(parts), texts.place
-                n_tokens = 0
-        if parts:
-            yield _joined(parts), texts.place
-
-
-def n_rows(batch: Batch) -> int:
-    """Return the tokens of a batch."""
-    return len(next(iter(batch.values())))
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    """All tokens of several batches, which are emptied."""
-    joined = {name: torch.cat([part.pop(name) for part in parts]) for name in [*parts[0]]}
-    parts.clear()
-    return joined
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +46,7 @@ class StreamedActivations(Record):
     """The tokens that it yields."""
     recipe: dict[str, Any] = field(repr=False)
     """What the activations depend on: the models' fingerprints, the first texts, hook points, settings."""
-    _reader: _Reader = field(repr=False)
+    _reader: TextReader = field(repr=False)
     _texts: Iterable[Text | Mapping[str, Any]] = field(repr=False)
     _held_out: list[Text] = field(repr=False)
     _after_held_out: Place = field(repr=False)
@@ -347,7 +248,7 @@ def stream(
             f"the first {len(held_out)} `texts`, which are held out, have no tokens but special and leading "
             "ones; give longer texts"
         )
-    reader = _Reader(
+    reader = TextReader(
         pair=pair, hook_names=names, context_size=context_size, policy=policy, config=config,
         harvest=harvest,
     )  # fmt: skip

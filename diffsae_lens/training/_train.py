@@ -21,7 +21,8 @@ from diffsae_lens.training._harvest import HarvestConfig, harvest
 from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training._run_config import TrainingRun
 from diffsae_lens.training._runner import train_dictionaries
-from diffsae_lens.training._stream import StreamConfig, stream
+from diffsae_lens.training._stream import stream
+from diffsae_lens.training._stream_reader import StreamConfig
 
 Kind = Literal["diff", "crosscoder"]
 """What is trained: a Diff-SAE on finetuned - base, or a crosscoder on [base ; finetuned]."""

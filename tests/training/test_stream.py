@@ -10,7 +10,6 @@ import torch
 from torch.testing import assert_close
 
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.training import _stream as module
 from diffsae_lens.training._activations import PairedActivations
 from diffsae_lens.training._checkpoints import Checkpoints
 from diffsae_lens.training._harvest import HarvestConfig, harvest
@@ -18,7 +17,8 @@ from diffsae_lens.training._mixing import Mixer
 from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training._run_config import TrainingRun
 from diffsae_lens.training._runner import train_dictionaries
-from diffsae_lens.training._stream import StreamConfig, stream
+from diffsae_lens.training._stream import stream
+from diffsae_lens.training._stream_reader import StreamConfig, TextReader
 from diffsae_lens.training._train import TrainConfig, train
 from tests.conftest import D_MODEL, HOOKS
 from tests.training.test_train import texts
@@ -173,9 +173,9 @@ def whole(tmp_path_factory):
 
 
 def test_what_was_read_before_a_checkpoint_is_not_read_again(pair, tmp_path, monkeypatch):
-    read, n_read = module._Reader.read, []
+    read, n_read = TextReader.read, []
     monkeypatch.setattr(
-        module._Reader,
+        TextReader,
         "read",
         lambda self, taken, first: n_read.append(first) or read(self, taken, first),
     )
@@ -196,7 +196,7 @@ def test_what_was_read_before_a_checkpoint_is_not_read_again(pair, tmp_path, mon
 
 def test_memory_does_not_grow_with_the_stream(pair, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
-    read, serve = module._Reader.read, Mixer.serve
+    read, serve = TextReader.read, Mixer.serve
 
     def watched(self, taken, first):
         columns = read(self, taken, first)
@@ -207,7 +207,7 @@ def test_memory_does_not_grow_with_the_stream(pair, tmp_path, monkeypatch):
         most[-1] = max(most[-1], self.n_tokens + sum(map(len, alive)) / len(self._rows))
         return serve(self)
 
-    monkeypatch.setattr(module._Reader, "read", watched)
+    monkeypatch.setattr(TextReader, "read", watched)
     monkeypatch.setattr(Mixer, "serve", counted)
     for n_steps in (20, 80):
         most.append(0)
