@@ -7,6 +7,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from sae_lens import TopKTrainingSAEConfig
 from torch.testing import assert_close
 
 from diffsae_lens.dictionaries._record import DictionaryRecord
@@ -15,7 +16,7 @@ from diffsae_lens.training._checkpoints import Checkpoints
 from diffsae_lens.training._harvest import HarvestConfig, harvest
 from diffsae_lens.training._mixing import Mixer
 from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
-from diffsae_lens.training._run_config import TrainingRun
+from diffsae_lens.training._run_config import DiffSAERunnerConfig, TrainingRun
 from diffsae_lens.training._runner import train_dictionaries
 from diffsae_lens.training._stream import stream
 from diffsae_lens.training._stream_reader import StreamConfig, TextReader
@@ -170,6 +171,23 @@ def whole(tmp_path_factory):
         return made
 
     return get
+
+
+def test_saelens_own_normalisation_resumes_too(pair, tmp_path):
+    def one():
+        sae = TopKTrainingSAEConfig(
+            d_in=D_MODEL, d_sae=32, k=3, normalize_activations="expected_average_only_in"
+        )
+        return {"one": DiffSAERunnerConfig(hook_name=HOOKS[1], sae=sae)}
+
+    run, names = training_run(tmp_path), NAMES[:1]
+    cut = streamed(pair, Stream(fails_at=52), names=names)
+    with pytest.raises(KeyboardInterrupt):
+        train_dictionaries(one(), cut, tmp_path / "cut", run=run)
+    assert list((tmp_path / "checkpoints").glob("*/stream.safetensors"))
+    found = train_dictionaries(one(), streamed(pair, names=names), tmp_path / "cut", run=run)
+    expected = train_dictionaries(one(), streamed(pair, names=names), tmp_path / "whole", run=run)
+    assert same_weights(found["one"], expected["one"])
 
 
 def test_what_was_read_before_a_checkpoint_is_not_read_again(pair, tmp_path, monkeypatch):
