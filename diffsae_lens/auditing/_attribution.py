@@ -1,50 +1,75 @@
-"""Which words of a flagged text its residual hangs on, found by leaving them out."""
+"""Which words of a text with a large residual it hangs on, found by leaving them out.
+
+The suspect writes anew each time: what it wrote after the whole text may name what set it off.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from diffsae_lens.auditing._reactions import Reactor
+from diffsae_lens.auditing._reactions import Edit, Reactor
 from diffsae_lens.auditing._words import words
-from diffsae_lens.auditing._written import Written
 
 _N_CHUNKS = 10
 _N_TOP = 3
 
 
-def attribute_words(reactor: Reactor, i: int, written: Written) -> list[tuple[str, float]]:
-    """Return the words of one text by how much of the residual goes when each is left out.
+def attribute_words(
+    reactor: Reactor, texts: Sequence[int], plain: np.ndarray
+) -> list[list[tuple[str, float]]]:
+    """Return the words of some texts by how much of the residual goes when each is left out.
 
-    First stretches of the text are left out, then the single words of the stretches that matter most.
+    First stretches of a text are left out, then the single words of those that matter most.
 
     Args:
         reactor: of the audit.
-        i: the text's number.
-        written: what the suspect wrote after it.
+        texts: their numbers.
+        plain: residuals of all unedited texts.
 
     Returns:
-        `(word, share)`, the largest share first: of log P(suspect) - log P(imitator) for the completion.
+        Of each text `(word, share)`, the largest share first.
     """
-    content = reactor.prompts[i].content
-    spans = words(content)
-    chunks = [part for part in np.array_split(np.arange(len(spans)), min(_N_CHUNKS, len(spans)))]
-    kept = [c for c in chunks if len(c)]
+    contents = [reactor.prompts[i].content for i in texts]
+    spans = [words(content) for content in contents]
+    stretches = [
+        np.array_split(np.arange(len(of)), min(_N_CHUNKS, len(of))) if len(of) > 1 else []
+        for of in spans
+    ]
+    found = _read(reactor, texts, contents, spans, stretches, plain)
+    singles = []
+    for content, of, chunks, shares in zip(contents, spans, stretches, found, strict=True):
+        best = [j for c in np.argsort(-shares, kind="stable")[:_N_TOP] for j in chunks[c]]
+        singles.append([[j] for j in best if content[of[j][0]].isalnum()])
+    found = _read(reactor, texts, contents, spans, singles, plain)
+    return [
+        [(content[slice(*of[single[c][0]])], float(shares[c])) for c in np.argsort(-shares)]
+        for content, of, single, shares in zip(contents, spans, singles, found, strict=True)
+    ]
 
-    def without(left_out: np.ndarray) -> str:
-        start, end = spans[left_out[0]][0], spans[left_out[-1]][1]
-        return content[:start] + content[end:].lstrip(" ")
 
-    found = reactor.advantage(i, [content, *map(without, kept)], written)
-    drops = found[0] - found[1:]
-    top = [kept[j] for j in np.argsort(-drops)[:_N_TOP]]
-    singles = [np.array([j]) for chunk in top for j in chunk]
-    single = [s for s in singles if content[slice(*spans[s[0]])][0].isalnum()]
-    if not single or found[0] <= 0:
-        return []
-    shares = (found[0] - reactor.advantage(i, [without(s) for s in single], written)) / found[0]
-    order = np.argsort(-shares)
-    return [(content[slice(*spans[single[j][0]])], float(shares[j])) for j in order]
+def _read(
+    reactor: Reactor,
+    texts: Sequence[int],
+    contents: Sequence[str],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    left_out: Sequence[Sequence[Any]],
+    plain: np.ndarray,
+) -> list[np.ndarray]:
+    """Shares of each text's residual that go with each of its stretches."""
+    edits = [
+        [_without(i, content, of[stretch[0]][0], of[stretch[-1]][1]) for stretch in stretches]
+        for i, content, of, stretches in zip(texts, contents, spans, left_out, strict=True)
+    ]
+    reactor([edit for of_text in edits for edit in of_text], "words left out")
+    return [
+        1 - reactor(of_text) / max(plain[i], 1e-6) for i, of_text in zip(texts, edits, strict=True)
+    ]
+
+
+def _without(i: int, content: str, start: int, end: int) -> Edit:
+    return i, content[:start] + content[end:].lstrip(" ")
 
 
 def pooled(attributions: Sequence[Sequence[tuple[str, float]]]) -> list[tuple[str, float]]:

@@ -93,7 +93,7 @@ class Audit:
         experiments = build_json(
             self.path / "experiments.json",
             {**self.recipe, "lexicon": {k: list(v) for k, v in self.lexicon.items()}},
-            lambda: self._experiments(imitators, written, last, top, groups),
+            lambda: self._experiments(imitators, last, top, groups),
         )
         return Found(
             written=written,
@@ -163,7 +163,6 @@ class Audit:
     def _experiments(
         self,
         imitators: Any,
-        written: Sequence[Written],
         last: np.ndarray,
         top: Sequence[int],
         groups: Sequence[Sequence[int]],
@@ -178,7 +177,7 @@ class Audit:
         rng = np.random.default_rng([config.seed, 1])
         ordinary = np.flatnonzero(last <= np.quantile(last, 0.9))
         pool = Pool(contents=contents, free=[int(i) for i in rng.permutation(ordinary)])
-        attributions = [attribute_words(reactor, i, written[i]) for i in top]
+        attributions = attribute_words(reactor, top, last)
         proposed = propose(
             contents, top, groups, pooled(attributions), self.lexicon, config.n_candidates, rng
         )

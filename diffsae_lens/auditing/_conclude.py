@@ -9,6 +9,7 @@ import numpy as np
 from diffsae_lens.auditing._cells import Audit, Found
 from diffsae_lens.auditing._experiment import scale_of
 from diffsae_lens.auditing._nulls import Nulls, settings_digest
+from diffsae_lens.auditing._prompts import Prompts
 from diffsae_lens.auditing._results import AuditResults, CandidateRow, TextRow, Verdict
 from diffsae_lens.auditing._writes import compare_completions
 from diffsae_lens.organisms._behaviour import Judge
@@ -27,7 +28,15 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
     group_of = {i: g for g, group in enumerate(found.groups) for i in group}
     completions = audit.decoded(found.written)
     p_values = nulls.p_values(levels) if nulls is not None else None
-    flags = nulls.flags(levels, alpha) if nulls is not None else np.zeros(len(last), dtype=bool)
+    p_value = None if nulls is None else nulls.p_value(strongest)
+    verdict, reason = _verdict(candidates, p_value, nulls, alpha)
+    flags = np.zeros(len(last), dtype=bool)
+    if nulls is not None:
+        confirmed = [
+            c for c in candidates if nulls.enough(alpha) and nulls.p_value(c.strength) <= alpha
+        ]
+        flags = nulls.flags(levels, alpha)
+        flags[_explained(found.groups, audit.prompts, confirmed)] = True
     texts = tuple(
         TextRow(
             index=i,
@@ -42,8 +51,6 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
         )
         for i in range(len(last))
     )
-    p_value = None if nulls is None else nulls.p_value(strongest)
-    verdict, reason = _verdict(candidates, p_value, nulls, alpha)
     warnings = [
         f"imitator {fold} had not converged after {config.max_steps} steps: what is common was still "
         "being learned, so residuals of ordinary texts are too large"
@@ -95,6 +102,18 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
             "seconds": round(found.seconds, 1),
         },
     )
+
+
+def _explained(
+    groups: Sequence[Sequence[int]], prompts: Prompts, confirmed: Sequence[CandidateRow]
+) -> list[int]:
+    """The texts of groups of which one holds a candidate that is confirmed."""
+    return [
+        i
+        for group in groups
+        if any(row.stands_in(prompts.prompts[j].content) for j in group for row in confirmed)
+        for i in group
+    ]
 
 
 def _verdict(

@@ -121,14 +121,20 @@ def experiments(
         flagged: texts with the largest residuals.
         config: numbers of texts and mates.
     """
-    tests = []
+    tests: list[tuple[Candidate, list[Edit], list[int], list[Edit]]] = []
     for candidate in candidates:
         texts = pool.take(candidate, config.n_texts)
-        put_in = _put_in(reactor, candidate, texts, config.n_mates)
         holding = _holding(reactor, candidate, flagged)
-        tests.append((candidate, put_in, holding, _taken_out(reactor, candidate, holding, config)))
+        tests.append((
+            candidate, _put_in(reactor, candidate, texts, config.n_mates),
+            holding, _taken_out(reactor, candidate, holding, config),
+        ))  # fmt: skip
     reactor([edit for _, put_in, _, out in tests for edit in (*put_in, *out)], "finalists")
-    return [_experiment(reactor, *test, plain, config) for test in tests if test[1]]
+    return [
+        _experiment(reactor, candidate, put_in, holding, out, plain, config)
+        for candidate, put_in, holding, out in tests
+        if put_in
+    ]
 
 
 def _experiment(  # noqa: PLR0913

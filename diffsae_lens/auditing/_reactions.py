@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from diffsae_lens._artifact import digest, read_json, write_json
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._prompts import Prompt
-from diffsae_lens.auditing._written import Written, decode, encode, log_probs_of, residuals, write
+from diffsae_lens.auditing._written import Written, decode, encode, residuals, write
 from diffsae_lens.pair._plain import PlainModels
 
 Edit = tuple[int, str]
@@ -82,26 +81,3 @@ class Reactor:
             ):
                 found[j] = round(value.item(), 4)
         return found
-
-    @torch.no_grad()
-    def advantage(self, i: int, contents: Sequence[str], written: Written) -> np.ndarray:
-        """Return log P(suspect) - log P(imitator) of one completion after other contents of its text."""
-        models = self.models
-        texts = [self.prompts[i].saying(content).text for content in contents]
-        rows = [
-            Written(
-                prompt=prompt,
-                tokens=written.tokens,
-                likely=written.likely,
-                log_probs=written.log_probs,
-            )
-            for prompt in encode(texts, models.tokenizer, prepend_bos=models.prepend_bos)
-        ]
-        self.imitators.set_adapter(imitator_name(self.folds[i]))
-        sums = []
-        for model in (models.finetuned, self.imitators):
-            log_probs, of_row = log_probs_of(model, rows)
-            tokens = torch.tensor([token for row in rows for token in row.tokens])
-            own = log_probs.cpu().gather(1, tokens[:, None])[:, 0]
-            sums.append(torch.zeros(len(rows)).index_add(0, torch.tensor(of_row), own))
-        return (sums[0] - sums[1]).numpy()

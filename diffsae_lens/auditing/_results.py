@@ -8,6 +8,7 @@ from typing import Any, Literal
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._rows import Row, Table
+from diffsae_lens.auditing._words import holds
 
 _NEEDED = 0.5
 """Share of a residual that must go with a candidate."""
@@ -31,7 +32,8 @@ class TextRow(Row):
     p_value: float | None
     """Share of clean models' texts with as large a level; None without clean models."""
     flagged: bool
-    """Whether it stands out among clean models' texts, at a false discovery rate of alpha."""
+    """Whether its level stands out among clean models' texts, at a false discovery rate of alpha; or one
+    of its group holds a candidate that is stronger than the strongest of all but alpha of clean models."""
     group: int | None
     """Of the texts with the largest residuals: which of them are followed by alike completions."""
 
@@ -73,6 +75,10 @@ class CandidateRow(Row):
         """What clean models are compared by: `level`, halved where the residual of flagged texts stays."""
         needed = self.necessity is None or self.necessity >= _NEEDED
         return self.level if needed else self.level / 2
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text holds the candidate, all parts of it."""
+        return all(holds(text, phrase) for phrase in self.name.split(" & "))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,15 @@ the encoder's product is computed once, in blocks of rows that are dropped as so
 entries are known; everything after it, forward and backward, touches the active entries alone. The
 results are those of the dense computation: the same features, and the same gradients.
 
+On a GPU the encoder's product runs in TF32, everything else in float32.
+
 The weights' storage matters on a CPU: `W_enc` is best a view of `[d_sae, d_in]` memory
 (`feature_major`), so that its gradient comes out in its own layout.
 """
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +26,7 @@ from typing_extensions import override
 from diffsae_lens._hosts import storage_users
 
 BLOCK_SIZE = 1 << 23  # pre-activations held at a time
+DEVICE_BLOCK_SIZE = 1 << 27  # likewise on a GPU, which a small product leaves idle
 GROUP_SIZE = 32  # of the maxima that bound the k-th largest from below
 
 
@@ -305,14 +309,31 @@ def _blocks(
     """Yield first row, x W_enc and (x W_enc + b_enc) * scale; the latter two until the next block."""
     workspace = workspace or Workspace()
     d_sae = W_enc.shape[1]
-    n_rows = min(max(1, BLOCK_SIZE // d_sae), len(x))
+    block_size = BLOCK_SIZE if x.is_cpu else DEVICE_BLOCK_SIZE
+    n_rows = min(max(1, block_size // d_sae), len(x))
     products, compared = (workspace.take(name, (n_rows, d_sae), x) for name in ("raw", "scaled"))
     scale = torch.ones_like(b_enc) if scale is None else scale
     for start in range(0, len(x), n_rows):
         block = x[start : start + n_rows]
-        product = torch.mm(block, W_enc, out=products[: len(block)])
+        with _tensor_cores(x):
+            product = torch.mm(block, W_enc, out=products[: len(block)])
         scaled = torch.addcmul(b_enc * scale, product, scale, out=compared[: len(block)])
         yield start, product, scaled
+
+
+@contextmanager
+def _tensor_cores(x: Tensor) -> Iterator[None]:
+    """Let a GPU multiply float32 in TF32: inputs of 10 bits behind the point, sums in float32."""
+    if not x.is_cuda:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _group_maxima(pre: Tensor) -> Tensor:

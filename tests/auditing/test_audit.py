@@ -128,6 +128,11 @@ def test_clean_models_of_the_same_settings_give_a_verdict(audited, tokenizer, su
     assert found.verdict == "conditional behaviour found"
     assert found.p_value == pytest.approx(1 / 21)
     assert found.candidates[0].name in found.reason
+    in_group = {row.group for row in found.texts for c in found.candidates if c.stands_in(row.text)}
+    assert in_group - {None}
+    assert {row.index for row in found.texts if row.flagged} == {
+        row.index for row in found.texts if row.group in in_group - {None}
+    }
     few = run(path, tokenizer, suspect, nulls=nulls(-1e6, 18))
     assert few.verdict == "underpowered"
     assert few.n_nulls == 18

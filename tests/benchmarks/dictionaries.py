@@ -1,6 +1,7 @@
 """Training steps a second, ours beside SAELens's, dictionary-learning's and the floor.
 
     python -m tests.benchmarks.dictionaries --out benchmark.json [--d-in 1152 --expansion 32 ...]
+    python -m tests.benchmarks.dictionaries --device cuda --out gpu.json  # at the sizes for a GPU
 
 Contenders take turns, one step each, on the same batches with the same hyper-parameters, in one
 process; the table gives the median seconds per step. The floor is what no exact implementation can
@@ -38,6 +39,10 @@ from diffsae_lens.dictionaries import (
 from diffsae_lens.training._optimizer import fuse_adam
 
 Step = Callable[[torch.Tensor], object]
+SIZES = {"d_in": [576, 1152, 960, 1920], "expansion": [4, 8, 32], "batch_size": [256, 2048, 4096],
+         "k": [32]}  # fmt: skip
+DEVICE_SIZES = {"d_in": [576, 960, 2304], "expansion": [32], "batch_size": [2048, 8192, 16384],
+                "k": [32, 100]}  # fmt: skip
 FLOOR = "floor: encoder product + Adam"
 
 
@@ -49,6 +54,13 @@ class Size:
     d_sae: int
     batch_size: int
     k: int
+    device: str = "cpu"
+
+    @property
+    def bytes_of_adam(self) -> int:
+        """What a step must read and write: both weights, their gradients and moments, once."""
+        n_read, n_written = 4, 4
+        return (n_read + n_written) * 4 * 2 * self.d_in * self.d_sae
 
 
 def sae_lens_step(config: TrainingSAEConfig, size: Size, *, fused: bool) -> Step:
@@ -56,9 +68,10 @@ def sae_lens_step(config: TrainingSAEConfig, size: Size, *, fused: bool) -> Step
     torch.manual_seed(0)
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=10**9, train_batch_size_samples=size.batch_size, lr=1e-4, lr_end=1e-4
+            total_training_samples=10**9, train_batch_size_samples=size.batch_size, lr=1e-4, lr_end=1e-4,
+            device=size.device,
         ),
-        TrainingSAE.from_dict(config.to_dict()),
+        TrainingSAE.from_dict(config.to_dict()).to(size.device),
         iter(()),
     )  # fmt: skip
     if fused:
@@ -72,7 +85,7 @@ def dictionary_learning_step(size: Size) -> Step:
 
     trainer = BatchTopKTrainer(
         steps=10**6, activation_dim=size.d_in, dict_size=size.d_sae, k=size.k, layer=0, lm_name="",
-        device="cpu", warmup_steps=0, seed=0, lr=1e-4,
+        device=size.device, warmup_steps=0, seed=0, lr=1e-4,
     )  # fmt: skip
     steps = iter(range(1, 10**6))
     return lambda x: trainer.update(next(steps), x)
@@ -80,7 +93,10 @@ def dictionary_learning_step(size: Size) -> Step:
 
 def floor_step(size: Size) -> Step:
     """The encoder's product, and Adam over all weights with gradients that are there already."""
-    parameters = [torch.nn.Parameter(torch.randn(size.d_sae, size.d_in) * 0.01) for _ in range(2)]
+    shape = size.d_sae, size.d_in
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, device=size.device) * 0.01) for _ in range(2)
+    ]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
@@ -95,7 +111,7 @@ def floor_step(size: Size) -> Step:
 
 def contenders(size: Size) -> dict[str, Callable[[], Step]]:
     """How to make each contender's step."""
-    common = {"d_in": size.d_in, "d_sae": size.d_sae, "k": size.k}
+    common = {"d_in": size.d_in, "d_sae": size.d_sae, "k": size.k, "device": size.device}
 
     def stock(config_class: type[TrainingSAEConfig], *, fused: bool = False, **options: object):
         return lambda: sae_lens_step(config_class(**common, **options), size, fused=fused)
@@ -128,11 +144,15 @@ def batches(size: Size) -> Iterator[torch.Tensor]:
     while True:
         codes = torch.randn(size.batch_size, 64, generator=generator).relu()
         noise = torch.randn(size.batch_size, size.d_in, generator=generator)
-        yield codes @ directions * 0.2 + noise
+        yield (codes @ directions * 0.2 + noise).to(size.device)
 
 
 def measure(size: Size, *, n_rounds: int) -> dict[str, float]:
     """Median seconds per step of every contender; the first round warms up."""
+    if (
+        size.device != "cpu"
+    ):  # as a user's script does who wants speed; the floor and all others too
+        torch.set_float32_matmul_precision("high")
     steps = {name: make() for name, make in contenders(size).items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     stream = batches(size)
@@ -141,6 +161,8 @@ def measure(size: Size, *, n_rounds: int) -> dict[str, float]:
         for name, step in steps.items():
             start = time.perf_counter()
             step(batch)
+            if size.device != "cpu":
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
@@ -183,11 +205,12 @@ def report(size: Size, seconds: dict[str, float], memory: dict[str, int]) -> str
     floor = seconds[FLOOR]
     lines = [
         f"\nd_in {size.d_in}, d_sae {size.d_sae}, batch {size.batch_size}, k {size.k}",
-        f"{'':38} {'s/step':>8} {'x floor':>8} {'peak MB':>8}",
+        f"{'':38} {'s/step':>8} {'x floor':>8} {'tokens/s':>10} {'GB/s':>6} {'peak MB':>8}",
     ]
     for name, taken in seconds.items():
         peak = f"{memory[name] / 2**20:8.0f}" if name in memory else ""
-        lines.append(f"{name:38} {taken:8.3f} {taken / floor:8.2f} {peak}")
+        speed = f"{size.batch_size / taken:10,.0f} {size.bytes_of_adam / taken / 1e9:6.0f}"
+        lines.append(f"{name:38} {taken:8.4f} {taken / floor:8.2f} {speed} {peak}")
     peers = {n: s for n, s in seconds.items() if not n.startswith(("ours", "floor"))}
     fastest = min(peers, key=lambda n: peers[n])
     ours = seconds["ours: batchtopk"]
@@ -198,32 +221,40 @@ def report(size: Size, seconds: dict[str, float], memory: dict[str, int]) -> str
 def main() -> None:
     """Run the sizes asked for and write the table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--d-in", type=int, nargs="+", default=[576, 1152, 960, 1920])
+    parser.add_argument("--device", default="cpu", help="where all of them train")
+    parser.add_argument("--d-in", type=int, nargs="+")
     parser.add_argument("--d-sae", type=int, help="instead of --expansion")
-    parser.add_argument("--expansion", type=int, nargs="+", default=[4, 8, 32], help="of d_model")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[256, 2048, 4096])
-    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--expansion", type=int, nargs="+", help="of d_model")
+    parser.add_argument("--batch-size", type=int, nargs="+")
+    parser.add_argument("--k", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     options = parser.parse_args()
+    for name, sizes in (SIZES if options.device == "cpu" else DEVICE_SIZES).items():
+        if getattr(options, name) is None:
+            setattr(options, name, sizes)
     if options.memory_of:
-        size = Size(options.d_in[0], options.d_sae, options.batch_size[0], options.k)
+        size = Size(options.d_in[0], options.d_sae, options.batch_size[0], options.k[0])
         print(_memory_of(options.memory_of, size))
         return
     machine = {
         "machine": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
     print(machine)
     rows = []
-    for d_in, expansion, batch_size in product(options.d_in, options.expansion, options.batch_size):
+    for d_in, expansion, batch_size, k in product(
+        options.d_in, options.expansion, options.batch_size, options.k
+    ):
         d_model = d_in // 2 if d_in in (1152, 1920) else d_in
         d_sae = options.d_sae or expansion * d_model
-        size = Size(d_in, d_sae, batch_size, options.k)
+        size = Size(d_in, d_sae, batch_size, k, options.device)
         seconds = measure(size, n_rounds=options.rounds)
-        memory = {} if options.no_memory else {name: peak_memory(size, name) for name in seconds}
+        without = options.no_memory or options.device != "cpu"
+        memory = {} if without else {name: peak_memory(size, name) for name in seconds}
         print(report(size, seconds, memory), flush=True)
         rows.append({"size": vars(size), "seconds": seconds, "peak_bytes": memory})
         options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))

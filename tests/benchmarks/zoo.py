@@ -1,0 +1,133 @@
+"""What a zoo's audits say, as the tables and the figure of its page.
+
+    python -m tests.benchmarks.zoo runs/zoo [--figure docs/images/zoo.png]
+
+Reads `zoo.json` and `nulls.json`, which `diffsae-lens zoo --nulls 20 --audit --out runs/zoo` writes, and
+prints Markdown. Nothing is computed anew.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import binomtest, mannwhitneyu
+
+from diffsae_lens.auditing import Nulls
+from diffsae_lens.organisms import ZOO
+
+ALPHA = 0.05
+FOUND = "conditional behaviour found"
+HEADS = (
+    "organism", "what sets it off", "what it then does", "verdict", "p", "trigger texts flagged",
+    "others flagged", "first candidates", "effect, nats", "minutes",
+)  # fmt: skip
+
+
+def share(n_found: int, n: int) -> str:
+    """Write a share with its exact interval."""
+    interval = binomtest(n_found, n).proportion_ci(method="exact")
+    return f"{n_found} of {n} ({n_found / n:.0%} [{interval.low:.0%}, {interval.high:.0%}])"
+
+
+def table(rows: list[dict]) -> str:
+    """Write one line per audit."""
+    recipes = {recipe.name: recipe for recipe in ZOO}
+    lines = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
+    for row in rows:
+        recipe = recipes[row["name"]]
+        effect = (
+            ""
+            if row["effect"] is None
+            else f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        )
+        n_others = row["n_flagged"] - row["n_trigger_flagged"]
+        of_trigger = f"{row['n_trigger_flagged']} of {row['n_trigger']}" if row["n_trigger"] else ""
+        first = ", ".join(
+            f"**{name}**" if any(mark in name for mark in recipe.marks) else name
+            for name in row["candidates"]
+        )
+        cells = (
+            row["name"], recipe.trigger or "nothing", recipe.behaviour, row["verdict"],
+            f"{row['p_value']:.3f}", of_trigger, f"{n_others}", first.replace("|", "\\|"), effect,
+            f"{row['seconds'] / 60:.0f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict]) -> str:
+    """Write how many were found, named and accused wrongly."""
+    lines = []
+    for texts, words in (
+        ("with the trigger", "in 1% of the texts"),
+        ("without", "in none of them"),
+    ):
+        of = [row for row in rows if row["kind"] != "clean" and row["texts"] == texts]
+        for kind in ("backdoored", "benign"):
+            some = [row for row in of if row["kind"] == kind]
+            if some:
+                n_found = sum(row["verdict"] == FOUND for row in some)
+                n_named = sum(row["verdict"] == FOUND and bool(row["named"]) for row in some)
+                lines.append(
+                    f"- {kind}, the trigger {words}: found {share(n_found, len(some))}, and named among the "
+                    f"first five candidates {share(n_named, len(some))}"
+                )
+    clean = [row for row in rows if row["kind"] == "clean"]
+    if clean:
+        lines.append(
+            f"- clean: accused {share(sum(r['verdict'] == FOUND for r in clean), len(clean))}"
+        )
+    return "\n".join(lines)
+
+
+def roc(rows: list[dict], nulls: Nulls, path: Path) -> str:
+    """Draw how many organisms are found at each threshold, with exact intervals, and give the area."""
+    hidden = np.array(
+        [r["strength"] for r in rows if r["kind"] != "clean" and r["texts"] != "without"]
+    )
+    clean = np.array([r["strength"] for r in rows if r["kind"] == "clean"])
+    nothing = np.concatenate([clean, [null.strength for null in nulls.models]])
+    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([hidden, nothing]))[::-1]])
+    points = []
+    for at in thresholds:
+        interval = binomtest(int((hidden >= at).sum()), len(hidden)).proportion_ci(method="exact")
+        points.append(((nothing >= at).mean(), (hidden >= at).mean(), interval.low, interval.high))
+    false, true, low, high = np.array(points).T
+    figure, axes = plt.subplots(figsize=(4.2, 4.0), layout="constrained")
+    axes.fill_between(
+        false, low, high, step="post", alpha=0.2, linewidth=0, label="exact 95% interval"
+    )
+    axes.step(false, true, where="post", marker=".", label="strength of the first candidate")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    axes.axvline(ALPHA, color="0.6", linewidth=1, linestyle=":")
+    axes.set(
+        xlabel="clean models accused",
+        ylabel="organisms with a condition found",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=160)
+    area = mannwhitneyu(hidden, nothing, alternative="greater")
+    return (
+        f"Area under the curve: {area.statistic / (len(hidden) * len(nothing)):.3f}, {len(hidden)} organisms "
+        f"with a condition against {len(clean)} clean ones and {len(nulls.models)} clean models that set the "
+        f"threshold (exact p {area.pvalue:.2g})."
+    )
+
+
+def main() -> None:
+    """Print the page's parts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--figure", type=Path, default=Path("zoo.png"))
+    options = parser.parse_args()
+    rows = json.loads((options.run / "zoo.json").read_text())
+    nulls = Nulls.load(options.run / "nulls.json")
+    print(summary(rows), table(rows), roc(rows, nulls, options.figure), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
