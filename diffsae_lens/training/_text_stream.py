@@ -46,7 +46,7 @@ class TextStream:
         """Return the next texts, fewer than `n` at the end.
 
         Raises:
-            TypeError: something that is no text.
+            TypeError: something that is not a text.
             ValueError: rows without the column.
         """
         taken: list[Text] = []
