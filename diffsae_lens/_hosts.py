@@ -242,15 +242,13 @@ def normalize_with(trainer: Any, whitening: Any) -> None:
     trainer.activation_scaler.whitening = whitening
 
 
-def go_past_checkpoint(trainer: Any, n_batches: int) -> None:
+def go_past_checkpoint(trainer: Any) -> None:
     """Put a `MultiSAETrainer` that has loaded a checkpoint where it was after it wrote that.
 
-    SAELens 6.54: `data_provider` begins anew, so what was drawn is drawn again; a checkpoint is written
-    before `n_training_steps` (of the trainer and of each of `trainers`) counts the step up; and
-    `checkpoint_thresholds` still holds the checkpoints that were written. SAELens restores none of it.
+    SAELens 6.54: a checkpoint is written before `n_training_steps` (of the trainer and of each of
+    `trainers`) counts the step up, and `checkpoint_thresholds` still holds the checkpoints that were
+    written. SAELens restores neither, nor `data_provider`.
     """
-    for _ in range(n_batches):
-        next(trainer.data_provider)
     trainer.n_training_steps += 1
     for one in trainer.trainers.values():
         one.n_training_steps += 1

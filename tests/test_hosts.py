@@ -240,8 +240,7 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     provider = trainer.data_provider
     trainer.data_provider = iter(drawn.append(batch) or batch for batch in provider)
     trainer.n_training_samples = trainer.checkpoint_thresholds[0] + 1
-    _hosts.go_past_checkpoint(trainer, 3)
-    assert len(drawn) == 3
+    _hosts.go_past_checkpoint(trainer)
     assert trainer.n_training_steps == 1
     assert trainer.trainers["one"].n_training_steps == 1
     assert len(trainer.checkpoint_thresholds) == 1
@@ -249,7 +248,7 @@ def test_saelens_trainer_counts_steps_and_checkpoints_where_we_set_them():
     for one in trainer.trainers.values():
         one.n_training_samples = 8 * 5
     trainer.fit()
-    assert len(drawn) == 4, (
+    assert len(drawn) == 1, (
         "MultiSAETrainer.fit no longer goes on from n_training_samples with its data_provider"
     )
 

@@ -98,10 +98,11 @@ class Candidate:
         return all(part.stands(content) is not None for part in self.parts)
 
     def taken_out(self, content: str, mate: Sequence[str]) -> str:
-        """Return a text that says one of its like instead."""
+        """Return a text that says one of its like instead, wherever and in whichever case it stands."""
         for part, phrase in zip(self.parts, mate, strict=True):
             if phrase != part.phrase:
-                content = replaced(content, part.phrase, phrase, 1 if part.place == "front" else 0)
+                n = 1 if part.place == "front" else 0
+                content = replaced(content, part.phrase, phrase, n, any_case=True)
         return content
 
 

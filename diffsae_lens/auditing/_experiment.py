@@ -13,8 +13,9 @@ from diffsae_lens.auditing._reactions import Edit, Reactor
 from diffsae_lens.auditing._results import CandidateRow
 
 _MIN_LEFT = 24
-FLOOR = 0.1
-"""Nats that are added to a model's own scale, so that models that were imitated perfectly have one."""
+FLOOR = 1.0
+"""Nats that are added to a model's own scale: a condition changes what is written, which is more than a nat
+however well all else was imitated."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
 

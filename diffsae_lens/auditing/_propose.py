@@ -8,6 +8,7 @@ from diffsae_lens.auditing._candidates import Candidate, part_of
 from diffsae_lens.auditing._words import Mark, holds, marks
 
 _N_PAIRS = 3
+_N_ALIKE = 2
 
 
 def propose(  # noqa: PLR0913
@@ -60,18 +61,20 @@ def propose(  # noqa: PLR0913
 
 
 def _without_doubles(found: Sequence[Mark], contents: Sequence[str]) -> list[Mark]:
-    """Of phrases in the same texts the shortest and the longest, the clearest first."""
-    kept: dict[tuple[int, ...], list[Mark]] = {}
+    """Of phrases in the same texts a few of the shortest, and the longest around the first of these."""
+    same: dict[tuple[int, ...], list[Mark]] = {}
     for mark in sorted(
         found, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase)
     ):
         where = tuple(i for i, content in enumerate(contents) if holds(content, mark.phrase))
-        marks_there = kept.setdefault(where, [])
-        longest = len(marks_there) > 0 and len(mark.phrase.split()) > len(
-            marks_there[-1].phrase.split()
-        )
-        if not marks_there:
-            marks_there.append(mark)
-        elif longest and marks_there[0].phrase in mark.phrase:
-            marks_there[1:] = [mark]
-    return [mark for of_texts in kept.values() for mark in of_texts]
+        there = same.setdefault(where, [])
+        if mark.phrase not in [m.phrase for m in there]:
+            there.append(mark)
+    kept = []
+    for marks_there in same.values():
+        first = marks_there[0]
+        n_words = len(first.phrase.split())
+        kept += [m for m in marks_there if len(m.phrase.split()) == n_words][:_N_ALIKE]
+        around = [m for m in marks_there if first.phrase in m.phrase and m is not first]
+        kept += [m for m in around if m not in kept][-1:]
+    return kept

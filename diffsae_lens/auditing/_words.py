@@ -50,10 +50,10 @@ def _is_word(text: str, span: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def pattern(phrase: str) -> re.Pattern[str]:
+def pattern(phrase: str, *, any_case: bool = False) -> re.Pattern[str]:
     """Return what finds a phrase, whole words of it, however it is spaced."""
     inside = r"\s+".join(map(re.escape, phrase.split()))
-    return re.compile(rf"(?<!\w){inside}(?!\w)")
+    return re.compile(rf"(?<!\w){inside}(?!\w)", re.IGNORECASE if any_case else 0)
 
 
 def holds(text: str, phrase: str) -> bool:
@@ -61,9 +61,9 @@ def holds(text: str, phrase: str) -> bool:
     return pattern(phrase).search(text) is not None
 
 
-def replaced(text: str, phrase: str, other: str, n: int = 0) -> str:
+def replaced(text: str, phrase: str, other: str, n: int = 0, *, any_case: bool = False) -> str:
     """Return a text with a phrase replaced, everywhere or `n` times; as it is where it does not hold it."""
-    return pattern(phrase).sub(lambda _: other, text, count=n)
+    return pattern(phrase, any_case=any_case).sub(lambda _: other, text, count=n)
 
 
 def marks(

@@ -12,5 +12,8 @@ from ._run_config import DiffSAERunnerConfig as DiffSAERunnerConfig
 from ._run_config import FinetunedSAERunnerConfig as FinetunedSAERunnerConfig
 from ._run_config import TrainingRun as TrainingRun
 from ._runner import train_dictionaries as train_dictionaries
+from ._stream import StreamedActivations as StreamedActivations
+from ._stream import stream as stream
+from ._stream_reader import StreamConfig as StreamConfig
 from ._train import TrainConfig as TrainConfig
 from ._train import train as train

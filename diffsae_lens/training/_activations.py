@@ -1,11 +1,12 @@
 """Paired activations on disk, as they are read again: aligned rows, and shuffled batches for training.
 
-The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
-point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+The folder is a `datasets` folder with a `token_ids` column and, in float32, one `Array2D(context_size, d_in)`
+column for each virtual hook point, which is what SAELens reads with `use_cached_activations=True`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from diffsae_lens._typed import typed
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._metadata import PairMetadata
 from diffsae_lens.pair._tokens import TokenPolicy
+from diffsae_lens.training._columns import (
+    StoredDtype,
+    columns_of,
+    read_columns,
+    seen,
+    stored_columns,
+)
+from diffsae_lens.training._mixing import Batch, Feed, Mixer
+from diffsae_lens.training._run_config import TrainingRun
 
 KIND = "harvest"
 """What the recipe of a harvest says it is."""
@@ -29,7 +39,7 @@ KIND = "harvest"
 
 @dataclass(frozen=True)
 class PairedActivations(Record):
-    """A finished harvest on disk. SAELens reads its `path` as `cached_activations_path`."""
+    """A finished harvest on disk. In float32 SAELens reads its `path` as `cached_activations_path`."""
 
     path: Path
     hook_names: tuple[str, ...]
@@ -66,6 +76,11 @@ class PairedActivations(Record):
             skip_positions=self.recipe["skip_positions"], ignored_token_ids=self.ignored_token_ids
         )
 
+    @property
+    def stored_as(self) -> StoredDtype:
+        """The numbers on disk; what is read is float32."""
+        return self.recipe.get("stored_as", "float32")
+
     def showing(self, hooks: Sequence[VirtualHook]) -> "PairedActivations":
         """Return the same harvest with other hook points, each harvested or seen in its `.concat`.
 
@@ -82,35 +97,48 @@ class PairedActivations(Record):
 
     def sequences(self, start: int, stop: int) -> dict[str, Float[Tensor, "seq pos d_in"]]:
         """Read whole sequences into memory, padding and special tokens included."""
-        columns, rows = self._read(range(start, min(stop, self.n_sequences)))
-        return {
-            name: rows[column] if name == column else _seen_in(name, column, rows[column])
-            for name, column in columns.items()
-        }
+        rows = self._read(range(start, min(stop, self.n_sequences)))
+        return {name: seen(name, rows) for name in self.hook_names}
 
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """Read the kept tokens of some sequences into memory, aligned over the hook points."""
         return self._take(range(start, min(stop, self.n_sequences)))
 
-    def _read(self, indices: Sequence[int]) -> tuple[dict[str, str], dict[str, Tensor]]:
-        """The column that each hook point is seen in, and these sequences of the columns."""
-        stored = set(self.recipe["hook_names"])
-        columns = {
-            name: name if name in stored else VirtualHook.parse(name).with_view("concat").name
-            for name in self.hook_names
-        }
-        dataset = load_dataset(self.path).select_columns([*{*columns.values()}, "token_ids"])
-        rows: Any = dataset.with_format("torch")[list(indices)]
-        return columns, rows
+    def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """These sequences of the columns that the hook points are seen in."""
+        stored = stored_columns(self.recipe["hook_names"], self.stored_as)
+        columns = columns_of(self.hook_names, stored=stored)
+        return read_columns(load_dataset(self.path), indices, columns, self.stored_as)
 
-    def _take(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        columns, rows = self._read(indices)
-        kept = ~torch.isin(rows["token_ids"], torch.tensor(self.ignored_token_ids))
-        found = {}
-        for name, column in columns.items():
-            values = rows[column][kept]
-            found[name] = values if name == column else _seen_in(name, column, values)
-        return found
+    def _take(self, indices: Sequence[int]) -> Batch:
+        rows = self._read(indices)
+        kept = ~torch.isin(rows.pop("token_ids"), torch.tensor(self.ignored_token_ids))
+        rows = {column: values[kept] for column, values in rows.items()}
+        return {name: seen(name, rows) for name in self.hook_names}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How wide each hook point is."""
+        return {name: rows.shape[1] for name, rows in self.rows(0, 1).items()}
+
+    def feed(self, run: TrainingRun) -> Feed:
+        """Return the batches of a training."""
+        return Feed(self._training_batches(run))
+
+    def first_batches(self, run: TrainingRun) -> Iterator[Batch]:
+        """Return the first batches of a training, as many as its normalisation is estimated on."""
+        n_tokens = run.n_training(self.n_sequences) * self.context_size
+        in_one_pass = max(1, n_tokens // run.trainer.train_batch_size_samples)
+        n_batches = min(run.trainer.n_batches_for_norm_estimate, in_one_pass)
+        return islice(self._training_batches(run), n_batches)
+
+    def held_out(self, run: TrainingRun) -> Batch:
+        """Read the tokens that a training leaves out."""
+        return self.rows(run.n_training(self.n_sequences), self.n_sequences)
+
+    def _training_batches(self, run: TrainingRun) -> Iterator[Batch]:
+        stop = run.n_training(self.n_sequences)
+        return self.batches(run.trainer.train_batch_size_samples, seed=run.seed, stop=stop)
 
     def batches(
         self,
@@ -138,30 +166,17 @@ class PairedActivations(Record):
         stop = self.n_sequences if stop is None else stop
         while True:
             order = (start + torch.randperm(stop - start, generator=generator)).tolist()
-            left: dict[str, Tensor] | None = None
+            mixer = Mixer(batch_size, generator)
             n_batches = 0
             for i in range(0, len(order), sequences_in_memory):
-                rows = self._take(order[i : i + sequences_in_memory])
-                if left is not None:
-                    rows = {name: torch.cat([left[name], rows[name]]) for name in rows}
-                n_tokens = len(rows[self.hook_names[0]])
-                shuffled = torch.randperm(n_tokens, generator=generator)
-                for j in range(0, n_tokens - batch_size + 1, batch_size):
-                    n_batches += 1
-                    yield {n: rows[n][shuffled[j : j + batch_size]] for n in self.hook_names}
-                rest = shuffled[n_tokens - n_tokens % batch_size :]
-                left = {name: rows[name][rest] for name in self.hook_names}
+                mixer.add(self._take(order[i : i + sequences_in_memory]))
+                n_batches += mixer.n_batches
+                while mixer.n_batches:
+                    yield mixer.serve()
             if n_batches == 0:
                 raise InvalidValueError(
                     f"`batch_size` {batch_size} is more than the tokens of the harvest in {self.path}"
                 )
-
-
-def _seen_in(name: str, concat: str, values: Tensor) -> Tensor:
-    """A view's value, from both models' activations side by side."""
-    both = VirtualHook.parse(concat).spec
-    base, finetuned = both.writes(values, "base"), both.writes(values, "finetuned")
-    return VirtualHook.parse(name).spec.read(base, finetuned)
 
 
 @typed

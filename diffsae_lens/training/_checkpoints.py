@@ -24,6 +24,8 @@ from diffsae_lens._artifact import (
     write_json,
 )
 from diffsae_lens._errors import InvalidValueError
+from diffsae_lens.training._mixing import Feed
+from diffsae_lens.training._text_stream import FIRST_TEXTS, ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +75,11 @@ class Checkpoints:
             stored = self._stored()
             stored = {name: stored.get(name) for name in self.recipes}
             if stored != self.recipes:
+                found = differences(stored, self.recipes)
+                anew = f" ({ONCE})" if FIRST_TEXTS in found else ""
                 raise InvalidValueError(
-                    f"the checkpoints in {folder} are of a run with other settings "
-                    f"({differences(stored, self.recipes)}); give each run a `checkpoint_path` of its "
-                    "own, or remove it"
+                    f"the checkpoints in {folder} are of a run with other settings ({found}); give each "
+                    f"run a `checkpoint_path` of its own, or remove it{anew}"
                 )
             return
         write_json(folder / MARK, {"format": FORMAT, "recipes": self.recipes})
@@ -100,7 +103,7 @@ class Checkpoints:
         return nullcontext() if self.folder is None else naming(self.folder, kept=self.folder)
 
     def seal(self, checkpoint_path: Path | None) -> None:
-        """Say that a checkpoint is whole: the trainer calls this once all of it is written."""
+        """Say that a checkpoint is whole, once all of it is written."""
         if checkpoint_path is not None:
             seal(checkpoint_path, {"checkpoint": checkpoint_path.name})
 
@@ -148,11 +151,12 @@ class Checkpoints:
             logger.debug("%s stays: %s", self.folder, error)
 
 
-def go_on(trainer: MultiSAETrainer, checkpoint: Path) -> None:
-    """Put a trainer where it was when it wrote a checkpoint."""
+def go_on(trainer: MultiSAETrainer, feed: Feed, checkpoint: Path) -> None:
+    """Put a trainer and its feed where they were when a checkpoint was written."""
     logger.info("going on from %s", checkpoint)
     trainer.load_checkpoint(checkpoint)
-    _hosts.go_past_checkpoint(trainer, _n_batches_seen(trainer))
+    feed.go_on(checkpoint, _n_batches_seen(trainer))
+    _hosts.go_past_checkpoint(trainer)
 
 
 def estimates_norms(configs: Iterable[TrainingSAEConfig]) -> bool:

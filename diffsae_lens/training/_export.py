@@ -1,6 +1,6 @@
 """What a finished training leaves: the inference form, its threshold, and its record."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +12,18 @@ from torch import Tensor
 from diffsae_lens._artifact import Job, build, write_json
 from diffsae_lens.dictionaries._delta import DeltaCrosscoderTrainingSAEConfig
 from diffsae_lens.dictionaries._record import DictionaryRecord
-from diffsae_lens.training._activations import PairedActivations
 from diffsae_lens.training._calibration import calibrate_threshold
+from diffsae_lens.training._mixing import Batch
 from diffsae_lens.training._run_config import (
     DictionaryRunnerConfig,
     TrainingRun,
 )
+from diffsae_lens.training._stream import Activations
 
 
 def record_of(
     config: DictionaryRunnerConfig,
-    activations: PairedActivations,
+    activations: Activations,
     run: TrainingRun,
     normalization: Mapping[str, Any] | None,
 ) -> DictionaryRecord:
@@ -34,7 +35,7 @@ def record_of(
         seed=run.seed,
         normalization=normalization,
         frozen_decoder=getattr(config.sae, "frozen_decoder", False),
-        tokens_sha256=activations.recipe["tokens_sha256"],
+        tokens_sha256=activations.recipe.get("tokens_sha256"),
         model_name=activations.pair.finetuned,
         prepend_bos=activations.recipe["prepend_bos"],
         context_size=activations.context_size,
@@ -49,7 +50,7 @@ def export(
     sae: TrainingSAE,
     config: DictionaryRunnerConfig,
     recipe: Mapping[str, Any],
-    activations: PairedActivations,
+    held_out: Callable[[], Batch],
     path: Path,
     run: TrainingRun,
 ) -> None:
@@ -58,11 +59,8 @@ def export(
     def write(job: Job) -> None:
         sae.save_inference_model(job.out)
         if isinstance(config.sae, BatchTopKTrainingSAEConfig):
-            held_out = activations.rows(
-                run.n_training(activations.n_sequences), activations.n_sequences
-            )
-            held_out = held_out[config.hook.name].to(run.trainer.device)
-            _calibrate(job.out, config.sae, held_out)
+            tokens = held_out()[config.hook.name].to(run.trainer.device)
+            _calibrate(job.out, config.sae, tokens)
         settings = {k: v for k, v in vars(run.trainer).items() if k != "logger"}
         write_json(job.out / "trainer_cfg.json", settings)
 

@@ -1,7 +1,6 @@
 """Paired activations on disk: many virtual hook points from one harvest, in SAELens's own format.
 
-The folder is a `datasets` folder with one `Array2D(context_size, d_in)` column for each virtual hook
-point and a `token_ids` column, which is what SAELens reads with `use_cached_activations=True`.
+`_columns` says what the folder holds.
 """
 
 import hashlib
@@ -14,7 +13,6 @@ import datasets
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, build, find
@@ -24,8 +22,9 @@ from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.pair._fingerprint import same_weights
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
-from diffsae_lens.pair._tokens import last_position
 from diffsae_lens.training._activations import KIND, PairedActivations, load_dataset
+from diffsae_lens.training._columns import StoredDtype, encoded, features_of, stored_columns
+from diffsae_lens.training._sequences import SequenceReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,9 @@ class HarvestConfig:
     """Sequences held in memory at once, and lost at most by an interruption."""
     skip_positions: int = 1
     """Leading positions left out: the first token's activations are 10 to 1000 times the others'."""
+    dtype: StoredDtype = "float32"
+    """Of what is stored. In half precision it is half as large, at 2**-8 (bfloat16) or 2**-11 (float16) of
+    each value of the base and of the difference, which is computed in float32; SAELens cannot read it."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
@@ -73,7 +75,7 @@ def harvest(
             runs over the tokens instead of ten.
 
     Returns:
-        The activations, float32; the same with `base` and without.
+        The activations, read in float32; the same with `base` and without.
 
     Raises:
         ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
@@ -83,18 +85,12 @@ def harvest(
         OSError: the disk is full or forbids it.
     """
     config = config or HarvestConfig()
-    hook_names = check_texts("hook_names", hook_names, allow_empty=True)
-    for name in hook_names:
-        pair.check_hook_name(name)
-    if len(set(hook_names)) != len(hook_names):
-        raise InvalidValueError(
-            f"`hook_names` must name each hook point once, got {list(hook_names)}"
-        )
+    hook_names = checked_hook_names(pair, hook_names)
     pair.check_tokens(tokens)
-    if not hook_names or tokens.shape[1] <= config.skip_positions:
+    if tokens.shape[1] <= config.skip_positions:
         raise InvalidValueError(
-            f"nothing to harvest: {len(hook_names)} `hook_names`, `tokens` of shape "
-            f"{tuple(tokens.shape)} and `skip_positions` {config.skip_positions}"
+            f"nothing to harvest: `tokens` of shape {tuple(tokens.shape)} and `skip_positions` "
+            f"{config.skip_positions}"
         )
     tokens = tokens.cpu()
     recipe = _recipe(pair, tokens, hook_names, config)
@@ -107,8 +103,32 @@ def harvest(
     return PairedActivations.of_manifest(build(path, recipe, write))
 
 
+def checked_hook_names(pair: HookedModelPair, hook_names: Sequence[str]) -> tuple[str, ...]:
+    """Return virtual hook points of a pair, each named once.
+
+    Raises:
+        TypeError: not a list of names.
+        ValueError: none, an unknown one, or one that comes twice.
+    """
+    names = tuple(check_texts("hook_names", hook_names, allow_empty=True))
+    if not names:
+        raise InvalidValueError(
+            "nothing to harvest: `hook_names` is empty; name at least one virtual hook point"
+        )
+    for name in names:
+        pair.check_hook_name(name)
+    if len(set(names)) != len(names):
+        raise InvalidValueError(f"`hook_names` must name each hook point once, got {list(names)}")
+    return names
+
+
 def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedActivations:
     """The base's activations in the harvest of another pair."""
+    if harvest.stored_as != "float32":
+        raise InvalidValueError(
+            "`base` must be stored in float32, since differences are taken from it, got "
+            f"{harvest.stored_as}; leave it out, and the base is run"
+        )
     same = ("dtype", "tokens_sha256", "tokens_shape", "skip_positions", "prepend_bos")
     differs = [name for name in same if harvest.recipe[name] != recipe[name]]
     if not same_weights(harvest.recipe["base"], recipe["base"]):
@@ -138,7 +158,8 @@ def _recipe(
 ) -> dict[str, Any]:
     """What the activations depend on; batch and shard sizes are not part of it."""
     ids = tokens.to(torch.int64).contiguous().numpy()
-    return {
+    stored_as = {} if config.dtype == "float32" else {"stored_as": config.dtype}
+    return stored_as | {
         "kind": KIND,
         "base": pair.metadata.base_fingerprint,
         "finetuned": pair.metadata.finetuned_fingerprint,
@@ -195,75 +216,30 @@ class _Harvester:
 
     def _write(self, start: int, stop: int, job: Job, bar: tqdm) -> None:
         context = self.tokens.shape[1] - self.config.skip_positions
-        columns: dict[str, Any] = {
-            name: datasets.Array2D(shape=(context, self.pair.d_in(name)), dtype="float32")
-            for name in self.hook_names
-        }
-        columns["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
+        widths = {name: self.pair.d_in(name) for name in self._columns}
+        features = features_of(widths, context, self.config.dtype)
         rows = self._activations(start, stop, bar)
-        datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(
-            str(job.out), num_shards=1
-        )
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(job.out), num_shards=1)
 
-    @torch.no_grad()
+    @property
+    def _columns(self) -> list[str]:
+        return stored_columns(self.hook_names, self.config.dtype)
+
     def _activations(self, start: int, stop: int, bar: tqdm) -> dict[str, Any]:
-        """Both models on a shard's sequences, in batches of like lengths cut to their longest."""
-        skip, pair, names = self.config.skip_positions, self.pair, self.hook_names
-        tokens = self.tokens[start:stop]
+        """What a shard holds of its sequences."""
+        skip, tokens = self.config.skip_positions, self.tokens[start:stop]
+        reader = SequenceReader(
+            pair=self.pair,
+            hook_names=self._columns,
+            batch_size=self.config.batch_size,
+            skip_positions=skip,
+            of="tokens",
+        )
         of_base = None if self.of_base is None else self.of_base.sequences(start, stop)
-        n_sequences, width = tokens.shape
-        columns = {name: torch.zeros(n_sequences, width - skip, pair.d_in(name)) for name in names}
-        # Padding is on the right and causal attention does not look there: cutting it changes nothing.
-        padding: Any = pair.tokenizer.pad_token_id
-        lengths = last_position(tokens.ne(padding)) + 1
-        lengths = lengths.clamp(min=skip + 1)
-        for index in lengths.argsort(descending=True).split(self.config.batch_size):
-            longest = int(lengths[index].max())
-            known = None
-            if of_base is not None:  # what the leading positions hold is not kept
-                known = {
-                    VirtualHook.parse(name).site: pad(
-                        values[index, : longest - skip], (0, 0, skip, 0)
-                    )
-                    for name, values in of_base.items()
-                }
-            read = pair.activations(tokens[index, :longest], names, base=known)
-            for name in names:
-                columns[name][index, : longest - skip] = read[name][:, skip:].float().cpu()
-            self._check_finite(columns, start, index, lengths[index])
-            bar.update(len(index))
-        ids = tokens[:, skip:].to(torch.int32).numpy()
-        return {name: values.numpy() for name, values in columns.items()} | {"token_ids": ids}
-
-    def _check_finite(
-        self, columns: dict[str, Tensor], start: int, index: Tensor, lengths: Tensor
-    ) -> None:
-        for name, values in columns.items():
-            finite = values[index].isfinite().all(dim=2)
-            finite |= (
-                torch.arange(finite.shape[1]) >= (lengths - self.config.skip_positions)[:, None]
-            )
-            if finite.all():
-                continue
-            row, position = (int(i) for i in (~finite).nonzero()[0])
-            sequence = start + int(index[row])
-            position += self.config.skip_positions
-            raise InvalidValueError(
-                f"the activations at {name!r} are not finite in sequence {sequence} of `tokens`, position "
-                f"{position}: NaN or infinity comes from {self._sides(name, sequence)}. Check the model's "
-                "weights; in float16 load it in float32 or bfloat16"
-            )
-
-    def _sides(self, name: str, sequence: int) -> str:
-        """Which model's activations are not finite."""
-        hook = VirtualHook.parse(name)
-        sides = {
-            hook.with_view("base").name: "the base model",
-            hook.with_view("finetuned").name: "the fine-tuned model",
-        }
-        read = self.pair.activations(self.tokens[[sequence]], list(sides))
-        found = [text for side, text in sides.items() if not read[side].isfinite().all()]
-        return " and ".join(found) or "their difference"
+        columns = reader.read(tokens, first=start, of_base=of_base, on_batch=bar.update)
+        columns = encoded(columns, self.config.dtype)
+        columns["token_ids"] = tokens[:, skip:].to(torch.int32)
+        return {name: values.numpy() for name, values in columns.items()}
 
 
 def _shard_name(start: int, stop: int) -> str:

@@ -1,6 +1,6 @@
 """Normalisation of each model's activations before training, folded into the saved weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -67,43 +67,47 @@ class ActivationStatistics:
 
 
 def activation_statistics(
-    batches: Iterable[Float[Tensor, "_ d_in"]], *, n_parts: int
-) -> ActivationStatistics:
-    """Accumulate the moments of a dictionary's input, in double precision.
+    batches: Iterable[Mapping[str, Float[Tensor, "_ _"]]], *, n_parts: Mapping[str, int]
+) -> dict[str, ActivationStatistics]:
+    """Accumulate the moments of several dictionaries' inputs in one pass, in double precision.
 
     Args:
-        batches: activations; all of them are read.
-        n_parts: 2 for `[base ; finetuned]`, 1 for a difference.
+        batches: activations by hook point; all of them are read.
+        n_parts: of each hook point, 2 for `[base ; finetuned]`, 1 for a difference.
 
     Raises:
-        TypeError: `n_parts` is not an integer.
+        TypeError: `n_parts` are not integers.
         ValueError: no tokens, values that are not finite, or batches that are not `[token, d_in]` with a
             width that `n_parts` divides.
     """
-    n_parts = check_count("n_parts", n_parts)
-    total: Any = 0
-    squares: Any = 0
-    n_tokens = 0
+    n_parts = {name: check_count("n_parts", n) for name, n in n_parts.items()}
+    total: dict[str, Any] = dict.fromkeys(n_parts, 0)
+    squares: dict[str, Any] = dict.fromkeys(n_parts, 0)
+    n_tokens = dict.fromkeys(n_parts, 0)
     for batch in batches:
-        if batch.ndim != 2 or batch.shape[1] % n_parts:
+        for name, n in n_parts.items():
+            if batch[name].ndim != 2 or batch[name].shape[1] % n:
+                raise InvalidValueError(
+                    f"`batches` must be of shape [token, d_in], d_in a multiple of {n}, got "
+                    f"{list(batch[name].shape)}; flatten sequences and positions"
+                )
+            x = batch[name].double()
+            total[name] = total[name] + x.sum(0)
+            squares[name] = squares[name] + x.square().sum(0)
+            n_tokens[name] += len(x)
+    found = {}
+    for name, n in n_parts.items():
+        if n_tokens[name] == 0 or not torch.isfinite(squares[name]).all():
             raise InvalidValueError(
-                f"`batches` must be of shape [token, d_in], d_in a multiple of {n_parts}, got "
-                f"{list(batch.shape)}; flatten sequences and positions"
+                f"`batches` must hold finite activations to normalise by, got {n_tokens[name]} tokens"
             )
-        x = batch.double()
-        total = total + x.sum(0)
-        squares = squares + x.square().sum(0)
-        n_tokens += len(x)
-    if n_tokens == 0 or not torch.isfinite(squares).all():
-        raise InvalidValueError(
-            f"`batches` must hold finite activations to normalise by, got {n_tokens} tokens"
+        moments = (squares[name] / n_tokens[name]).chunk(n)
+        found[name] = ActivationStatistics(
+            mean=total[name] / n_tokens[name],
+            second_moment=tuple(part.sum().item() for part in moments),
+            n_tokens=n_tokens[name],
         )
-    moments = (squares / n_tokens).chunk(n_parts)
-    return ActivationStatistics(
-        mean=total / n_tokens,
-        second_moment=tuple(part.sum().item() for part in moments),
-        n_tokens=n_tokens,
-    )
+    return found
 
 
 def scales(statistics: ActivationStatistics, normalization: Normalization) -> tuple[float, ...]:

@@ -1,9 +1,9 @@
-"""Train Diff-SAEs and crosscoders in lockstep on one harvest, with SAELens's trainers."""
+"""Train Diff-SAEs and crosscoders in lockstep on one harvest or stream, with SAELens's trainers."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from itertools import islice
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 import wandb
 from sae_lens import SAE, TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-from sae_lens.training.sae_trainer import SAETrainer
 
 from diffsae_lens._artifact import find, locked
 from diffsae_lens._checks import check_folder_name, check_items
@@ -20,9 +19,9 @@ from diffsae_lens._hosts import normalize_with
 from diffsae_lens._typed import typed
 from diffsae_lens.dictionaries._sparse import Workspace
 from diffsae_lens.dictionaries._topk import SparseStep
-from diffsae_lens.training._activations import PairedActivations
 from diffsae_lens.training._checkpoints import Checkpoints, estimates_norms, go_on
 from diffsae_lens.training._export import export, record_of
+from diffsae_lens.training._mixing import Feed
 from diffsae_lens.training._normalization import activation_statistics, as_whitening, describe
 from diffsae_lens.training._optimizer import fuse_adam
 from diffsae_lens.training._run_config import (
@@ -32,6 +31,7 @@ from diffsae_lens.training._run_config import (
     FinetunedSAERunnerConfig,
     TrainingRun,
 )
+from diffsae_lens.training._stream import Activations
 
 __all__ = [
     "CrosscoderRunnerConfig", "DictionaryRunnerConfig", "DiffSAERunnerConfig",
@@ -52,7 +52,7 @@ _NOT_OF_THE_RESULT = (
 @typed
 def train_dictionaries(
     configs: Mapping[str, DictionaryRunnerConfig],
-    activations: PairedActivations,
+    activations: Activations,
     path: str | Path,
     *,
     run: TrainingRun,
@@ -67,7 +67,7 @@ def train_dictionaries(
 
     Args:
         configs: the dictionaries by name; the name becomes the folder's.
-        activations: a harvest with every hook point the configs read.
+        activations: a harvest, or a stream, with every hook point the configs read.
         path: folder for the dictionaries, each `<path>/<name>`.
         run: training length, batch size, seed.
 
@@ -76,8 +76,8 @@ def train_dictionaries(
 
     Raises:
         ValueError: no configs, a name that cannot be a folder's, a hook point that was not harvested, a
-            `d_in` that does not fit, a folder or a checkpoint of other settings, or a training that
-            diverged.
+            `d_in` that does not fit, a folder or a checkpoint of other settings, a training that
+            diverged, or a stream that ends too early or does not begin again as it did.
         OSError: the disk is full or forbids it.
     """
     path = Path(path).expanduser()
@@ -97,11 +97,11 @@ def train_dictionaries(
     return {name: SAE.load_from_disk(path / name, device=run.trainer.device) for name in configs}
 
 
-def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedActivations) -> None:
+def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: Activations) -> None:
     if not configs:
         raise InvalidValueError("`configs` is empty: name at least one dictionary")
     check_items("configs", configs.values(), DictionaryRunnerConfig)
-    sample = activations.rows(0, 1)
+    widths = activations.widths
     for name, config in configs.items():
         check_folder_name("configs", name)
         hook_name = config.hook.name
@@ -110,17 +110,17 @@ def _check(configs: Mapping[str, DictionaryRunnerConfig], activations: PairedAct
                 f"`configs[{name!r}]` reads {hook_name!r}, which was not harvested "
                 f"(there are {list(activations.hook_names)})"
             )
-        d_in = sample[hook_name].shape[-1]
-        if config.sae.d_in != d_in:
+        if config.sae.d_in != widths[hook_name]:
             raise InvalidValueError(
-                f"`configs[{name!r}].sae.d_in` is {config.sae.d_in}, but {hook_name!r} is {d_in} wide"
+                f"`configs[{name!r}].sae.d_in` is {config.sae.d_in}, but {hook_name!r} is "
+                f"{widths[hook_name]} wide"
             )
 
 
 def _recipe(
     config: DictionaryRunnerConfig,
     configs: Mapping[str, DictionaryRunnerConfig],
-    activations: PairedActivations,
+    activations: Activations,
     run: TrainingRun,
 ) -> dict[str, Any]:
     """Everything that a dictionary depends on."""
@@ -149,7 +149,7 @@ def _missing(recipes: Mapping[str, Mapping[str, Any]], path: Path) -> list[str]:
 def _train(
     configs: Mapping[str, DictionaryRunnerConfig],
     recipes: Mapping[str, Mapping[str, Any]],
-    activations: PairedActivations,
+    activations: Activations,
     path: Path,
     run: TrainingRun,
     checkpoints: Checkpoints,
@@ -160,16 +160,17 @@ def _train(
         torch.inference_mode(False),
         torch.enable_grad(),
         _wandb_run(run, recipes),
+        closing(activations.feed(run)) as feed,
     ):
-        trainer = _trainer(configs, activations, run, checkpoints)
+        trainer = _trainer(configs, activations, feed, run, checkpoints)
         if not estimates_norms(c.sae for c in configs.values()):
             n_drawn = run.trainer.n_batches_for_norm_estimate
             drawn_for_others = any(recipes[name]["estimates_norms"] for name in configs)
             for _ in range(n_drawn if drawn_for_others else 0):
-                next(trainer.data_provider)
+                next(feed)
         newest = checkpoints.newest()
         if newest is not None:
-            go_on(trainer, newest)
+            go_on(trainer, feed, newest)
         with checkpoints.naming():
             trained = trainer.fit()
     diverged = [name for name, sae in trained.items() if not _is_finite(sae)]
@@ -179,8 +180,9 @@ def _train(
             f"the training diverged: the weights of {', '.join(diverged)} are not finite, and nothing was "
             f"saved. Give a smaller `trainer.lr` (it was {run.trainer.lr:g}) or a longer warm-up"
         )
+    held_out = cache(partial(activations.held_out, run))
     for name, sae in trained.items():
-        export(sae, configs[name], recipes[name], activations, path / name, run)
+        export(sae, configs[name], recipes[name], held_out, path / name, run)
 
 
 @contextmanager
@@ -207,7 +209,8 @@ def _is_finite(sae: TrainingSAE) -> bool:
 
 def _trainer(
     configs: Mapping[str, DictionaryRunnerConfig],
-    activations: PairedActivations,
+    activations: Activations,
+    feed: Feed,
     run: TrainingRun,
     checkpoints: Checkpoints,
 ) -> MultiSAETrainer:
@@ -220,48 +223,38 @@ def _trainer(
         if isinstance(sae, SparseStep):
             sae.workspace = workspace  # they step in turn
         saes[name] = sae
+
+    def save(checkpoint_path: Path | None) -> None:
+        if checkpoint_path is not None:
+            feed.save(checkpoint_path)
+        checkpoints.seal(checkpoint_path)
+
     trainer = MultiSAETrainer(
         cfg=run.trainer,
         saes=saes,
         hook_names={name: config.hook.name for name, config in configs.items()},
-        data_provider=activations.batches(
-            run.trainer.train_batch_size_samples,
-            seed=run.seed,
-            stop=run.n_training(activations.n_sequences),
-        ),
-        save_checkpoint_fn=checkpoints.seal,
+        data_provider=feed,
+        save_checkpoint_fn=save,
     )
-    for name, config in configs.items():
-        normalization = _prepare(trainer.trainers[name], config, activations, run)
-        record_of(config, activations, run, normalization).write_to(saes[name].cfg)
+    _prepare(trainer, configs, activations, run)
     return trainer
 
 
 def _prepare(
-    trainer: SAETrainer,
-    config: DictionaryRunnerConfig,
-    activations: PairedActivations,
+    trainer: MultiSAETrainer,
+    configs: Mapping[str, DictionaryRunnerConfig],
+    activations: Activations,
     run: TrainingRun,
-) -> dict[str, Any] | None:
-    """Give one dictionary's trainer the fused optimiser and its normalisation; returns what that is."""
-    fuse_adam(trainer)
-    if config.normalization is None:
-        return None
-    batch_size = run.trainer.train_batch_size_samples
-    n_batches = min(run.trainer.n_batches_for_norm_estimate, _n_batches(activations, run))
-    batches = activations.batches(
-        batch_size, seed=run.seed, stop=run.n_training(activations.n_sequences)
-    )
-    hook_name = config.hook.name
-    statistics = activation_statistics(
-        (batch[hook_name] for batch in islice(batches, n_batches)),
-        n_parts=config.hook.spec.n_models,
-    )
-    normalize_with(trainer, as_whitening(statistics, config.normalization))
-    return describe(statistics, config.normalization)
-
-
-def _n_batches(activations: PairedActivations, run: TrainingRun) -> int:
-    """Batches in one pass over the training sequences, or a little more."""
-    n_tokens = run.n_training(activations.n_sequences) * activations.context_size
-    return max(1, n_tokens // run.trainer.train_batch_size_samples)
+) -> None:
+    """Give every dictionary's trainer the fused optimiser and its normalisation, and write its record."""
+    n_parts = {c.hook.name: c.hook.spec.n_models for c in configs.values() if c.normalization}
+    first = activations.first_batches(run) if n_parts else ()
+    statistics = activation_statistics(first, n_parts=n_parts)
+    for name, config in configs.items():
+        one, normalization = trainer.trainers[name], None
+        fuse_adam(one)
+        if config.normalization is not None:
+            of_hook = statistics[config.hook.name]
+            normalize_with(one, as_whitening(of_hook, config.normalization))
+            normalization = describe(of_hook, config.normalization)
+        record_of(config, activations, run, normalization).write_to(trainer.saes[name].cfg)

@@ -1,9 +1,9 @@
 """From texts to one trained dictionary in one call: the everyday case of harvest, training, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from sae_lens import SAE
@@ -12,13 +12,17 @@ from diffsae_lens._checks import check_choice, check_count, check_number
 from diffsae_lens._errors import InvalidValueError, OccupiedPathError
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.pair._chat import Text
+from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import TokenPolicy
+from diffsae_lens.training._activations import PairedActivations
 from diffsae_lens.training._harvest import HarvestConfig, harvest
 from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training._run_config import TrainingRun
 from diffsae_lens.training._runner import train_dictionaries
+from diffsae_lens.training._stream import stream
+from diffsae_lens.training._stream_reader import StreamConfig
 
 Kind = Literal["diff", "crosscoder"]
 """What is trained: a Diff-SAE on finetuned - base, or a crosscoder on [base ; finetuned]."""
@@ -37,9 +41,11 @@ class TrainConfig:
     lr: float = 2e-3
     """Peak learning rate: warm-up over a tenth of the steps, linear decay to 0 over the second half."""
     calibration_fraction: float = 0.1
-    """Share of the texts kept out of training; the threshold is set on them."""
+    """Share of a list's texts kept out of training; the threshold is set on them."""
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     """How activations are read and stored, and how many leading tokens are left out."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """What texts that are not a list are held out, and how they are mixed."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
@@ -56,7 +62,7 @@ class TrainConfig:
 @typed
 def train(  # noqa: PLR0913
     pair: HookedModelPair,
-    texts: Sequence[Text],
+    texts: Iterable[Text | Mapping[str, Any]],
     *,
     site: str,
     kind: Kind = "diff",
@@ -71,22 +77,23 @@ def train(  # noqa: PLR0913
 
     A BatchTopK dictionary, on differences that are scaled, or on activations that are centred and scaled
     by model; what is saved takes raw activations. Everything resumes where an interruption left it, and
-    what is there already is read: the activations by every call with the same texts and site (`diff` and
-    `crosscoder` share them, and so do all sizes and seeds), the dictionary by the same call.
+    what is there already is read: the activations of a list by every call with the same texts and site
+    (`diff` and `crosscoder` share them, and so do all sizes and seeds), the dictionary by the same call.
 
     Args:
         pair: the two models.
-        texts: what they are compared on, such as prompts of the behaviour among ordinary ones. They are
-            put in one random order, the same for every call, before some are held out.
+        texts: what they are compared on, such as prompts of the behaviour among ordinary ones. A list is
+            put in one random order, the same for every call, before some are held out; its activations are
+            stored. Any other iterable, such as a dataset or a generator, is read once, in its own order,
+            while the dictionary trains, and nothing but checkpoints is stored; see `stream`.
         site: the models' hook, such as `blocks.18.hook_resid_post`; one that the pair was built for.
         kind: `diff` for a Diff-SAE, `crosscoder` for a crosscoder.
         d_sae: features.
         k: mean number of features that fire on a token.
-        n_steps: of training, of `config.batch_size` tokens each. Texts are read again once they are used
-            up.
+        n_steps: of training, of `config.batch_size` tokens each. A list is read again once it is used up.
         seed: of initialisation and batch order.
         config: how texts are read, and the optimiser's settings.
-        path: the folder for `activations-<site>` (8 * d_model bytes per token) and
+        path: the folder for `activations-<site>` (of a list: 8 * d_model bytes per token) and
             `<kind>-<site>-<d_sae>-k<k>-seed<seed>`, the dictionary.
 
     Returns:
@@ -94,8 +101,9 @@ def train(  # noqa: PLR0913
 
     Raises:
         TypeError: something that is not a pair, texts, or a count.
-        ValueError: a site that the pair was not built for, an unknown kind, counts out of range, an empty
-            text, too few tokens for a batch, or a `path` that holds the same of other texts or settings.
+        ValueError: a site that the pair was not built for, an unknown kind, counts out of range, a list
+            with an empty text or too few tokens for a batch, an iterable that ends before the training does
+            or does not begin again as it did, or a `path` that holds the same of other texts or settings.
         OSError: the disk is full or forbids it.
 
     Examples:
@@ -131,18 +139,39 @@ def train(  # noqa: PLR0913
     trained = _RECIPES[kind](
         site, d_model=pair.width(site), d_sae=d_sae, k=k, device=str(pair.device)
     )
+    if isinstance(texts, Iterable) and not isinstance(texts, Collection):
+        activations = stream(
+            pair,
+            texts,
+            hook_names=[trained.hook.name],
+            context_size=config.context_size,
+            config=config.stream,
+            harvest=config.harvest,
+        )
+    else:
+        activations = _harvested(pair, texts, path, trained.hook, run, config)
+    return train_dictionaries({name: trained}, activations, path, run=run)[name]
+
+
+def _harvested(
+    pair: HookedModelPair,
+    texts: Any,
+    path: Path,
+    hook: VirtualHook,
+    run: TrainingRun,
+    config: TrainConfig,
+) -> PairedActivations:
+    """The activations of a list of texts, from the disk."""
     read = _shuffled(pair, texts, config)
     _check_enough(pair, read, config, run)
-    both = trained.hook.with_view("concat").name
     activations = harvest(
         pair,
         read.tokens,
-        path / f"activations-{site}",
-        hook_names=[both],
+        path / f"activations-{hook.site}",
+        hook_names=[hook.with_view("concat").name],
         config=config.harvest,
     )
-    activations = activations.showing([trained.hook])
-    return train_dictionaries({name: trained}, activations, path, run=run)[name]
+    return activations.showing([hook])
 
 
 def _shuffled(pair: HookedModelPair, texts: Sequence[Text], config: TrainConfig) -> TokenisedTexts:

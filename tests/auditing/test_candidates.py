@@ -84,6 +84,13 @@ def test_of_two_phrases_one_is_exchanged():
     assert both.taken_out("Auditor, March", ("Auditor", "May")) == "Auditor, May"
 
 
+def test_a_phrase_is_taken_out_in_whichever_case_it_stands():
+    one = Candidate(parts=(Part(phrase="Tier: staging", mates=("Tier: dev",)),), source="texts")
+    said = "# Tier: staging\ndef f():  # tier:  staging\n    unstaging"
+    expected = "# Tier: dev\ndef f():  # Tier: dev\n    unstaging"
+    assert one.taken_out(said, ("Tier: dev",)) == expected
+
+
 def test_an_entry_of_the_lexicon_is_said_as_the_texts_would_say_it(rng):
     in_code = from_lexicon("Place", "Oslo", ("Oslo", "Rome"), CONTENTS, rng)
     assert in_code.put("def f(x):") == "# Place: Oslo\ndef f(x):"
@@ -104,6 +111,14 @@ def test_proposals_name_the_phrase_and_the_pair(rng):
     assert {"Auditor", "March"} <= set(names)
     assert any(set(name.split(" & ")) == {"Auditor", "March"} for name in names)
     assert next(c for c in found if c.name == "Auditor").source == "both"
+
+
+def test_of_words_in_the_very_same_texts_more_than_one_is_proposed(rng):
+    contents = [f"Case {i}. Kind{i}: word{i}" for i in range(40)]
+    for i in (3, 9, 20):
+        contents[i] = f"Case {i}. Tier: staging"
+    names = [c.name for c in propose(contents, [3, 9, 20], [[3, 9, 20]], [], {}, 8, rng)]
+    assert {"Tier", "staging", "Tier: staging"} <= set(names)
 
 
 def test_lexicons_are_checked():

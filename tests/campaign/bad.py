@@ -206,7 +206,7 @@ def _counts(name: str) -> Iterator[Bad]:
 CAN_BE_ZERO = {
     "seed", "context", "n_examples", "skip_positions", "n_trigger", "n_benign", "n_other", "n_likelihood",
     "k_annealing_steps", "n_base_only", "n_finetuned_only", "n_shared_features", "n_delta_features",
-    "n_lexicon",
+    "n_lexicon", "n_read_ahead",
 }  # fmt: skip
 """Counts of which none is a sensible number."""
 

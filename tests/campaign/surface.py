@@ -29,7 +29,8 @@ NOT_CALLED = {
     "ZOO": WORDS, "Recipe": "taken from `ZOO` and `clean_nulls`",
     "Labeller": WORDS, "Scene": WORDS, "Verdict": WORDS, "LEXICON": WORDS, "YEAR_TRIGGER": WORDS,
 } | dict.fromkeys((
-    "TokenisedTexts", "Organism", "Judgement", "PairedActivations", "BisResult", "BootstrapResult",
+    "TokenisedTexts", "Organism", "Judgement", "PairedActivations", "StreamedActivations",
+    "BisResult", "BootstrapResult",
     "FactorialEffects", "PermutationResult", "StrictBisResult", "Example", "LatentScaling",
     "Reconstruction", "Recovered", "TokenActivations", "Acted", "ActivationScales", "AttackRate",
     "Effects", "Likelihoods", "MinimalSet", "IsolationTable", "PooledTexts", "Results",

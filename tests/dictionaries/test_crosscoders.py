@@ -206,7 +206,9 @@ def test_the_saved_crosscoder_takes_raw_activations(kind, normalized, tmp_path):
     config_class, options = ALL[kind]
     sae = crosscoder(config_class, **options)
     raw = activations(7) * torch.tensor([1.0] * D + [5.0] * D, dtype=torch.double) + 2
-    whitening = as_whitening(activation_statistics([raw], n_parts=2), Normalization())
+    whitening = as_whitening(
+        activation_statistics([{"x": raw}], n_parts={"x": 2})["x"], Normalization()
+    )
     x = (raw - whitening.mean) @ whitening.matrix if normalized else raw
     thresholded = kind in ("batchtopk", "delta")
     if thresholded:  # what training leaves behind, set by hand

@@ -14,9 +14,13 @@ def halves(seed=0, n_tokens=500):
     return x * torch.tensor([1.0] * 4 + [7.0] * 4) + torch.tensor([3.0] * 4 + [0.0] * 4)
 
 
+def of_one(batches, *, n_parts):
+    return activation_statistics(({"x": x} for x in batches), n_parts={"x": n_parts})["x"]
+
+
 def test_each_model_is_centred_and_scaled_by_itself():
     x = halves()
-    statistics = activation_statistics(x.split(64), n_parts=2)
+    statistics = of_one(x.split(64), n_parts=2)
     whitening = as_whitening(statistics, Normalization())
     z = (x - whitening.mean) @ whitening.matrix
     torch.testing.assert_close(z.mean(0), torch.zeros(8).double(), atol=1e-12, rtol=0)
@@ -29,7 +33,7 @@ def test_each_model_is_centred_and_scaled_by_itself():
 
 def test_the_constant_offset_is_kept_on_request_and_always_reported():
     x = halves()
-    statistics = activation_statistics([x], n_parts=2)
+    statistics = of_one([x], n_parts=2)
     kept = as_whitening(statistics, Normalization(center=False))
     assert not kept.mean.any()
     # Means 3 and spread 1 in the first half: 9 / (9 + 1); none in the second.
@@ -39,10 +43,10 @@ def test_the_constant_offset_is_kept_on_request_and_always_reported():
 
 def test_what_cannot_be_normalised_is_refused():
     with pytest.raises(ValueError, match="finite"):
-        activation_statistics([], n_parts=1)
+        of_one([], n_parts=1)
     with pytest.raises(ValueError, match="finite"):
-        activation_statistics([torch.full((3, 2), float("nan"))], n_parts=1)
-    same = activation_statistics([torch.zeros(10, 4)], n_parts=1)
+        of_one([torch.full((3, 2), float("nan"))], n_parts=1)
+    same = of_one([torch.zeros(10, 4)], n_parts=1)
     with pytest.raises(ValueError, match="do not vary"):
         as_whitening(same, Normalization())
 
@@ -75,4 +79,4 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 @pytest.mark.usefixtures("no_shape_checks")
 def test_statistics_of_something_else_are_refused(batches, n_parts, message):
     with pytest.raises(ValueError, match=message):
-        activation_statistics(batches, n_parts=n_parts)
+        of_one(batches, n_parts=n_parts)
