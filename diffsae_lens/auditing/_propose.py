@@ -47,7 +47,7 @@ def propose(  # noqa: PLR0913
         for source, found in (("texts", of_test), ("attribution", of_words)):
             if i < len(found):
                 phrases[found[i]] = "both" if phrases.get(found[i], source) != source else source
-    singles = list(phrases)[: max(1, n - _N_PAIRS)]
+    singles = list(phrases)[: max(n // 2, n - _N_PAIRS, 1)]
     pairs = [
         pair
         for pair in combinations(singles[:4], 2)
