@@ -86,9 +86,14 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for axis, key in ((above, "seconds"), (below, "peak_mb")):
             axis.loglog(sizes, [row[key] for row in of], marker="o")
             axis.grid(alpha=0.3)
-        above.set(ylabel="seconds")
+            axis.set_xticks(sizes[:: max(1, len(sizes) // 3)], minor=False)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+            axis.xaxis.set_minor_formatter("")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+        above.set(ylabel="seconds", ylim=(min(linear) / 2, 2 * max(linear)))
         above.legend(frameon=False)
-        below.set(xlabel=what, ylabel="peak memory, MB", ylim=(1, None))
+        below.set(xlabel=what, ylabel="peak memory, MB", ylim=(1, 10_000))
     figure.savefig(path, dpi=160)
 
 
