@@ -15,6 +15,7 @@ from diffsae_lens._artifact import Job, Manifest, build, build_json, digest, ope
 from diffsae_lens.auditing._attribution import attribute_words, pooled
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._experiment import (
+    FLOOR,
     Pool,
     choose_from_lexicon,
     experiments,
@@ -92,7 +93,11 @@ class Audit:
         groups = group_by_completion(completions, top)
         experiments = build_json(
             self.path / "experiments.json",
-            {**self.recipe, "lexicon": {k: list(v) for k, v in self.lexicon.items()}},
+            {
+                **self.recipe,
+                "floor": FLOOR,
+                "lexicon": {k: list(v) for k, v in self.lexicon.items()},
+            },
             lambda: self._experiments(imitators, last, top, groups),
         )
         return Found(

@@ -328,12 +328,14 @@ def _tensor_cores(x: Tensor) -> Iterator[None]:
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
+    has_precision = hasattr(matmul, "fp32_precision")  # since torch 2.9, which warns of the other
+    name, fast = ("fp32_precision", "tf32") if has_precision else ("allow_tf32", True)
+    before = getattr(matmul, name)
+    setattr(matmul, name, fast)
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        setattr(matmul, name, before)
 
 
 def _group_maxima(pre: Tensor) -> Tensor:

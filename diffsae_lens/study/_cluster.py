@@ -120,7 +120,7 @@ def slurm(options: Mapping[str, Any]) -> Iterator["Client"]:
     from distributed import Client
 
     options = dict(options)
-    jobs = int(options.pop("jobs", 1))
+    jobs = _whole(options, "jobs", 1)
     cluster: Any = SLURMCluster(**slurm_settings(options))
     with cluster:
         logger.info("%s", cluster.job_script())
@@ -134,7 +134,7 @@ def slurm_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     from dask.utils import parse_bytes
 
     options = {"memory": "16GB", "walltime": "04:00:00", **options}
-    cores, gpus = int(options.pop("cores", 1)), int(options.pop("gpus", 0))
+    cores, gpus = _whole(options, "cores", 1), _whole(options, "gpus", 0)
     declared = [f"memory={parse_bytes(options['memory'])}", *([f"GPU={gpus}"] if gpus else [])]
     return {
         **options,
@@ -145,6 +145,16 @@ def slurm_settings(options: Mapping[str, Any]) -> dict[str, Any]:
         # Slurm limits memory. Dask would pause a worker for good whose models fill most of it.
         "worker_extra_args": ["--resources", f'"{" ".join(declared)}"', "--memory-limit", "0"],
     }
+
+
+def _whole(options: dict[str, Any], name: str, default: int) -> int:
+    """Take a whole number out of the options."""
+    given = options.pop(name, default)
+    if not str(given).isdecimal() or int(given) < min(default, 1):
+        raise InvalidValueError(
+            f"`slurm` {name} must be a whole number, such as {name}=2, got {given!r}"
+        )
+    return int(given)
 
 
 @dataclass(frozen=True, kw_only=True)

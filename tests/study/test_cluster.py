@@ -282,3 +282,11 @@ def test_a_study_that_loses_a_killed_and_a_cut_off_host_ends_as_a_serial_run(tmp
     done = subprocess.run(command, cwd=cut_off.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"results equal: True; \d\d+ files of cells equal: True", said.read_text())
+
+
+@pytest.mark.parametrize(
+    "options", [{"cores": "x"}, {"cores": "0"}, {"gpus": "-1"}, {"cores": "1.5"}]
+)
+def test_numbers_for_slurm_are_whole(options):
+    with pytest.raises(ValueError, match="must be a whole number, such as"):
+        slurm_settings(options)
