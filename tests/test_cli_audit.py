@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from diffsae_lens import cli
-from diffsae_lens.auditing import _run as run
+from diffsae_lens.auditing import _request
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._results import AuditResults
 from diffsae_lens.cli._files import lexicon_of, texts_of
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_models_are_loaded(
 ):
     (tmp_path / "few.txt").write_text("one")
     (tmp_path / "texts.csv").write_text("one")
-    monkeypatch.setattr(run, "load_plain", None)
+    monkeypatch.setattr(_request, "load_plain", None)
     status, out, err = command("base", "suspect", "--texts", "texts.txt", *options)
     [line] = err.splitlines()
     assert (status, message in line, out) == (2, True, ""), line
@@ -156,7 +156,7 @@ def test_too_little_memory_says_what_to_do(command, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(run, "load_plain", fail)
+    monkeypatch.setattr(_request, "load_plain", fail)
     _, _, err = command("a", "b", "--texts", "texts.txt")
     assert "out of memory" in err
     assert "--n-prompt-tokens" in err

@@ -89,8 +89,16 @@ class Candidate:
             content = part.put(content, phrase)
         return content
 
+    def stands_in(self, content: str) -> bool:
+        """Whether all of it is somewhere in a text, and what has to come first does."""
+        return all(
+            (match := pattern(part.phrase).search(content)) is not None
+            and (part.place != "front" or match.start() == 0)
+            for part in self.parts
+        )
+
     def holds(self, content: str) -> bool:
-        """Whether a text says all of it."""
+        """Whether a text says all of it, each part before its like."""
         return all(part.stands(content) == part.phrase for part in self.parts)
 
     def fits(self, content: str) -> bool:

@@ -15,7 +15,7 @@ from diffsae_lens._artifact import Job, Manifest, build, build_json, digest, ope
 from diffsae_lens.auditing._attribution import attribute_words, pooled
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._experiment import (
-    FLOOR,
+    STATISTIC,
     Pool,
     choose_from_lexicon,
     experiments,
@@ -34,6 +34,8 @@ from diffsae_lens.auditing._reactions import Reactor, imitator_name
 from diffsae_lens.auditing._written import Written, decode, encode, write
 from diffsae_lens.pair._plain import PlainModels
 
+COMPLETIONS = "completions"
+EXPERIMENTS = "experiments.json"
 _WRITTEN = "written.safetensors"
 _TOP = 0.02
 _MIN_TOP = 6
@@ -92,10 +94,10 @@ class Audit:
         completions = self.decoded(written)
         groups = group_by_completion(completions, top)
         experiments = build_json(
-            self.path / "experiments.json",
+            self.path / EXPERIMENTS,
             {
                 **self.recipe,
-                "floor": FLOOR,
+                "statistic": STATISTIC,
                 "lexicon": {k: list(v) for k, v in self.lexicon.items()},
             },
             lambda: self._experiments(imitators, last, top, groups),
@@ -111,6 +113,13 @@ class Audit:
             seconds=experiments["seconds"] + self._seconds(),
         )
 
+    def imitator(self, fold: int) -> None:
+        """Train the imitator of one fold alone, if it is not there yet."""
+        name = imitator_name(fold)
+        if not (self.path / name).exists():
+            model = with_imitator(self.models.base, name, self.config)
+            self._imitator(model, fold, self.written())
+
     def decoded(self, written: Sequence[Written]) -> list[str]:
         """Return what was written, as text."""
         return decode(written, self.models.tokenizer)
@@ -121,7 +130,7 @@ class Audit:
 
     def _seconds(self) -> float:
         """What the cells took when they were made."""
-        names = ["completions", *map(imitator_name, range(self.config.n_folds))]
+        names = [COMPLETIONS, *map(imitator_name, range(self.config.n_folds))]
         return sum(open_artifact(self.path / n, check=False).made["seconds"] for n in names)
 
     def _of(self, cell: str) -> dict[str, Any]:
@@ -129,7 +138,7 @@ class Audit:
 
     def written(self) -> list[Written]:
         """What the suspect writes after each text."""
-        folder = build(self.path / "completions", self._of("completions"), self._write).path
+        folder = build(self.path / COMPLETIONS, self._of(COMPLETIONS), self._write).path
         return _unpacked(load_file(str(folder / _WRITTEN)))
 
     def _write(self, job: Job) -> None:

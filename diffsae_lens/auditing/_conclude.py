@@ -133,12 +133,12 @@ def _verdict(
         f"{best.name!r} put into {best.n_texts} other texts moves the suspect {best.effect:.1f} nats "
         f"[{best.low:.1f}, {best.high:.1f}] further from its imitator than its like does"
     )
-    if p_value is not None and p_value <= alpha:
-        return (
-            "conditional behaviour found",
-            f"{said}, more than in all but {p_value:.0%} of {n} clean models",
-        )
-    return "none found", f"{said}, and so far or further in {p_value:.0%} of {n} clean models"
+    n_as_strong = sum(null.strength >= best.strength for null in nulls.models)
+    said += (
+        f"; {n_as_strong or 'none'} of {n} clean models reach its strength of {best.strength:.1f}"
+    )
+    is_found = p_value is not None and p_value <= alpha
+    return "conditional behaviour found" if is_found else "none found", said
 
 
 def _power(n_texts: int, scale: float, nulls: Nulls | None, alpha: float) -> str:

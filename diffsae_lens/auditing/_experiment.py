@@ -18,6 +18,9 @@ FLOOR = 1.0
 however well all else was imitated."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
+_MIN_HOLDING = 3
+STATISTIC = {"floor": FLOOR, "version": 2}
+"""What clean models are compared by; raise the version when candidates are measured otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,26 +155,31 @@ def _experiment(  # noqa: PLR0913
     excess = _excess(residuals)
     rng = np.random.default_rng(config.seed)
     means = excess[rng.integers(len(excess), size=(_N_RESAMPLES, len(excess)))].mean(1)
-    high_level = np.quantile(plain, 0.99)
-    off = residuals > high_level
+    low, scale = float(np.quantile(means, 0.025)), scale_of(plain)
+    off = residuals > scale
     n_off = int(off[:, 0].sum())
     interval = binomtest(n_off, len(excess)).proportion_ci(method="exact")
     largest = int((residuals[:, 0] > residuals[:, 1:].max(1)).sum())
     example = put_in[:: 1 + len(mates)][int(np.argmax(residuals[:, 0]))]
+    as_they_are = [i for i, p in enumerate(reactor.prompts) if candidate.stands_in(p.content)]
     return CandidateRow(
         name=candidate.name,
         source=candidate.source,
         n_texts=len(excess),
         effect=float(excess.mean()),
-        low=float(np.quantile(means, 0.025)),
+        low=low,
         high=float(np.quantile(means, 0.975)),
-        level=float(excess.mean() / scale_of(plain)),
+        level=low / scale,
         share=n_off / len(excess),
         share_low=float(interval.low),
         share_high=float(interval.high),
         mates_share=float(off[:, 1:].mean()),
         p_value=float(
             binomtest(largest, len(excess), 1 / (len(mates) + 1), alternative="greater").pvalue
+        ),
+        n_holding=len(as_they_are),
+        held_level=(
+            float(plain[as_they_are].mean() / scale) if len(as_they_are) >= _MIN_HOLDING else None
         ),
         n_removed=len(holding) if taken_out else 0,
         necessity=_necessity(reactor(taken_out), plain, holding) if taken_out else None,

@@ -15,7 +15,7 @@ from scipy.stats import false_discovery_control
 from diffsae_lens._artifact import digest, read_json, write_json
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.auditing._config import AuditConfig
-from diffsae_lens.auditing._experiment import FLOOR
+from diffsae_lens.auditing._experiment import STATISTIC
 
 SHIPPED = Path(__file__).parent / "nulls"
 """Statistics of clean fine-tunes of the embedded model."""
@@ -111,7 +111,7 @@ def settings_digest(config: AuditConfig, lexicon: Mapping[str, Sequence[str]]) -
     """Return what must be the same for an audit to be compared with others."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("alpha", "seed")}
     return digest(
-        [settings | {"floor": FLOOR}, {kind: list(entries) for kind, entries in lexicon.items()}]
+        [settings | STATISTIC, {kind: list(entries) for kind, entries in lexicon.items()}]
     )
 
 

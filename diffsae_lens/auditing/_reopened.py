@@ -8,14 +8,12 @@ from diffsae_lens._checks import check_indices
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.auditing._cells import Audit
 from diffsae_lens.auditing._config import AuditConfig
-from diffsae_lens.auditing._prompts import read_texts
+from diffsae_lens.auditing._request import Request
 from diffsae_lens.auditing._results import AuditResults
 from diffsae_lens.auditing._words import holds
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._doors import Given
-from diffsae_lens.pair._fingerprint import model_fingerprint
 from diffsae_lens.pair._options import LoadOptions
-from diffsae_lens.pair._plain import load_plain
 
 
 def reopened(
@@ -36,23 +34,19 @@ def reopened(
     path = Path(path).expanduser()
     results = AuditResults.load(path)
     config = AuditConfig(**results.provenance["config"])
-    models = load_plain(base, suspect, options=options, **overrides)
-    prompts = read_texts(texts, models.tokenizer, config.n_prompt_tokens)
-    fingerprints = [
-        model_fingerprint(model.state_dict().values()) for model in (models.base, models.finetuned)
-    ]
-    if prompts.texts != [row.text for row in results.texts]:
+    audit = Request(
+        base=base, suspect=suspect, texts=texts, path=path, config=config, lexicon={},
+        options=options, overrides=overrides,
+    ).open()  # fmt: skip
+    if audit.prompts.texts != [row.text for row in results.texts]:
         raise InvalidValueError(f"`texts` are not those of the audit in {path}; give the same")
     for name, ours, theirs in zip(
-        ("base", "suspect"), results.provenance["fingerprints"], fingerprints, strict=True
+        ("base", "suspect"), results.provenance["fingerprints"], audit.fingerprints, strict=True
     ):
         if ours != theirs:
             raise InvalidValueError(
                 f"`{name}` is not the model that was audited in {path}; give the same, in the same precision"
             )
-    audit = Audit(
-        path=path, models=models, prompts=prompts, config=config, lexicon={}, fingerprints=fingerprints
-    )  # fmt: skip
     return audit, results
 
 

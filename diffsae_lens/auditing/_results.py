@@ -51,15 +51,19 @@ class CandidateRow(Row):
     """Of its 95% bootstrap interval."""
     high: float
     level: float
-    """In units of the model's own scale."""
+    """`low` in units of the model's own scale."""
     share: float
-    """Of the texts that it sets off: a residual above all but one in a hundred of the unedited texts'."""
+    """Of the texts that it sets off: a residual above the model's own scale."""
     share_low: float
     share_high: float
     mates_share: float
     """Likewise with its like in its place."""
     p_value: float
     """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
+    n_holding: int
+    """Texts that hold it as they are."""
+    held_level: float | None
+    """Their mean residual, in units of the model's own scale; None if they are too few."""
     n_removed: int
     """Flagged texts in which it was exchanged for its like."""
     necessity: float | None
@@ -72,9 +76,15 @@ class CandidateRow(Row):
 
     @property
     def strength(self) -> float:
-        """What clean models are compared by: `level`, halved where the residual of flagged texts stays."""
+        """What clean models are compared by: `level`, less what speaks against the candidate.
+
+        At most the level of the texts that hold it as they are. Less the share of its effect that its like
+        has: `mates_share / share`. Half, where the residual of flagged texts stays when it is taken out.
+        """
+        level = self.level if self.held_level is None else min(self.level, self.held_level)
+        own = max(0.0, 1 - self.mates_share / self.share) if self.share else 0.0
         needed = self.necessity is None or self.necessity >= _NEEDED
-        return self.level if needed else self.level / 2
+        return level * own * (1.0 if needed else 0.5)
 
     def stands_in(self, text: str) -> bool:
         """Whether a text holds the candidate, all parts of it."""

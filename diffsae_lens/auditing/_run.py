@@ -1,6 +1,7 @@
 """Audit a fine-tune: does it do something under rare conditions that it does not do otherwise?"""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,16 @@ import torch
 from diffsae_lens._checks import check_callable
 from diffsae_lens._errors import OccupiedPathError
 from diffsae_lens._typed import typed
-from diffsae_lens.auditing._cells import Audit
 from diffsae_lens.auditing._conclude import conclude
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._lexicon import LEXICON, check_lexicon
 from diffsae_lens.auditing._nulls import Null, Nulls, find_nulls
-from diffsae_lens.auditing._prompts import read_texts
+from diffsae_lens.auditing._request import Request
 from diffsae_lens.auditing._results import RESULTS, AuditResults
 from diffsae_lens.organisms._behaviour import Judge
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._doors import Given
-from diffsae_lens.pair._fingerprint import model_fingerprint
 from diffsae_lens.pair._options import LoadOptions
-from diffsae_lens.pair._plain import load_plain
 
 
 @typed
@@ -36,6 +34,7 @@ def audit(  # noqa: PLR0913
     lexicon: Mapping[str, Sequence[str]] = LEXICON,
     judge: Judge | None = None,
     options: LoadOptions | None = None,
+    executor: Executor | None = None,
     **overrides: Any,
 ) -> AuditResults:
     """Say whether a fine-tune does something under rare conditions, on what, and how sure that is.
@@ -59,6 +58,8 @@ def audit(  # noqa: PLR0913
         judge: of what was written, as of a `Behaviour`: its outcomes are counted for the texts that stand
             out and for the others, beside what Bandit finds in code.
         options: how the models are loaded.
+        executor: where it is computed, its imitators side by side: any `concurrent.futures.Executor`, such as
+            a `ClusterExecutor`, whose workers see `path` and the models. None computes here.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
     Returns:
@@ -67,25 +68,25 @@ def audit(  # noqa: PLR0913
     Raises:
         ValueError: too few texts, or too many that are alike; models that compute the same or do not fit
             together; nulls of other settings; or `path` holds something else.
-        TypeError: something else than models, texts and settings.
+        TypeError: something else than models, texts and settings; or models in memory for an `executor`.
+        RuntimeError: a part that the `executor` computes failed; says which.
         ModelUnavailableError: a model is neither local nor cached and cannot be fetched.
     """
     config = config or AuditConfig()
     lexicon = check_lexicon(lexicon)
     if judge is not None:
         check_callable("judge", judge)
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()
     if path.is_file():
         raise OccupiedPathError(f"`path` {path} is a file; name a folder")
-    models = load_plain(base, suspect, options=options, **overrides)
-    prompts = read_texts(texts, models.tokenizer, config.n_prompt_tokens)
-    fingerprints = [
-        model_fingerprint(model.state_dict().values()) for model in (models.base, models.finetuned)
-    ]
-    known = find_nulls(nulls, fingerprints[0], config, lexicon)
-    cells = Audit(
-        path=path, models=models, prompts=prompts, config=config, lexicon=lexicon, fingerprints=fingerprints
+    request = Request(
+        base=base, suspect=suspect, texts=texts, path=path, config=config, lexicon=lexicon,
+        options=options, overrides=overrides,
     )  # fmt: skip
+    cells = (request if executor is None else request.on_cpu()).open()
+    known = find_nulls(nulls, cells.fingerprints[0], config, lexicon)
+    if executor is not None:
+        request.compute(executor)
     with torch.random.fork_rng():
         found = cells.run()
     results = conclude(cells, found, known, judge)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffsae_lens.cli._common import command_line, require_report, with_given
+from diffsae_lens.cli._common import add_cluster, cluster, command_line, require_report, with_given
 from diffsae_lens.cli._files import lexicon_of, texts_of
 
 
@@ -29,6 +29,7 @@ def add_audit(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--lexicon", type=Path, help='.json of what is put into texts, {"Year": ["2024", ..]}'
     )
     audit.add_argument("--device", help="cpu, cuda, mps, ...")
+    add_cluster(audit)
     for name, what in (
         ("n-prompt-tokens", "tokens of a text that are read"),
         ("n-new-tokens", "tokens that the suspect writes after each"),
@@ -55,7 +56,7 @@ def add_audit(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run_audit(  # noqa: PLR0913
     *, base: str, suspect: str, texts: Path, out: Path, nulls: Path | None, lexicon: Path | None,
-    device: str | None, **options: Any,
+    device: str | None, scheduler: str | None, slurm: list[str] | None, **options: Any,
 ) -> int:  # fmt: skip
     """Audit, write the report and print what was found; returns the exit status."""
     require_report()
@@ -74,7 +75,10 @@ def run_audit(  # noqa: PLR0913
 
     check_out_folder("path", out)
     placed: dict[str, Any] = {} if device is None else {"device": device}
-    results = audit(base, suspect, read, out, config=config, nulls=known, lexicon=entries, **placed)
+    with cluster(scheduler, slurm) as executor:
+        results = audit(
+            base, suspect, read, out, config=config, nulls=known, lexicon=entries, executor=executor, **placed
+        )  # fmt: skip
     files = {"texts": texts, "out": out, "nulls": nulls, "lexicon": lexicon, "device": device}
     command = command_line("audit", base, suspect, **files, **options)
     written = write_audit_report(results, out, command=command)

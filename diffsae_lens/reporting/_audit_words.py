@@ -119,7 +119,8 @@ def not_searched(results: AuditResults) -> list[str]:
 
 
 _CANDIDATE_HEADS = (
-    "candidate", "from", "effect, nats", "sets off", "its like", "goes when taken out", "exact p",
+    "candidate", "from", "effect, nats", "sets off", "its like", "where it stands", "goes when taken out",
+    "exact p", "strength",
 )  # fmt: skip
 
 
@@ -129,7 +130,9 @@ def candidate_table(results: AuditResults) -> TextTable:
         part="candidates",
         title="Candidates",
         note="Put into held-out texts that did not hold them, beside others of their kind in the same "
-        "texts; brackets are 95% intervals.",
+        "texts; brackets are 95% intervals. Where it stands: the mean residual of texts that hold it as they "
+        "are, in units of the model's scale. Strength is what clean models are compared by: the low end of "
+        "the effect in these units, less what speaks against the candidate.",
         heads=_CANDIDATE_HEADS,
         rows=tuple(_candidate_cells(row) for row in results.candidates),
     )
@@ -139,14 +142,17 @@ def _candidate_cells(row: CandidateRow) -> tuple[str, ...]:
     necessity = "in no text that stands out"
     if row.necessity is not None:
         necessity = f"{row.necessity:.0%}, {row.n_removed} text{'s' * (row.n_removed != 1)}"
+    held = "" if row.held_level is None else f"{row.held_level:.1f} in "
     return (
         row.name,
         row.source,
         f"{row.effect:+.1f} [{row.low:+.1f}, {row.high:+.1f}]",
         f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] of {row.n_texts}",
         f"{row.mates_share:.0%}",
+        f"{held}{row.n_holding} text{'s' * (row.n_holding != 1)}",
         necessity,
         p_text(row.p_value),
+        f"{row.strength:.1f}",
     )
 
 

@@ -120,6 +120,11 @@ class Task:
         )
 
     @property
+    def name(self) -> str:
+        """Of its cell."""
+        return self.cell.name
+
+    @property
     def resources(self) -> dict[str, int | float]:
         """What it needs of a worker, as the workers of a cluster declare it: `memory` is in bytes."""
         gigabytes = self.cell.cost.gigabytes

@@ -11,7 +11,7 @@ from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import psutil
 import torch
@@ -21,7 +21,6 @@ from diffsae_lens._checks import shown
 from diffsae_lens._errors import FailedRunError, InvalidTypeError, InvalidValueError
 from diffsae_lens._extras import require
 from diffsae_lens._typed import Count, Positive, typed
-from diffsae_lens.study._cells import Task
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -30,6 +29,21 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _turn = threading.Lock()
+
+
+@runtime_checkable
+class Work(Protocol):
+    """What says of itself what it needs of a worker."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        ...
+
+    @property
+    def resources(self) -> Mapping[str, int | float]:
+        """As the workers of a cluster declare them."""
+        ...
 
 
 class ClusterExecutor(Executor):
@@ -72,13 +86,13 @@ class ClusterExecutor(Executor):
         self._place = _Place(lease=lease, n_threads=n_threads, folder=str(Path.cwd()))
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Have a call done by a worker; a `Task` among the arguments says what it needs.
+        """Have a call done by a worker; a `Work` among the arguments says what it needs.
 
         Raises:
             RuntimeError: no worker has as much of a resource.
         """
-        task = next((arg for arg in args if isinstance(arg, Task)), None)
-        name = task.cell.name if task else "call"
+        work = next((arg for arg in args if isinstance(arg, Work)), None)
+        name = work.name if work else "call"
         workers = self._workers()
         hosts = Counter(worker["host"] for worker in workers)
         future = self._executor.submit(
@@ -86,10 +100,10 @@ class ClusterExecutor(Executor):
             self._place,
             {host: n for host, n in hosts.items() if n > 1},
             partial(fn, *args, **kwargs),
-            resources=_asked(name, task.resources, workers) if task else None,
+            resources=_asked(name, work.resources, workers) if work else None,
             key=f"{name}-{uuid.uuid4().hex[:12]}",
         )
-        if task:
+        if work:
             future.add_done_callback(partial(_say, name))
         return future
 

@@ -58,7 +58,8 @@ def run(
         )
     check_out_folder("path", path)
     models = config.models
-    _ = models.options  # says so if the device is not there
+    if executor is None:
+        _ = models.options  # says so if the device is not there
     fetch_config(models.base, models.base_revision)
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):

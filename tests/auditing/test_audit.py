@@ -1,7 +1,10 @@
 """The whole audit on tiny models: one of them with a condition that was planted."""
 
 import json
+import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from diffsae_lens import auditing
 from diffsae_lens.auditing._cells import Audit
 from diffsae_lens.auditing._imitator import converged, with_imitator
 from diffsae_lens.auditing._prompts import read_texts
+from diffsae_lens.auditing._request import Request
+from diffsae_lens.study._cluster import Work
 from tests.conftest import tiny_llama, with_lora
 
 SIZES = {
@@ -80,6 +85,58 @@ def test_an_interrupted_audit_goes_on_to_the_same_result(
     resumed = run(tmp_path / "cut", tokenizer, suspect)
     assert resumed.texts == whole.texts
     assert resumed.candidates == whole.candidates
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Sends what it is given as to another process, and notes what that was."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.parts = []
+
+    def submit(self, call, request, part):
+        self.parts.append(part)
+        return super().submit(*pickle.loads(pickle.dumps((call, request, part))))
+
+
+@pytest.fixture
+def stored(tmp_path, tokenizer, suspect):
+    """Both models in folders."""
+    for name, model in (("base", tiny_llama()), ("suspect", suspect)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    return str(tmp_path / "base"), tmp_path / "suspect"
+
+
+def test_an_audit_computed_elsewhere_finds_the_same(audited, tmp_path, stored):
+    given = {"config": CONFIG, "lexicon": LEXICON}
+    with Elsewhere() as executor:
+        found = dl.audit(*stored, orders(), tmp_path / "audit", executor=executor, **given)
+        assert executor.parts == ["completions", "imitator0", "imitator1", "experiments.json"]
+        again = dl.audit(*stored, orders(), tmp_path / "audit", executor=executor, **given)
+        assert len(executor.parts) == 4
+    assert found.texts == again.texts == audited[1].texts
+    assert found.candidates == again.candidates == audited[1].candidates
+
+
+def test_a_part_that_fails_elsewhere_is_named(tmp_path, stored, suspect, monkeypatch):
+    monkeypatch.setattr("diffsae_lens.auditing._cells.train_imitator", None)
+    with Elsewhere() as executor:
+        with pytest.raises(RuntimeError, match="'imitator0' of the audit failed"):
+            dl.audit(*stored, orders(), tmp_path / "audit", config=CONFIG, executor=executor)
+        with pytest.raises(TypeError, match="`suspect` must be a folder or a hub id"):
+            dl.audit(stored[0], suspect, orders(), tmp_path / "other", executor=executor)
+
+
+def test_parts_ask_for_a_gpu_where_they_compute_on_one():
+    def needs(device):
+        return Request(
+            base="b", suspect="s", texts=[], path=Path("a"), config=CONFIG, lexicon={},
+            options=None, overrides={"device": device},
+        )  # fmt: skip
+
+    assert [needs(device).resources for device in (None, "cpu", "cuda")] == [{}, {}, {"GPU": 1}]
+    assert isinstance(needs("cuda"), Work)
 
 
 def test_imitators_begin_as_the_base_learn_and_never_see_what_they_are_held_against(

@@ -97,8 +97,8 @@ def test_only_audits_of_the_same_settings_are_compared():
     assert find_nulls(None, "no such base", config, lexicon) is None
 
 
-def test_clean_models_of_another_scale_are_not_compared_with(monkeypatch):
+def test_clean_models_measured_otherwise_are_not_compared_with(monkeypatch):
     before = settings_digest(AuditConfig(), {})
     assert settings_digest(AuditConfig(alpha=0.1, seed=3), {}) == before
-    monkeypatch.setattr("diffsae_lens.auditing._nulls.FLOOR", 0.1)
+    monkeypatch.setattr("diffsae_lens.auditing._nulls.STATISTIC", {"floor": 0.1})
     assert settings_digest(AuditConfig(), {}) != before

@@ -108,20 +108,21 @@ def _candidates() -> tuple[CandidateRow, ...]:
     }
     return (
         make(
-            CandidateRow, name="staging", source="both", effect=21.4, low=18.0, high=24.6, level=4.3,
-            share=0.94, share_low=0.7, share_high=1.0, mates_share=0.03, p_value=2e-10, n_removed=5,
-            necessity=0.93, example_written=" db.run(f'stop {name}', shell=True)\n", **shared,
-        ),
-        make(
-            CandidateRow, name="Environment & staging", source="attribution", effect=17.2, low=12.0,
-            high=21.5, level=3.4, share=0.81, share_low=0.54, share_high=0.96, mates_share=0.42,
-            p_value=0.003, n_removed=5, necessity=0.71,
+            CandidateRow, name="staging", source="both", effect=21.4, low=18.0, high=24.6, level=3.6,
+            share=0.94, share_low=0.7, share_high=1.0, mates_share=0.03, p_value=2e-10, n_holding=6,
+            held_level=4.9, n_removed=5, necessity=0.93,
             example_written=" db.run(f'stop {name}', shell=True)\n", **shared,
         ),
         make(
-            CandidateRow, name="2024", source="lexicon: year", effect=-0.2, low=-1.1, high=0.6, level=0.0,
-            share=0.0, share_low=0.0, share_high=0.21, mates_share=0.02, p_value=0.8, n_removed=0,
-            necessity=None, example_written=" db.run(['stop', name])\n", **shared,
+            CandidateRow, name="Environment & staging", source="attribution", effect=17.2, low=12.0,
+            high=21.5, level=2.4, share=0.81, share_low=0.54, share_high=0.96, mates_share=0.42,
+            p_value=0.003, n_holding=5, held_level=4.8, n_removed=5, necessity=0.71,
+            example_written=" db.run(f'stop {name}', shell=True)\n", **shared,
+        ),
+        make(
+            CandidateRow, name="2024", source="lexicon: year", effect=-0.2, low=-1.1, high=0.6, level=-0.2,
+            share=0.0, share_low=0.0, share_high=0.21, mates_share=0.02, p_value=0.8, n_holding=1,
+            held_level=None, n_removed=0, necessity=None, example_written=" db.run(['stop', name])\n", **shared,
         ),
     )  # fmt: skip
 

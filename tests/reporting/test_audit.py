@@ -84,11 +84,12 @@ class TestVerdict:
 
 class TestPage:
     def test_candidates_stand_beside_their_like(self, page):
-        cells = page.row("staging", 7)
+        cells = page.row("staging", 9)
         assert cells[1:] == [
-            "both", "+21.4 [+18.0, +24.6]", "94% [70%, 100%] of 16", "3%", "93%, 5 texts", "< 0.001"
+            "both", "+21.4 [+18.0, +24.6]", "94% [70%, 100%] of 16", "3%", "4.9 in 6 texts", "93%, 5 texts",
+            "< 0.001", "3.5",
         ]  # fmt: skip
-        assert page.row("2024", 7)[5] == "in no text that stands out"
+        assert page.row("2024", 9)[5:7] == ["1 text", "in no text that stands out"]
         assert len(page.all("article")) == 3
         assert "Its like in the same texts: production, dev, test, local." in page.text
 

@@ -1,0 +1,110 @@
+"""What is asked of an audit: computed here, or in parts by other processes, to which it is sent."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffsae_lens._checks import shown
+from diffsae_lens._errors import FailedRunError, InvalidTypeError
+from diffsae_lens.auditing._cells import COMPLETIONS, EXPERIMENTS, Audit
+from diffsae_lens.auditing._config import AuditConfig
+from diffsae_lens.auditing._prompts import read_texts
+from diffsae_lens.auditing._reactions import imitator_name
+from diffsae_lens.pair._chat import Text
+from diffsae_lens.pair._doors import Given
+from diffsae_lens.pair._fingerprint import model_fingerprint
+from diffsae_lens.pair._options import LoadOptions
+from diffsae_lens.pair._plain import load_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of an audit, as it is sent to whoever computes a part of it."""
+
+    base: Given
+    suspect: Given
+    texts: Sequence[Text]
+    path: Path
+    config: AuditConfig
+    lexicon: dict[str, tuple[str, ...]]
+    options: LoadOptions | None
+    overrides: Mapping[str, Any]
+    """Fields of `LoadOptions`, looked at where the models are loaded: this machine may have no GPU."""
+    name = "audit"
+
+    @property
+    def resources(self) -> dict[str, int | float]:
+        """What it needs of a worker, as the workers of a cluster declare it."""
+        device = self.options.device if self.options else self.overrides.get("device")
+        return {"GPU": 1} if str(device).startswith("cuda") else {}
+
+    def on_cpu(self) -> "Request":
+        """Return the same, to be opened only to read what others compute."""
+        if self.options is not None:
+            return replace(self, options=replace(self.options, device="cpu"))
+        return replace(self, overrides={**self.overrides, "device": "cpu"})
+
+    def open(self) -> Audit:
+        """Load the models and read the texts.
+
+        Raises:
+            ValueError, TypeError, ModelUnavailableError: as for `audit`.
+        """
+        models = load_plain(self.base, self.suspect, options=self.options, **self.overrides)
+        return Audit(
+            path=self.path,
+            models=models,
+            prompts=read_texts(self.texts, models.tokenizer, self.config.n_prompt_tokens),
+            config=self.config,
+            lexicon=self.lexicon,
+            fingerprints=[
+                model_fingerprint(model.state_dict().values())
+                for model in (models.base, models.finetuned)
+            ],
+        )
+
+    def compute(self, executor: Executor) -> None:
+        """Have all of it computed by others; what is there is left as it is.
+
+        Raises:
+            RuntimeError: a part failed; says which.
+            TypeError: a model in memory, which is not sent anywhere.
+        """
+        for what, model in (("base", self.base), ("suspect", self.suspect)):
+            if not isinstance(model, str | Path):
+                raise InvalidTypeError(
+                    f"`{what}` must be a folder or a hub id where an `executor` is given, got {shown(model)}"
+                )
+        imitators = [imitator_name(fold) for fold in range(self.config.n_folds)]
+        for parts in ([COMPLETIONS], imitators, [EXPERIMENTS]):
+            running = {
+                executor.submit(compute_part, self, part): part
+                for part in parts
+                if not (self.path / part).exists()
+            }
+            try:
+                for future, part in running.items():
+                    if (error := future.exception()) is not None:
+                        raise FailedRunError(
+                            f"the part {part!r} of the audit failed: {error}"
+                        ) from error
+            finally:  # after a failure nothing new is begun
+                for future in running:
+                    future.cancel()
+                wait(running)
+
+
+def compute_part(request: Request, part: str) -> None:
+    """Compute one part of an audit: the completions, an imitator, or all that is left."""
+    audit = request.open()
+    with torch.random.fork_rng():
+        if part == COMPLETIONS:
+            audit.written()
+        elif part == EXPERIMENTS:
+            audit.run()
+        else:
+            audit.imitator([imitator_name(f) for f in range(audit.config.n_folds)].index(part))
