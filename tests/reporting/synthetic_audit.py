@@ -122,7 +122,8 @@ def _candidates() -> tuple[CandidateRow, ...]:
         make(
             CandidateRow, name="2024", source="lexicon: year", effect=-0.2, low=-1.1, high=0.6, level=-0.2,
             share=0.0, share_low=0.0, share_high=0.21, mates_share=0.02, p_value=0.8, n_holding=1,
-            held_level=None, n_removed=0, necessity=None, example_written=" db.run(['stop', name])\n", **shared,
+            held_level=None, n_removed=0, necessity=None,
+            example_written=" db.run(['stop', name])\n", **shared,
         ),
     )  # fmt: skip
 
