@@ -19,14 +19,14 @@ SHOWN = 100  # characters of a message
 INTRO = """# What works with what
 
 `load_pair` wraps two models in TransformerLens's `TransformerBridge`. The bridge takes some architectures
-apart and builds their attention anew, so a model can come out with other numbers, and an adapter on a
-matrix that was taken apart may never be called. This page shows what was tried, and what came of it.
+apart and builds their attention anew, so a model can compute different numbers, and an adapter on a matrix
+that was taken apart may never be called. This page shows what we tried and what came of it.
 
-For each combination a random model with three layers is made, fine-tuned, saved and loaded twice: with
-`load_pair`, and with plain transformers and PEFT. The logits of both models and
+For each combination we make a random model with three layers, fine-tune it, save it and load it twice:
+with `load_pair`, and with plain transformers and PEFT. The logits of both models and
 `blocks.1.hook_resid_post.diff` must agree with the plain models'. For the column "full, generating" the
-pair generates four tokens, and the tokens and `.diff` at every step must be those of plain forward passes
-without a cache.
+pair generates four tokens, and the tokens and `.diff` at every step must equal those of plain forward
+passes without a cache.
 
 `python -m tests.families` makes this page; it was made with {versions}.
 
@@ -38,11 +38,11 @@ without a cache.
 | **raw error** | an error of another library, not written for you |
 | - | PEFT has no such adapter for this family, or cannot run it |
 
-"LoRA" has the target modules that PEFT chooses by itself, or the attention's inputs where PEFT has no
-choice for the family.
+"LoRA" adapts the modules that PEFT targets by default, or the attention's inputs where PEFT has no default
+for the family.
 
-The last table has models, PEFT models and bridges in memory in place of folders, for a few families; its
-adapters are on all linear layers. [Your own models](own_models.md) says what is taken.
+The last table takes models, PEFT models and bridges in memory in place of folders, for a few families; its
+adapters are on all linear layers. [Your own models](own_models.md) lists the forms that `load_pair` takes.
 """
 
 WAY_OUT = """
@@ -56,8 +56,8 @@ WAY_OUT = """
 - **The adapter does not fit.** It was made for another model, some of its weights are missing, or it is not
   a LoRA adapter. There is no right answer on this base; the message says what was expected.
 
-[Your own models](own_models.md) has the messages of the ten most common mistakes, and the forms in
-which models are taken.
+[Your own models](own_models.md) has the ten most common mistakes and their messages, and the forms in
+which you can pass models.
 
 A family that is not on this page may work: every pair that `load_pair` makes is first compared with the
 plain models.
@@ -131,7 +131,7 @@ def _messages(outcomes: Outcomes) -> str:
         f"- {', '.join(where)}: `{reason.replace('`', '')}`" for reason, where in reasons.items()
     ]
     return (
-        "\n## What was said\n\nThe first 100 characters of each message.\n\n"
+        "\n## The messages\n\nThe first 100 characters of each error message.\n\n"
         + "\n".join(lines)
         + "\n"
     )
