@@ -62,8 +62,8 @@ def test_topk_selects_the_largest_of_each_row(small_blocks, d_sae, k):
 
 @pytest.mark.parametrize("layout", [torch.clone, feature_major])
 def test_gradients_are_exact(monkeypatch, layout):
-    monkeypatch.setattr(sparse, "BLOCK_SIZE", 75)  # three rows at a time
-    inputs = [t.requires_grad_() for t in weights(d_in=4, d_sae=25, n_rows=7)]
+    monkeypatch.setattr(sparse, "BLOCK_SIZE", 36)  # three rows at a time
+    inputs = [t.requires_grad_() for t in weights(d_in=3, d_sae=12, n_rows=7)]
 
     def step(x, W_enc, b_enc, W_dec, *, select):
         codes = select(x, layout(W_enc), b_enc, W_dec)
