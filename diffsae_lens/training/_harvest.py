@@ -122,6 +122,15 @@ def checked_hook_names(pair: HookedModelPair, hook_names: Sequence[str]) -> tupl
     return names
 
 
+_SAME_OF_BASE = {
+    "another precision": ("dtype",),
+    "other tokens": ("tokens_sha256", "tokens_shape"),
+    "other positions left out": ("skip_positions",),
+    "another beginning of texts (`prepend_bos`)": ("prepend_bos",),
+}
+"""What must be the same in the recipes of a pair's harvest and of its base's, in words."""
+
+
 def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedActivations:
     """The base's activations in the harvest of another pair."""
     if harvest.stored_as != "float32":
@@ -129,13 +138,16 @@ def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedAct
             "`base` must be stored in float32, since differences are taken from it, got "
             f"{harvest.stored_as}; leave it out, and the base is run"
         )
-    same = ("dtype", "tokens_sha256", "tokens_shape", "skip_positions", "prepend_bos")
-    differs = [name for name in same if harvest.recipe[name] != recipe[name]]
+    differs = [
+        said
+        for said, names in _SAME_OF_BASE.items()
+        if any(harvest.recipe[name] != recipe[name] for name in names)
+    ]
     if not same_weights(harvest.recipe["base"], recipe["base"]):
-        differs.append("base model")
+        differs.append("another base model")
     if differs:
         raise InvalidValueError(
-            f"`base` must be a harvest of the same base model and tokens; {harvest.path} has another "
+            f"`base` must be a harvest of the same base model and tokens; {harvest.path} has "
             f"{', '.join(differs)}"
         )
     hooks = map(VirtualHook.parse, recipe["hook_names"])

@@ -117,7 +117,9 @@ def train(  # noqa: PLR0913
             "pair with the hook you need"
         )
     d_sae = check_count("d_sae", d_sae)
-    k = check_count("k", k, at_most=d_sae)
+    k = check_count("k", k)
+    if k > d_sae:
+        raise InvalidValueError(f"`k` must be at most `d_sae`, which is {d_sae}, got {k}")
     n_steps = check_count("n_steps", n_steps)
     seed = check_count("seed", seed, at_least=0)
     config = config or TrainConfig()

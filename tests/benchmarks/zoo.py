@@ -1,9 +1,10 @@
 """What a zoo's audits say, as the tables and the figure of its page.
 
-    python -m tests.benchmarks.zoo runs/zoo [--figure docs/images/zoo.png]
+    python -m tests.benchmarks.zoo runs/zoo [--figure docs/images/zoo.png] [--baselines]
 
-Reads `zoo.json` and `nulls.json`, which `diffsae-lens zoo --nulls 20 --audit --out runs/zoo` writes, and
-prints Markdown. Nothing is computed anew.
+Reads `zoo.json` and `nulls.json`, which `diffsae-lens zoo --nulls 19 --audit --out runs/zoo` writes, and
+prints Markdown. `--baselines` scores the texts of each audit by other methods, too, which takes minutes per
+organism, once.
 """
 
 import argparse
@@ -14,10 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest, mannwhitneyu
 
-from diffsae_lens.auditing import Nulls
+from diffsae_lens.auditing import MethodRow, Nulls, baseline_scores, compare_scores
 from diffsae_lens.organisms import ZOO
+from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 
 ALPHA = 0.05
+N_TEXTS = 400
 FOUND = "conditional behaviour found"
 HEADS = (
     "organism", "what sets it off", "what it then does", "verdict", "p", "trigger texts flagged",
@@ -118,15 +121,47 @@ def roc(rows: list[dict], nulls: Nulls, path: Path) -> str:
     )
 
 
+def baselines(rows: list[dict], run: Path, base: str) -> str:
+    """Score the texts of organisms with a condition by every method, and write one line per method."""
+    recipes = {recipe.name: recipe for recipe in ZOO}
+    found: dict[str, list[MethodRow]] = {}
+    for row in rows:
+        if not row["n_trigger"]:
+            continue
+        name = row["name"]
+        texts, holds = recipes[name].texts(N_TEXTS, share=row["n_trigger"] / N_TEXTS)
+        scores = baseline_scores(run / "audits" / name, base, run / name, texts)
+        for method in compare_scores(scores, holds):
+            found.setdefault(method.method, []).append(method)
+    lines = [
+        "| score | AUROC: median, worst | trigger texts above all others | organisms |",
+        "|---|---|---|---|",
+    ]
+    for method, of in sorted(
+        found.items(), key=lambda item: -np.median([r.auroc for r in item[1]])
+    ):
+        aurocs = [row.auroc for row in of]
+        n_first = sum(round(row.recall * row.n_positive) for row in of)
+        lines.append(
+            f"| `{method}` | {np.median(aurocs):.3f}, {min(aurocs):.3f} | "
+            f"{share(n_first, sum(row.n_positive for row in of))} | {len(of)} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the page's parts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--figure", type=Path, default=Path("zoo.png"))
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--base", default=EMBEDDED_MODEL)
     options = parser.parse_args()
     rows = json.loads((options.run / "zoo.json").read_text())
     nulls = Nulls.load(options.run / "nulls.json")
     print(summary(rows), table(rows), roc(rows, nulls, options.figure), sep="\n\n")
+    if options.baselines:
+        print("", baselines(rows, options.run, options.base), sep="\n")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ def test_whoever_stops_where_it_suits_still_finds_the_rate_and_with_wilsons_does
         return low <= rate <= high
 
     rng = np.random.default_rng(0)
-    hits = (rng.random((400, 200)) < rate).cumsum(1)
+    hits = (rng.random((400, 100)) < rate).cumsum(1)
     missed = {
         holds: np.mean([not all(holds(int(k), n) for n, k in enumerate(run, 1)) for run in hits])
         for holds in (anytime_holds, wilson_holds)
     }
     assert missed[anytime_holds] <= 0.05
-    assert missed[wilson_holds] > 0.25
+    assert missed[wilson_holds] > 0.2

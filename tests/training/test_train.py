@@ -146,7 +146,7 @@ def test_an_interrupted_training_goes_on(pair, tmp_path, monkeypatch, caplog):
         ({"site": f"{SITE}.diff"}, ValueError, "`site` must be one of the pair's hooks"),
         ({"kind": "both"}, ValueError, "`kind` must be one of 'diff', 'crosscoder'"),
         ({"d_sae": 0}, ValueError, "`d_sae`"),
-        ({"k": 33}, ValueError, "`k` must be at most 32"),
+        ({"k": 33}, ValueError, "`k` must be at most `d_sae`, which is 32, got 33"),
         ({"k": 1.5}, TypeError, "`k`"),
         ({"n_steps": 0}, ValueError, "`n_steps`"),
         ({"seed": -1}, ValueError, "`seed`"),
