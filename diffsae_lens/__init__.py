@@ -1,9 +1,9 @@
 """Model diffing with sparse dictionaries, for SAELens and TransformerLens.
 
-The public names are listed in `__init__.pyi` and imported when they are first used, so that the command
-line answers without waiting for torch. SAELens's own loaders know our dictionaries once
-`diffsae_lens.dictionaries` is imported: by itself where SAELens is imported already, else with the first
-public name that needs it. `import diffsae_lens.dictionaries` makes sure.
+The public names are listed in `__init__.pyi` and imported on first use, so that the command line answers
+without waiting for torch. SAELens's loaders know our dictionaries once `diffsae_lens.dictionaries` is
+imported. That happens automatically if SAELens is already imported, otherwise with the first public name
+that needs it; to force it, `import diffsae_lens.dictionaries`.
 """
 
 import sys

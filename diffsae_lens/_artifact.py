@@ -1,9 +1,9 @@
-"""Results on disk: whole or not at all, made once, known by what they were made from.
+"""Results on disk: complete or absent, made once, identified by what they were made from.
 
 An artifact is a folder with a manifest, `artifact.json`: its recipe (everything that the result depends
-on), the hashes of its files, and how it was made. Work goes on in `<path>.partial`, whose `recipe.json`
-marks it as ours; the folder gets its name when it is whole, from whoever is first. Imports `_disk`,
-whose names it offers too, and `_claims`.
+on), the hashes of its files, and how it was made. Work happens in `<path>.partial`, whose `recipe.json`
+marks it as ours; the first process to complete it renames it to `<path>`. Imports `_disk`, whose names it
+re-exports, and `_claims`.
 """
 
 import errno
@@ -53,35 +53,35 @@ FORMAT = "diffsae-lens artifact 1"
 _PACKAGES = ("diffsae-lens", "sae-lens", "transformer-lens", "torch", "transformers", "peft")
 
 
-version = cache(metadata.version)  # which reads a file each time
+version = cache(metadata.version)  # uncached, it reads a file on every call
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where an artifact is made."""
+    """The folders in which an artifact is made."""
 
     out: Path
     """Empty at the start of every attempt; becomes the artifact."""
     scratch: Path
-    """Kept when an attempt is interrupted, for what is done so far; removed at the end."""
+    """Partial progress, kept when an attempt is interrupted; removed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an artifact's manifest says."""
+    """The contents of an artifact's manifest."""
 
     path: Path
     """The artifact's folder."""
     recipe: dict[str, Any]
     """Everything that the result depends on, as JSON."""
     files: dict[str, str]
-    """SHA-256 of every file, by its path in the folder."""
+    """SHA-256 of every file, by path relative to the folder."""
     made: dict[str, Any]
-    """`facts` that the writer noted, `versions` of the packages, `seconds`."""
+    """The writer's `facts`, the `versions` of the packages, and `seconds`."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is good to know, and plays no part when recipes are compared."""
+        """Additional information, ignored when recipes are compared."""
         return self.made.get("facts") or {}
 
 
@@ -90,24 +90,24 @@ def build(
     recipe: Mapping[str, Any],
     write: Callable[[Job], Mapping[str, Any] | None],
 ) -> Manifest:
-    """Open an artifact, or make it where it is not there.
+    """Open an artifact, making it first if it does not exist.
 
-    A damaged artifact of the same recipe is named in a warning, renamed to `<path>.damaged` and made
-    anew. What an attempt that was interrupted or killed left is gone on with, or cleaned up.
+    A damaged artifact of the same recipe is reported in a warning, renamed to `<path>.damaged` and made
+    again. Leftovers of an interrupted or killed attempt are resumed or cleaned up.
 
     Args:
         path: the artifact's folder.
         recipe: everything that the result depends on, as JSON.
-        write: writes the files into `job.out`, with `job.scratch` for what should outlive an
-            interruption; returns facts worth noting.
+        write: writes the files into `job.out`, using `job.scratch` for what should survive an
+            interruption; returns facts to record.
 
     Returns:
         The manifest.
 
     Raises:
-        ValueError: `path` holds something else, or an artifact of another recipe (the difference is
-            printed), or `<path>.partial` does.
-        OSError: the disk is full or forbids it; names `path`. Nothing is left under that name.
+        ValueError: `path` or `<path>.partial` holds something else, or an artifact of another recipe
+            (the message gives the difference).
+        OSError: the disk is full or not writable; names `path`. Nothing is left under that name.
     """
     path, recipe = place_of(path), plain(recipe)
     found = find(path, recipe)
@@ -124,10 +124,10 @@ def build(
 
 
 def find(path: str | Path, recipe: Mapping[str, Any]) -> Manifest | None:
-    """Return the manifest of a whole artifact of this recipe; None where it must be made.
+    """Return the manifest of a complete artifact with this recipe, or None if it must be made.
 
     Raises:
-        ValueError: `path` is something else, or an artifact of another recipe.
+        ValueError: `path` is something else, or an artifact with another recipe.
     """
     path, recipe = place_of(path), plain(recipe)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -154,11 +154,11 @@ def open_artifact(path: str | Path, *, check: bool = True) -> Manifest:
 
     Args:
         path: its folder.
-        check: compare its files with their hashes.
+        check: whether to verify the hashes of its files.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged; names the file and the remedy.
+        FileNotFoundError: there is no artifact at `path`.
+        ValueError: the artifact is damaged; names the file and the remedy.
     """
     path = place_of(path)
     if not (path / MANIFEST).exists():
@@ -186,13 +186,13 @@ def seal(
     facts: Mapping[str, Any] | None = None,
     seconds: float | None = None,
 ) -> None:
-    """Write the manifest of a folder whose files are all there, last of all.
+    """Write the manifest of a folder, once all other files are there.
 
     Args:
         path: the folder.
         recipe: everything that the result depends on, as JSON.
-        facts: what is good to know besides.
-        seconds: what it took.
+        facts: additional information to record.
+        seconds: how long it took to make.
     """
     there = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
     files = {}
@@ -209,7 +209,7 @@ def seal(
 
 
 def _has_our_format(file: Path) -> bool:
-    """Whether a manifest is ours; one that cannot be read is taken to be, and is only renamed."""
+    """Whether a manifest is ours; an unreadable one is assumed to be, since it is only renamed."""
     try:
         stored = read_json(file)
     except ValueError:
@@ -218,7 +218,7 @@ def _has_our_format(file: Path) -> bool:
 
 
 def _damage(manifest: Manifest) -> str:
-    """What is wrong with an artifact's files; files that are not in the manifest may be there."""
+    """Say what is wrong with an artifact's files; files that are not in the manifest are allowed."""
     for name, expected in manifest.files.items():
         file = manifest.path / name
         if not file.is_file():
@@ -244,7 +244,7 @@ def _set_aside_if_there(path: Path) -> None:
 def _make(
     path: Path, recipe: dict[str, Any], write: Callable[[Job], Mapping[str, Any] | None]
 ) -> bool:
-    """Make an artifact; False if another process was quicker."""
+    """Make an artifact; return False if another process was faster."""
     work = work_folder(path, MARK)
     with naming(path, kept=work), claimed(work / MARK):
         if path.exists():
@@ -268,15 +268,15 @@ def _make(
 
 
 def _give_up(work: Path) -> None:
-    """Keep what an attempt that ended early is gone on with, if there is anything."""
+    """Keep what a later attempt can resume from, if there is anything."""
     shutil.rmtree(work / "out", ignore_errors=True)
-    with suppress(FileNotFoundError):  # another process removes it, or took it over
+    with suppress(FileNotFoundError):  # another process is removing it, or took it over
         if all(entry.suffix == ".lock" for entry in (work / "scratch").iterdir()):
             _remove(work)
 
 
 def _begin(work: Path, recipe: dict[str, Any]) -> Job:
-    """Claim the work folder, or go on in it; refuse one that is not ours, or of another recipe."""
+    """Claim the work folder, or resume in it; refuse one that is not ours or has another recipe."""
     work.mkdir(exist_ok=True)
     if not _is_ours(work):
         write_json(work / MARK, {"format": FORMAT, "recipe": recipe})
@@ -297,7 +297,7 @@ def _is_ours(work: Path) -> bool:
     """Whether a work folder has our mark; False for an empty one.
 
     Raises:
-        ValueError: it holds something and has no mark.
+        ValueError: the folder has files but not our mark.
     """
     if (work / MARK).exists():
         mark = read_json(work / MARK)
@@ -314,7 +314,7 @@ def _is_ours(work: Path) -> bool:
 
 
 def _clean_up(path: Path, work: Path, recipe: dict[str, Any]) -> None:
-    """Remove the work folder of an attempt at an artifact that is there, whoever made it."""
+    """Remove an attempt's work folder once the artifact exists, whoever made it."""
     try:
         with locked(path):
             if not work.exists():
@@ -328,7 +328,7 @@ def _clean_up(path: Path, work: Path, recipe: dict[str, Any]) -> None:
 
 
 def _remove(work: Path) -> None:
-    """Remove a work folder, the mark last: a kill at any moment leaves what is known as ours."""
+    """Remove a work folder, the mark last: after a kill, what is left is still known as ours."""
     for entry in work.iterdir():
         if entry.name == MARK:
             continue

@@ -1,8 +1,8 @@
-"""The gate for input: one check per kind of argument, each one line where it is called.
+"""Input validation: one check per kind of argument, each a single line at the call site.
 
-Every check raises a sentence that says what was expected, what was got and what to do; its `name` is
-what that sentence calls the argument. Imports `_tensor_checks` alone, whose names it offers too, so that
-every module may use it.
+Every check raises a message that says what was expected, what was got and what to do; `name` is what
+the message calls the argument. Imports only `_tensor_checks`, whose names it re-exports, so that every
+module may use it.
 """
 
 import math
@@ -21,16 +21,16 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_NAME_BYTES = 200
-"""Bytes of a folder's name; file systems allow 255, and suffixes are added to it."""
+"""Maximum bytes in a folder name; file systems allow 255, and we append suffixes."""
 _RESERVED = (".partial", ".lock")
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
-    """Return an integer of any kind (Python's, NumPy's, a tensor without dimensions) as an int.
+    """Return any kind of integer (Python, NumPy, zero-dimensional tensor) as an int.
 
     Raises:
-        TypeError: not an integer; True and 1.0 are not.
-        ValueError: outside the range.
+        TypeError: `value` is not an integer; True and 1.0 are not.
+        ValueError: `value` is outside the range.
     """
     count = _integer(value)
     if count is None:
@@ -49,11 +49,11 @@ def check_count(name: str, value: Any, *, at_least: int = 1, at_most: int | None
 
 
 def check_counts(name: str, values: Any, *, at_least: int = 1) -> tuple[int, ...]:
-    """Return one or more different counts.
+    """Return one or more distinct counts.
 
     Raises:
         TypeError: not a sequence of whole numbers.
-        ValueError: none, one that is out of range, or one that comes twice.
+        ValueError: empty, or a number is out of range or repeated.
     """
     if not isinstance(values, tuple | list):
         raise InvalidTypeError(f"`{name}` must be a tuple of whole numbers, got {values!r}")
@@ -75,11 +75,11 @@ def check_number(
     low_open: bool = False,
     high_open: bool = False,
 ) -> float:
-    """Return a finite real number of any kind as a float; an open bound is itself refused.
+    """Return any kind of finite real number as a float; an open bound excludes the bound itself.
 
     Raises:
-        TypeError: not a real number; True is not.
-        ValueError: NaN, infinite or outside the range.
+        TypeError: `value` is not a real number; True is not.
+        ValueError: `value` is NaN, infinite or outside the range.
     """
     number = _real(value)
     if number is None:
@@ -100,10 +100,10 @@ def check_number(
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Refuse what is not one of a few values.
+    """Refuse a value that is not one of the choices.
 
     Raises:
-        ValueError: says what there is to choose from.
+        ValueError: lists the choices.
     """
     choices = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in choices):
@@ -114,12 +114,12 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_folder_name(name: str, value: Any) -> str:
-    """Return a name that can become a folder of its own.
+    """Return a name that can be used as a folder name.
 
     Raises:
         TypeError: not a string.
-        ValueError: empty, `.` or `..`; begins with a dot; holds a separator, a NUL or another control
-            character; ends as the folders do that the package sets aside; too long.
+        ValueError: empty, `.` or `..`; begins with a dot; contains a separator, a NUL or another control
+            character; has a suffix that the package reserves; too long.
     """
     if not isinstance(value, str):
         raise InvalidTypeError(f"`{name}` must be a string, got {shown(value)}; name the folder")
@@ -142,7 +142,7 @@ def check_folder_name(name: str, value: Any) -> str:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called.
+    """Refuse a value that is not callable.
 
     Raises:
         TypeError: not a function.
@@ -154,10 +154,10 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_keys(name: str, given: Collection[str], known: Collection[str]) -> None:
-    """Refuse keywords that nothing reads.
+    """Refuse unknown keywords.
 
     Raises:
-        TypeError: names those that are not known, and what there is.
+        TypeError: names the unknown keywords and lists the known ones.
     """
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -168,10 +168,10 @@ def check_keys(name: str, given: Collection[str], known: Collection[str]) -> Non
 
 
 def check_list(name: str, items: Any, of: str, *, alone: tuple[type, ...] = ()) -> list[Any]:
-    """Return a collection as a list, whatever it holds: `of` says what it should, for the message.
+    """Return a collection as a list, without checking its items; `of` names them in the message.
 
     Raises:
-        TypeError: not a collection; a string, a mapping, or one of what should be in it (`alone`).
+        TypeError: not a collection; a string, a mapping, or a single item (of a type in `alone`).
     """
     if isinstance(items, (str, bytes, dict, *alone)) or not isinstance(items, Iterable):
         raise InvalidTypeError(
@@ -188,10 +188,10 @@ def check_items(
     allow_empty: bool = False,
     of: str | None = None,
 ) -> list[Any]:
-    """Return a collection of records of one type, or of several, as a list.
+    """Return a collection of records of one or several types as a list.
 
     Raises:
-        TypeError: not a collection, or holds something of another type.
+        TypeError: not a collection, or contains something of another type.
         ValueError: empty.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -211,8 +211,8 @@ def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str
     """Return texts as a list.
 
     Raises:
-        TypeError: a single string, which would be read letter by letter; not a collection; holds
-            something that is not a string.
+        TypeError: a single string, which would be read character by character; not a collection;
+            contains something that is not a string.
         ValueError: empty.
     """
     if isinstance(texts, str | bytes):
@@ -223,13 +223,13 @@ def check_texts(name: str, texts: Any, *, allow_empty: bool = False) -> list[str
 
 
 def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) -> list[int]:
-    """Return indices of any kind, in a list, a tuple, a range, an array or a tensor, as a list of ints.
+    """Return indices (a list, tuple, range, array or tensor) as a list of ints.
 
     Each must be at least 0 and less than `n`.
 
     Raises:
-        TypeError: not a collection; holds something that is not an integer, such as True or 1.5.
-        ValueError: one is out of range, or comes twice where that is not allowed.
+        TypeError: not a collection; contains something that is not an integer, such as True or 1.5.
+        ValueError: an index is out of range, or repeated where that is not allowed.
     """
     items = check_list(name, indices, "indices") if getattr(indices, "ndim", 1) == 1 else None
     if items is None:
@@ -258,7 +258,7 @@ def check_indices(name: str, indices: Any, n: int, *, repeated: bool = False) ->
 
 
 def _scalar(value: Any) -> Any:
-    """An array without dimensions as the number that it holds."""
+    """Return a zero-dimensional array as a Python number."""
     is_array = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
     return value.item() if is_array else value
 

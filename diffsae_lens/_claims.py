@@ -1,10 +1,10 @@
-"""Who makes what on a disk that several machines share, whose locks are not trusted.
+"""Claims on work on a disk that several machines share and whose locks are not trusted.
 
-Every attempt at `<path>` has a work folder of its own, `<path>.<token>.partial`, and touches the mark in it
-for as long as it lives. One whose mark rests for longer than a lease belongs to a process that is dead or
-cut off: whoever renames it first goes on in it, and if its owner lives, it finds its files gone and fails.
-This saves work and decides nothing: whose result gets the name `<path>` first has made it, also where
-leases fail. Imports nothing of the package.
+Every attempt at `<path>` has its own work folder, `<path>.<token>.partial`, and keeps touching the mark in
+it while it runs. A folder whose mark has not been touched for longer than a lease belongs to a process that
+is dead or cut off: the first process to rename it resumes in it, and if its owner is alive after all, it
+finds its files gone and fails. Claims only save work; they decide nothing: the first result to be renamed
+to `<path>` wins, even where leases fail. Imports nothing from the package.
 """
 
 import logging
@@ -21,14 +21,14 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LEASE = 90.0
-"""Seconds. Longer than the minute for which a client of NFS may remember when a file was touched."""
+"""Seconds. Longer than the minute for which an NFS client may cache a file's modification time."""
 
 _lease: ContextVar[float | None] = ContextVar("lease", default=None)
 
 
 @contextmanager
 def sharing(lease: float = LEASE) -> Iterator[None]:
-    """Trust no lock in this context: other machines may write to the same disk."""
+    """Do not trust locks in this context: other machines may write to the same disk."""
     token = _lease.set(lease)
     try:
         yield
@@ -37,12 +37,12 @@ def sharing(lease: float = LEASE) -> Iterator[None]:
 
 
 def is_sharing() -> bool:
-    """Whether locks are not trusted here."""
+    """Return whether locks are not trusted in this context."""
     return _lease.get() is not None
 
 
 def work_folders(path: Path) -> list[Path]:
-    """Return the work folders of all attempts at a path that are there."""
+    """Return the existing work folders of all attempts at a path."""
     ours = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8})?\.partial")
     if not path.parent.is_dir():
         return []
@@ -50,15 +50,15 @@ def work_folders(path: Path) -> list[Path]:
 
 
 def work_folder(path: Path, mark: str) -> Path:
-    """Return where to work on a path: where its locks are held `<path>.partial`, else one's own.
+    """Return the folder to work in: `<path>.partial` where locks are trusted, otherwise a separate one.
 
-    Waits while another attempt lives, until the path is there; goes on with what a dead one left.
+    Waits while another attempt is alive, until `path` exists; resumes what a dead attempt left.
     """
     lease = _lease.get()
     if lease is None:
         return path.with_name(f"{path.name}.partial")
     own = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    touched: dict[Path, tuple[float, float]] = {}  # when, and since when we know
+    touched: dict[Path, tuple[float, float]] = {}  # modification time, and when we first saw it
     waits = False
     while not path.exists():
         alive = False
@@ -71,7 +71,7 @@ def work_folder(path: Path, mark: str) -> Path:
                     alive = True
                     continue
                 other.rename(own)
-            except FileNotFoundError:  # not begun yet, finished, or another process was quicker
+            except FileNotFoundError:  # not started yet, finished, or another process was faster
                 continue
             logger.info("going on with what another process left of %s", path)
             return own
@@ -86,7 +86,7 @@ def work_folder(path: Path, mark: str) -> Path:
 
 @contextmanager
 def claimed(mark: Path) -> Iterator[None]:
-    """Touch a mark all the time, and leave it as of an attempt that has ended."""
+    """Keep touching a mark inside the context, and date it as ended (time 0) on exit."""
     lease = _lease.get()
     if lease is None:
         yield
@@ -111,5 +111,5 @@ def claimed(mark: Path) -> Iterator[None]:
 def _touch(mark: Path, times: tuple[int, int] | None = None) -> None:
     try:
         os.utime(mark, times)
-    except OSError as error:  # not begun, taken over, or removed at the end
+    except OSError as error:  # not started, taken over, or removed at the end
         logger.debug("%s was not touched: %s", mark, error)

@@ -1,6 +1,6 @@
-"""Files on the disk: written whole or not at all, locked, and named when something goes wrong.
+"""Files on disk: written atomically, locked, and named in errors.
 
-Imports `_claims` and errors alone.
+Imports only `_claims` and the errors.
 """
 
 import errno
@@ -28,12 +28,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BROKEN = {errno.EIO, errno.ENAMETOOLONG}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-_SECONDS_OF_A_WRITE = 3600.0  # a temporary file that is older was left by a killed process
-_N_SHOWN, _WIDTH_SHOWN = 12, 80  # of differences
+_SECONDS_OF_A_WRITE = 3600.0  # an older temporary file was left by a killed process
+_N_SHOWN, _WIDTH_SHOWN = 12, 80  # number and width of the differences shown
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: half of it is never found under its own.
+    """Write a file under a temporary name, then rename it, so that it is never found half-written.
 
     Raises:
         OSError: names the file and says what to do.
@@ -54,15 +54,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text; as `write_bytes`."""
+    """Write UTF-8 text with `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON; as `write_bytes`.
+    """Write indented JSON with `write_bytes`.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON does not have.
+        ValueError: `value` contains NaN or an infinity, which JSON does not have.
     """
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
@@ -76,7 +76,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: names the file.
-        ValueError: it is not JSON; names the file and the remedy.
+        ValueError: the file is not JSON; names the file and the remedy.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256(path: str | Path, *, flush: bool = False) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits, having it on the disk if asked to."""
+    """Return the SHA-256 of a file as hexadecimal digits; `flush` writes it through to disk first."""
     with Path(path).open("rb") as file:
         if flush:
             os.fsync(file.fileno())
@@ -99,16 +99,16 @@ def sha256(path: str | Path, *, flush: bool = False) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value; the order of keys does not matter."""
+    """Return the SHA-256 of a JSON value, regardless of key order."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a path, `<parent>/.<name>.lock`; wait for another process that holds it.
+    """Hold the lock of a path, `<parent>/.<name>.lock`, waiting for any other process that holds it.
 
-    Where locks are not trusted, or the disk has none, there is no lock: see `_claims`.
+    Where locks are not trusted, or the disk does not support them, no lock is taken: see `_claims`.
     """
     path = Path(path)
     with naming(path):
@@ -125,7 +125,7 @@ def locked(path: str | Path) -> Iterator[None]:
 
 
 def _acquired(path: Path) -> BaseFileLock | None:
-    """The lock of a path, held; None on a disk without locks."""
+    """Acquire and return the lock of a path, or None on a disk without locks."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -142,11 +142,11 @@ def _acquired(path: Path) -> BaseFileLock | None:
 
 @contextmanager
 def naming(path: Path, *, kept: Path | None = None) -> Iterator[None]:
-    """Have an error of the disk name what was being written, and say what to do.
+    """Make disk errors name the file being written and say what to do.
 
     Args:
-        path: what is written.
-        kept: the folder that keeps what is done so far.
+        path: the file or folder being written.
+        kept: the folder that keeps partial progress.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def naming(path: Path, *, kept: Path | None = None) -> Iterator[None]:
             raise
         raise _explained(error.errno, path, kept) from error
     except (RuntimeError, SafetensorError) as error:
-        # How torch.save and safetensors report what the operating system told them.
+        # How torch.save and safetensors report errors of the operating system.
         number = re.search(r"os error (\d+)", str(error))
         if number is None and not re.search(r"iostream|inline_container", str(error)):
             raise
@@ -175,12 +175,12 @@ def _explained(code: int, path: Path, kept: Path | None) -> OSError:
 
 
 def _sweep(path: Path, *, older_than: float) -> None:
-    """Remove temporary files that writes of this file left when they were killed."""
+    """Remove temporary files that killed writes of this file left behind."""
     for left in path.parent.glob(f".{_quoted(path.name)}.*.writing"):
         try:
             if time.time() - left.stat().st_mtime >= older_than:
                 left.unlink()
-        except FileNotFoundError:  # it was another process's, and is renamed by now
+        except FileNotFoundError:  # another process's file, renamed in the meantime
             continue
 
 
@@ -189,24 +189,24 @@ def _quoted(name: str) -> str:
 
 
 def plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe as it is read back from JSON.
+    """Return a recipe as it would be read back from JSON.
 
     Raises:
-        TypeError: a value that JSON does not have.
-        ValueError: NaN or an infinity.
+        TypeError: `recipe` contains a value that JSON does not have.
+        ValueError: `recipe` contains NaN or an infinity.
     """
     return json.loads(json.dumps(recipe, allow_nan=False, default=_number))
 
 
 def _number(value: Any) -> Any:
-    """A number of NumPy's or torch's as Python's own."""
+    """Return a NumPy or torch number as a Python number."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     raise InvalidTypeError(f"{value!r} ({type(value).__name__}) is not a JSON value")
 
 
 def differences(stored: Any, wanted: Any) -> str:
-    """Say how two recipes differ, with dotted names.
+    """Describe how two recipes differ, with dotted names.
 
     Examples:
         >>> differences({"run": {"lr": 0.1, "seed": 0}}, {"run": {"lr": 0.2, "seed": 0}})
@@ -240,7 +240,7 @@ def _shown(value: Any) -> str:
 
 
 def flush_folder(path: Path) -> None:
-    """Have the renames in a folder on the disk, where the system offers that."""
+    """Flush the renames in a folder to disk, where the system supports it."""
     if os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -261,22 +261,22 @@ def place_of(path: str | Path) -> Path:
 
 
 def set_aside(path: Path, damage: str) -> Path:
-    """Rename what is damaged to `<path>.damaged` (or `-2` ...), with a warning that names it."""
+    """Rename a damaged file or folder to `<path>.damaged` (or `-2` ...), with a warning that names it."""
     aside = path.with_name(f"{path.name}.damaged")
     number = 1
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
     logger.warning("%s is damaged: %s; set aside as %s, made anew", path, damage, aside.name)
-    with naming(path), suppress(FileNotFoundError):  # another process may have been quicker
+    with naming(path), suppress(FileNotFoundError):  # another process may have been faster
         path.rename(aside)
     return aside
 
 
 def build_json(path: str | Path, recipe: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-    """Read a JSON value, or compute and store it where it is not there.
+    """Read a JSON value, computing and storing it first if it does not exist.
 
-    A file that was edited or cut short is named in a warning, set aside and computed again.
+    An edited or truncated file is reported in a warning, set aside and computed again.
 
     Args:
         path: the file; it holds `recipe`, the `sha256` of the value, and `value`.
@@ -284,10 +284,10 @@ def build_json(path: str | Path, recipe: Mapping[str, Any], compute: Callable[[]
         compute: returns the value.
 
     Returns:
-        The value as it is read from JSON.
+        The value as read back from JSON.
 
     Raises:
-        ValueError: `path` holds the value of another recipe; prints the difference.
+        ValueError: `path` holds the value of another recipe; the message gives the difference.
         OSError: names the file.
     """
     path, recipe = place_of(path), plain(recipe)
@@ -309,7 +309,7 @@ def build_json(path: str | Path, recipe: Mapping[str, Any], compute: Callable[[]
 
 
 def _stored_value(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | str:
-    """What a file of `build_json` holds, or what is wrong with it."""
+    """Return the contents of a `build_json` file, or a description of what is wrong with it."""
     try:
         stored = read_json(path)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Text of models and users on its way to a reader: nothing invisible, nothing endless.
+"""Display of text from models and users: nothing invisible, nothing endless.
 
-Every page, table and figure shows such text through `visible`; objects show themselves in a notebook
-cell as HTML without scripts, network or style sheets. Imports nothing of the package.
+Every page, table and figure shows such text through `visible`; objects render themselves in a notebook
+cell as HTML without scripts, network or style sheets. Imports nothing from the package.
 """
 
 import unicodedata
@@ -12,15 +12,15 @@ from html import escape
 from torch import Tensor
 
 LIMIT = 20_000
-"""Characters of one text that a page shows."""
+"""Maximum characters of one text shown on a page."""
 TOKEN_LIMIT = 500
-"""Characters of one token that a page shows."""
+"""Maximum characters of one token shown on a page."""
 STRONGEST = 0.55
-"""Opacity of a token at its peak: dark and light text can both be read on it."""
+"""Opacity of a token's background at its peak: dark and light text are both readable on it."""
 COLOUR = "0 114 178"
 
-# What Unicode calls default ignorable outside the categories of control and format: it draws nothing,
-# or changes how its neighbour is drawn (variation selectors, which can carry hidden text).
+# What Unicode calls default ignorable outside the control and format categories: it draws nothing, or
+# changes how its neighbour is drawn (variation selectors, which can carry hidden text).
 _IGNORABLE = (
     range(0x034F, 0x0350), range(0x115F, 0x1161), range(0x17B4, 0x17B6), range(0x180B, 0x1810),
     range(0x3164, 0x3165), range(0xFE00, 0xFE10), range(0xFFA0, 0xFFA1), range(0xE0000, 0xE1000),
@@ -28,7 +28,7 @@ _IGNORABLE = (
 
 
 class _Escapes(dict[int, int | str]):
-    """A table for `str.translate` that fills itself, as one of all characters would take long to make."""
+    """A table for `str.translate` that fills itself on demand; one of all characters takes long to build."""
 
     def __missing__(self, code: int) -> int | str:
         category = unicodedata.category(chr(code))
@@ -49,10 +49,10 @@ _LINE = _Escapes()
 def visible(text: str) -> str:
     r"""Return the text with an escape for each character that a reader would not see.
 
-    Escaped as Python writes them are controls except line breaks and tabs, format characters (zero-width
-    ones, bidirectional marks, overrides and isolates, byte order marks), lone surrogates, private use,
+    Python escapes replace control characters except line breaks and tabs, format characters (zero-width
+    ones, bidirectional marks, overrides and isolates, byte order marks), lone surrogates, private-use and
     unassigned code points, line and paragraph separators, fillers and variation selectors. The result
-    can be encoded as UTF-8. A backslash stays one backslash, so that code can be read.
+    can be encoded as UTF-8. A backslash stays a single backslash, so that code remains readable.
 
     Examples:
         >>> print(visible("SELECT\x1b[8m 1\u202e"))
@@ -62,7 +62,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return `visible` text on one line: line breaks and tabs are escaped, too.
+    r"""Return `visible` text on one line, with line breaks and tabs escaped too.
 
     Examples:
         >>> print(one_line("a\tb\nc"))
@@ -72,11 +72,11 @@ def one_line(text: str) -> str:
 
 
 def cut(text: str, limit: int = LIMIT) -> str:
-    """Return both ends of a text that is too long, with a note of how much is left out between them.
+    """Return both ends of a text that is too long, with a note of how much is left out in between.
 
     Args:
-        text: of any length.
-        limit: characters kept.
+        text: a text of any length.
+        limit: maximum number of characters kept.
 
     Examples:
         >>> cut("0123456789", 4)
@@ -92,15 +92,15 @@ def cut(text: str, limit: int = LIMIT) -> str:
 def shown_tokens(
     tokens: Sequence[str], *, limit: int = LIMIT, per_line: int = 1
 ) -> list[tuple[int | None, str]]:
-    r"""Return the tokens that are shown, each with its index: all, or those at both ends of a long text.
+    r"""Return the tokens to show, each with its index: all of them, or both ends of a long text.
 
     Args:
-        tokens: as decoded one by one.
-        limit: room for them, in characters; each takes one more than it is long.
-        per_line: characters that a line break takes.
+        tokens: the tokens of a text, decoded one at a time.
+        limit: total room in characters; each token takes its length plus one.
+        per_line: characters that a line break counts for.
 
     Returns:
-        Index and `visible` text of each. In place of those left out stands `(None, note)`.
+        Index and `visible` text of each token. `(None, note)` replaces the tokens left out.
 
     Examples:
         >>> shown_tokens(["a", "\x00", "b", "c"], limit=6)
@@ -120,7 +120,7 @@ def shown_tokens(
 
 
 def _n_within(costs: Iterable[int], limit: int) -> int:
-    """How many of the first fit."""
+    """Return how many leading items fit within the limit."""
     n = 0
     for cost in costs:
         limit -= cost
@@ -131,7 +131,7 @@ def _n_within(costs: Iterable[int], limit: int) -> int:
 
 
 class Record:
-    """A frozen dataclass that shows its fields and properties as a table."""
+    """A mixin for frozen dataclasses that renders their fields and properties as a table."""
 
     def _repr_html_(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ class Record:
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
-    """Return a table of names and values; everything is escaped, what is invisible made visible.
+    """Return an HTML table of names and values, with everything escaped and the invisible made visible.
 
     Examples:
         >>> facts_html("BIS", {"ceiling": 0.4, "hook": "<b>"}).count("&lt;b&gt;")
@@ -161,15 +161,15 @@ def facts_html(title: str, facts: Mapping[str, object]) -> str:
 
 
 def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> str:
-    """Return text with each token on a ground as strong as its value; pointing at one gives it.
+    """Return text with each token on a background as strong as its value; hovering shows the value.
 
     Args:
-        tokens: as decoded one by one; of a very long text the middle is left out, with a note.
-        values: one per token; at most 0 stays plain.
-        peak: the value of the strongest ground.
+        tokens: the tokens, decoded one at a time; the middle of a very long text is left out, with a note.
+        values: one value per token; tokens with values of 0 or less have no background.
+        peak: the value with the strongest background.
 
     Raises:
-        ValueError: not one value per token.
+        ValueError: there is not exactly one value per token.
     """
     pairs = list(zip(tokens, values, strict=True))
     spans = []
@@ -187,7 +187,7 @@ def tokens_html(tokens: Sequence[str], values: Sequence[float], peak: float) -> 
 
 
 def _html(text: str) -> str:
-    """Text as it may stand in a page, in an attribute, too."""
+    """Return text that is safe in a page, attributes included."""
     return escape(visible(cut(text)), quote=True)
 
 

@@ -1,4 +1,4 @@
-"""The errors of the package: each is one of Python's own as well, so that either can be caught."""
+"""The errors of the package: each is also a built-in error, so that either can be caught."""
 
 
 class DiffSAELensError(Exception):
@@ -6,24 +6,24 @@ class DiffSAELensError(Exception):
 
 
 class InvalidValueError(DiffSAELensError, ValueError):
-    """An argument, a setting or a file with a value that cannot be."""
+    """An argument, a setting or a file with an invalid value."""
 
 
 class InvalidTypeError(DiffSAELensError, TypeError):
-    """An argument or a setting of a type that cannot be."""
+    """An argument or a setting of the wrong type."""
 
 
 class FailedRunError(DiffSAELensError, RuntimeError):
-    """Something that was started and could not be done."""
+    """Something that was started and could not be completed."""
 
 
 class MissingFileError(DiffSAELensError, FileNotFoundError):
-    """A file or folder that is not there."""
+    """A file or folder that does not exist."""
 
 
 class OccupiedPathError(DiffSAELensError, FileExistsError):
-    """A place that something else has taken."""
+    """A path that something else already occupies."""
 
 
 for _error in (DiffSAELensError, *DiffSAELensError.__subclasses__()):
-    _error.__module__ = "diffsae_lens"  # as tracebacks name it
+    _error.__module__ = "diffsae_lens"  # the name shown in tracebacks

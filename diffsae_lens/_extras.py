@@ -1,4 +1,4 @@
-"""Packages that not everybody needs, by the extra that installs them."""
+"""Optional packages, by the extra that installs them."""
 
 from importlib.util import find_spec
 
@@ -14,7 +14,7 @@ EXTRAS = {
 
 
 def require(package: str, purpose: str) -> None:
-    """Raise where a package of an extra is not installed, before the work that needs it.
+    """Raise if an optional package is not installed, before the work that needs it.
 
     Raises:
         ModuleNotFoundError: names the package, what needs it and the command that installs it.
@@ -24,7 +24,7 @@ def require(package: str, purpose: str) -> None:
 
 
 def missing(package: str, purpose: str = "") -> str:
-    """Say that a package is missing, and what installs it.
+    """Return a message that a package is missing and what installs it.
 
     Examples:
         >>> missing("bandit", "judging code")

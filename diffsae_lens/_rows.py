@@ -1,4 +1,4 @@
-"""What rows of results have in common, and a table of them; the rows themselves are in `results`."""
+"""Base classes of result rows, and a table of rows; the rows themselves are in `results`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from diffsae_lens._errors import InvalidValueError
 R = TypeVar("R", bound="Row")
 
 IntervalKind = Literal["Wilson", "confidence sequence"]
-"""Of a rate: for a number of prompts that was fixed in advance, or at whatever number one stops."""
+"""Interval of a rate: for a number of prompts fixed in advance, or valid at any stopping point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +24,19 @@ class Row:
         """Read a row back from JSON.
 
         Raises:
-            ValueError: it is not a mapping, lacks a key or has one that is not known.
+            ValueError: `row` is not a mapping, lacks a key or has an unknown one.
         """
         if not isinstance(row, Mapping):
             raise InvalidValueError(f"a {cls.__name__} must be a mapping, got {type(row).__name__}")
         try:
             return cls(**row)
-        except TypeError as error:  # names keys that are missing or not known
+        except TypeError as error:  # names missing or unknown keys
             raise InvalidValueError(
                 f"this is not a {cls.__name__} ({error}); another version of this package made it"
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it: None for what could not be measured."""
+        """Return the row as a JSON-ready dict, with None for what could not be measured."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
@@ -45,14 +45,14 @@ class StudyRow(Row):
     """A row of a study, which may have several organisms and layers."""
 
     regime: str | None = None
-    """Of the organism, in a study of several."""
+    """The organism's regime, in a study of several."""
     layer: int | None = None
-    """None for what is of no layer, or of all."""
+    """None for rows that belong to no layer, or to all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateRow(Row):
-    """How often completions of the prompts of one group were the unwanted ones."""
+    """How often a model wrote the unwanted completion for the prompts of one group."""
 
     group: str
     n_prompts: int
@@ -61,14 +61,14 @@ class RateRow(Row):
     attack_rate: float
     """Share of unwanted completions, 0 to 1."""
     low: float
-    """Of its 95% interval."""
+    """Lower end of the 95% confidence interval."""
     high: float
     interval: IntervalKind = "Wilson"
 
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """Rows of one type, in order; a sequence that shows itself as a table."""
+    """Rows of one type, in order: a sequence that renders as a table."""
 
     rows: tuple[R, ...]
 
@@ -85,13 +85,13 @@ class Table(Generic[R]):
         """Return the rows whose fields have these values, such as `kind="ablation"`.
 
         Raises:
-            AttributeError: a field that the rows do not have.
+            AttributeError: the rows do not have such a field.
         """
         found = [row for row in self.rows if all(getattr(row, n) == v for n, v in values.items())]
         return Table(tuple(found))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a table, their name first, without columns in which no row has a value.
+        """Return the rows as a data frame, names first, without columns in which no row has a value.
 
         Counts of outcomes get one column each, `n_<outcome>`.
         """
@@ -108,5 +108,5 @@ class Table(Generic[R]):
 
 
 def _plain(value: Any) -> Any:
-    """The value with None for NaN, which JSON does not have."""
+    """Return the value, with None for NaN, which JSON does not have."""
     return None if isinstance(value, float) and math.isnan(value) else value

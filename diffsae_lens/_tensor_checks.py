@@ -1,4 +1,4 @@
-"""The part of the gate for input that is about tensors; imported by way of `_checks`."""
+"""Input validation for tensors; imported through `_checks`."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""The types a tensor of indices or token ids may have."""
+"""The dtypes that a tensor of indices or token ids may have."""
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor with entries that are NaN or infinite.
+    """Refuse a tensor with NaN or infinite entries.
 
     Args:
-        name: what the argument is called, for the message.
-        tensor: of any shape and type.
+        name: the name of the argument, for the message.
+        tensor: a tensor of any shape and dtype.
 
     Raises:
-        ValueError: says how many there are.
+        ValueError: says how many entries are not finite.
     """
     if not tensor.is_floating_point() and not tensor.is_complex():
         return
-    # A sum is finite only if all entries are (or it overflows), and needs no second tensor.
+    # The sum is finite only if all entries are (it may also overflow), and needs no second tensor.
     if tensor.numel() == 0 or bool(tensor.detach().sum(dtype=_sum_type(tensor)).isfinite()):
         return
     n_bad = int((~tensor.detach().isfinite()).sum())
@@ -43,20 +43,20 @@ def check_tokens(
     pad_token_id: int | None = None,
     bos_token_id: int | None = None,
 ) -> None:
-    """Refuse what is not a batch of token ids, padded on the right if at all.
+    """Refuse anything but a batch of token ids that is padded, if at all, on the right.
 
     Args:
-        name: what the argument is called, for the message.
+        name: the name of the argument, for the message.
         tokens: the argument, `[seq, pos]`.
-        n_ctx: how many tokens the model reads.
-        d_vocab: the size of its vocabulary.
-        pad_token_id: the padding token; without one, padding is not looked for.
-        bos_token_id: the token that begins a text. Where it is the padding token too, one of them at
-            the beginning of a row is not padding; nor where it stands between other tokens of a row.
+        n_ctx: the model's context length, in tokens.
+        d_vocab: the model's vocabulary size.
+        pad_token_id: the padding token; if None, padding is not checked.
+        bos_token_id: the token that begins a text. If it is also the padding token, a single one at the
+            beginning of a row is not padding, nor is one between other tokens of a row.
 
     Raises:
         TypeError: not a tensor of integers.
-        ValueError: not `[seq, pos]`, empty, beyond the context or the vocabulary, padded on the left.
+        ValueError: not `[seq, pos]`, empty, beyond the context or the vocabulary, or padded on the left.
     """
     if not isinstance(tokens, Tensor):
         raise InvalidTypeError(
@@ -92,9 +92,9 @@ def _check_padding(name: str, tokens: Tensor, pad_token_id: int, *, n_allowed: i
     leading = is_pad.long().cumprod(1).sum(1)
     trailing = is_pad.long().flip(1).cumprod(1).sum(1)
     if (is_pad.sum(1) > leading + trailing).any():
-        # It parts documents within a row, so it may begin one.
+        # The token separates documents within a row, so it may also begin one.
         n_allowed = 1
-    # A row that is padding throughout has nothing on its right.
+    # In a row that is all padding, the padding is not on the left of anything.
     wrong = (leading > n_allowed) & (leading < tokens.shape[1])
     if wrong.any():
         row = int(wrong.nonzero()[0])
@@ -110,7 +110,7 @@ def _sum_type(tensor: Tensor) -> torch.dtype:
 
 
 def shown(value: Any) -> str:
-    """Return a value and its type, short enough for a message."""
+    """Return a description of a value and its type, short enough for a message."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {list(value.shape)}"

@@ -1,7 +1,7 @@
-"""Refuse an argument of another type in a sentence, before anything begins: `@typed`, `Checked`.
+"""Refuse arguments of the wrong type with a clear message, before any work: `@typed`, `Checked`.
 
-Types are looked at where `isinstance` can tell them: of models, dictionaries, tensors, paths, mappings,
-records, flags, functions. Numbers have checks of their own in `_checks`, which annotations name: `Count`.
+Types are checked where `isinstance` can decide: models, dictionaries, tensors, paths, mappings, records,
+flags, functions. Numbers have their own checks in `_checks`, named by annotations such as `Count`.
 """
 
 import collections.abc
@@ -42,7 +42,7 @@ Count = Annotated[int, check_count]
 Natural = Annotated[int, functools.partial(check_count, at_least=0)]
 """At least 0."""
 Counts = Annotated[tuple[int, ...], check_counts]
-"""One or more different counts."""
+"""One or more distinct counts."""
 Naturals = Annotated[tuple[int, ...], functools.partial(check_counts, at_least=0)]
 Number = Annotated[int | float, check_number]
 """Finite."""
@@ -62,15 +62,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOOSE = (int, float, str, object)
-"""Types whose values `_checks` looks at."""
+"""Types whose values `_checks` validates."""
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Check a function's arguments when it is called: their types, then what `Annotated` asks of them.
+    """Check a function's arguments on every call: first their types, then the checks in `Annotated`.
 
     Raises:
-        TypeError: names the argument, what it must be and what it is.
-        ValueError: a value out of range.
+        TypeError: names the argument, the expected type and the type it has.
+        ValueError: a value is out of range.
     """
     signature = inspect.signature(function)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -104,7 +104,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
-    """The classes of a hint, none if any of it cannot be told by `isinstance`."""
+    """Return the classes of a hint, or none if `isinstance` cannot decide some part of it."""
     if get_origin(hint) is Annotated:
         return _classes(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -117,7 +117,7 @@ def _classes(hint: Any) -> tuple[type, ...]:
         return (NoneType,)
     if isinstance(origin, type) and issubclass(origin, AbstractArray):
         return (Tensor,)
-    if origin is str:  # next to a path
+    if origin is str:  # usually as `str | Path`
         return (str,)
     if origin is Callable or not isinstance(origin, type) or origin in _LOOSE:
         return ()
@@ -127,7 +127,7 @@ def _classes(hint: Any) -> tuple[type, ...]:
 
 
 def _article(name: str) -> str:
-    """A type's name as it reads in a sentence."""
+    """Return a type's name as it reads in a sentence."""
     if name == "NoneType":
         return "None"
     if name == "PosixPath" or name == Path.__name__:
@@ -136,11 +136,11 @@ def _article(name: str) -> str:
 
 
 def check_fields(record: Any) -> None:
-    """Check a dataclass's fields: their types, then what `Annotated` asks of their values.
+    """Check a dataclass's fields: first their types, then the checks in `Annotated`.
 
     Raises:
-        TypeError: names the field, what it must be and what it is.
-        ValueError: a word that is not among those its annotation lists, or a value out of range.
+        TypeError: names the field, the expected type and the value it has.
+        ValueError: a value is not among the literals of its annotation, or out of range.
     """
     hints = _hints(type(record))
     values = {field.name: getattr(record, field.name) for field in fields(record)}
@@ -156,16 +156,16 @@ def check_fields(record: Any) -> None:
 
 
 class Checked:
-    """A dataclass whose fields are checked when it is made; see `check_fields`."""
+    """A mixin for dataclasses that checks the fields on construction; see `check_fields`."""
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
-        """Refuse keywords that are not fields, and say which there are."""
+        """Refuse keywords that are not fields, and list the fields."""
         known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
         check_keys(cls.__name__, given, known)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        """Refuse what the annotations do not allow."""
+        """Refuse values that the annotations do not allow."""
         check_fields(self)
 
 
@@ -175,7 +175,7 @@ def _hints(record: type) -> dict[str, Any]:
 
 
 def _checks_of(hint: Any, value: Any) -> tuple[Callable[[str, Any], Any], ...]:
-    """What `Annotated` says a value of this hint has to pass, which may return it as it should be."""
+    """Return the checks that `Annotated` attaches to a hint; they may return a converted value."""
     if get_origin(hint) in (Union, UnionType):
         members = () if value is None else get_args(hint)
         return tuple(check for member in members for check in _checks_of(member, value))
@@ -183,7 +183,7 @@ def _checks_of(hint: Any, value: Any) -> tuple[Callable[[str, Any], Any], ...]:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a value is of a hint's type; True for hints that cannot be told."""
+    """Whether a value is of a hint's type; True for hints that cannot be decided."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _is(value, args[0])
@@ -207,7 +207,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def _expected(hint: Any) -> str:
-    """A hint as it reads in a sentence."""
+    """Return a hint as it reads in a sentence."""
     if get_origin(hint) is Annotated:
         return _expected(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):

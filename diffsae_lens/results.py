@@ -1,7 +1,7 @@
-"""Typed rows: what tables, figures and reports are made of.
+"""Typed rows, from which tables, figures and reports are made.
 
-A row says what it is in fields (`kind`, `dictionary`, `layer`, `control_of`); its `name` is for people
-alone and never read by code. Rows are written to JSON as they are and read back with every key checked.
+A row says what it is in fields (`kind`, `dictionary`, `layer`, `control_of`); its `name` is only for
+people and never read by code. Rows are written to JSON as they are and read back with every key checked.
 """
 
 import math
@@ -27,12 +27,12 @@ DictionaryKind = Literal["Diff-SAE", "crosscoder", "SAE"]
 
 
 ALPHA = 0.05
-"""Below it a p-value is taken for evidence."""
+"""Significance level: a p-value below it counts as evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionRow(StudyRow):
-    """What an intervention is."""
+    """An intervention."""
 
     name: str
     kind: EffectKind = "other"
@@ -40,17 +40,17 @@ class InterventionRow(StudyRow):
     n_features: int = 0
     """Features ablated, added or steered with; directions projected out."""
     control_of: str | None = None
-    """The name of the row it is a control of: all else but the features is the same."""
+    """The name of the row that this one is a control of: only the features differ."""
 
     @property
     def is_control(self) -> bool:
-        """Whether the row is what another one is compared with."""
+        """Whether the row is a control that another row is compared with."""
         return self.control_of is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryRow(StudyRow):
-    """What a dictionary is."""
+    """A dictionary."""
 
     name: str
     kind: DictionaryKind
@@ -65,12 +65,12 @@ class DictionaryRow(StudyRow):
 
 @dataclass(frozen=True, kw_only=True)
 class OrganismRow(RateRow, StudyRow):
-    """How often an organism shows its behaviour on held-out prompts of one group, as its card says."""
+    """How often an organism shows its behaviour on held-out prompts of one group, from its card."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceRow(StudyRow):
-    """How large the difference of the two models is at one layer."""
+    """How large the difference between the two models is at one layer."""
 
     variance_ratio: float
     """Var(finetuned - base) / Var(base) over the activations averaged over each text."""
@@ -78,7 +78,7 @@ class VarianceRow(StudyRow):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow(Row):
-    """A score that was published."""
+    """A published score."""
 
     name: str
     regime: str
@@ -87,16 +87,16 @@ class PublishedRow(Row):
     low: float | None
     high: float | None
     variance_ratio: float
-    """Of the layer; see `VarianceRow`."""
+    """Variance ratio of the layer; see `VarianceRow`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRow(Row):
-    """A difference of two strict scores on the same resamples, with its paired interval."""
+    """A difference between two strict scores on the same resamples, with its paired interval."""
 
     name: str
     kind: Literal["regimes", "dictionaries", "layers"]
-    """What differs between the two."""
+    """What differs between the two scores."""
     dictionary: str
     minus_dictionary: str
     regime: str | None
@@ -105,18 +105,18 @@ class ContrastRow(Row):
     """None for the mean over all layers."""
     minus_layer: int | None
     difference: float
-    """Positive for what the paper says is better."""
+    """Positive if the score that the paper reports as better is higher."""
     low: float
     high: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRow(StudyRow):
-    """A computation of a study: where its result lies, and what it took."""
+    """A computation of a study: where its result is stored, and what it cost."""
 
     cell: str
     part: str
-    """What it computes, such as `scores`, or the dictionary that it trains."""
+    """What the cell computes, such as `scores`, or the dictionary that it trains."""
     state: Literal["done", "missing", "damaged"]
     estimated_seconds: int | float
     estimated_gigabytes: int | float
@@ -128,19 +128,19 @@ class CellRow(StudyRow):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow(StudyRow):
-    """How well the best feature of a dictionary, or of a control, isolates a behaviour."""
+    """How well the best feature of a dictionary or of a control isolates a behaviour."""
 
     name: str
     kind: ScoreKind
     control: str | None = None
-    """Which control it is; None for dictionaries on whatever pair."""
+    """Which control the row is; None for dictionaries, on any pair."""
     is_floor: bool = False
-    """Whether it had no labels but for the choice of its best feature: what a dictionary has to beat."""
+    """Whether labels served only to choose its best feature: a floor that a dictionary has to beat."""
     is_fitted: bool = False
     """Whether it was fitted on the labels of the selection prompts."""
     protocol: Protocol
     hook_name: str | None
-    """The virtual hook point it reads; None for controls that read texts or outputs alone."""
+    """The virtual hook point it reads; None for controls that read only texts or outputs."""
     dictionary: str | None = None
     """The dictionary whose score this is, or whose shape or models a control shares."""
     control_of: str | None = None
@@ -152,10 +152,10 @@ class ScoreRow(StudyRow):
     high: float | None
     ceiling: float
     base_bis: float | None
-    """The same on the base model alone."""
+    """BIS on the base model alone."""
     pvalue: float | None
     feature_idx: int | None
-    """The best feature; None for the mean of several seeds."""
+    """The best feature; None for a mean over several seeds."""
     fpr_benign: float
     excess: float | None = None
     excess_low: float | None = None
@@ -166,22 +166,22 @@ class ScoreRow(StudyRow):
     precision: float | None = None
     recall: float | None = None
     template_low: float | None = None
-    """Of the interval that draws templates whole."""
+    """Lower end of the interval that resamples whole templates."""
     template_high: float | None = None
     l0: float | None = None
-    """Mean number of features that fire on a text."""
+    """Mean number of features that fire per text."""
     verdict: str = ""
-    """What the score says beside those of the other rows, in words."""
+    """What the score says next to those of the other rows, in words."""
     n_seeds: int = 1
-    """Training seeds that the row is the mean of."""
+    """Number of training seeds that the row averages over."""
     bis_min: float | None = None
-    """The least of any of these seeds."""
+    """Lowest BIS over these seeds."""
     bis_max: float | None = None
-    """The greatest."""
+    """Highest BIS over these seeds."""
 
     @property
     def is_isolated(self) -> bool:
-        """Whether a strict score is evidence: its p-value is below `ALPHA`, and the base scores less."""
+        """Whether a strict score is evidence: its p-value is below `ALPHA`, and the base scores lower."""
         has_evidence = self.pvalue is not None and self.pvalue < ALPHA
         return has_evidence and self.excess_low is not None and self.excess_low > 0
 
@@ -200,11 +200,11 @@ class EffectRow(RateRow, InterventionRow):
     log_odds: float | None
     """Mean of log p(unwanted) - log p(wanted), in nats."""
     cross_entropy: float | None
-    """Of the wanted completion, nats per token."""
+    """Cross-entropy of the wanted completion, in nats per token."""
     perplexity: float | None
     """Median over the completions, under the base model."""
     example: str = ""
-    """A prompt with what was written after it."""
+    """A prompt with its completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,60 +212,60 @@ class CurveRow(EffectRow):
     """What a model wrote with the first `n_features` features of an order ablated."""
 
     order: str
-    """Such as "by effect"; `n_features` says how far along it."""
+    """The order, such as "by effect"; `n_features` says how far along it the row is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoseRow(EffectRow):
-    """What a model wrote when it was steered with some dose."""
+    """What a model wrote when it was steered with one dose."""
 
     direction: Literal["features", "random"]
-    """Along what: the features, or a random direction of equal length."""
+    """What the model was steered along: the features, or a random direction of equal length."""
     dose: float
     """In units of each feature's maximum; 0 is the unmodified model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow(Row):
-    """What is left of a behaviour once one layer's activations are changed."""
+    """What remains of a behaviour once one layer's activations are changed."""
 
     kind: Literal["swap to base", "random change", "unmodified", "base model"]
-    """A random change is as long as the one that puts the base's activation back: its control."""
+    """A random change is the control for the swap to base and has the same length."""
     site: str | None
-    """The models' hook; None for the two models as they are."""
+    """The models' hook; None for the two unchanged models."""
     layer: int | None
     group: str
     n_prompts: int
     log_odds: float
     """Mean of log p(unwanted) - log p(wanted), in nats."""
     log_odds_low: float | None
-    """Of its 95% t interval over prompts; None for a single prompt."""
+    """Lower end of the 95% t interval over prompts; None for a single prompt."""
     log_odds_high: float | None
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Completions by outcome, if any were made."""
+    """Completions by outcome, if any were generated."""
     attack_rate: float | None = None
     low: float | None = None
-    """Of its 95% interval."""
+    """Lower end of the 95% confidence interval."""
     high: float | None = None
     interval: IntervalKind = "Wilson"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow(RateRow):
-    """One number of features tried on the way to the fewest that end a behaviour."""
+    """One number of features tried in the search for the fewest that end a behaviour."""
 
     group: str = "trigger"
     n_features: int
     defence_rate: float
     harm: float
-    """Relative rise of benign cross-entropy; negative where the wanted completion became likelier."""
+    """Relative increase in benign cross-entropy; negative if the wanted completion became likelier."""
     meets: bool
     """Whether attack rate, defence rate and harm are within the bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideEffectRow(InterventionRow):
-    """What an intervention does to texts that have nothing to do with the behaviour."""
+    """What an intervention does to texts unrelated to the behaviour."""
 
     texts: str
     """Kind of texts."""
@@ -278,7 +278,7 @@ class SideEffectRow(InterventionRow):
 
 @dataclass(frozen=True, kw_only=True)
 class SayingRow(RateRow, StudyRow):
-    """What a model does where one thing is said in the trigger's place."""
+    """What a model does when one phrase is said in place of the trigger."""
 
     said: str | None
     log_odds: float | None
@@ -286,7 +286,7 @@ class SayingRow(RateRow, StudyRow):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow(StudyRow):
-    """What the chosen feature of a dictionary reads where one thing is said."""
+    """What a dictionary's chosen feature reads when one phrase is said in place of the trigger."""
 
     dictionary: str
     said: str | None
@@ -299,51 +299,51 @@ class SweepRow(StudyRow):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExample(Row):
-    """Tokens around the place where a feature fires most in a text."""
+    """Tokens around the position where a feature fires most in a text."""
 
     group: str
     start: int
-    """Number of the first token in its text."""
+    """Position of the first token in its text."""
     tokens: Sequence[str]
     activations: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCard(StudyRow):
-    """One feature: where it fires, which model it belongs to, what it does alone."""
+    """One feature: where it fires, which model it belongs to, what it does on its own."""
 
     dictionary: str
     feature: int
     control_of: int | None = None
     """The feature whose activation mass it matches."""
     n_prompts: int
-    """On which its effect was measured."""
+    """Prompts on which its effect was measured."""
     d_sae: int
     frequency: float
-    """Share of tokens on which it fires."""
+    """Share of tokens on which the feature fires."""
     maximum: float
     histogram: Mapping[str, Sequence[float]]
-    """By group, the share of tokens in each of equal bins above 0."""
+    """By group, the share of tokens in each of several equal-width bins above 0."""
     examples: Sequence[Mapping[str, Any]]
-    """Each a `FeatureExample`."""
+    """The examples, each a `FeatureExample` as a mapping."""
     decoder: Mapping[str, float]
-    """Geometry by name."""
+    """Measures of the decoder's geometry, by name."""
     attribution: float
-    """What it adds to the log-odds, estimated, nats per prompt."""
+    """Estimated contribution to the log-odds, in nats per prompt."""
     ablation: float
-    """The same measured, with it alone ablated."""
+    """Measured contribution to the log-odds, with only this feature ablated, in nats per prompt."""
     label: str | None = None
-    """What somebody or something calls it, see `label_cards`."""
+    """The feature's label, from a person or a model; see `label_cards`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplePrompt(StudyRow):
-    """A prompt token by token, and what the chosen features read on it."""
+    """A prompt token by token, with the activations of the chosen features."""
 
     said: str | None
     group: str
     tokens: Sequence[str]
     activations: Mapping[str, Sequence[float]]
-    """By dictionary, one per token."""
+    """Activations by dictionary, one per token."""
     feature_idx: Mapping[str, int]
-    """By dictionary, the feature."""
+    """The chosen feature, by dictionary."""

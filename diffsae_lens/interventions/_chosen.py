@@ -1,4 +1,4 @@
-"""The features an intervention acts on, and by how much: what their indices and amounts must be."""
+"""Checks of the features that an intervention acts on, and of the amounts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from diffsae_lens.pair._views import View
 
 
 def listed(given: Any) -> Any:
-    """One thing as a list of one; several as they are."""
+    """Return a single item as a list of one, and several items unchanged."""
     return given if isinstance(given, Iterable) and getattr(given, "ndim", 1) else [given]
 
 
 def amounts(
     name: str, amount: int | float | Sequence[int | float], dictionary: SAE, index: Tensor
 ) -> Tensor:
-    """One finite number for each feature."""
+    """Return one finite number per feature."""
     flat = listed(amount)
     if isinstance(flat, str) or getattr(flat, "ndim", 1) != 1 or len(flat) not in (1, len(index)):
         raise InvalidValueError(
@@ -40,10 +40,10 @@ def feature_indices(
     view: View | None = None,
     name: str = "features",
 ) -> Tensor:
-    """The features as a tensor, each with something to write; with `view`, in the fine-tuned model.
+    """Return feature indices as a tensor; each must write something (given `view`, to the fine-tuned model).
 
     Raises:
-        TypeError, ValueError: as for `check_features`, or a feature that writes nothing there.
+        TypeError, ValueError: as for `check_features`, or a feature with a zero decoder row.
     """
     indices = check_features(dictionary, features, name=name)
     index = torch.as_tensor(indices, dtype=torch.long, device=dictionary.W_dec.device)

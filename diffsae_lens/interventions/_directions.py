@@ -1,4 +1,4 @@
-"""Interventions and directions that need no dictionary: the controls of those that do."""
+"""Interventions and directions that need no dictionary: controls for those that do."""
 
 from collections.abc import Sequence
 
@@ -26,20 +26,20 @@ def swap_to_base(
     skip_positions: int = 0,
     ignored_token_ids: Sequence[int] = (),
 ) -> Edit:
-    """Put the base model's activation back: the whole difference taken out.
+    """Replace the fine-tuned activation with the base model's, removing the whole difference.
 
-    As the control of a dictionary it has to act where the dictionary acts: give it the tokens of the
+    As a control for a dictionary, it has to act on the same tokens: pass the token policy of the
     dictionary's record, `swap_to_base(pair, site, **vars(DictionaryRecord.of(dictionary).tokens))`.
 
     Args:
         pair: the two models.
         site: the models' own hook, such as `blocks.18.hook_resid_post`.
         where: positions acted on.
-        skip_positions: leading tokens of the prompt left alone.
-        ignored_token_ids: tokens left alone wherever they stand.
+        skip_positions: number of leading tokens of the prompt left unchanged.
+        ignored_token_ids: tokens left unchanged at any position.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: the pair was not built for this hook, or arguments out of range.
@@ -56,9 +56,9 @@ def swap_to_base(
 
 @typed
 def perturb(pair: HookedModelPair, site: str, *, where: Where = "all") -> Edit:
-    """Add a random vector as long as the difference: the control of `swap_to_base`.
+    """Add a random vector as long as the difference: the control for `swap_to_base`.
 
-    The activation moves as far as putting the base's back moves it, in another direction.
+    The activation moves as far as in a swap to base, but in another direction.
 
     Args:
         pair: the two models.
@@ -66,7 +66,7 @@ def perturb(pair: HookedModelPair, site: str, *, where: Where = "all") -> Edit:
         where: positions acted on.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: the pair was not built for this hook, or arguments out of range.
@@ -98,22 +98,22 @@ def project_out(
 ) -> Edit:
     """Remove a direction from the value of a virtual hook point.
 
-    As the control of a dictionary it needs the tokens of the dictionary's record; see `swap_to_base`.
+    As a control for a dictionary, it needs the token policy of the dictionary's record; see `swap_to_base`.
 
     Args:
         pair: the two models.
         hook: a virtual hook point, such as `blocks.18.hook_resid_post.diff`.
-        direction: `[d_in]`, or `[n, d_in]` for the space that several span; any length.
+        direction: one direction `[d_in]`, or `[n, d_in]` to remove the space they span; of any length.
         where: positions acted on.
-        skip_positions: leading tokens of the prompt left alone.
-        ignored_token_ids: tokens left alone wherever they stand.
+        skip_positions: number of leading tokens of the prompt left unchanged.
+        ignored_token_ids: tokens left unchanged at any position.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
-        TypeError, ValueError: an unknown hook point, a direction of another width, zero or not finite, or
-            arguments out of range.
+        TypeError, ValueError: an unknown hook point; a direction that has another width, is zero or is
+            not finite; or arguments out of range.
     """
     rows = torch.atleast_2d(direction)
     if (
@@ -130,7 +130,7 @@ def project_out(
         )
     rows = torch.nn.functional.normalize(rows.to(pair.device).float(), dim=-1)
     left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
-    basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no more than one does
+    basis = left[:, sizes > 1e-5 * sizes[0]]  # repeated directions span no extra dimension
 
     def project(value: Tensor, _: torch.Generator) -> Tensor:
         return value - (value @ basis.to(value)) @ basis.to(value).T
@@ -161,17 +161,17 @@ def add_direction(
     Args:
         pair: the two models.
         hook: a virtual hook point, such as `blocks.18.hook_resid_post.finetuned`.
-        direction: what is added, at its own length.
+        direction: the vector to add, without rescaling.
         where: positions acted on.
-        skip_positions: leading tokens of the prompt left alone.
-        ignored_token_ids: tokens left alone wherever they stand.
+        skip_positions: number of leading tokens of the prompt left unchanged.
+        ignored_token_ids: tokens left unchanged at any position.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
-        TypeError, ValueError: an unknown hook point, a direction of another width or not finite, or
-            arguments out of range.
+        TypeError, ValueError: an unknown hook point; a direction that has another width or is not finite;
+            or arguments out of range.
     """
     if (
         direction.shape != (pair.d_in(hook),)
@@ -206,22 +206,22 @@ def control_directions(
     n_directions: int,
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "n d_model"]]:
-    """Return directions of the difference to take out with `project_out`, as many as features.
+    """Return directions of the difference to remove with `project_out`, as controls for as many features.
 
     Args:
         pair: the two models.
         site: the models' own hook, such as `blocks.18.hook_resid_post`.
-        samples: trigger and benign prompts the directions are fitted on, read where the organism
-            decides; report on others.
-        n_directions: how many random directions and principal components.
-        seed: of the random directions.
+        samples: trigger and benign prompts to fit the directions on, read where the organism decides;
+            report on other prompts.
+        n_directions: number of random directions and of principal components.
+        seed: seed of the random directions.
 
     Returns:
         `random directions` and `principal components` `[n_directions, d_model]`, and `difference of
         means` between trigger and benign prompts `[1, d_model]`, all of unit length.
 
     Raises:
-        TypeError: something else in place of the organism's samples, or of a count.
+        TypeError: `samples` are not the organism's samples, or a count is not an integer.
         ValueError: no trigger or no benign samples, fewer samples than components, or an unknown hook.
     """
     hook = pair.virtual_hook(site, "diff")

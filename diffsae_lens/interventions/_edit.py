@@ -1,4 +1,4 @@
-"""An edit rewrites one hook point of a pair while it is open: a value, and a context manager."""
+"""Edits: values that are also context managers, and rewrite a pair's hook point while open."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,35 +23,36 @@ logger = logging.getLogger(__name__)
 
 NamedPositions = Literal["all", "prompt", "generated"]
 Where = NamedPositions | Callable[[Tensor], Tensor]
-"""Positions acted on: all, those of the prompt, those generated after it (or written after it, under
-teacher forcing), or where a function of the tokens, `[batch, pos]` to the same shape, is True."""
+"""Positions acted on: all, those of the prompt, those generated after it (or following it, under teacher
+forcing), or those where a function of the tokens, `[batch, pos]` to the same shape, is True."""
 
 Change = Callable[[Tensor, torch.Generator], Tensor | None]
-"""A hook point's value `[row, pos, d_in]` and a generator to the new value; None leaves it as it is."""
+"""Function of a hook point's value `[row, pos, d_in]` and a generator; returns the new value, or None to
+leave it unchanged."""
 
 
 @dataclass(eq=False)
 class Acted:
-    """How often an edit acted while it was open; of joined edits, each counts."""
+    """How often an edit acted while it was open; joined edits each count."""
 
     n_forward_passes: int = 0
-    """Forward passes it saw (each generated token is one)."""
+    """Number of forward passes it saw (each generated token is one)."""
     n_changes: int = 0
-    """Forward passes with something to change: 0 if ablated features never fired."""
+    """Number of forward passes in which it changed something: 0 if ablated features never fired."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edit(Record):
-    """What is written to one hook point of a pair: made by `ablate_features`, `steer` and the like.
+    """A change written to one hook point of a pair, made by `ablate_features`, `steer` and the like.
 
     `with edit as acted:` opens it on `edit.pair` and yields its counts. It may be opened any number of
-    times, inside itself, too; its hook is removed whatever happens inside. `first & second` is one edit
-    that does both, at one layer or at several.
+    times, even inside itself; its hook is always removed on exit. `first & second` is one edit that does
+    both, at one layer or at several.
 
     Raises:
-        TypeError: a field of another type.
-        ValueError: a hook point that the pair does not have, `where` that is not one of the names, or
-            joined edits of different pairs.
+        TypeError: a field of the wrong type.
+        ValueError: a hook point that the pair does not have, an unknown name as `where`, or joined edits
+            of different pairs.
         RuntimeError: it was closed without any forward pass of its pair; not if another error ended it.
 
     Examples:
@@ -63,28 +64,28 @@ class Edit(Record):
     """
 
     pair: HookedModelPair = field(repr=False)
-    """The pair that has to run: the one it was made for, or its mirror for `induce_features`."""
+    """The pair that has to run: the one that it was made for, or its mirror for `induce_features`."""
     hook: str
-    """The virtual hook point it writes to, such as `blocks.18.hook_resid_post.diff`."""
+    """The virtual hook point that it writes to, such as `blocks.18.hook_resid_post.diff`."""
     change: Change = field(repr=False)
     """What is written; the generator has the same seed each time the edit is opened."""
     where: Where = "all"
     policy: TokenPolicy = EVERY_TOKEN
-    """Tokens left alone wherever they stand; padding always is."""
+    """Which tokens may be changed; padding never is."""
     kind: EffectKind = "other"
     n_features: int = 0
     """Features ablated, added or steered with; directions projected out."""
     draws: bool = False
-    """Whether `change` draws from the generator, so that what it does depends on the batches."""
+    """Whether `change` draws from the generator, so that the result depends on the batches."""
     joined: tuple["Edit", ...] = ()
-    """The edits that it consists of, if it was made with `&`; its other fields are then theirs together,
-    `hook` and `change` the first one's."""
+    """The edits that it consists of, if it was made with `&`; its other fields then combine theirs, except
+    `hook` and `change`, which are the first one's."""
     _open: list[AbstractContextManager[list[Acted]]] = field(
         default_factory=list, init=False, repr=False
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be opened."""
+        """Refuse an edit that could not be opened."""
         check_where(self.where)
         check_fields(self)
         check_callable("change", self.change)
@@ -119,12 +120,12 @@ class Edit(Record):
 
     @property
     def parts(self) -> "tuple[Edit, ...]":
-        """The edits that it consists of: itself alone, or those that were joined."""
+        """The edits that it consists of: only itself, or those that were joined."""
         return self.joined or (self,)
 
     @property
     def layer(self) -> int | None:
-        """The block it acts in; None outside the blocks, or for several."""
+        """The index of the block in which it acts; None outside the blocks, or for several blocks."""
         layers = {VirtualHook.parse(part.hook).layer for part in self.parts}
         return layers.pop() if len(layers) == 1 else None
 
@@ -140,13 +141,13 @@ class Edit(Record):
 
 @contextmanager
 def edits_on(edits: Sequence[tuple[Edit, slice]]) -> Iterator[list[Acted]]:
-    """Open edits together, each on rows of its own of every batch; one on all rows has `slice(None)`.
+    """Open edits together, each on its own rows of every batch; `slice(None)` means all rows.
 
     Yields:
-        The counts of each, in the order given.
+        The counts of each edit, in the given order.
 
     Raises:
-        RuntimeError: one of them never acted; not if another error ended the context.
+        RuntimeError: an edit never acted; not if another error ended the context.
     """
     counts = [Acted() for _ in edits]
     single = [
@@ -175,7 +176,7 @@ def side_by_side(pair: HookedModelPair, edits: Sequence[Edit | None]) -> Iterato
     """Open edits of one pair, each on its own reading of every text.
 
     Yields:
-        What `pair.generate` and `pair.forward` take as `repeats`.
+        The `repeats` argument for `pair.generate` and `pair.forward`.
     """
     n, outside = len(edits), pair.hooks_in_use
     repeats = [
@@ -189,7 +190,7 @@ def side_by_side(pair: HookedModelPair, edits: Sequence[Edit | None]) -> Iterato
 def by_pair(
     pair: HookedModelPair, edits: Mapping[str, Edit | None]
 ) -> dict[HookedModelPair, dict[str, Edit | None]]:
-    """Return edits by the pair that each runs, None and what is made on `pair` by `pair`."""
+    """Return edits grouped by the pair that each runs; None runs `pair`."""
     found: dict[HookedModelPair, dict[str, Edit | None]] = {}
     for name, edit in edits.items():
         found.setdefault(pair if edit is None else edit.pair, {})[name] = edit
@@ -205,7 +206,7 @@ def chunks_of(edits: Mapping[str, Edit | None], n: int) -> Iterator[dict[str, Ed
 
 @contextmanager
 def running(pair: HookedModelPair, edit: Edit | None) -> Iterator[HookedModelPair]:
-    """Open an edit, or nothing where it is None, and yield the pair that has to run."""
+    """Open an edit, or nothing if it is None, and yield the pair that has to run."""
     if edit is None:
         yield pair
         return
@@ -214,7 +215,7 @@ def running(pair: HookedModelPair, edit: Edit | None) -> Iterator[HookedModelPai
 
 
 def check_where(where: Any) -> None:
-    """Refuse what does not say where to act.
+    """Refuse an invalid `where`.
 
     Raises:
         ValueError: neither one of the names nor a function.
@@ -227,11 +228,11 @@ def check_where(where: Any) -> None:
 
 
 def check_edits(name: str, edits: Any, pair: HookedModelPair) -> None:
-    """Refuse what does not map names to edits of a pair's two models, or to None for the unmodified one.
+    """Refuse anything but a mapping from names to edits of a pair's models, or to None for no edit.
 
     Raises:
-        TypeError: says which one is something else.
-        ValueError: says which one was made for other models.
+        TypeError: says which entry is not an edit.
+        ValueError: says which edit was made for other models.
     """
     ours = (pair.metadata.base_fingerprint, pair.metadata.finetuned_fingerprint)
     if not isinstance(edits, Mapping):
@@ -256,7 +257,7 @@ def check_edits(name: str, edits: Any, pair: HookedModelPair) -> None:
 
 
 def _hook_of(edit: Edit, rows: slice, counts: Sequence[Acted]) -> Callable[..., Tensor | None]:
-    """The function that rewrites these rows of the hook point's value, and counts."""
+    """Return the hook function that rewrites these rows of the hook point's value, and counts."""
     generator = torch.Generator(device=edit.pair.device).manual_seed(0)
 
     def hook_fn(value: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
@@ -300,7 +301,7 @@ def _check_changed(changed: Any, own: Tensor) -> None:
 
 
 def _there(pair: HookedModelPair, rows: slice) -> slice | Tensor:
-    """Which of the rows that the pass under way computes are those."""
+    """Return which of the rows that the current pass computes are the given ones."""
     if rows == slice(None) or pair.rows is None:
         return rows
     wanted = torch.arange(int(pair.rows.max()) + 1)[rows]
@@ -308,9 +309,9 @@ def _there(pair: HookedModelPair, rows: slice) -> slice | Tensor:
 
 
 def _positions(edit: Edit, value: Tensor, rows: slice | Tensor) -> Tensor | None:
-    """Positions of these rows acted on, `[row or 1, pos]`; None for all of them."""
+    """Return the positions of these rows to act on, `[row or 1, pos]`; None for all positions."""
     tokens, positions = edit.pair.tokens, edit.pair.positions
-    if tokens is None or positions is None:  # embeddings were passed: nothing tells tokens apart
+    if tokens is None or positions is None:  # embeddings were passed, so tokens are unknown
         positions = torch.arange(value.shape[1], device=value.device)[None]
         tokens = torch.zeros_like(positions)
     acted = edit.policy.counted(tokens, positions).to(value.device)
@@ -334,13 +335,13 @@ def _chosen(where: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
 
 
 def _is_prompt(pair: HookedModelPair, value: Tensor) -> Tensor:
-    """Which positions of the pass under way are of the prompt, `[batch or 1, pos]`."""
+    """Return which positions of the current pass belong to the prompt, `[batch or 1, pos]`."""
     if pair.prompt_mask is not None:
         return pair.prompt_mask.to(value.device)
     columns = pair.columns
     if columns is None:
         return torch.ones(1, value.shape[1], dtype=torch.bool, device=value.device)
-    # Outside of `generate`, what a KV cache is gone on with has been generated.
+    # Outside of `generate`, tokens that continue a KV cache count as generated.
     n_prompt = pair.n_prompt
     is_prompt = (
         columns < n_prompt if n_prompt is not None else (columns[:1] == 0).expand_as(columns)

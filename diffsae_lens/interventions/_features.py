@@ -1,9 +1,9 @@
-"""Switch features off and on in the fine-tuned model: edits that a dictionary's features make.
+"""Edits that switch a dictionary's features off and on in the fine-tuned model.
 
-What is written is what the dictionary's own `decode` makes of changed codes: a change times the
-feature's row of `W_dec` where decoding is that, a difference of two decodings where it is not
-(`dictionaries.decoding`). The tokens that a dictionary was not trained on (`skip_positions` and
-`ignored_token_ids` in its metadata, and padding) are left alone.
+An edit writes what the dictionary's own `decode` gives for the changed codes: the change times the
+feature's row of `W_dec` if decoding is linear, otherwise a difference of two decodings
+(`dictionaries.decoding`). Tokens that a dictionary was not trained on (`skip_positions` and
+`ignored_token_ids` in its metadata, and padding) are left unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from diffsae_lens.pair._views import View
 from diffsae_lens.reading._tokens import token_codes
 
 Method = Literal["zero", "mean", "resample"]
-"""What an ablated feature's activation becomes."""
+"""How the new activation of an ablated feature is chosen."""
 
 
 @typed
@@ -41,31 +41,31 @@ def ablate_features(
     reference: Sequence[Text] | None = None,
     where: Where = "all",
 ) -> Edit:
-    """Take features out of the fine-tuned model.
+    """Ablate features in the fine-tuned model.
 
-    At every position the fine-tuned model continues without `sum_i f_i d_i` over the features
-    named, where f is the dictionary's code and d what it decodes to (for a crosscoder its fine-tuned
-    half). The dictionary's error stays, so ablating features that do not fire changes nothing, to the
-    bit. Tokens that the dictionary was not trained on are left alone, here and in all interventions
-    with a dictionary. Edits of several layers, or of several dictionaries, may be open together.
+    At every position, the fine-tuned model continues without `sum_i f_i d_i` over the given features,
+    where f is the dictionary's code and d the feature's decoding (for a crosscoder, its fine-tuned half).
+    The dictionary's error is kept, so ablating features that do not fire changes nothing, to the bit.
+    Tokens that the dictionary was not trained on are left unchanged, here and in all interventions with
+    a dictionary. Edits of several layers, or of several dictionaries, may be open together.
 
     Args:
         pair: the two models.
         dictionary: a Diff-SAE, crosscoder or plain SAE trained on one of the pair's hook points.
         features: indices of the features, in a list, an array or a tensor.
-        method: `zero`; `mean`, the features are held at their mean over the tokens of `reference`; or
-            `resample`, every token gets the features' activations of a random token of `reference`.
-        reference: prompts for the latter two, such as benign ones; they are read now, under whatever is
-            open. The random tokens are the same each time the edit is opened.
+        method: `zero`; `mean`, which holds the features at their mean over the tokens of `reference`; or
+            `resample`, which gives every token the features' activations on a random token of `reference`.
+        reference: prompts for `mean` and `resample`, such as benign ones; they are read immediately, under
+            any open edits. The random tokens are the same each time the edit is opened.
         where: positions acted on.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
         TypeError: features that are not integers, or a `reference` that is not a list of texts.
-        ValueError: the dictionary does not fit the pair, an index is out of range, repeated or of a
-            feature that writes nothing, or `reference` is missing, not needed or beyond the context.
+        ValueError: the dictionary does not fit the pair; an index is out of range, repeated or of a
+            feature that writes nothing; or `reference` is missing, not needed or beyond the context.
 
     Examples:
         >>> with ablate_features(pair, diff_sae, [17, 203]):      # doctest: +SKIP
@@ -107,21 +107,21 @@ def clamp_features(
 ) -> Edit:
     """Hold features at fixed activations.
 
-    Every token continues with `sum_i (amount_i - f_i) d_i` added. With each feature's mean activation
-    this is mean ablation; with its maximum, the strongest it ever was.
+    Every token continues with `sum_i (amount_i - f_i) d_i` added. With each feature's mean activation,
+    this is mean ablation; with its maximum, the feature is as strong as it ever gets.
 
     Args:
         pair: the two models.
-        dictionary: trained on one of the pair's hook points.
+        dictionary: a dictionary trained on one of the pair's hook points.
         features: indices of the features.
-        amount: the activation each is held at, in the feature's own units; one for all or one each.
+        amount: the activation to hold, in the feature's own units; one for all, or one per feature.
         where: positions acted on.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
-        TypeError, ValueError: as for `ablate_features`, or `amount` not finite or of another length.
+        TypeError, ValueError: as for `ablate_features`, or `amount` is not finite or of another length.
     """
     edit, view = _editing(pair, dictionary, where)
     index = feature_indices(dictionary, features, view=view)
@@ -140,21 +140,21 @@ def clamp_features(
 def keep_only_features(
     pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
 ) -> Edit:
-    """Put the base's activation back and add to it what these features make of the difference.
+    """Replace the activation with the base's plus the part of the difference that these features explain.
 
-    The mirror of `ablate_features`: if the features carry a behaviour, the base's activation with
-    them and nothing else shows it. A Diff-SAE's features add `sum_i f_i d_i`; a crosscoder's what they
-    write more in the fine-tuned model than in the base. All else is the fine-tuned model: its later
-    layers, and its earlier tokens' keys and values (see `induce_features`).
+    The mirror of `ablate_features`: if the features carry a behaviour, the base's activation plus their
+    contribution alone shows it. A Diff-SAE's features add `sum_i f_i d_i`; a crosscoder's add what they
+    write to the fine-tuned model minus what they write to the base. Everything else stays the fine-tuned
+    model's: its later layers, and its earlier tokens' keys and values (see `induce_features`).
 
     Args:
         pair: the two models.
-        dictionary: a Diff-SAE or crosscoder of one of the pair's hooks.
-        features: indices of the features; none leaves the base's activation.
+        dictionary: a Diff-SAE or crosscoder on one of the pair's hooks.
+        features: indices of the features; an empty list leaves the base's activation.
         where: positions acted on.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: as for `ablate_features`, or a dictionary that reads a single model.
@@ -173,19 +173,19 @@ def keep_only_features(
 def induce_features(
     pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, *, where: Where = "all"
 ) -> Edit:
-    """Add to the base model what these features make of the difference.
+    """Add to the base model the part of the difference that these features explain.
 
-    The strongest claim for a set of features: the base model, with nothing of the fine-tuned one but
-    their activations at this hook, shows the behaviour.
+    This tests the strongest claim for a set of features: that the base model shows the behaviour when it
+    gets nothing from the fine-tuned one but their activations at this hook.
 
     Args:
         pair: the two models.
-        dictionary: a Diff-SAE or crosscoder of one of the pair's hooks.
-        features: indices of the features; none leaves the base model as it is.
+        dictionary: a Diff-SAE or crosscoder on one of the pair's hooks.
+        features: indices of the features; an empty list leaves the base model unchanged.
         where: positions acted on.
 
     Returns:
-        The edit, whose `pair` is the mirrored one: that has to run, and runs the changed base model.
+        The edit. Its `pair` is the mirrored one, which has to be run and runs the edited base model.
 
     Raises:
         TypeError, ValueError: as for `keep_only_features`.
@@ -200,14 +200,14 @@ def induce_features(
     added = _added_to_base(dictionary, index, view)
 
     def induce(value: Tensor, _: torch.Generator) -> Tensor:
-        # The mirrored pair goes on with the base, and its views are those of swapped models.
+        # The mirrored pair continues with the base, and its views have the models swapped.
         return view.with_more(value, added(view.swapped(value)))
 
     return edit(pair=pair.mirrored(), change=induce, kind="addition", n_features=len(index))
 
 
 def _added_to_base(dictionary: SAE, index: Tensor, view: View) -> Callable[[Tensor], Tensor]:
-    """What the features write more in the fine-tuned model than in the base, `[batch, pos, d_model]`."""
+    """Return a function for what the features write to finetuned minus base, `[batch, pos, d_model]`."""
     if not view.compares:
         raise InvalidValueError(
             f"`dictionary` must read both models, got one of {DictionaryRecord.of(dictionary).hook_name}"
@@ -238,14 +238,14 @@ def steer(
 
     Args:
         pair: the two models.
-        dictionary: trained on one of the pair's hook points.
+        dictionary: a dictionary trained on one of the pair's hook points.
         features: one feature or several; integers of any kind.
-        amount: the feature activation to add, in the feature's own units (what `encode` gives);
-            one for all or one each. Negative values steer away.
+        amount: the feature activation to add, in the feature's own units (those of `encode`);
+            one for all, or one per feature. Negative values steer away.
         where: positions acted on.
 
     Returns:
-        The edit, to be opened with `with` or handed to `complete(under=...)`.
+        The edit, to be opened with `with` or passed to `complete(under=...)`.
 
     Raises:
         TypeError, ValueError: as for `ablate_features`, or `amount` is not finite or of another
@@ -272,7 +272,7 @@ def steer(
 def _editing(
     pair: HookedModelPair, dictionary: SAE, where: Where
 ) -> tuple[Callable[..., Edit], View]:
-    """How to edit what the dictionary reads, all but the tokens it was not trained on; and its view."""
+    """Return a maker of edits on the hook and tokens that a dictionary reads, and the hook's view."""
     check_where(where)
     hook = check_fits(pair, dictionary)
     policy = DictionaryRecord.of(dictionary).tokens

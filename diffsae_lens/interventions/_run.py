@@ -1,8 +1,8 @@
-"""Complete prompts, under no edit, one or many: many share batches, each on rows of its own.
+"""Complete prompts under no edit, one edit or many; many edits share batches, each on its own rows.
 
-A step of generation costs a small model nearly the same for one row as for a hundred, so one batch with
-a row for each edit and prompt takes a fraction of the time of one batch per edit. What its rows have in
-common, the prompt below the lowest edited layer, is computed once.
+With a small model, a generation step costs nearly the same for one row as for a hundred, so one batch with
+a row per edit and prompt takes a fraction of the time of one batch per edit. What its rows have in common,
+the prompt below the lowest edited layer, is computed once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
 
 MAX_NEW_TOKENS = 48
-"""Of a completion, unless told otherwise."""
+"""Default length of a completion."""
 BATCH_SIZE, N_ROWS = 32, 160
-"""Rows of a batch unless told otherwise: of completions under one edit, and under several."""
+"""Default rows per batch, for completions under one edit and under several."""
 
 GENERATION_KEYWORDS = (
     "do_sample", "temperature", "top_k", "top_p", "freq_penalty", "repetition_penalty", "stop_at_eos",
@@ -73,30 +73,31 @@ def complete(
     batch_size: int | None = None,
     **generate_kwargs: Any,
 ) -> list[str] | dict[str, list[str]]:
-    """Complete prompts with the fine-tuned model, under whatever is open and under each edit.
+    """Complete prompts with the fine-tuned model, under any open edits and each edit of `under`.
 
-    Edits of one pair share batches. That equals completing under one after the other, up to the
-    rounding of other batch sizes. What draws random numbers (`do_sample=True`, resample ablation) is
-    completed under one edit after the other.
+    Edits of one pair share batches. The result equals completing under one edit after the other, up to
+    the rounding of other batch sizes. Generation with random numbers (`do_sample=True`, resample ablation)
+    runs one edit after the other.
 
     Args:
         pair: the two models.
-        prompts: texts or conversations, completed greedily unless `do_sample=True` is passed on; a last
-            message of the assistant's is written on.
-        under: edits by name, None for the unmodified model. An edit runs the pair it was made on, and
-            one of `induce_features` the base.
-        max_new_tokens: of each completion, which ends earlier at the end-of-sequence token.
-        batch_size: rows of a batch: prompts, or prompts times edits; by default 32, or 160 with `under`.
+        prompts: texts or conversations, completed greedily unless `do_sample=True` is passed; if a
+            conversation's last message is the assistant's, it is continued.
+        under: edits by name, None for the unmodified model. An edit runs the pair that it was made on; an
+            edit from `induce_features` runs the base.
+        max_new_tokens: maximum length of a completion, which ends earlier at the end-of-sequence token.
+        batch_size: rows per batch: prompts, or prompts times edits; by default 32, or 160 with `under`.
         **generate_kwargs: passed to `HookedModelPair.generate`; see `GENERATION_KEYWORDS`.
 
     Returns:
-        The completions alone, in the order of the prompts; with `under`, these by the names of the edits.
+        The completions without their prompts, in the order of the prompts; with `under`, a mapping from
+        edit names to such lists.
 
     Raises:
-        TypeError: `prompts` is not a list of texts, `under` does not map names to edits, a keyword that
-            is not known, or a count that is not an integer.
-        ValueError: no prompts, one that does not fit the context with its completion, an edit of another
-            pair, or a count below 1.
+        TypeError: `prompts` is not a list of texts, `under` does not map names to edits, an unknown
+            keyword, or a count that is not an integer.
+        ValueError: no prompts, a prompt that does not fit the context with its completion, an edit of
+            another pair, or a count below 1.
         RuntimeError: an edit never acted.
 
     Examples:
@@ -130,12 +131,12 @@ def complete(
 def check_generation(
     pair: HookedModelPair, prompts: Sequence[Text], options: Mapping[str, Any]
 ) -> list[str]:
-    """Return prompts as a list, having checked all that `complete` is given, before anything runs.
+    """Check all arguments of `complete` before anything runs, and return the prompts as a list.
 
     Args:
         pair: the two models.
-        prompts: texts.
-        options: the keywords of `complete`, all but `under`.
+        prompts: texts or conversations.
+        options: the keywords of `complete` other than `under`.
 
     Raises:
         TypeError, ValueError: as for `complete`.
@@ -154,7 +155,7 @@ def _together(
     n_rows: int,
     generating: Mapping[str, Any],
 ) -> dict[str, list[str]]:
-    """Complete under edits of one pair, at most as many as a batch has rows for."""
+    """Complete under edits of one pair, at most as many as a batch has rows."""
     n = len(edits)
     with side_by_side(pair, list(edits.values())) as repeats:
         rows = _completed(pair, prompts, max(1, n_rows // n), {**generating, "repeats": repeats})
@@ -164,12 +165,12 @@ def _together(
 def _completed(
     pair: HookedModelPair, prompts: Sequence[str], batch_size: int, generating: Mapping[str, Any]
 ) -> list[str]:
-    """The completions of prompts that were checked, those of one prompt next to each other."""
+    """Return the completions of checked prompts, with those of one prompt next to each other."""
     n = len(generating.get("repeats", [()]))
     completions = [""] * (n * len(prompts))
     for indices, texts in batches_of(prompts, batch_size, "generating"):
         tokens = pair.generate(texts, return_type="tokens", **generating)
-        # Decoded without the prompt's tokens: all rows are padded to the longest prompt.
+        # All rows are padded to the longest prompt; cut it off before decoding.
         begun = [pair.with_bos(text) for text in texts]
         width = max(len(ids) for ids in pair.tokenizer(begun, add_special_tokens=False).input_ids)
         rows = [n * i + at for i in indices for at in range(n)]
@@ -179,7 +180,7 @@ def _completed(
 
 
 def _ended(written: Tensor, generating: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield rows up to the end asked for: what fills them up need not be a special token."""
+    """Yield rows up to the requested end token, since the filler after it may not be a special token."""
     end = generating.get("eos_token_id") if generating.get("stop_at_eos", True) else None
     for ids in written:
         ends = [] if end is None else (ids == end).nonzero()[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""Where an adapter of a pair comes from: a folder or hub id, or a PEFT model in memory."""
+"""Sources of a pair's adapter: a folder or hub id, or a PEFT model in memory."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from diffsae_lens.pair._vocabulary import n_rows
 
 
 class Adapter(ABC):
-    """A LoRA adapter, which makes the fine-tuned model out of the base."""
+    """A LoRA adapter, which turns the base into the fine-tuned model."""
 
     name: str
     revision: str | None = None
@@ -28,43 +28,43 @@ class Adapter(ABC):
 
     @property
     def lent(self) -> tuple[torch.Tensor, ...]:
-        """The user's own tensors that a PEFT model of it shares memory with."""
+        """The user's tensors that share memory with a PEFT model made of this adapter."""
         return ()
 
     @property
     @abstractmethod
     def writes_to_base(self) -> bool:
-        """Whether putting it on a model writes to that model's own weights."""
+        """Whether attaching the adapter writes to the model's own weights."""
 
     @abstractmethod
     def n_rows(self, base: int) -> int:
-        """Return how many rows of embeddings the fine-tuned model has, given the base's number."""
+        """Return how many embedding rows the fine-tuned model has, given the base's number."""
 
     @abstractmethod
     def check(self, base: Source) -> None:
-        """Refuse one that cannot be the base's.
+        """Refuse an adapter that does not fit the base.
 
         Raises:
-            ValueError: another kind than LoRA, damaged, or made for another size.
+            ValueError: not a LoRA adapter, damaged, or made for another model size.
         """
 
     @abstractmethod
     def on(self, base: PreTrainedModel, *, share: bool = True) -> PeftModel:
-        """Return a PEFT model in evaluation mode, with the adapter on.
+        """Return a PEFT model in evaluation mode, with the adapter active.
 
         Args:
-            base: the plain base; it may be used up.
-            share: whether the weights may be those of a user's model.
+            base: the plain base; it may be consumed.
+            share: whether the weights may be shared with a user's model.
         """
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer saved beside it; None if there is none."""
+        """Return the tokenizer saved with the adapter; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterInFolder(Adapter):
-    """An adapter in a folder, or at the hub."""
+    """An adapter in a folder or on the hub."""
 
     name: str
     path: str
@@ -77,7 +77,7 @@ class AdapterInFolder(Adapter):
 
     @property
     def made_for(self) -> str | None:
-        """The model that it says it was made for."""
+        """The model that the adapter's config says it was made for."""
         return PeftConfig.from_pretrained(str(self.folder)).base_model_name_or_path
 
     @property
@@ -113,7 +113,7 @@ class AdapterInFolder(Adapter):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdapterInMemory(Adapter):
-    """A user's PEFT model, which stays as it is."""
+    """A user's PEFT model, which is left unchanged."""
 
     name: str
     peft_model: PeftModel
@@ -127,7 +127,7 @@ class AdapterInMemory(Adapter):
     @property
     @override
     def writes_to_base(self) -> bool:
-        return False  # it brings a base of its own
+        return False  # it brings its own base
 
     @override
     def n_rows(self, base: int) -> int:

@@ -1,4 +1,4 @@
-"""LoRA adapters: put on a model from a file, on for the fine-tuned model and off for the base."""
+"""LoRA adapters: attached from a file, switched on for the fine-tuned model and off for the base."""
 
 import logging
 import warnings
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Wrap a model with PEFT without the warning that transformers has for PEFT's own code."""
+    """Suppress the warning that transformers raises for PEFT's own code when it wraps a model."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
@@ -31,13 +31,13 @@ def quiet_peft() -> Iterator[None]:
 
 
 KEEPING = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations by name that leave the base's weights alone; all others of PEFT rewrite them."""
+"""Named PEFT initialisations that leave the base's weights alone; all others rewrite them."""
 
 
 def changes_base(adapter: PeftModel | PeftConfig) -> str | None:
-    """Return how an adapter changes the base beyond its own layers, None if it does not.
+    """Return how an adapter changes the base beyond its own layers, or None if it does not.
 
-    Such a change stays when the adapter is switched off, so the base must be another copy.
+    Such a change remains when the adapter is switched off, so the base must be a separate copy.
     """
     configs = adapter.peft_config.values() if isinstance(adapter, PeftModel) else [adapter]
     for config in configs:
@@ -51,13 +51,13 @@ def changes_base(adapter: PeftModel | PeftConfig) -> str | None:
 
 
 class AdapterSwitch:
-    """Switches what `PeftModel.disable_adapter` does: LoRA layers, and modules trained whole.
+    """A switch for what `PeftModel.disable_adapter` switches: LoRA layers and fully trained modules.
 
     That context walks all modules four times, a third of a generation step; this one walks them once.
 
     Args:
-        model: the PEFT model; None for two models of their own, for which nothing is switched.
-        base_adapter: the adapter that makes the base; None for the model without any.
+        model: the PEFT model; None for two separate models, where there is nothing to switch.
+        base_adapter: the adapter that makes the base; None if the base has no adapter.
     """
 
     def __init__(self, model: PeftModel | None, base_adapter: str | None = None) -> None:
@@ -69,7 +69,7 @@ class AdapterSwitch:
             () if base_adapter is None else (base_adapter,),
             () if model is None else tuple(model.active_adapters),
         )
-        """The adapters of the base, and of the fine-tuned model."""
+        """The adapters of the base and of the fine-tuned model."""
         for name in self.names[0]:
             if model is None or name not in model.peft_config or name in self.names[1]:
                 there = [] if model is None else [*model.peft_config]
@@ -80,7 +80,7 @@ class AdapterSwitch:
 
     @contextmanager
     def switched(self, *, on: bool) -> Iterator[None]:
-        """Have the fine-tuned model's adapters act inside, or the base's; after it what did before."""
+        """Activate the fine-tuned model's adapters (or the base's) in the context, then restore."""
         active = self.names[on]
         before = [(layer, _hosts.switch_adapter(layer, active)) for layer in self._layers]
         try:
@@ -91,9 +91,9 @@ class AdapterSwitch:
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
-        """Yield a list that holds, when the context is left, the LoRA layers that never ran inside.
+        """Yield a list that is filled, when the context exits, with the LoRA layers that never ran.
 
-        Those of experts are left out, of which a few tokens reach only some.
+        Layers of experts are left out, since a few tokens reach only some of them.
         """
         silent: list[str] = []
         if self.model is None:
@@ -112,15 +112,15 @@ class AdapterSwitch:
 def attach_adapter(
     model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default"
 ) -> PeftModel:
-    """Put an adapter on a model, every tensor of its file in its place, and have it alone act.
+    """Attach an adapter to a model, with every tensor of its file in place, and activate it alone.
 
     Args:
-        model: the model, or one with another adapter on it.
-        folder: of the adapter.
-        name: what the adapter is called on the model.
+        model: the model, possibly with another adapter attached.
+        folder: the adapter's folder.
+        name: the adapter's name on the model.
 
     Raises:
-        ValueError: names or shapes in the file that the adapter does not have, or the reverse.
+        ValueError: the file has tensor names or shapes that the adapter lacks, or the reverse.
     """
     own = set(model.state_dict())
     try:
@@ -138,7 +138,7 @@ def attach_adapter(
     tensors = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
     wanted = set(tensors)
     there = set(adapter_shapes(folder))
-    # Embeddings that an adapter sits on are saved whole beside it.
+    # Embeddings with an adapter on them are saved whole in the same file.
     plain = {n: n.removeprefix("base_model.model.").replace(".base_layer.", ".") for n in there}
     unknown = {name for name in there - wanted if plain[name] not in own}
     for names, what in ((unknown, "has no place for"), (wanted - there, "does not find")):
@@ -152,7 +152,7 @@ def attach_adapter(
 
 
 def warn_of_other_base(adapter: PeftConfig, base: str, config: PretrainedConfig) -> None:
-    """Say so where an adapter names another base; folders may have been moved, hence no error."""
+    """Warn if an adapter names another base; folders may have been moved, so this is not an error."""
     named = adapter.base_model_name_or_path
     known = {Path(name).name.lower() for name in (base, _hosts.loaded_from(config)) if name}
     if named and Path(named).name.lower() not in known:

@@ -1,4 +1,4 @@
-"""Several passes over the same texts that differ from some block on: what lies below is computed once."""
+"""Several passes over the same texts that differ only above some block: what is below is computed once."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,20 +23,20 @@ class _AllReadError(Exception):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Below:
-    """What both models compute of some texts below the lowest hook in use."""
+    """What both models compute on some texts below the lowest hook in use."""
 
     pair: HookedModelPair
     tokens: Int[Tensor, "text pos"]
     base: Mapping[str, Tensor]
     """The base's activations at the sites whose views need them."""
     n_blocks: int
-    """Blocks of the fine-tuned model that need not run again."""
+    """Number of the fine-tuned model's blocks that need not run again."""
     output: Any
-    """What the last of these gave, before its hooks; None without any."""
+    """Output of the last of these blocks, before its hooks; None if there are none."""
 
     @contextmanager
     def resumed(self, rows: Int[Tensor, "row"] | slice = slice(None)) -> Iterator[None]:
-        """Have forward passes on `tokens[rows]` go on from here."""
+        """Resume forward passes on `tokens[rows]` from here."""
         n_texts = len(self.tokens)
         index = torch.arange(n_texts, device=self.tokens.device)[rows]
         output = narrowed(self.output, n_texts, index)
@@ -45,7 +45,7 @@ class Below:
             return output
 
         blocks: list[Any] = list(self.pair.finetuned.blocks)[: self.n_blocks]
-        # The last one's own forward fires the hooks on its output.
+        # The last block's own forward fires the hooks on its output.
         skipped = [*blocks[:-1], *(block.original_component for block in blocks[-1:])]
         before, self.pair._given = self.pair._given, narrowed(dict(self.base), n_texts, index)
         try:
@@ -63,12 +63,12 @@ def read_below(
 ) -> Below:
     """Run both models on texts, the fine-tuned one up to the lowest hook.
 
-    Where passes cannot be resumed, which a pair finds out by itself, only the base is run.
+    If passes cannot be resumed, which a pair tests for itself, only the base is run.
 
     Args:
         pair: the two models.
-        tokens: padded on the right.
-        hooks: the virtual hook points that will act in the passes resumed, beside those in use now.
+        tokens: token ids, padded on the right.
+        hooks: the virtual hook points to be hooked in the resumed passes, besides those in use now.
     """
     if pair._resumes is None:
         pair._resumes = _resumes_rightly(pair._twin())
@@ -111,7 +111,7 @@ def _read(pair: HookedModelPair, tokens: Tensor, hooks: Sequence[str], *, resume
 @contextmanager
 def _running_instead(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Run a function in place of a module's forward."""
-    # By the dictionary: a bridge's component hands attributes on to what it wraps.
+    # Through `vars`: a bridge's component forwards attributes to the module it wraps.
     own = vars(module)
     before = own.get("forward")
     own["forward"] = forward
@@ -126,7 +126,7 @@ def _running_instead(module: torch.nn.Module, forward: Callable[..., Any]) -> It
 
 @torch.no_grad()
 def _resumes_rightly(pair: HookedModelPair) -> bool:
-    """Compare passes resumed with whole ones, from the lowest of the pair's hooks and from the highest."""
+    """Whether resumed passes match whole ones, from the lowest and from the highest of the pair's hooks."""
     generator = torch.Generator().manual_seed(13)
     tokens = torch.randint(pair.cfg.d_vocab, (3, 6), generator=generator).to(pair.device)
     rows = torch.tensor([2, 0, 0, 1], device=pair.device)

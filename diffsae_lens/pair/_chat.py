@@ -1,4 +1,4 @@
-"""Conversations where texts are taken: rendered by the tokenizer's chat template, once."""
+"""Conversations as inputs in place of texts: rendered once by the tokenizer's chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: `[{"role": "user", "content": "..."}, ...]`."""
 Text = str | Messages
-"""What a pair reads: a text as it is, or a conversation."""
+"""What a pair reads: a plain text or a conversation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class Rendered:
 
     text: str
     content_end: int | None
-    """Characters up to the end of what was said last, the template's own text after it left out; None if
-    the template changed what was said, so that its end is not known."""
+    """Characters up to the end of the last message's content, without the template's text after it; None
+    if the template changed the content, so that its end is unknown."""
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether something is a list of messages."""
+    """Return whether a value is a list of messages."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str | bytes)
@@ -38,18 +38,19 @@ def is_conversation(value: Any) -> bool:
 def rendered(
     name: str, texts: Any, tokenizer: PreTrainedTokenizerBase, *, to_be_continued: bool
 ) -> list[Rendered]:
-    """Return texts as they are, and conversations by the chat template.
+    """Return texts unchanged, and conversations rendered with the chat template.
 
     Args:
-        name: what the argument is called, for messages.
+        name: the name of the argument, for messages.
         texts: a list of texts and conversations.
-        tokenizer: whose template is applied.
-        to_be_continued: whether the model writes on: then the last message, if it is the assistant's, is
-            left open. A last message of anyone else is followed by the beginning of an answer.
+        tokenizer: the tokenizer whose template is applied.
+        to_be_continued: whether the model continues the text: if so, a last message from the assistant is
+            left open. A last message from anyone else is followed by the beginning of an answer.
 
     Raises:
-        TypeError: a single text or conversation, or something else than these.
-        ValueError: none; a message without role and content; no chat template, or one that refuses.
+        TypeError: a single text or conversation, or not a list of them.
+        ValueError: an empty list; a message without role and content; no chat template, or one that
+            raises.
     """
     if is_conversation(texts):
         got = (
@@ -74,7 +75,7 @@ def rendered(
 
 
 def _without_special(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Characters of a text, special tokens at its end left out."""
+    """Return the length of a text in characters, without special tokens at its end."""
     special = [str(token) for token in special_tokens(tokenizer).values()]
     while ends := [token for token in special if text.endswith(token)]:
         text = text[: -len(max(ends, key=len))]
@@ -82,7 +83,7 @@ def _without_special(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the tokens that stand for no text, by their ids."""
+    """Return the special tokens, which represent no text, by id."""
     marked = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     return marked | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
@@ -114,7 +115,7 @@ def _applied(
         raise InvalidValueError(
             f"a chat template needs a package that is not here: {error}"
         ) from error
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise InvalidValueError(f"the chat template refuses `{name}`: {error}") from error
     content = str(messages[-1]["content"]).strip()
     at = str(text).rfind(content)

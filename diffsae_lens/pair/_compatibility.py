@@ -1,4 +1,4 @@
-"""Whether two models make a pair: each check names both sides and what to do."""
+"""Checks that two models make a pair: each error names both sides and what to do."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,10 +21,10 @@ class SilentAdapterError(InvalidValueError):
 
 
 def check_names(hook_names: Sequence[str]) -> None:
-    """Refuse what is not a list of hook names, before there is a model that may have them.
+    """Refuse anything but a list of hook names, before a model is loaded to check them against.
 
     Raises:
-        ValueError: a single name, none, or something else than names.
+        ValueError: a single name, an empty list, or something other than names.
     """
     listed = isinstance(hook_names, Sequence) and not isinstance(hook_names, str)
     if not listed or not hook_names or not all(isinstance(name, str) for name in hook_names):
@@ -35,10 +35,10 @@ def check_names(hook_names: Sequence[str]) -> None:
 
 
 def check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tuple[str, ...]:
-    """Refuse hook names the model does not have; return them as a tuple.
+    """Return hook names as a tuple; refuse names that the model does not have.
 
     Raises:
-        ValueError: none, one twice, a virtual hook point's name, or an unknown one.
+        ValueError: an empty list, a repeated name, the name of a virtual hook point, or an unknown name.
     """
     check_names(hook_names)
     if len(set(hook_names)) != len(hook_names):
@@ -61,7 +61,7 @@ def check_hook_names(hook_names: Sequence[str], model: TransformerBridge) -> tup
 def hook_widths(
     model: TransformerBridge, hook_names: Sequence[str], adapters: AdapterSwitch
 ) -> dict[str, int]:
-    """Run a few tokens and return how wide each hook's activation is; heads count side by side.
+    """Run a few tokens and return the width of each hook's activation; heads are concatenated.
 
     Raises:
         ValueError: a hook that no forward pass reaches, or whose value is not one vector per position;
@@ -108,11 +108,11 @@ def hook_widths(
 
 
 def check_prepend_bos(prepend_bos: bool, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-    """Return the policy, refused where the tokenizer has nothing to prepend.
+    """Return `prepend_bos`; refuse True if the tokenizer has nothing to prepend.
 
     Raises:
         TypeError: not a bool.
-        ValueError: a tokenizer without a beginning-of-sequence token.
+        ValueError: the tokenizer has no beginning-of-sequence token.
     """
     if not isinstance(prepend_bos, bool):
         raise InvalidTypeError(f"`prepend_bos` must be True or False, got {prepend_bos!r}")
@@ -127,12 +127,12 @@ def check_prepend_bos(prepend_bos: bool, tokenizer: PreTrainedTokenizerBase | No
 def check_models(
     base: TransformerBridge, finetuned: TransformerBridge, adapter: PeftModel | None
 ) -> None:
-    """Refuse two models that are one, or that differ in more than their weights.
+    """Refuse two models that are the same object, or that differ in more than their weights.
 
     Raises:
-        TypeError: something else than a bridge, or an adapter that is not a PEFT model.
-        ValueError: one object without an adapter, or another architecture, width, depth,
-            vocabulary, dtype or tokenizer.
+        TypeError: not a bridge, or an adapter that is not a PEFT model.
+        ValueError: a single object without an adapter, or models that differ in architecture, width,
+            depth, vocabulary, dtype or tokenizer.
     """
     for name, model in (("base", base), ("finetuned", finetuned)):
         if not isinstance(model, TransformerBridge):
@@ -180,7 +180,7 @@ def _check_adapter(
 
 
 def check_configs(base: PretrainedConfig, finetuned: PretrainedConfig) -> None:
-    """Refuse two models of another architecture or size before their weights are loaded.
+    """Refuse two models of different architecture or size before their weights are loaded.
 
     Raises:
         ValueError: says what differs.
@@ -197,10 +197,10 @@ def check_configs(base: PretrainedConfig, finetuned: PretrainedConfig) -> None:
 
 
 def check_layers(hook_names: Sequence[str], config: PretrainedConfig) -> None:
-    """Refuse a layer the model does not have before its weights are loaded.
+    """Refuse a layer that the model does not have before its weights are loaded.
 
     Raises:
-        ValueError: says how many there are.
+        ValueError: says how many layers there are.
     """
     n_layers = config.get_text_config().num_hidden_layers
     for name in [] if isinstance(hook_names, str) else hook_names:

@@ -1,4 +1,4 @@
-"""What `load_pair` takes, told apart: each door of a pair leads to a `Source` or an `Adapter`."""
+"""Dispatch of the models that `load_pair` takes: each becomes a `Source` or an `Adapter`."""
 
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ Given = str | Path | PreTrainedModel | PeftModel | TransformerBridge
 def sources(
     base: Given, finetuned: Given, options: LoadOptions
 ) -> tuple[Source | AdapterInFolder, Source | Adapter]:
-    """Return where the two sides come from.
+    """Return the sources of the two sides.
 
     Raises:
-        TypeError: something else than a name, a model, a PEFT model or a bridge.
-        ValueError: a name of nothing, one object for both, or an adapter as the base of something else
-            than another adapter.
+        TypeError: not a name, a model, a PEFT model or a bridge.
+        ValueError: an unknown name, one object for both sides, or an adapter as the base of anything but
+            another adapter.
     """
     if base is finetuned and not isinstance(base, str | Path):
         raise InvalidValueError(
@@ -66,10 +66,10 @@ def sources(
 def source_under(
     base: AdapterInFolder, finetuned: AdapterInFolder, adapted: Given | None, options: LoadOptions
 ) -> Source:
-    """Return where the model comes from that two adapters sit on.
+    """Return the source of the model that two adapters are made for.
 
     Raises:
-        ValueError: the adapters name different models, or none, and `adapted` does not say which.
+        ValueError: the adapters name different models or none, and `adapted` does not say which.
     """
     named = {side.made_for for side in (base, finetuned)}
     if adapted is None and (len(named) > 1 or None in named):
@@ -114,7 +114,7 @@ _EXPECTED = (
 
 
 def _what(given: Any) -> str:
-    """What was given in their place, and what to do about it."""
+    """Describe what was given instead, and what to do about it."""
     name = type(given).__name__
     # By its name, since TransformerLens 4 no longer has the class.
     if any(kind.__name__ == "HookedTransformer" for kind in type(given).__mro__):
@@ -138,10 +138,11 @@ def _name(model: Any) -> str:
 def shared_tokenizer(
     base: Source, finetuned: Source | Adapter, options: LoadOptions, rows: int
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer by which both models read texts.
+    """Return the tokenizer with which both models read texts.
 
     Raises:
-        ValueError: neither has one, the two contradict each other, or `prepend_bos` has no token.
+        ValueError: neither side has one, the two contradict each other, or there is no token for
+            `prepend_bos`.
     """
     wanted, beside = options.tokenizer, None
     if isinstance(wanted, PreTrainedTokenizerBase):

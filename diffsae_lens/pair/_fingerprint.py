@@ -1,9 +1,9 @@
-"""What a model is, by its weights: its folder's name may change, and another model may take the name.
+"""Identity of a model by its weights: a folder may be renamed, and another model may take its name.
 
 A fingerprint is a hash over all persistent tensors. Their names are left out, since a bridge renames
-them. Each tensor goes in as its shape and two sums over the bits of its values, which are the same on
-every device and with any number of threads: one over the bits as they are, one over the values rounded
-to bfloat16, by which a model loaded in another precision is still known.
+them. Each tensor contributes its shape and two sums over the bits of its values, which are the same on
+every device and with any number of threads: one over the raw bits, one over the values rounded to
+bfloat16, so that a model loaded in another precision is still recognised.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from torch import Tensor
 from diffsae_lens._checks import check_items
 
 MAX_ELEMENTS = 2**31
-"""Of a model that is read whole; a larger one is read in equal strides, so that it takes seconds."""
+"""Largest model that is read whole; a larger one is read in equal strides, so that it takes seconds."""
 
 _COARSE_STRIDE = 8  # only compared across precisions
-_PLACES = 2048  # told apart: two values that change places change the sum
+_PLACES = 2048  # positions with different factors, so that swapping two values changes the sum
 
 
 def model_fingerprint(tensors: Iterable[Num[Tensor, "..."]]) -> str:
     """Return a fingerprint of a model's persistent tensors, in any order.
 
     Args:
-        tensors: such as `model.state_dict().values()`; shared ones may come more than once.
+        tensors: the tensors, such as `model.state_dict().values()`; shared ones may be repeated.
 
     Returns:
-        `<coarse>-<exact>-<dtype>`: the hash of the values as bfloat16, that of their bits, and the
-        precision of the model. `same_weights` compares two.
+        `<coarse>-<exact>-<dtype>`: the hash of the values as bfloat16, the hash of their bits, and the
+        model's precision. `same_weights` compares two.
 
     Examples:
         >>> model_fingerprint([torch.ones(2, 2)]) == model_fingerprint([torch.ones(4)])
@@ -67,9 +67,9 @@ def pair_fingerprints(
 ) -> tuple[str, str]:
     """Return the fingerprints of a pair's base and fine-tuned model.
 
-    With an adapter the two are one model without and with adapters, or with those of two `names`. The
-    fingerprint of a model with adapters is of its own tensors together with theirs, every bit of which is
-    hashed.
+    With an adapter, the two are one model with the adapters of the first and of the second `names`,
+    where the first may be empty. The fingerprint of a model with adapters covers its own tensors together
+    with theirs, every bit of which is hashed.
     """
     if adapter is None:
         of_base = model_fingerprint(base.state_dict().values())
@@ -92,7 +92,7 @@ def _with_adapters(
     names: Sequence[str],
     added: Mapping[str, Mapping[str, Tensor]],
 ) -> str:
-    """The fingerprint of a model with the adapters of these names, from its own."""
+    """Return the fingerprint of a model with the adapters of these names, given its own."""
     if not names:
         return plain
     scaling = sorted({
@@ -100,7 +100,7 @@ def _with_adapters(
         for module in adapter.modules() if isinstance(module, LoraLayer)
         for name, value in module.scaling.items() if name in names
     })  # fmt: skip
-    # Adapters that act together have tensors of one name: each in its turn.
+    # Adapters that are active together share tensor names, so each is added in turn.
     tensors = [
         tensor for some in names for tensor in sorted(added[some].items(), key=itemgetter(0))
     ]
@@ -114,7 +114,7 @@ def _with_adapters(
 
 
 def same_weights(ours: str, theirs: str) -> bool:
-    """Whether two fingerprints are of one model; of two precisions the rounded values are compared."""
+    """Return whether two fingerprints are of one model; across precisions, compare the rounded values."""
     (coarse, exact, dtype), (other_coarse, other_exact, other_dtype) = (
         fingerprint.split("-") for fingerprint in (ours, theirs)
     )
@@ -122,7 +122,7 @@ def same_weights(ours: str, theirs: str) -> bool:
 
 
 def _sum_of_bits(values: Num[Tensor, "n"]) -> int:
-    """A sum that wraps around and depends on every bit and, up to a period, on its place."""
+    """Return a wrapping sum that depends on every bit and, up to a period, on its position."""
     raw = (
         values if values.stride(0) == 1 else values.clone(memory_format=torch.contiguous_format)
     ).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Generation with a pair: both models step together, in the way that computes what whole passes do."""
+"""Generation with a pair: both models step together, so that the result equals that of whole passes."""
 
 import inspect
 import logging
@@ -30,25 +30,25 @@ _GREEDY = {
     "eos_token_id",
     "logits_to_keep",
 }
-"""The keywords of a generation whose rows can leave the batch."""
+"""The keywords of a generation in which rows can leave the batch."""
 _FAULTS = (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
-"""What bridges and caches of architectures that do not go together were seen to raise."""
+"""Errors seen from bridges and caches that do not support each other's architecture."""
 
 Stepping = Literal["cached", "whole", "not at all"]
 
 
 class PairedGeneration(PassUnderWay):
-    """A pair of models that generates."""
+    """A pair of models that can generate."""
 
     metadata: PairMetadata
     _stepping: Stepping | None = None
     _shares: bool | None = None
     _attention: str | None = ""
-    """How generation computes attention, and all else that nobody hooks; see `_running`. Empty if that is
-    yet to be found out."""
+    """How generation computes attention and everything else without hooks; see `_running`. Empty until
+    it has been determined."""
 
     def _twin(self) -> "PairedGeneration":
-        """The same models behind hook points of their own."""
+        """Return the same models behind separate hook points."""
         raise NotImplementedError
 
     def generate(
@@ -58,16 +58,16 @@ class PairedGeneration(PassUnderWay):
         repeats: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate with the fine-tuned model, hooks acting at every step.
+        """Generate with the fine-tuned model, with hooks acting at every step.
 
-        Base and fine-tuned model step together, each with its own KV cache. Takes what
-        `TransformerBridge.generate` takes, and is greedy and quiet unless told otherwise
-        (`do_sample=True`, `verbose=True`). Lists of prompts are padded on the left and masked. A prompt
-        may be a conversation; a last message of the assistant's is written on.
+        Base and fine-tuned model step together, each with its own KV cache. Takes the arguments of
+        `TransformerBridge.generate`, and is greedy and quiet by default (`do_sample=True`,
+        `verbose=True` change that). Lists of prompts are padded on the left and masked. A prompt may be a
+        conversation; if its last message is the assistant's, the model continues it.
 
-        With `repeats` each of a list of prompts is completed that many times, on rows next to each other:
-        it holds, for each of them, the hook points that act on it. What the rows of a prompt have in
-        common is computed once, and rows that have ended leave the batch (see `rows`).
+        With `repeats`, each prompt of a list is completed once per entry, on adjacent rows; an entry
+        lists the hook points that act on its row. What the rows of a prompt have in common is computed
+        once, and rows that have ended leave the batch (see `rows`).
         """
         kwargs = {"do_sample": False, "verbose": False, **kwargs}
         prepend_bos = kwargs.pop("prepend_bos", None)
@@ -134,7 +134,7 @@ class PairedGeneration(PassUnderWay):
         return written[0] if single else written
 
     def _is_greedy(self, kwargs: dict[str, Any]) -> bool:
-        """Whether nothing but the likeliest tokens up to the first end is asked for."""
+        """Whether the keywords ask for nothing but the likeliest tokens up to the first end."""
         return set(kwargs) <= _GREEDY | {"attention_mask"} and not kwargs["do_sample"]
 
     @torch.no_grad()
@@ -149,10 +149,10 @@ class PairedGeneration(PassUnderWay):
         eos_token_id: int | None = None,
         **options: Any,
     ) -> Tensor:
-        """Complete rows as `_generate_tokens` does, without what they have in common and after they ended."""
+        """Complete rows like `_generate_tokens`, computing what rows share once and dropping ended rows."""
         self.check_context(tokens.shape[1] + max_new_tokens)
         options = {name: options[name] for name in self.keep_logits(1) if name in options}
-        # As TransformerBridge.generate has it: one end or several, after which a row is filled with one.
+        # As in TransformerBridge.generate: one or several end tokens, and one that fills ended rows.
         ends: Any = (
             getattr(self.cfg, "eos_token_id", None) if eos_token_id is None else eos_token_id
         )
@@ -174,7 +174,7 @@ class PairedGeneration(PassUnderWay):
         return torch.cat([tokens, written], dim=1)
 
     def _shared(self, tokens: Tensor, repeats: Sequence[Sequence[str]]) -> SharedRows | None:
-        """How rows are computed that repeat texts, by the hook points that act on each; None as any are."""
+        """Return how to compute rows that repeat texts, by their hook points; None to treat them as usual."""
         if self._shares is None:
             self._shares = self._way_to_step() == "cached" and self._twin()._shares_rightly()
         return self._rows_of(tokens, repeats) if self._shares else None
@@ -185,10 +185,10 @@ class PairedGeneration(PassUnderWay):
         return SharedRows(depths, len(tokens) // len(repeats), n_blocks)
 
     def _way_to_step(self) -> Stepping:
-        """How to generate: with KV caches, reading the whole text for every token, or neither.
+        """Return how to generate: with KV caches, rereading the whole text for every token, or not at all.
 
-        Some architectures keep a state that is not in the cache a pair hands on, and some bridges step
-        wrongly themselves. Found out at the first generation.
+        Some architectures keep state outside the cache that a pair passes on, and some bridges step
+        incorrectly themselves. Determined at the first generation.
         """
         if self._stepping is None:
             twin = self._twin()
@@ -203,9 +203,9 @@ class PairedGeneration(PassUnderWay):
         return self._stepping
 
     def _bare_attention(self) -> str | None:
-        """How generation computes what nobody hooks: None as the bridges do, with all their hook points.
+        """Return how generation computes what has no hooks; None for the bridges with all hook points.
 
-        Found out at the first generation: as transformers has it, if that comes to the same.
+        Determined at the first generation: plain transformers if that gives the same results.
         """
         if self._attention == "":
             fused = all(_hosts.has_fused_attention(b.original_model) for b in self._models)
@@ -218,7 +218,7 @@ class PairedGeneration(PassUnderWay):
 
     @torch.no_grad()
     def _is_right_bare(self, attention: str) -> bool:
-        """Compare a prompt and a step of both models with what their bridges compute."""
+        """Whether a prompt and a step of both models match what their bridges compute."""
         generator = torch.Generator().manual_seed(13)
         tokens, following = (
             torch.randint(self.cfg.d_vocab, (2, n), generator=generator).to(self.device)
@@ -249,7 +249,7 @@ class PairedGeneration(PassUnderWay):
 
     @torch.no_grad()
     def _steps_rightly(self, way: Stepping) -> bool:
-        """Generate a few tokens and compare every step with one pass over all of them."""
+        """Whether every step of a short generation matches one pass over all of its tokens."""
         generator = torch.Generator().manual_seed(11)
         tokens = torch.randint(self.cfg.d_vocab, (1, _N_PROMPT), generator=generator).to(
             self.device
@@ -273,7 +273,7 @@ class PairedGeneration(PassUnderWay):
         tolerance = 0.2 if self.metadata.dtype in ("bfloat16", "float16") else 1e-3
         scale = whole.abs().max().clamp(min=1e-12)
         chosen = logits[:, _N_PROMPT - 1 :]
-        # The token written is among the best: rounding may exchange two that are as good.
+        # The generated token must be among the best: rounding may swap two equally good ones.
         short = chosen.amax(-1) - chosen.gather(-1, written[:, _N_PROMPT:, None])[..., 0]
         return bool(
             (steps - whole).abs().max() <= tolerance * scale
@@ -282,17 +282,17 @@ class PairedGeneration(PassUnderWay):
 
     @torch.no_grad()
     def _shares_rightly(self) -> bool:
-        """Compare the logits of rows that begin as one with those of rows computed one by one."""
+        """Whether rows that start as one have the same logits as rows computed one by one."""
         generator = torch.Generator().manual_seed(12)
         first, last = (f"{name}.concat" for name in (self.hook_names[0], self.hook_names[-1]))
         repeats = [[], [first], [last]]
-        # As many rows as tokens: what a block is given for each token is not to be taken for rows.
+        # As many rows as tokens, to catch per-token inputs of a block being mistaken for rows.
         tokens = torch.randint(self.cfg.d_vocab, (2, 6), generator=generator)
         tokens = tokens.repeat_interleave(3, dim=0).to(self.device)
         following = torch.randint(self.cfg.d_vocab, (6, 2), generator=generator).to(self.device)
         following[1:3, 0] = following[
             0, 0
-        ]  # one text goes on as one for a token, the other does not
+        ]  # one text's rows stay alike for one more token, the other's do not
         mask = torch.ones_like(tokens)
         mask[:3, :2] = 0  # the first text is shorter
 

@@ -1,4 +1,4 @@
-"""Greedy generation whose rows leave the batch as they end."""
+"""Greedy generation in which rows leave the batch as they end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,23 +15,23 @@ from diffsae_lens.pair._paired_pass import PairedPass
 
 @dataclass(eq=False)
 class Steps:
-    """The steps of one generation: what is read, what comes next, and which rows go on."""
+    """The steps of one generation: what is read, what comes next, and which rows continue."""
 
     model: TransformerBridge
     run: PairedPass
     mask: Int[Tensor, "row pos"]
-    """Which tokens are read, of all up to now."""
+    """Attention mask over all tokens so far."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keywords of the model's forward pass."""
     cache: DynamicCache = field(init=False)
     _kept: Int[Tensor, "kept"] | None = None
 
     def __post_init__(self) -> None:
-        """Begin without anything read."""
+        """Start with an empty cache."""
         self.cache = self.run.new_cache(self.model)
 
     def __call__(self, tokens: Int[Tensor, "row new"]) -> Float[Tensor, "row d_vocab"]:
-        """Read tokens, and return the logits after the last."""
+        """Read tokens and return the logits after the last one."""
         if self.cache.get_seq_length() > 0:
             self.run.go_on(self.cache, tokens, self._kept)
             self._kept = None
@@ -43,7 +43,7 @@ class Steps:
         return logits[:, -1]
 
     def take(self, index: Int[Tensor, "kept"]) -> None:
-        """Go on with some of the rows."""
+        """Continue with some of the rows."""
         self.mask = self.mask[index]
         self._kept = index
 
@@ -56,10 +56,10 @@ def greedy(
     stops: Sequence[int],
     filler: int,
 ) -> Int[Tensor, "row new"]:
-    """Write the likeliest token at every step, until each row has written one of `stops`.
+    """Generate the likeliest token at every step until each row has generated one of `stops`.
 
     Returns:
-        What was written, with `filler` after each row's end.
+        The generated tokens, with `filler` after each row's end.
     """
     ends = torch.tensor(stops, dtype=torch.long, device=tokens.device)
     written = tokens.new_full((len(tokens), n_new), filler)
@@ -71,7 +71,7 @@ def greedy(
         done = done | torch.isin(chosen, ends)
         if done.all():
             return written[:, : step + 1]
-        # Taking rows out copies the caches, as a step does: it pays if it saves a step of all rows.
+        # Dropping rows copies the caches, as a step does: it pays off if it saves a step of all rows.
         if int(done.sum()) * (n_new - step - 1) >= len(done):
             left = (~done).nonzero()[:, 0]
             steps.take(left)

@@ -1,4 +1,4 @@
-"""The name of a virtual hook point: a hook of the models, and a view of what the two have there."""
+"""Names of virtual hook points: a hook of the models, and a view of their two activations there."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class VirtualHook:
         view: `diff`, `concat`, `base` or `finetuned`.
 
     Raises:
-        ValueError: a view that does not exist, or a site that is none, or that names a view itself.
+        ValueError: the view does not exist, or the site is empty, not a string, or itself ends in a view.
 
     Examples:
         >>> hook = VirtualHook.parse("blocks.18.hook_resid_post.diff")
@@ -30,7 +30,7 @@ class VirtualHook:
     view: str
 
     def __post_init__(self) -> None:
-        """Refuse what does not make a name."""
+        """Refuse a site or view that does not make a valid name."""
         if self.view not in VIEWS:
             raise InvalidValueError(
                 f"`view` must be one of {', '.join(VIEWS)}, got {shown(self.view)}"
@@ -43,11 +43,11 @@ class VirtualHook:
 
     @classmethod
     def parse(cls, name: str) -> "VirtualHook":
-        """Take a name apart.
+        """Parse the name of a virtual hook point.
 
         Raises:
             TypeError: not a string.
-            ValueError: a name that does not end in a view.
+            ValueError: the name does not end in a view.
         """
         if not isinstance(name, str):
             raise InvalidTypeError(f"`name` must be a virtual hook point's, got {shown(name)}")
@@ -61,13 +61,13 @@ class VirtualHook:
 
     @staticmethod
     def is_virtual(name: str) -> bool:
-        """Whether a hook's name ends in a view."""
+        """Return whether a hook's name ends in a view."""
         site, _, view = name.rpartition(".")
         return bool(site) and view in VIEWS
 
     @property
     def name(self) -> str:
-        """`<site>.<view>`, the name under which a pair has it."""
+        """`<site>.<view>`, its name in a pair."""
         return f"{self.site}.{self.view}"
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class VirtualHook:
 
     @property
     def layer(self) -> int | None:
-        """The block it lies in; None outside the blocks."""
+        """The index of its block; None outside the blocks."""
         return layer_of(self.site)
 
     @property
@@ -89,7 +89,7 @@ class VirtualHook:
 
 
 def layer_of(name: str) -> int | None:
-    """Return the block that a hook lies in; None outside the blocks.
+    """Return the index of the block that a hook belongs to; None outside the blocks.
 
     Examples:
         >>> layer_of("blocks.18.hook_resid_post"), layer_of("embed.hook_out")

@@ -1,4 +1,4 @@
-"""A base and a fine-tuned model as one hooked model: the only place that runs both together.
+"""A base and a fine-tuned model as one hooked model: the only module that runs both together.
 
 A `HookedModelPair` owns, for every hook name it was built for, one *virtual hook point* per view:
 
@@ -9,7 +9,7 @@ A `HookedModelPair` owns, for every hook name it was built for, one *virtual hoo
 | `<hook_name>.base` | base | value |
 | `<hook_name>.finetuned` | finetuned | value |
 
-Because a pair is a TransformerLens hooked model, what works on a hooked model works on it: SAELens
+Because a pair is a TransformerLens hooked model, whatever works on a hooked model works on it: SAELens
 trains a Diff-SAE on a `.diff` hook and a crosscoder on a `.concat` hook with its stock runners.
 """
 
@@ -48,25 +48,25 @@ class HookedModelPair(PairedGeneration):
     """A base and a fine-tuned `TransformerBridge` behind one set of hook points.
 
     Without hooks, or with hooks that write nothing, the output is bit-identical to the fine-tuned
-    model's. The base runs only where a hooked view needs it, and only as deep as the deepest one.
+    model's. The base runs only if a hooked view needs it, and only as deep as the deepest such view.
 
     Args:
-        base: the base model. For a LoRA pair the same bridge as `finetuned`.
-        finetuned: the fine-tuned model; the same architecture, tokenizer, dtype and attention
+        base: the base model. For a LoRA pair, the same bridge as `finetuned`.
+        finetuned: the fine-tuned model, with the same architecture, tokenizer, dtype and attention
             implementation.
         hook_names: full TransformerLens names, such as `blocks.18.hook_resid_post`.
-        adapter: the PEFT model whose adapters make `finetuned` out of `base`, booted with
+        adapter: the PEFT model whose adapters turn `base` into `finetuned`, booted with
             `hf_model=adapter.get_base_model()`. Its adapters are switched off for the base's runs.
-        base_adapter: the adapter of `adapter` that makes `base`, if that is a fine-tune too: two adapters
-            of one model against each other. The one that is active makes `finetuned`.
-        prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without.
-        metadata: where the models come from; names from their configs if left out.
+        base_adapter: the adapter of `adapter` that makes `base`, if the base is a fine-tune too, to
+            compare two adapters of one model. The active adapter makes `finetuned`.
+        prepend_bos: whether texts get a beginning-of-sequence token. SmolLM2 was trained without one.
+        metadata: where the models come from; by default, names from their configs.
 
     Raises:
-        ValueError: no or unknown `hook_names`, or one that no forward pass reaches or that has no value
-            per position; the two are one object and there is no `adapter`; different architecture,
-            d_model, depth or vocabulary; an adapter that the bridge does not run, or that changes the
-            base's weights; `prepend_bos` without a beginning-of-sequence token.
+        ValueError: `hook_names` is empty or has an unknown name, or one that no forward pass reaches or
+            that has no value per position; the two are one object and there is no `adapter`; different
+            architecture, d_model, depth or vocabulary; an adapter that the bridge does not run, or that
+            changes the base's weights; `prepend_bos` without a beginning-of-sequence token.
         TypeError: a model that is not a `TransformerBridge`.
 
     Both models are put into evaluation mode and stay in it.
@@ -90,11 +90,11 @@ class HookedModelPair(PairedGeneration):
                 f"`metadata` must be a PairMetadata, got a {type(metadata).__name__}"
             )
         # A tuple keeps the bridges out of the module tree, where their thousands of hook points
-        # would be taken for the pair's own.
+        # would be mistaken for the pair's own.
         self._models = (base, finetuned)
         self._adapters = AdapterSwitch(adapter, base_adapter)
         self.is_mirrored = False
-        """Whether the base is the one that runs; see `mirrored`."""
+        """Whether the base is the model that runs; see `mirrored`."""
         self.eval()
         self.hook_names = check_hook_names(hook_names, finetuned)
         self.prepend_bos = check_prepend_bos(prepend_bos, finetuned.tokenizer)
@@ -124,19 +124,19 @@ class HookedModelPair(PairedGeneration):
 
     @property
     def finetuned(self) -> TransformerBridge:
-        """The fine-tuned model (LoRA: while no `base_model()` context is open); if mirrored, the base's
-        bridge, whose adapters only the pair itself switches off.
+        """The fine-tuned model (for LoRA, while no `base_model()` context is open); if mirrored, the
+        base's bridge, whose adapters only the pair itself switches off.
         """
         return self._models[1]
 
     @property
     def W_E(self) -> Tensor:
-        """The fine-tuned model's embedding, by which SAELens tells where tokens belong."""
+        """The fine-tuned model's embedding, from which SAELens infers the device for tokens."""
         return self.finetuned.W_E
 
     @contextmanager
     def base_model(self) -> Iterator[TransformerBridge]:
-        """Yield the base model; a LoRA pair's adapters are off inside (a mirrored pair's are on).
+        """Yield the base model; in the context, a LoRA pair's adapters are off (a mirrored pair's on).
 
         Examples:
             >>> with pair.base_model() as base:          # doctest: +SKIP
@@ -146,10 +146,10 @@ class HookedModelPair(PairedGeneration):
             yield self._models[0]
 
     def mirrored(self) -> "HookedModelPair":
-        """Return the pair with the roles changed: the base runs, with the fine-tuned model beside it.
+        """Return the pair with the roles swapped: the base runs, with the fine-tuned model beside it.
 
         Its `.base` is the fine-tuned model's activation, its `.finetuned` the base's and its `.diff`
-        base - finetuned, so what hooks write goes into the base model.
+        base - finetuned, so hooks write into the base model.
         """
         pair = self._twin()
         pair._models = (self._models[1], self._models[0])
@@ -175,10 +175,10 @@ class HookedModelPair(PairedGeneration):
     ) -> Any:
         """Run the fine-tuned model, and the base as far as the hooked views need it.
 
-        Takes what `TransformerBridge.forward` takes, and conversations, and returns what it returns. With
-        a prompt and its completion in one pass, `prompt_mask` says which tokens are of the prompt,
-        `[batch, pos]`: edits on `prompt` or `generated` tokens act by it. With `repeats` each row of
-        tokens is read that many times, as in `generate`.
+        Takes the arguments of `TransformerBridge.forward`, as well as conversations, and returns the
+        same. For a prompt and its completion in one pass, `prompt_mask`, `[batch, pos]`, marks the
+        prompt's tokens, for edits on `prompt` or `generated` tokens. With `repeats`, each row of tokens is
+        read once per entry, as in `generate`.
         """
         prepend_bos = kwargs.pop("prepend_bos", None)
         if isinstance(input, Tensor):
@@ -187,7 +187,7 @@ class HookedModelPair(PairedGeneration):
             texts = [self.with_bos(text, prepend_bos=prepend_bos) for text in self.rendered(input)]
             self.check_context(self.to_tokens(texts, prepend_bos=False, truncate=False).shape[1])
             input = texts[0] if isinstance(input, str) or is_conversation(input) else texts
-        kwargs["prepend_bos"] = False  # it stands in the text
+        kwargs["prepend_bos"] = False  # already in the text
         shared = None
         if repeats is not None:
             if not isinstance(input, Tensor):
@@ -217,21 +217,20 @@ class HookedModelPair(PairedGeneration):
         *,
         base: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Read hook points on texts or tokens, running the models no deeper than these need.
+        """Read hook points on texts or tokens, running the models no deeper than necessary.
 
         Args:
-            input: texts or conversations, each on a row of its own, or `[batch, pos]` tokens, padded on
-                the right.
+            input: texts or conversations, one per row, or `[batch, pos]` tokens, padded on the right.
             hooks: one or more virtual hook points, such as `blocks.18.hook_resid_post.diff`.
-            base: the base's activations on the same tokens by site, `[batch, pos, d]`, as an earlier run
-                read them. The base is then not run.
+            base: the base's activations on the same tokens by site, `[batch, pos, d]`, from an earlier
+                run. The base is then not run.
 
         Returns:
             Each hook point's value by name, `[batch, pos, d_in]`, without a gradient.
 
         Raises:
             ValueError: no or unknown hook points, a text that is empty or beyond the context, or `base`
-                without a site that is needed or of another shape.
+                lacks a required site or has another shape.
 
         Examples:
             >>> pair.activations("in 2024", "blocks.18.hook_resid_post.diff")    # doctest: +SKIP
@@ -277,7 +276,7 @@ class HookedModelPair(PairedGeneration):
                 )
 
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Run both models on tokens; returns base and fine-tuned logits, `[batch, pos, d_vocab]`."""
+        """Run both models on tokens; return base and fine-tuned logits, `[batch, pos, d_vocab]`."""
         with self.base_model() as base:
             base_logits = base(tokens)
         return base_logits, self(tokens)
@@ -307,7 +306,7 @@ class HookedModelPair(PairedGeneration):
             )
             self._run = run
             try:
-                # Rows come before what is hooked: a hook sees those of what it acts on.
+                # Row sharing is set up before the splices, so that a hook sees the rows it acts on.
                 with sharing, _hosts.hooks_on(self.finetuned, run.splices), ExitStack() as stack:
                     for bridge in dict.fromkeys(self._models) if attention else ():
                         stack.enter_context(

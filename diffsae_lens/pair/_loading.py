@@ -1,4 +1,4 @@
-"""Load a base and a fine-tuned model as a `HookedModelPair`, compared with the plain models."""
+"""Load a base and a fine-tuned model as a `HookedModelPair`, verified against the plain models."""
 
 import logging
 import weakref
@@ -44,37 +44,37 @@ def load_pair(
     options: LoadOptions | None = None,
     **overrides: Any,
 ) -> HookedModelPair:
-    """Make one hooked model of a base and a fine-tuned model.
+    """Load a base and a fine-tuned model as one hooked model.
 
-    Before the bridges take the models over, a few fixed tokens go through the plain base and the plain
-    fine-tuned model; the pair must then compute the same logits. An adapter shares the base's weights and
-    is switched on and off. Where that cannot give both models (adapters on fused projections, that rewrite
-    base weights, or with trained biases), the base is loaded afresh and the adapter merged into a second
-    copy; a log line says so and why.
+    Before bridges wrap the models, the plain base and the plain fine-tuned model run on a few fixed
+    tokens; the pair must then compute the same logits. An adapter shares the base's weights and is
+    switched on and off. Where switching cannot give both models (adapters on fused projections, adapters
+    that rewrite base weights or have trained biases), the base is loaded again and the adapter is merged
+    into a second copy; a log message says so and why.
 
-    A model in memory stays as it is: its modules, hooks, mode and gradients. The pair has modules of its
-    own around the same weights, in evaluation mode, so it takes no memory for them; asked for another
-    device or precision, it has weights of its own. Train the model on, and the pair refuses to run on
-    weights that it was not compared with: make a new one.
+    A model in memory is left unchanged: its modules, hooks, mode and gradients. The pair puts its own
+    modules, in evaluation mode, around the same weights, which takes no extra memory; for another device
+    or precision, it copies the weights. If you train the model further, the pair refuses to run on weights
+    that it was not verified with: make a new pair.
 
     Args:
         base: `smollm2-135m` (the embedded model), a local folder, a hub id such as
-            `HuggingFaceTB/SmolLM2-360M`, a transformers model, or a `TransformerBridge`, out of which the
-            plain model is taken. For a PEFT model in memory also its `get_base_model()`. For an adapter
-            in a folder another adapter in a folder, of the same model.
-        finetuned: likewise; or a shipped organism (`year-trigger`, `clean-control`), a LoRA adapter as
-            a local folder or hub id, or a PEFT model in memory.
+            `HuggingFaceTB/SmolLM2-360M`, a transformers model, or a `TransformerBridge`, from which the
+            plain model is extracted. For a PEFT model in memory, also its `get_base_model()`. For an
+            adapter in a folder, also another adapter in a folder, for the same model.
+        finetuned: the same kinds; also a shipped organism (`year-trigger`, `clean-control`), a LoRA
+            adapter as a local folder or hub id, or a PEFT model in memory.
         hook_names: the TransformerLens hooks to compare at, such as `blocks.18.hook_resid_post`.
         options: how to load.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
     Returns:
-        The pair, in evaluation mode, its parameters without gradients.
+        The pair, in evaluation mode, with parameters that require no gradients.
 
     Raises:
-        ValueError: the two do not fit together, a hook does not exist, bad options, files that are
-            damaged or missing, or a pair that does not compute what the plain models compute.
-        TypeError: something else than a model, or an option that does not exist.
+        ValueError: the models do not fit together, a hook does not exist, invalid options, damaged or
+            missing files, or a pair that does not compute what the plain models compute.
+        TypeError: not a model, or an option that does not exist.
         ModelUnavailableError: a model is neither local nor cached and cannot be fetched.
 
     Examples:
@@ -146,21 +146,21 @@ def _check_packed_alike(base: Source, finetuned: Source, options: LoadOptions) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Loader:
-    """One call of `load_pair`, its arguments checked."""
+    """One call of `load_pair`, with checked arguments."""
 
     base: Source
     base_adapter: AdapterInFolder | None
-    """The adapter on it that makes the base, if that is a fine-tune too."""
+    """The adapter that makes the base, if the base is a fine-tune too."""
     finetuned: Source | Adapter
     hook_names: tuple[str, ...]
     options: LoadOptions
     placement: Placement
     rows: tuple[int, int]
-    """Embeddings of the base and of the fine-tuned model."""
+    """Numbers of embedding rows of the base and of the fine-tuned model."""
     tokenizer: PreTrainedTokenizerBase
 
     def weights(self, source: Source, *, share: bool = True) -> PreTrainedModel:
-        """A side's plain model, with embeddings for all tokens of both."""
+        """Return a side's plain model, with embeddings for all tokens of both."""
         model = source.weights(self.placement, share=share)
         if added := padded(model, max(self.rows)):
             logger.info(
@@ -170,7 +170,7 @@ class _Loader:
         return model
 
     def logits(self, model: Any) -> torch.Tensor:
-        """What a plain model says of the probe."""
+        """Return a plain model's logits on the probe."""
         return plain_logits(model, min(self.rows), model.device)
 
     def reference(self, base: torch.Tensor, finetuned: torch.Tensor, model: Any) -> Reference:
@@ -214,7 +214,7 @@ class _Loader:
         return pair
 
     def of_two_models(self, source: Source) -> HookedModelPair:
-        """Make a pair of two whole models."""
+        """Make a pair from two whole models."""
         base, finetuned = self.weights(self.base), self.weights(source)
         reference = self.reference(self.logits(base), self.logits(finetuned), base)
         bridges = boot_bridge(base, self.tokenizer), boot_bridge(finetuned, self.tokenizer)
@@ -251,7 +251,7 @@ class _Loader:
         model = boot_bridge(adapted.get_base_model(), self.tokenizer).original_model
         of_base, of_finetuned = pair_fingerprints(model, model, adapted, names)
         base: Any = copied(peft_model, share=True).unload()  # type: ignore[operator]
-        # Safely, PEFT writes to a copy of each weight.
+        # With `safe_merge`, PEFT writes to a copy of each weight.
         finetuned: Any = peft_model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
         finetuned.eval().requires_grad_(False)
         bridges = boot_bridge(base, self.tokenizer), boot_bridge(finetuned, self.tokenizer)
@@ -270,7 +270,7 @@ class _Loader:
         logger.info("two models are made of %s, since %s", self.base.name, reason)
 
     def of_two_adapters(self, one: AdapterInFolder, other: AdapterInFolder) -> HookedModelPair:
-        """Switch between two adapters on one model, or merge each into a copy of its own."""
+        """Switch between two adapters on one model, or merge each into a separate copy."""
         reason = "one of the adapters changes more than its own layers"
         if not (one.writes_to_base or other.writes_to_base):
             model = self.weights(self.base, share=False)
@@ -297,16 +297,16 @@ class _Loader:
 def load_model(
     model: str | Path, *, device: str = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load one model and its tokenizer with transformers, the embedded one included.
+    """Load one model and its tokenizer with transformers; the embedded model works too.
 
     Args:
-        model: as `base` of `load_pair`.
+        model: a name, as for `base` of `load_pair`.
         device: a torch device.
-        dtype: of the weights.
+        dtype: the dtype of the weights.
 
     Raises:
-        ValueError: no such folder, or a damaged one.
-        ModelUnavailableError: neither local nor cached, and cannot be fetched.
+        ValueError: the folder does not exist or is damaged.
+        ModelUnavailableError: the model is neither local nor cached and cannot be fetched.
     """
     placement = LoadOptions(device=device, dtype=dtype).placement([])
     path = resolve_model(model)
@@ -318,11 +318,11 @@ def load_model(
 
 @typed
 def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
-    """Wrap a transformers model as a TransformerLens bridge (the model is changed in place).
+    """Wrap a transformers model in a TransformerLens bridge (the model is changed in place).
 
     Raises:
-        ValueError: a tokenizer that cannot be loaded again, as the bridge does, or a model that
-            TransformerLens does not know.
+        ValueError: the tokenizer cannot be loaded again, as the bridge does, or TransformerLens does not
+            support the model.
     """
     if not is_on_disk(tokenizer):
         tokenizer = in_folder(tokenizer)
@@ -336,8 +336,8 @@ def boot_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
             f"TransformerLens cannot wrap a {type(model).__name__}: {error}; its bridge does not support "
             "this architecture or size"
         ) from error
-    # A bridge's own tokenizer is another object, read from this one's folder, which may be a temporary one.
+    # A bridge's tokenizer is a separate object, loaded from this one's folder, which may be temporary.
     weakref.finalize(bridge, lambda kept: None, tokenizer)  # noqa: ARG005
-    # With `hf_model=` the bridge takes the device from what the machine has, not from the model.
+    # With `hf_model=`, the bridge takes the machine's default device, not the model's.
     bridge.cfg.device = str(model.device)
     return bridge

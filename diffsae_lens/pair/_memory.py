@@ -1,7 +1,7 @@
-"""Models in memory: copies that share their weights, and what a bridge was made of.
+"""Models in memory: copies that share weights, and the plain model inside a bridge.
 
-A pair changes the modules of its models (a bridge wraps them, adapters are put on them) and their mode.
-So it never takes a user's object: it takes a copy of the modules around the same weights.
+A pair changes the modules of its models (a bridge wraps them, adapters are attached to them) and their
+mode. So it never uses a user's object itself: it copies the modules around the same weights.
 """
 
 import copy
@@ -21,12 +21,12 @@ M = TypeVar("M", bound=Module)
 
 
 def copied(model: M, *, share: bool) -> M:
-    """Return a model's copy in evaluation mode, without gradients and without its hooks.
+    """Return a copy of a model in evaluation mode, without gradients and without its hooks.
 
     Args:
-        model: any module; it stays as it is.
-        share: whether the copy has the very weights of the model, so that it takes no memory. What
-            writes to the weights of one then writes to those of both.
+        model: any module; it is left unchanged.
+        share: whether the copy shares the model's weights, so that it takes no memory. Writing to the
+            weights of one then writes to those of both.
     """
     memo = {id(hooks): type(hooks)() for hooks in _hosts.hooks_of(model)}
     if share:
@@ -49,10 +49,10 @@ def _shared(tensor: Tensor) -> Tensor:
 
 
 def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
-    """Return the plain model that a bridge was made of, around the same weights; the bridge stays as it is.
+    """Return the plain model that a bridge was made from, on the same weights; the bridge is unchanged.
 
     Raises:
-        ValueError: a bridge of other weights than a model's own, or one that cannot be taken apart.
+        ValueError: the bridge has processed weights instead of the model's own, or cannot be unwrapped.
     """
     if bridge.compatibility_mode:
         raise InvalidValueError(

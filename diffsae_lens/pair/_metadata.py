@@ -1,4 +1,4 @@
-"""What a pair was made of, as it is stored with everything that was made with the pair."""
+"""The origin of a pair, as stored with everything made with the pair."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ from diffsae_lens.pair._fingerprint import pair_fingerprints
 
 @dataclass(frozen=True, kw_only=True)
 class PairMetadata:
-    """Which two models a pair was made of; stored with every dictionary trained on it."""
+    """The two models that a pair was made from; stored with every dictionary trained on it."""
 
     base: str
     finetuned: str
@@ -24,27 +24,27 @@ class PairMetadata:
     adapter: bool = False
     """Whether the fine-tuned model is the base with a LoRA adapter switched on."""
     base_fingerprint: str | None = None
-    """Of its weights, see `model_fingerprint`; a pair fills it in."""
+    """Fingerprint of the base's weights, see `model_fingerprint`; a pair fills it in."""
     finetuned_fingerprint: str | None = None
-    """Likewise; of an adapter's weights together with the base's."""
+    """Fingerprint of the fine-tuned model's weights (an adapter's together with the base's)."""
     dtype: str | None = None
     """Precision of the weights, such as `float32`; a pair fills it in."""
     n_added_rows: int = 0
-    """Tokens that one model had no embeddings for: it was given means of its own rows, so it reads them
-    as an average token and finds them as likely."""
+    """Number of tokens that one model had no embeddings for: it was given means of its own rows, so it
+    reads them as an average token and finds them as likely as one."""
     added_to: str | None = None
-    """Which model was given them, `base` or `finetuned`."""
+    """Which model was given these rows, `base` or `finetuned`."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a text or a flag."""
+        """Refuse values of the wrong type."""
         check_fields(self)
 
     @classmethod
     def of_stored(cls, stored: Any) -> "PairMetadata":
-        """Read what was stored; keys that are not known are left out.
+        """Read stored metadata, ignoring unknown keys.
 
         Raises:
-            ValueError: not a mapping, without the names of the two models, or damaged.
+            ValueError: not a mapping, lacks the names of the two models, or damaged.
         """
         named = isinstance(stored, Mapping) and all(
             isinstance(stored.get(side), str) for side in ("base", "finetuned")
@@ -63,7 +63,7 @@ class PairMetadata:
 
     @property
     def mirrored(self) -> "PairMetadata":
-        """The same two models with their roles changed."""
+        """The same two models with their roles swapped."""
         return PairMetadata(
             base=self.finetuned,
             finetuned=self.base,
@@ -84,7 +84,7 @@ def describe_pair(
     adapters: AdapterSwitch,
     given: PairMetadata | None,
 ) -> PairMetadata:
-    """Return a pair's metadata: what is given, else its models' names; and what the weights are."""
+    """Return a pair's metadata: as given, or its models' names, plus the weights' fingerprints and dtype."""
     given = given or PairMetadata(
         base=str(base.cfg.model_name),
         finetuned=str(finetuned.cfg.model_name),

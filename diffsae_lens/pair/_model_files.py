@@ -1,4 +1,4 @@
-"""Model folders and hub ids: what they hold, what is missing, and loading them with transformers."""
+"""Model folders and hub ids: what they contain, what is missing, and how transformers loads them."""
 
 import logging
 import pickle
@@ -23,7 +23,7 @@ from diffsae_lens.pair._options import Placement, is_quantised
 logger = logging.getLogger(__name__)
 
 SHIPPED_ORGANISMS_DIR = Path(__file__).parents[1] / "organisms" / "adapters"
-ATTENTION = "eager"  # what TransformerBridge itself asks for, so that patterns can be hooked
+ATTENTION = "eager"  # what TransformerBridge itself requests, so that patterns can be hooked
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -34,7 +34,7 @@ def shipped_organisms() -> tuple[str, ...]:
 
 
 def resolve_model(model: str | Path, *, tokenizer: bool = False) -> str:
-    """Turn a name into what transformers loads: a folder for what we ship, else unchanged.
+    """Resolve a name to what transformers can load: a folder for what we ship, otherwise unchanged.
 
     Raises:
         TypeError: not a name.
@@ -51,7 +51,7 @@ def resolve_model(model: str | Path, *, tokenizer: bool = False) -> str:
     looks_local = isinstance(model, Path) or str(model).startswith((".", "/", "~"))
     path = Path(model).expanduser()
     if path.exists():
-        if not tokenizer:  # else whoever loads it says what is missing
+        if not tokenizer:  # for a tokenizer, the caller says what is missing
             _check_holds_model(path)
         return str(path)
     if looks_local or str(model).count("/") > 1:
@@ -65,7 +65,7 @@ def resolve_model(model: str | Path, *, tokenizer: bool = False) -> str:
 
 
 def _check_holds_model(path: Path) -> None:
-    """Refuse a folder without a model or an adapter, and say which one nearby may have been meant."""
+    """Refuse a folder without a model or an adapter, and suggest a subfolder that has one."""
     if not path.is_dir():
         raise InvalidValueError(f"{path} is a file; give the folder that holds the model")
     if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -88,14 +88,14 @@ def _check_holds_model(path: Path) -> None:
 
 
 def fetch(loader: Any, path: str, revision: str | None, **kwargs: Any) -> Any:
-    """`from_pretrained`, with an error that says what to do when it cannot be had.
+    """Call `from_pretrained`, with errors that say what to do.
 
-    Python that comes with a model is never run (`trust_remote_code=False`).
+    Python code that comes with a model is never run (`trust_remote_code=False`).
 
     Raises:
-        ModelUnavailableError: neither a folder nor cached, and cannot be fetched.
-        ValueError: a model that brings Python of its own, needs a package that is not installed (such as
-            bitsandbytes), or whose files cannot be read.
+        ModelUnavailableError: the model is neither a folder nor cached, and cannot be fetched.
+        ValueError: the model brings its own Python code, needs a package that is not installed (such as
+            bitsandbytes), or has unreadable files.
     """
     try:
         return loader.from_pretrained(path, revision=revision, trust_remote_code=False, **kwargs)
@@ -131,9 +131,9 @@ def fetch(loader: Any, path: str, revision: str | None, **kwargs: Any) -> Any:
 
 
 def load_weights(path: str, revision: str | None, placement: Placement) -> PreTrainedModel:
-    """Load a model in evaluation mode, its parameters without gradients."""
+    """Load a model in evaluation mode, with parameters that require no gradients."""
     how: dict[str, Any] = {}
-    if placement.quantization_config is not None:  # packed on its device as it is read
+    if placement.quantization_config is not None:  # quantised on its device while it is read
         how["quantization_config"] = placement.quantization_config
         how["device_map"] = {"": placement.device}
     model = fetch(
@@ -145,12 +145,12 @@ def load_weights(path: str, revision: str | None, placement: Placement) -> PreTr
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Return whether a folder holds a tokenizer."""
     return any((Path(folder) / name).exists() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """Load a tokenizer; None of a folder that holds none."""
+    """Load a tokenizer, or return None for a folder without one."""
     if Path(path).is_dir() and not has_tokenizer(path):
         logger.info("%s holds no tokenizer", path)
         return None
@@ -161,7 +161,7 @@ def find_adapter(path: str, revision: str | None) -> Path | None:
     """Return the local folder of an adapter; None for a whole model."""
     try:
         found = find_adapter_config_file(path, revision=revision)
-    except OSError:  # no network: then it is not a cached adapter either
+    except OSError:  # no network, and not a cached adapter either
         found = None
     return None if found is None else Path(found).parent
 
@@ -170,7 +170,7 @@ def check_adapter(folder: Path, config: PeftConfig, base: PretrainedConfig) -> N
     """Compare an adapter with the base before any weight is loaded.
 
     Raises:
-        ValueError: another kind than LoRA, pickled or missing weights, or made for another size.
+        ValueError: not a LoRA adapter, pickled or missing weights, or made for another model size.
     """
     if str(config.peft_type) not in ("LORA", "PeftType.LORA"):
         raise InvalidValueError(
@@ -203,10 +203,10 @@ def check_adapter(folder: Path, config: PeftConfig, base: PretrainedConfig) -> N
 
 
 def adapter_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shapes in an adapter's file by name.
+    """Return the shapes of the tensors in an adapter's file, by name.
 
     Raises:
-        ValueError: a damaged file.
+        ValueError: the file is damaged.
     """
     file = folder / ADAPTER_WEIGHTS
     try:

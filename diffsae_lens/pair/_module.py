@@ -1,4 +1,4 @@
-"""What torch asks of a module, answered by two models: parameters, state, device, evaluation mode."""
+"""The module interface of torch for two models: parameters, state, device, evaluation mode."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from diffsae_lens._errors import FailedRunError, InvalidTypeError
 
 
 class _Watched:
-    """A user's tensor, which is not kept alive, and what it was."""
+    """A weak reference to a user's tensor, with its original version and values."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._reference = weakref.ref(tensor)
@@ -25,11 +25,11 @@ class _Watched:
 
     @property
     def tensor(self) -> Tensor | None:
-        """The tensor; None if the user has let go of it."""
+        """The tensor, or None if the user has released it."""
         return self._reference()
 
     def has_changed(self) -> bool:
-        """Whether it was written to, with other values than it had."""
+        """Return whether the tensor was overwritten with different values."""
         tensor = self.tensor
         if tensor is None or _hosts.tensor_version(tensor) == self._version:
             return False
@@ -37,7 +37,7 @@ class _Watched:
             return True
         self._version = _hosts.tensor_version(
             tensor
-        )  # PEFT sets experts' matrices to what they are
+        )  # PEFT rewrites experts' matrices with the same values
         return False
 
 
@@ -46,26 +46,26 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _some(tensor: Tensor, n: int) -> Tensor:
-    """At most that many of its values, seen where they lie if it is contiguous."""
+    """Return at most `n` of a tensor's values, as a view if it is contiguous."""
     flat = tensor.detach().reshape(-1)
     return flat[:: flat.numel() // n + 1]
 
 
 class PairedModule(HookedRootModule):
-    """A root module whose weights are those of `_models`, which lie outside its module tree."""
+    """A root module whose weights are those of `_models`, which are outside its module tree."""
 
     _models: tuple[TransformerBridge, TransformerBridge]
 
     _watched: tuple[_Watched, ...] = ()
     _seen: tuple[list[Tensor], Tensor] | None = None
-    """A few values of each watched tensor where they lie, and what they were: one comparison for all, since
-    writing to `.data`, as PEFT does where it merges, leaves a tensor's version as it is."""
+    """Views of a few values of each watched tensor, and their original values, compared in one operation:
+    writing to `.data`, as PEFT does when it merges, does not change a tensor's version."""
 
     def watch(self, lent: Iterable[Tensor]) -> None:
-        """Refuse to run once tensors whose memory the models' weights share have been written to.
+        """Watch tensors that share memory with the models' weights; once changed, the pair refuses to run.
 
         Args:
-            lent: a user's own; those that share no memory are left out.
+            lent: a user's tensors; those that share no memory are left out.
         """
         ours = {parameter.data_ptr() for parameter in self.parameters()}
         shared = [tensor for tensor in lent if tensor.data_ptr() in ours]
@@ -74,7 +74,7 @@ class PairedModule(HookedRootModule):
         self._seen = (few, torch.cat(few)) if few else None
 
     def check_unchanged(self) -> None:
-        """Refuse to run on weights that were written to after they were compared.
+        """Refuse to run on weights that were written to after they were verified.
 
         Raises:
             RuntimeError: says what to do.
@@ -91,11 +91,11 @@ class PairedModule(HookedRootModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """The device of the models."""
         return next(self._models[1].original_model.parameters()).device
 
     def _named_models(self) -> dict[str, torch.nn.Module]:
-        """The models by side; one for a pair whose adapters share the base's weights."""
+        """Return the models by side; only one if the adapters share the base's weights."""
         base, finetuned = (bridge.original_model for bridge in self._models)
         shared = base is finetuned
         return {"finetuned": finetuned} if shared else {"base": base, "finetuned": finetuned}
@@ -104,7 +104,7 @@ class PairedModule(HookedRootModule):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
-        """Yield both models' parameters, `base.` and `finetuned.` before their names in transformers."""
+        """Yield both models' parameters: names in transformers, prefixed with `base.` or `finetuned.`."""
         for side, model in self._named_models().items():
             yield from model.named_parameters(prefix + side, recurse, remove_duplicate)
 
@@ -131,7 +131,7 @@ class PairedModule(HookedRootModule):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> NoReturn:
-        """Refuse: a pair is of two models as they were when it was made.
+        """Refuse: a pair's two models stay as they were when it was made.
 
         Raises:
             TypeError: always.
@@ -143,7 +143,7 @@ class PairedModule(HookedRootModule):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PairedModule":
-        # What `to`, `cuda`, `cpu`, `half` and the like come down to.
+        # `to`, `cuda`, `cpu`, `half` and the like all call this.
         sample = next(self.parameters())
         if fn(sample.detach()[:0]).dtype != sample.dtype:
             raise InvalidTypeError(
@@ -152,7 +152,7 @@ class PairedModule(HookedRootModule):
             )
         for model in self._named_models().values():
             _hosts.apply_to_tensors(model, fn, recurse)
-        # Weights that were moved are no longer anybody else's.
+        # Weights that were moved are no longer shared with anybody.
         self.watch([w.tensor for w in self._watched if w.tensor is not None])
         for bridge in self._models:
             bridge.cfg.device = str(next(bridge.original_model.parameters()).device)
@@ -160,7 +160,7 @@ class PairedModule(HookedRootModule):
 
     @override
     def train(self, mode: bool = True) -> "PairedModule":
-        """Put both models into evaluation mode (`eval()`); training mode is refused.
+        """Put both models into evaluation mode (`eval()`); refuse training mode.
 
         Raises:
             TypeError: `mode` is true. Dropout would make two readings of one text differ.

@@ -1,4 +1,4 @@
-"""How models are loaded: device, precision, revisions, tokenizer, beginning of texts."""
+"""Options for loading models: device, precision, revisions, tokenizer, beginning of texts."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,22 +20,22 @@ _ELSEWHERE = {
     "load_in_8bit": _QUANTISED,
     "load_in_4bit": _QUANTISED,
 }
-"""Options of other loaders, and what to do about them here."""
+"""Options of other loaders, and what to use instead."""
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a model's weights are, and in which precision."""
+    """Device and precision of a model's weights."""
 
     device: torch.device
     dtype: torch.dtype
     quantization_config: Any = field(default=None, compare=False, repr=False)
-    """How weights are packed when they are loaded; None as they were saved."""
+    """How weights are quantised when loaded; None keeps them as saved."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Placement":
-        """Return where a model is."""
+        """Return a model's placement."""
         return cls(device=model.device, dtype=model.dtype)
 
     def __str__(self) -> str:
@@ -43,46 +43,47 @@ class Placement:
 
 
 def is_quantised(config: PretrainedConfig) -> bool:
-    """Whether a model's weights are packed by a quantiser."""
+    """Return whether a model's weights are quantised."""
     return getattr(config, "quantization_config", None) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How models are loaded."""
+    """Options for loading models."""
 
     device: str | None = None
-    """A torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; by default where the models in memory
-    are, and the CPU if none is."""
+    """A torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; by default that of the models in memory,
+    or the CPU if there are none."""
     dtype: torch.dtype | str | None = None
-    """Of the weights, such as `torch.bfloat16` or `"bfloat16"`; by default that of the models in memory,
-    and float32 if none is. Differences are small: think twice before anything but float32."""
+    """Dtype of the weights, such as `torch.bfloat16` or `"bfloat16"`; by default that of the models in
+    memory, or float32 if there are none. Differences are small: think twice before using anything but
+    float32."""
     base_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     finetuned_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     prepend_bos: bool = False
-    """Whether texts get a beginning-of-sequence token; must be as in the fine-tuning."""
+    """Whether texts get a beginning-of-sequence token; must match the fine-tuning."""
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None
-    """By which both models read texts: `"base"` or `"finetuned"` for one of the two, an object, a folder
-    or a hub id; by default the fine-tuned model's, or the base's if that has more tokens."""
+    """The tokenizer for both models: `"base"` or `"finetuned"` for one of the two, an object, a folder or
+    a hub id; by default the fine-tuned model's, or the base's if it has more tokens."""
     adapted_model: Any = None
-    """The model that two adapters sit on, where `base` is one too: as `base` of `load_pair`; by default
-    the one that both say they were made for."""
+    """The model that two adapters were made for, if `base` is an adapter too, given like `base` of
+    `load_pair`; by default the model that both adapters name."""
     device_map: str | Mapping | None = None
-    """As in transformers, in place of `device`; all of a pair is on one device."""
+    """The same as in transformers, in place of `device`; the whole pair is on one device."""
     quantization_config: QuantizationConfigMixin | None = None
-    """Such as `BitsAndBytesConfig(load_in_4bit=True)`, for what is loaded from files; both models are
-    then quantised alike."""
+    """Quantisation of models loaded from files, such as `BitsAndBytesConfig(load_in_4bit=True)`; both
+    models are then quantised alike."""
     merged: bool = False
-    """Whether a LoRA adapter is merged into copies of the weights that it changes, for speed: the
+    """Whether to merge a LoRA adapter into copies of the weights that it changes, for speed: the
     fine-tuned model then runs without the adapter's layers, and takes memory for those weights; all
-    others are shared with the base. It computes the same up to rounding (logits of SmolLM2-135M in
+    others are shared with the base. The result is the same up to rounding (logits of SmolLM2-135M in
     float32 differ by at most 2e-5 of their standard deviation), and dictionaries of the unmerged pair
     fit it."""
 
     def __post_init__(self) -> None:
-        """Refuse a device that is not there."""
+        """Refuse a device that is not available."""
         check_fields(self)
         if self.device is not None and self.device_map is not None:
             raise InvalidValueError("give either `device` or `device_map`, not both")
@@ -98,7 +99,7 @@ class LoadOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it; float32 for None."""
+        """`dtype` as a torch dtype; float32 for None."""
         named = self.dtype or torch.float32
         named = getattr(torch, named, None) if isinstance(named, str) else named
         if not isinstance(named, torch.dtype):
@@ -112,7 +113,7 @@ class LoadOptions:
         """The one device that `device` or `device_map` names; None if neither is given.
 
         Raises:
-            ValueError: a `device_map` that spreads a model over several.
+            ValueError: `device_map` spreads a model over several devices.
         """
         if isinstance(self.device_map, str) and self.device_map in _SPREADING:
             n = torch.accelerator.device_count()
@@ -134,10 +135,10 @@ class LoadOptions:
         return self.device or self.device_map  # type: ignore[return-value]
 
     def placement(self, in_memory: Iterable[Placement | None]) -> Placement:
-        """Return where both models go: as asked for, else where those in memory are.
+        """Return the placement of both models: as requested, or that of the models in memory.
 
         Raises:
-            ValueError: models in memory that are not in one place, and none was asked for.
+            ValueError: the models in memory differ in placement, and none was requested.
         """
         there = [place for place in in_memory if place is not None]
         for name, asked in (("device", self.named_device), ("dtype", self.dtype)):
@@ -156,11 +157,11 @@ class LoadOptions:
 
 
 def load_options(options: LoadOptions | None, overrides: dict[str, Any]) -> LoadOptions:
-    """Return the options that a call of `load_pair` was given, in one of two ways.
+    """Return the options of a `load_pair` call, given as an object or as keywords.
 
     Raises:
-        TypeError: something else, or an option that does not exist.
-        ValueError: both ways at once.
+        TypeError: not `LoadOptions`, or an option that does not exist.
+        ValueError: both an object and keywords.
     """
     if options is not None and not isinstance(options, LoadOptions):
         raise InvalidTypeError(f"`options` must be LoadOptions, got a {type(options).__name__}")

@@ -1,4 +1,4 @@
-"""One forward pass of a pair: the base beside the fine-tuned model, and hooks on what both compute."""
+"""One forward pass of a pair: the base alongside the fine-tuned model, with hooks on both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,49 +22,49 @@ Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 class _AllGrabbedError(Exception):
-    """Ends the base's forward pass once the last activation asked for has been read."""
+    """Ends the base's forward pass once the last requested activation has been read."""
 
 
-@dataclass(eq=False, repr=False)  # a hook point asks for the `repr` of what its hooks are bound to
+@dataclass(eq=False, repr=False)  # a hook point calls `repr` on what its hooks are bound to
 class PairedPass:
-    """One forward pass of a pair, or one generation, with what its hooks may ask about it."""
+    """One forward pass of a pair, or one generation, with what its hooks can query about it."""
 
     points: Mapping[str, HookPoint]
     """The pair's hook points by name."""
     hooked: Mapping[str, Sequence[VirtualHook]]
-    """Those that somebody hooks, by site."""
+    """The virtual hook points that have hooks, by site."""
     base_model: Callable[[], AbstractContextManager[TransformerBridge]]
     """Opens the base model."""
     given: Mapping[str, Tensor] | None = None
     """The base's activations by site, if they are known and the base need not run."""
     shared: SharedRows | None = None
-    """Which rows read one text, if what they have in common is computed once."""
+    """Which rows read the same text, if what they share is computed once."""
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
     n_before: int = 0
-    """Tokens that the fine-tuned model's KV cache holds."""
+    """Number of tokens in the fine-tuned model's KV cache."""
     prompt_mask: Tensor | None = None
-    """Which tokens are of the prompt, `[batch, pos]`, if whoever runs the pair has said so."""
+    """Which tokens belong to the prompt, `[batch, pos]`, if the caller has said so."""
     written_at: list[Tensor] = field(default_factory=list)
-    """Where each hook of the point under way wrote, `[batch, pos]`, of those that said so."""
+    """Where hooks of the current point wrote, `[batch, pos]`, one entry per hook that said so."""
     base_activations: dict[str, Tensor] = field(default_factory=dict)
-    """What the base computed in the pass under way, by site."""
+    """The base's activations in the current pass, by site."""
     base_runs: bool = False
-    """Whether it is the base that runs now, on a pair of one bridge the same blocks."""
+    """Whether the base is running now; in a pair of one bridge, it runs the same blocks."""
     _cache: DynamicCache | None = None
 
     @property
     def is_sharing(self) -> bool:
-        """Whether rows that read one text are computed once now, in the fine-tuned model."""
+        """Whether rows that read the same text are now computed once, in the fine-tuned model."""
         return self.shared is not None and not self.base_runs
 
     @property
     def rows(self) -> Int[Tensor, "row"] | None:
-        """The numbers of the rows of this pass; None if all of them are there."""
+        """The indices of the rows of this pass; None if all rows are present."""
         return None if self.shared is None else self.shared.rows
 
     def shown(self, value: Tensor | None) -> Tensor | None:
-        """Return the rows of a value that this pass computes now, as its hooks are to see it."""
+        """Return a value as hooks see it: only the rows that this pass computes now."""
         there = None if self.shared is None else self.shared.there
         if there is None or value is None or len(value) == 1:
             return value
@@ -72,14 +72,14 @@ class PairedPass:
 
     @property
     def columns(self) -> Int[Tensor, "pos"] | None:
-        """Where in the (padded) sequence the tokens of this pass stand."""
+        """Column indices of this pass's tokens in the (padded) sequence."""
         if self.tokens is None:
             return None
         return self.n_before + torch.arange(self.tokens.shape[1], device=self.tokens.device)
 
     @property
     def positions(self) -> Int[Tensor, "row pos"] | None:
-        """How many tokens of its row stand before each token of this pass; -1 for padding."""
+        """Number of tokens that precede each token of this pass in its row; -1 for padding."""
         columns, mask = self.columns, self.attention_mask
         if columns is None:
             return None
@@ -91,7 +91,7 @@ class PairedPass:
 
     @property
     def splices(self) -> list[Hook]:
-        """The hooks on the fine-tuned model that show the hooked views their values."""
+        """The hooks on the fine-tuned model that pass values to the hooked views."""
         return [(site, partial(self._splice, site=site)) for site in self.hooked]
 
     @property
@@ -104,7 +104,7 @@ class PairedPass:
         ]
 
     def run_base(self, _: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        """Run the base on what the fine-tuned model is about to read, with a KV cache of its own.
+        """Run the base on what the fine-tuned model is about to read, with its own KV cache.
 
         A forward pre-hook of the fine-tuned model, with keywords.
         """
@@ -150,12 +150,12 @@ class PairedPass:
         return DynamicCache(config=model.original_model.config)  # type: ignore[arg-type]
 
     def go_on(self, cache: DynamicCache, tokens: Tensor, kept: Tensor | None) -> None:
-        """Put rows in their places in the caches before the next tokens are read.
+        """Reorder the rows of the caches before the next tokens are read.
 
         Args:
-            cache: of the fine-tuned model.
-            tokens: what is read next, `[row, 1]`.
-            kept: the rows that go on; None if all do.
+            cache: the fine-tuned model's cache.
+            tokens: the tokens read next, `[row, 1]`.
+            kept: the rows that continue; None if all do.
         """
         if self.shared is None:
             return
@@ -169,16 +169,16 @@ class PairedPass:
             self._cache.reorder_cache(index.to(tokens.device))  # type: ignore[arg-type]
 
     def _grab(self, activation: Tensor, hook: HookPoint, *, site: str, n: int) -> None:  # noqa: ARG002
-        """Keep an activation of the base."""
+        """Store an activation of the base."""
         self.base_activations[site] = activation
         if len(self.base_activations) == n:
             raise _AllGrabbedError
 
     def _splice(self, finetuned: Tensor, hook: HookPoint, *, site: str) -> Tensor | None:  # noqa: ARG002
-        """Show the hooked views their value, and take over what they write."""
+        """Pass the hooked views their values, and apply what they write."""
         if self.base_runs:
             return None
-        # Of several heads: side by side, as one vector per position.
+        # Several heads are concatenated into one vector per position.
         base, current = self.base_activations.get(site), finetuned.flatten(2)
         base = None if base is None else base.flatten(2)
         if base is not None and self.shared is not None:
@@ -191,7 +191,7 @@ class PairedPass:
             written, in_place = _fire(point, value)
             if written is not None:
                 new = view.write(written, base).to(finetuned.dtype)
-                # Elsewhere the stream stays what it is, whatever the view shows there.
+                # Elsewhere the stream is unchanged, whatever the view's value is there.
                 if self._is_partial(point, written, in_place=in_place):
                     acted = torch.stack([*self.written_at, written.ne(value).any(-1)]).any(0)
                     new = new if acted.all() else torch.where(acted[..., None], new, current)
@@ -199,9 +199,9 @@ class PairedPass:
         return current.reshape(finetuned.shape) if changed else None
 
     def _is_partial(self, point: HookPoint, written: Tensor, *, in_place: bool) -> bool:
-        """Whether hooks said where they write, and what others write shows elsewhere too.
+        """Whether hooks said where they write, and writes of the other hooks are visible as well.
 
-        It does not where they wrote into the value itself, or put equal values on the gradient's path.
+        They are not visible if made in place, or if equal values were put on the gradient's path.
         """
         all_said = len(self.written_at) == len(point.fwd_hooks)
         shows = not in_place and not point.has_hooks("bwd")
@@ -209,15 +209,14 @@ class PairedPass:
 
 
 def _fire(point: HookPoint, value: Tensor) -> tuple[Tensor | None, bool]:
-    """Show `value` to the point's hooks; return what they wrote, None if they only looked.
+    """Pass `value` to the point's hooks; return what they wrote, or None if they only looked.
 
-    And whether they wrote into `value` itself.
+    Also return whether they wrote into `value` itself.
 
-    Editing the value in place and returning it is how TransformerLens hooks are usually written,
-    so a changed version counts as a write. A backward hook needs the value to be on the path of
-    the gradient, so it counts as one too.
+    TransformerLens hooks usually edit the value in place and return it, so a changed version counts as a
+    write. A backward hook needs the value to be on the gradient's path, so it counts as one too.
     """
-    # Inference tensors keep no version, so there the value itself is compared.
+    # Inference tensors keep no version, so their values are compared.
     before = value.clone() if value.is_inference() else _hosts.tensor_version(value)
     written = point(value)
     if written.shape != value.shape:

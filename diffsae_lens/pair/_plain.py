@@ -19,26 +19,26 @@ from diffsae_lens.pair._vocabulary import n_rows, padded
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlainModels:
-    """Two models with weights of their own, in evaluation mode; adapters are merged."""
+    """Two models with separate weights, in evaluation mode; adapters are merged."""
 
     base: PreTrainedModel
     finetuned: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prepend_bos: bool
     names: tuple[str, str]
-    """Of the base and of the fine-tuned model."""
+    """Names of the base and of the fine-tuned model."""
 
 
 def load_plain(
     base: Given, finetuned: Given, *, options: LoadOptions | None = None, **overrides: Any
 ) -> PlainModels:
-    """Load both models as `load_pair` does, each whole and without a bridge around it.
+    """Load both models like `load_pair`, but each whole and without a bridge around it.
 
     An adapter is merged into a copy of its base, and the copy's logits are compared with those of the
-    adapter beside the base.
+    unmerged adapter.
 
     Raises:
-        ValueError: as for `load_pair`; models that are quantised; or models that compute the same.
+        ValueError: as for `load_pair`; also for quantised models, or models that compute the same.
         TypeError: as for `load_pair`.
         ModelUnavailableError: as for `load_pair`.
     """
@@ -84,7 +84,7 @@ def load_plain(
         )
     for model in models:
         model.eval().requires_grad_(False)
-        with suppress(ValueError, ImportError):  # a family that has eager attention alone
+        with suppress(ValueError, ImportError):  # a family with eager attention only
             model.set_attn_implementation("sdpa")
     return PlainModels(
         base=models[0],
@@ -96,7 +96,7 @@ def load_plain(
 
 
 def _merged(adapter: Adapter, model: PreTrainedModel) -> PreTrainedModel:
-    """A model with an adapter merged into it, which computes what the two compute side by side."""
+    """Merge an adapter into a model, and check that it computes the same as unmerged."""
     peft_model = adapter.on(model, share=False)
     rows = n_rows(model.config)
     beside = plain_logits(peft_model, rows, model.device)

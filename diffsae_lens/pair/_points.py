@@ -1,4 +1,4 @@
-"""The virtual hook points of a pair: which there are, how wide they are, and which somebody hooks."""
+"""The virtual hook points of a pair: their names, their widths, and which have hooks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ class PairedPoints(PairedText):
     hook_names: tuple[str, ...]
     """The sites: full TransformerLens names."""
     _widths: Mapping[str, int]
-    """Of one model's activation at each."""
+    """Width of one model's activation at each site."""
 
     def _make_hook_points(self) -> None:
         self.mod_dict, self.hook_dict = {}, {}
@@ -29,9 +29,9 @@ class PairedPoints(PairedText):
                 self.mod_dict[point.name] = self.hook_dict[point.name] = point
 
     def width(self, hook_name: str) -> int:
-        """Return how wide one model's activation is, at a site or a virtual hook point.
+        """Return the width of one model's activation at a site or a virtual hook point.
 
-        Activations of several heads (`hook_z`) are read side by side, as one vector per position.
+        Activations of several heads (`hook_z`) are concatenated into one vector per position.
 
         Raises:
             ValueError: unknown hook name.
@@ -51,7 +51,7 @@ class PairedPoints(PairedText):
         return self.width(hook_name) * VirtualHook.parse(hook_name).spec.n_models
 
     def check_hook_name(self, hook_name: str) -> None:
-        """Refuse a name that is none of the pair's virtual hook points.
+        """Refuse a name that does not belong to one of the pair's virtual hook points.
 
         Raises:
             ValueError: says which names there are.
@@ -66,7 +66,7 @@ class PairedPoints(PairedText):
         """Return a view of one of the hooks that the pair was built for.
 
         Raises:
-            ValueError: the pair was not built for it, or there is no such view.
+            ValueError: the pair was not built for this hook, or the view does not exist.
         """
         if hook_name not in self.hook_names:
             raise InvalidValueError(
@@ -76,7 +76,7 @@ class PairedPoints(PairedText):
         return VirtualHook(hook_name, view)
 
     def _hooked(self) -> dict[str, list[VirtualHook]]:
-        """The hook points somebody hooks, by site."""
+        """Return the virtual hook points that have hooks, by site."""
         hooked = {
             site: [
                 hook
@@ -89,7 +89,7 @@ class PairedPoints(PairedText):
 
     @property
     def hooks_in_use(self) -> list[str]:
-        """The names of the pair's hook points that somebody hooks."""
+        """The names of the pair's hook points that have hooks."""
         return [hook.name for hooks in self._hooked().values() for hook in hooks]
 
     def _reads_base(self) -> bool:
@@ -98,7 +98,7 @@ class PairedPoints(PairedText):
 
     @override
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
-        """Add hooks for the duration of a `with`; as in TransformerLens, but names are checked."""
+        """Add hooks for the duration of a `with`, as in TransformerLens but with checked names."""
         for name, _ in (*fwd_hooks, *bwd_hooks):
             if isinstance(name, str):
                 self.check_hook_name(name)
@@ -106,7 +106,7 @@ class PairedPoints(PairedText):
 
     @override
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Make caching hooks; as in TransformerLens, but names are checked."""
+        """Make caching hooks, as in TransformerLens but with checked names."""
         named = [names_filter] if isinstance(names_filter, str) else names_filter
         for name in named if isinstance(named, list | tuple) else ():
             self.check_hook_name(name)

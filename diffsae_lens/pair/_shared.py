@@ -1,8 +1,8 @@
-"""Rows of a batch that read one text: what they have in common is computed once, what differs for each.
+"""Rows of a batch that read the same text: what they share is computed once, what differs per row.
 
-Below the lowest block that an edit acts in, all readings of a text are the same. A pass over such rows
-begins with one row per text; a reading gets a row of its own where something acts on it alone, or once it
-has written something else. The base, in which nothing acts, reads every text once.
+Below the lowest block that an edit acts on, all readings of a text are the same. A pass over such rows
+starts with one row per text; a reading gets its own row where an edit acts on it alone, or once it has
+generated something different. Nothing acts on the base, so it reads every text once.
 """
 
 from bisect import bisect_right
@@ -23,11 +23,11 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.pair._hook import VirtualHook
 
 _ENDS = ("hook_resid_post", "hook_out")
-"""The hooks of a block's output."""
+"""The hooks on a block's output."""
 
 
 def n_alike(hooks: Sequence[str], n_blocks: int) -> int:
-    """Return through how many blocks a reading under these hook points is like one under none.
+    """Return through how many blocks a reading with these hook points is the same as one without any.
 
     Examples:
         >>> n_alike(["blocks.18.hook_resid_post.diff", "blocks.20.hook_mlp_out.diff"], 30)
@@ -43,7 +43,7 @@ def check_repeats(repeats: Any) -> list[list[str]]:
 
     Raises:
         TypeError: not a list of lists of names.
-        ValueError: no reading, or a name that is not a virtual hook point's.
+        ValueError: no readings, or a name that is not a virtual hook point's.
     """
     readings = [
         check_list("repeats", hooks, "virtual hook points")
@@ -64,31 +64,31 @@ def _n_before(hook: VirtualHook) -> int:
 
 @dataclass(eq=False)
 class SharedRows:
-    """The rows of a forward pass, or of a generation: row `t * n + i` is the i-th of n readings of text t.
+    """The rows of a forward pass or of a generation: row `t * n + i` is the i-th of n readings of text t.
 
-    Two readings are computed once in a block that nothing tells apart up to then, for as long as what they
-    read is one text: in the prompt, and in what is written until the first token that differs.
+    A block computes two readings once as long as nothing below it has made them differ and they read the
+    same text: in the prompt, and in the completion up to the first token that differs.
     """
 
     depths: tuple[int, ...]
-    """Through how many blocks each reading is like those that nothing acts on."""
+    """Through how many blocks each reading is the same as one that nothing acts on."""
     n_texts: int
     n_blocks: int
     block: int = -1
-    """The block whose rows are there; -1 before the first, when all are."""
+    """The block whose rows are present; -1 before the first block, when all rows are."""
 
     def __post_init__(self) -> None:
-        """Begin with the prompts, one text for all of its readings."""
+        """Start with the prompts, where all readings of a text are the same."""
         self._all = torch.arange(self.n_texts * len(self.depths))
         self._texts = self._all // len(self.depths)
         self._bounds = sorted(set(self.depths))
         self._plan_all()
 
     def _plan_all(self) -> None:
-        """Find which rows are computed, by how many of the depths have been passed.
+        """Plan which rows are computed, by how many of the depths have been passed.
 
-        For each: the first row of those that are computed as one, `[computed]`, and where among the
-        computed each row is, `[row]`.
+        Each plan holds the first row of every group that is computed as one, `[computed]`, and the index
+        of each row's group among these, `[row]`.
         """
         depths = torch.tensor(self.depths)[self._all % len(self.depths)]
         rows = torch.arange(len(self._all))
@@ -105,38 +105,38 @@ class SharedRows:
 
     @property
     def there(self) -> Int[Tensor, "computed"] | None:
-        """Which rows of the batch are there now, one for all that are computed with it; None for all."""
+        """The rows of the batch that are present now, one per group computed as one; None for all."""
         first = self._plan(self.block)[0]
         return None if self.block < 0 or len(first) == len(self._all) else first
 
     @property
     def rows(self) -> Int[Tensor, "computed"]:
-        """The numbers of the rows that are there."""
+        """The indices of the rows that are present."""
         return self._all if self.there is None else self._all[self.there]
 
     @property
     def of_base(self) -> Int[Tensor, "text"]:
-        """The rows of the batch that the base computes, one for each text."""
+        """The rows of the batch that the base computes, one per text."""
         return self._plans[0][0]
 
     def spread(self, of_base: Tensor) -> Tensor:
-        """Return what the base computed, for each of the rows that are there."""
+        """Return the base's values for each of the rows that are present."""
         place = self._plans[0][1]
         return of_base[(place if self.there is None else place[self.there]).to(of_base.device)]
 
     @property
     def narrow_blocks(self) -> list[int]:
-        """The blocks that may compute fewer than all rows."""
+        """The blocks that may compute fewer rows than the whole batch."""
         return list(range(min(self.n_blocks, max(self.depths))))
 
     def enter(self, block: int, given: Any) -> Any:
-        """Leave the rows of a block in what it is given: masks, positions, before the first the stream."""
+        """Narrow a block's inputs to its rows: masks, positions and, in the first block, the stream."""
         self.block = block
         there = self.there
         return given if there is None else narrowed(given, len(self._all), there)
 
     def leave(self, block: int, stream: Tensor) -> Tensor:
-        """Give the readings that differ from now on rows of their own."""
+        """Give separate rows to the readings that differ from here on."""
         place = self._plan(block)[1]
         self.block = block + 1
         index = place if self.there is None else place[self.there]
@@ -145,15 +145,15 @@ class SharedRows:
     def go_on(
         self, tokens: Int[Tensor, "row"], kept: Int[Tensor, "row"] | None = None
     ) -> Callable[[int], Int[Tensor, "computed"] | None]:
-        """Tell rows of one text apart by the tokens that they read next.
+        """Separate rows of one text by the tokens that they read next.
 
         Args:
-            tokens: of the rows that go on.
-            kept: these, of those that there were; None if all do.
+            tokens: the next token of each row that continues.
+            kept: the previous indices of these rows; None if all continue.
 
         Returns:
-            What says of a block, or of the base for -1, which of the rows that it had computed each row
-            that it will goes on from; None if all stay in their places.
+            A function that takes a block (-1 for the base) and returns, for each row that it will
+            compute, the previously computed row that it continues; None if no row moves.
         """
         kept = torch.arange(len(self._all)) if kept is None else kept.cpu()
         before = [(len(first), place[kept]) for first, place in self._plans]
@@ -172,7 +172,7 @@ class SharedRows:
 
     @contextmanager
     def on(self, model: TransformerBridge, is_on: Callable[[], bool]) -> Iterator[None]:
-        """Have a model's blocks run on the rows of each, while `is_on` says so."""
+        """Make each of a model's blocks run only on its rows while `is_on` returns True."""
         blocks = self.narrow_blocks
 
         def enter(_: Any, args: tuple, kwargs: Mapping[str, Any], *, block: int) -> Any:
@@ -195,7 +195,7 @@ class SharedRows:
 
 
 def narrowed(given: Any, n_rows: int, rows: Tensor) -> Any:
-    """Leave these rows in every tensor that has all rows."""
+    """Return nested inputs with every tensor of `n_rows` rows narrowed to the given rows."""
     if isinstance(given, Tensor):
         has_rows = given.ndim > 1 and len(given) == n_rows
         return given[rows.to(given.device)] if has_rows else given

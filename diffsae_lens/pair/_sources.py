@@ -1,7 +1,7 @@
-"""Where a whole model of a pair comes from: a folder or hub id, a model in memory, a bridge, a PEFT model.
+"""Sources of a pair's whole models: a folder or hub id, a model in memory, a bridge, a PEFT model.
 
-Each is a `Source`, which yields the plain model's weights, its configuration, its tokenizer and its name.
-What loads a pair sees nothing else.
+Each is a `Source`, which provides the plain model's weights, configuration, tokenizer and name. The code
+that loads a pair sees nothing else.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ from diffsae_lens.pair._options import Placement, is_quantised
 
 
 class Source(ABC):
-    """One whole model."""
+    """A source of one whole model."""
 
     name: str
     revision: str | None = None
@@ -39,35 +39,36 @@ class Source(ABC):
     @property
     @abstractmethod
     def config(self) -> PretrainedConfig:
-        """Of the model; a multimodal one's as a whole."""
+        """The model's config; for a multimodal model, the whole config."""
 
     @property
     def placement(self) -> Placement | None:
-        """Where its weights are and in which precision; None if they are yet to be loaded."""
+        """Device and precision of its weights; None if they are not loaded yet."""
         return None
 
     @property
     def lent(self) -> tuple[torch.Tensor, ...]:
-        """The user's own tensors that the weights share memory with."""
+        """The user's tensors that share memory with the weights."""
         return ()
 
     @abstractmethod
     def weights(self, placement: Placement, *, share: bool = True) -> PreTrainedModel:
-        """Return a plain model in evaluation mode, to be changed at will.
+        """Return a plain model in evaluation mode, whose modules may be changed freely.
 
         Args:
-            placement: where, and in which precision.
-            share: whether its weights may be those of a user's model, which must not be written to.
+            placement: its device and precision.
+            share: whether its weights may be shared with a user's model, so that they must not be
+                written to.
         """
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return its own tokenizer; None if it has none."""
+        """Return the model's own tokenizer; None if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InFolder(Source):
-    """A model in a folder, or at the hub."""
+    """A model in a folder or on the hub."""
 
     name: str
     path: str
@@ -89,14 +90,14 @@ class InFolder(Source):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InMemory(Source):
-    """A model of the user's own, which stays as it is."""
+    """A user's model, which is left unchanged."""
 
     name: str
     model: PreTrainedModel
     side: str
 
     def __post_init__(self) -> None:
-        """Refuse what is spread over devices, or changed by adapters from inside."""
+        """Refuse a model that is spread over devices or has adapters inside it."""
         check_one_place(self.side, self.model)
         if any(isinstance(part, BaseTunerLayer) for part in self.model.modules()):
             raise InvalidValueError(
@@ -131,7 +132,7 @@ class InMemory(Source):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InBridge(InMemory):
-    """The model that a bridge of the user's was made of, taken out of it."""
+    """The plain model extracted from a user's bridge."""
 
     bridge: TransformerBridge
 
@@ -147,7 +148,7 @@ class InBridge(InMemory):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnderAdapter(Source):
-    """The base that a user's PEFT model was put on."""
+    """The base underneath a user's PEFT model."""
 
     name: str
     peft_model: PeftModel
@@ -178,8 +179,8 @@ class UnderAdapter(Source):
 
 
 def placed(model: PreTrainedModel, placement: Placement) -> PreTrainedModel:
-    """Move a copy to where a pair needs it, and have it compute attention and name itself as there."""
-    if model.config.architectures is None:  # of a model that was never saved; the bridge goes by it
+    """Move a copy to a placement, with the attention and the architecture name that a bridge needs."""
+    if model.config.architectures is None:  # a model that was never saved; the bridge reads it
         model.config.architectures = [type(model).__name__]
     if Placement.of(model) != placement:
         if is_quantised(model.config):
@@ -197,7 +198,7 @@ def check_one_place(side: str, model: Any) -> None:
     """Refuse a model that is spread over several devices.
 
     Raises:
-        ValueError: names them.
+        ValueError: names the devices.
     """
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
@@ -208,14 +209,14 @@ def check_one_place(side: str, model: Any) -> None:
 
 
 def tokenizer_of(config: PretrainedConfig) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer where a model in memory was loaded from; None if it was loaded from nowhere."""
+    """Return the tokenizer saved where a model in memory was loaded from; None if there is none."""
     path = _hosts.loaded_from(config)
     known = path and (not Path(path).is_dir() or has_tokenizer(path))
     return load_tokenizer(path, None) if known else None
 
 
 def under(peft_model: PeftModel) -> PreTrainedModel:
-    """Return the model that a PEFT model was put on."""
+    """Return the model underneath a PEFT model."""
     model = peft_model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         raise InvalidValueError(

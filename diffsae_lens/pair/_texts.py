@@ -1,4 +1,4 @@
-"""Texts and tokens of a pair: one policy for the beginning of a sequence, one limit, one check."""
+"""Texts and tokens of a pair: one policy for the start of a sequence, one length limit, one check."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,26 @@ class TokenisedTexts:
 
     texts: tuple[str, ...]
     tokens: Int[Tensor, "text pos"]
-    """Ids, the beginning-of-sequence token among them where the pair's policy has one."""
+    """Token ids, including the beginning-of-sequence token if the pair's policy adds one."""
     attended: Bool[Tensor, "text pos"]
-    """Which of them are not padding."""
+    """Which tokens are not padding."""
     offsets: Int[Tensor, "text pos 2"]
-    """The characters `(start, end)` of its text that each stands for."""
+    """The character span `(start, end)` of each token in its text."""
     of_content: Bool[Tensor, "text pos"]
-    """Which tokens are no special ones and stand before the end of what a conversation says last; of a text
-    that is none, before the special tokens at its end."""
+    """Which tokens are not special and come before the end of a conversation's last message, or, in a
+    plain text, before the special tokens at its end."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def positions(self) -> Int[Tensor, "text pos"]:
-        """How many tokens of its text stand before each; -1 for padding."""
+        """Number of tokens that precede each token in its text; -1 for padding."""
         return positions_of(self.attended)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each text."""
+        """Number of tokens per text."""
         return self.attended.sum(1).tolist()
 
     def take(self, indices: Sequence[int]) -> "TokenisedTexts":
@@ -70,7 +70,7 @@ def batches_of(
     """Yield `(indices, texts)` batches of similar lengths, the longest first.
 
     Raises:
-        TypeError, ValueError: `batch_size` is not a count; when the first batch is taken.
+        TypeError, ValueError: `batch_size` is not a count; raised when the first batch is requested.
     """
     batch_size = _checks.check_count("batch_size", batch_size)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -99,7 +99,7 @@ class PairedText(PairedModule):
     def rendered(
         self, input: Text | Sequence[Text], *, name: str = "input", to_be_continued: bool = False
     ) -> list[str]:
-        """Return one or more texts as they are read: conversations by the chat template, none begun yet.
+        """Return texts as a pair reads them, without BOS; the chat template renders conversations.
 
         Raises:
             TypeError, ValueError: as for `tokenise`.
@@ -118,22 +118,22 @@ class PairedText(PairedModule):
         n_new_tokens: int = 0,
         max_tokens: int | None = None,
     ) -> TokenisedTexts:
-        """Tokenise texts by the pair's own policy, each on a row of its own.
+        """Tokenise texts by the pair's policy, one text per row.
 
-        A conversation, a list of messages with `role` and `content`, goes through the tokenizer's chat
-        template once. After a last message that is not the assistant's the beginning of an answer follows.
+        A conversation, a list of messages with `role` and `content`, is rendered once with the tokenizer's
+        chat template. If its last message is not the assistant's, the beginning of an answer follows.
 
         Args:
             texts: one or more texts or conversations; none may be empty.
-            name: what the argument is called, for messages.
-            n_new_tokens: how many tokens are to be generated after each; a last message of the assistant's
-                is then left open.
-            max_tokens: at which texts are cut; None refuses those beyond the context.
+            name: the name of the argument, for messages.
+            n_new_tokens: how many tokens are to be generated after each text; if any, a last message from
+                the assistant is left open.
+            max_tokens: the length at which texts are cut; None refuses texts beyond the context.
 
         Raises:
             TypeError: a single text or conversation, or not a list of them.
-            ValueError: none; an empty one; one beyond the models' context; or a conversation that the
-                tokenizer has no template for.
+            ValueError: an empty list; an empty text; a text beyond the models' context; or a conversation
+                although the tokenizer has no chat template.
         """
         read = rendered(name, texts, self.tokenizer, to_be_continued=n_new_tokens > 0)
         begun = [self.with_bos(one.text) for one in read]
@@ -170,15 +170,15 @@ class PairedText(PairedModule):
         )
 
     def check_lengths(self, name: str, lengths: Sequence[int], *, n_new_tokens: int = 0) -> None:
-        """Refuse texts that are empty or beyond the models' context: what is beyond it reads as noise.
+        """Refuse texts that are empty or longer than the models' context, beyond which all is noise.
 
         Args:
-            name: what the argument is called, for the message.
-            lengths: of each text, in tokens.
-            n_new_tokens: how many tokens are to be generated after each.
+            name: the name of the argument, for the message.
+            lengths: the length of each text, in tokens.
+            n_new_tokens: how many tokens are to be generated after each text.
 
         Raises:
-            ValueError: says which one.
+            ValueError: says which text.
         """
         n_ctx = self.cfg.n_ctx
         longest = max(range(len(lengths)), key=lengths.__getitem__)
@@ -195,7 +195,7 @@ class PairedText(PairedModule):
             )
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Refuse tokens that are not `[seq, pos]` ids within vocabulary and context, padded on the right.
+        """Refuse anything but `[seq, pos]` ids within vocabulary and context, padded on the right.
 
         Raises:
             TypeError: not a tensor of integers.
@@ -218,13 +218,13 @@ class PairedText(PairedModule):
         truncate: bool | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Tokenise by the pair's own `prepend_bos` policy, `[batch, pos]`; else as TransformerLens.
+        """Tokenise like TransformerLens, `[batch, pos]`, but by the pair's own `prepend_bos` policy.
 
-        A text that begins with the beginning-of-sequence token (a chat template's, say) gets no second
-        one. Texts beyond the context are refused unless `truncate` says what to do with them.
+        A text that already begins with the beginning-of-sequence token (from a chat template, say) does
+        not get a second one. Texts beyond the context are refused unless `truncate` is given.
 
         Raises:
-            ValueError: a text of more tokens than the context.
+            ValueError: a text has more tokens than the context.
         """
         texts = self.rendered(input)
         tokens = self._models[1].to_tokens(
@@ -241,16 +241,16 @@ class PairedText(PairedModule):
         return tokens
 
     def with_bos(self, text: str, *, prepend_bos: bool | None = None) -> str:
-        """Return the text with one beginning-of-sequence token before it, if the policy has one."""
+        """Return the text with one beginning-of-sequence token in front, if the policy adds one."""
         prepend_bos = self.prepend_bos if prepend_bos is None else prepend_bos
         bos = f"{self.tokenizer.bos_token}"
         return text if not prepend_bos or text.startswith(bos) else bos + text
 
     def check_context(self, n_tokens: int) -> None:
-        """Refuse more tokens than the models' context.
+        """Refuse more tokens than fit the models' context.
 
         Raises:
-            ValueError: says both numbers.
+            ValueError: gives both numbers.
         """
         if n_tokens > self.cfg.n_ctx:
             raise InvalidValueError(
@@ -259,9 +259,9 @@ class PairedText(PairedModule):
             )
 
     def keep_logits(self, n: int) -> dict[str, int]:
-        """Return the keyword that has a forward pass compute the last `n` positions' logits alone.
+        """Return the keyword that makes a forward pass compute only the last `n` positions' logits.
 
-        Empty for an architecture that has no such keyword and computes them all.
+        Empty for an architecture that has no such keyword and computes all logits.
         """
         known = inspect.signature(self._models[1].original_model.forward).parameters
         return {"logits_to_keep": n} if "logits_to_keep" in known else {}

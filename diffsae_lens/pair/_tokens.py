@@ -1,7 +1,7 @@
 """Which tokens count: one policy for what is read, edited, averaged and scored.
 
-The first token's activation is 10 to 1000 times the others', special tokens stand for no text, and
-padding for nothing. A harvest leaves them out, so what a dictionary makes of them is noise.
+The first token's activation is 10 to 1000 times the others'; special tokens and padding represent no
+text. A harvest leaves them out, so a dictionary's output on them is noise.
 """
 
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ class TokenPolicy:
     """The tokens that count for a dictionary: in what is read, edited, averaged and scored."""
 
     skip_positions: int = 0
-    """Leading tokens of a text that do not count, padding aside."""
+    """Number of leading tokens of a text that do not count, not including padding."""
     ignored_token_ids: tuple[int, ...] = ()
-    """Tokens that count nowhere: special and padding tokens."""
+    """Tokens that never count: special and padding tokens."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a count and ids."""
+        """Refuse invalid counts and ids."""
         check_fields(self)
         check_count("skip_positions", self.skip_positions, at_least=0)
         for token in self.ignored_token_ids:
@@ -33,7 +33,7 @@ class TokenPolicy:
 
     @classmethod
     def any_of(cls, policies: Iterable["TokenPolicy"]) -> "TokenPolicy":
-        """Return the policy by which a token counts if it counts by any of these; all count for none."""
+        """Return the policy by which a token counts if any of these count it; every token if none given."""
         policies = list(policies)
         if not policies:
             return EVERY_TOKEN
@@ -45,7 +45,7 @@ class TokenPolicy:
 
     @classmethod
     def all_of(cls, policies: Iterable["TokenPolicy"]) -> "TokenPolicy":
-        """Return the policy by which a token counts if it counts by all of these."""
+        """Return the policy by which a token counts if all of these count it."""
         policies = list(policies)
         return cls(
             skip_positions=max((policy.skip_positions for policy in policies), default=0),
@@ -58,9 +58,9 @@ class TokenPolicy:
         """Return which tokens count.
 
         Args:
-            tokens: ids, on any device.
-            positions: how many tokens of its row stand before each, -1 for padding: `pair.positions`
-                or `positions_of`; one row if they are the same for all.
+            tokens: token ids, on any device.
+            positions: number of tokens that precede each token in its row, -1 for padding, from
+                `pair.positions` or `positions_of`; a single row if it is the same for all.
         """
         counted = positions >= self.skip_positions
         counted &= positions >= 0
@@ -70,7 +70,7 @@ class TokenPolicy:
         return counted
 
     def and_ignoring(self, token_ids: Iterable[int]) -> "TokenPolicy":
-        """Return the policy with further tokens that do not count."""
+        """Return the policy with additional ignored tokens."""
         return TokenPolicy.all_of([self, TokenPolicy(ignored_token_ids=tuple(token_ids))])
 
 
@@ -79,7 +79,7 @@ EVERY_TOKEN = TokenPolicy()
 
 
 def positions_of(attended: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Return how many tokens of its row stand before each token; -1 for padding.
+    """Return the number of tokens that precede each token in its row; -1 for padding.
 
     Examples:
         >>> positions_of(torch.tensor([[False, True, True]])).tolist()
@@ -89,5 +89,5 @@ def positions_of(attended: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"
 
 
 def last_position(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """Return the index of the last True of each row (0 where there is none)."""
+    """Return the index of the last True in each row (0 if there is none)."""
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)

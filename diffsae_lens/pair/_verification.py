@@ -1,4 +1,4 @@
-"""A pair proves itself: what plain transformers and PEFT compute, and what the pair computes."""
+"""Verification of a pair: its logits must match those of plain transformers and PEFT."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens.pair._hooked import HookedModelPair
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest error of a logit in standard deviations of the logits, by precision of the weights. Models that
-are right have 1e-6 to 1e-4 in float32; faults seen were 0.1 and more."""
+"""Largest allowed logit error, in standard deviations of the logits, by precision of the weights. Correct
+models have 1e-6 to 1e-4 in float32; faults seen were 0.1 or more."""
 
 QUANTISED = 2e-1
-"""Of quantised weights at least this: 8-bit kernels round activations too, and amplify the last bit."""
+"""Minimum tolerance for quantised weights: 8-bit kernels round activations too, and amplify the last bit."""
 
 
 class MismatchError(InvalidValueError):
-    """A pair does not compute what its two models compute."""
+    """A pair does not compute the same as its two models."""
 
 
 def probe(d_vocab: int) -> Int[Tensor, "2 11"]:
-    """Return a few fixed tokens of a vocabulary."""
+    """Return a few fixed tokens from a vocabulary."""
     return torch.randint(d_vocab, (2, 11), generator=torch.Generator().manual_seed(2024))
 
 
 @torch.no_grad()
 def plain_logits(model: Callable[..., Any], d_vocab: int, device: torch.device) -> Tensor:
-    """Return what a transformers or PEFT model says of the probe, `[2, 11, d_vocab]`, on the CPU."""
+    """Return a transformers or PEFT model's logits on the probe, `[2, 11, d_vocab]`, on the CPU."""
     return model(probe(d_vocab).to(device)).logits.float().cpu()
 
 
 @torch.no_grad()
 def check_same(side: str, bridge: TransformerBridge, plain: Any, d_vocab: int) -> None:
-    """Refuse a bridge that computes something else than the model taken out of it.
+    """Refuse a bridge that does not compute the same as the model extracted from it.
 
     Raises:
         MismatchError: names the side.
@@ -59,16 +59,16 @@ def check_same(side: str, bridge: TransformerBridge, plain: Any, d_vocab: int) -
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """The logits of the plain base and the plain fine-tuned model, taken before bridges wrapped them."""
+    """The logits of the plain base and the plain fine-tuned model, computed before bridges wrapped them."""
 
     base: Float[Tensor, "2 11 d_vocab"]
     finetuned: Float[Tensor, "2 11 d_vocab"]
     n_known: int
-    """Tokens that the probe is drawn from: those that both models came with."""
+    """Number of tokens that the probe is drawn from: those that both models came with."""
     quantised: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse models whose weights are broken."""
+        """Refuse models with logits that are not finite."""
         for side in ("base", "finetuned"):
             if not getattr(self, side).isfinite().all():
                 raise InvalidValueError(

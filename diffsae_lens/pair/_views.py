@@ -1,4 +1,4 @@
-"""What a pair's virtual hook points show of two activations, and what it means to write to them."""
+"""The views of a pair's virtual hook points: how each reads two activations and writes them back."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -14,32 +14,32 @@ Side = Literal["base", "finetuned"]
 
 
 class View(ABC):
-    """How a virtual hook point is read off two activations, and what a dictionary on it says of them."""
+    """How a virtual hook point is computed from two activations, and how to interpret a dictionary on it."""
 
     n_models: ClassVar[int] = 1
-    """How many models' activations a value holds side by side: `d_in` is that many times `d_model`."""
+    """Number of models whose activations a value concatenates: `d_in` is `n_models * d_model`."""
     needs_base: ClassVar[bool] = True
-    """Whether the base model has to run for it."""
+    """Whether the base model has to run for this view."""
     compares: ClassVar[bool] = False
     """Whether a value says how the two models differ."""
 
     @abstractmethod
     def read(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
-        """Return the value that stands for the two activations; `base` may be None if not needed."""
+        """Return the view's value for the two activations; `base` may be None if not needed."""
 
     @abstractmethod
     def write(self, value: Tensor, base: Tensor | None) -> Tensor:
         """Return the activation that the fine-tuned model continues with once `value` is written."""
 
     def of_base(self, base: Tensor) -> Tensor:
-        """Return what a dictionary on this view reads where there is the base's activation alone."""
+        """Return what a dictionary on this view reads if only the base's activation exists."""
         return base
 
     def writes(self, values: Tensor, side: Side) -> Tensor:
-        """Return the columns of decoder rows or reconstructions that are written for one model.
+        """Return the columns of decoder rows or reconstructions that belong to one model.
 
         Raises:
-            ValueError: the base's, of a view that does not hold both models.
+            ValueError: the base's columns of a view that does not hold both models.
         """
         if side == "base":
             raise InvalidValueError(
@@ -49,7 +49,7 @@ class View(ABC):
         return values
 
     def difference(self, values: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the finetuned - base that decoder rows or values imply.
+        """Return the difference finetuned - base that decoder rows or values imply.
 
         Raises:
             ValueError: a view that does not compare the two models.
@@ -57,7 +57,7 @@ class View(ABC):
         raise self._of_one_model()
 
     def with_difference(self, value: Tensor, difference: Tensor) -> Tensor:  # noqa: ARG002
-        """Return a value with another finetuned - base, the base being what it is in `value`.
+        """Return a value with another difference finetuned - base, keeping the base in `value`.
 
         Raises:
             ValueError: a view that does not compare the two models.
@@ -65,11 +65,11 @@ class View(ABC):
         raise self._of_one_model()
 
     def with_more(self, value: Tensor, addend: Tensor) -> Tensor:
-        """Return a value with something added to what the fine-tuned model continues with."""
+        """Return a value with `addend` added to what the fine-tuned model continues with."""
         return value + addend
 
     def swapped(self, value: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the value of the same activations with the roles of the two models changed.
+        """Return the value of the same activations with the roles of the two models swapped.
 
         Raises:
             ValueError: a view that does not compare the two models.
@@ -135,7 +135,7 @@ class _Diff(View):
 
 
 class _Concat(View):
-    """[base ; finetuned], what a crosscoder reads."""
+    """[base ; finetuned], the input of a crosscoder."""
 
     n_models = 2
     compares = True
@@ -184,7 +184,7 @@ def _there(base: Tensor | None) -> Tensor:
 
 
 def _wide(activation: Tensor) -> Tensor:
-    """At least float32: differences are 0.3 to 5% of the variance, less than bfloat16 resolves."""
+    """Promote to at least float32: differences are 0.3 to 5% of the variance, too little for bfloat16."""
     return activation.to(torch.promote_types(activation.dtype, torch.float32))
 
 
@@ -194,4 +194,4 @@ VIEWS: dict[str, View] = {
     "diff": _Diff(),
     "concat": _Concat(),
 }
-"""Every view, by the name that ends a virtual hook point's."""
+"""Every view, by the suffix of its virtual hook points' names."""

@@ -1,4 +1,4 @@
-"""One vocabulary for two models: whose tokenizer reads the texts, and embeddings for all of its tokens."""
+"""One vocabulary for two models: which tokenizer reads texts, and embeddings for all of its tokens."""
 
 import logging
 import tempfile
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def n_rows(config: PretrainedConfig) -> int:
-    """Return how many tokens a model has embeddings for."""
+    """Return the number of tokens that a model has embeddings for."""
     return config.get_text_config().vocab_size
 
 
 def check_tokenizers(base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase) -> None:
     """Refuse two tokenizers that would give one text two meanings.
 
-    Roles may differ, such as which token ends a chat; that is logged.
+    Roles may differ, such as which token ends a chat turn; differences are logged.
 
     Raises:
         ValueError: the vocabularies differ; says where.
@@ -45,13 +45,14 @@ def choose_tokenizer(
     finetuned: PreTrainedTokenizerBase | None,
     wanted: str | None,
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer by which both models read texts.
+    """Return the tokenizer with which both models read texts.
 
-    The fine-tuned model's own, or the base's if that has more tokens or `wanted` says so. One id must
-    mean one token to both; only what is chosen in so many words may rename special tokens.
+    It is the fine-tuned model's own, or the base's if that has more tokens or `wanted` says so. An id must
+    mean the same token to both; special tokens may have other names only if `wanted` is given.
 
     Raises:
-        ValueError: neither model has one, the one wanted does not exist, or an id means two tokens.
+        ValueError: neither model has a tokenizer, the one wanted does not exist, or an id means two
+            different tokens.
     """
     if wanted is not None and (base if wanted == "base" else finetuned) is None:
         raise InvalidValueError(f"`tokenizer` is {wanted!r}, but `{wanted}` has none; give another")
@@ -128,12 +129,13 @@ def check_rows(
     """Refuse a tokenizer with added tokens that the models have no embeddings for.
 
     Args:
-        tokenizer: by which both models read.
-        rows: how many tokens they have embeddings for.
-        beside: the base's own, whose tokens are nothing new: some have more than their model can read.
+        tokenizer: the tokenizer for both models.
+        rows: the number of tokens that they have embeddings for.
+        beside: the base's own tokenizer, whose tokens are accepted: some tokenizers have more tokens than
+            their model can read.
 
     Raises:
-        ValueError: names one.
+        ValueError: names one such token.
     """
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
     if not beyond:
@@ -152,17 +154,17 @@ def check_rows(
 
 
 def is_on_disk(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer can be loaded again from where it came from."""
+    """Return whether a tokenizer can be loaded again from where it came from."""
     return bool(tokenizer.name_or_path) and "name_or_path" in tokenizer.init_kwargs
 
 
 def in_folder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a tokenizer's copy that was loaded from a folder, as a bridge needs it to be.
+    """Return a copy of a tokenizer loaded from a folder, as a bridge requires.
 
-    The folder is a temporary one, which goes with the copy.
+    The folder is temporary and deleted together with the copy.
 
     Raises:
-        ValueError: one that transformers cannot save and load again.
+        ValueError: transformers cannot save the tokenizer and load it again.
     """
     folder = tempfile.TemporaryDirectory(prefix="diffsae-lens-tokenizer-")
     try:
@@ -180,16 +182,16 @@ def in_folder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 @torch.no_grad()
 def padded(model: PreTrainedModel, rows: int) -> int:
-    """Give a model embeddings for more tokens, in place; returns how many rows were added.
+    """Give a model embeddings for more tokens, in place; return how many rows were added.
 
     A new row is the mean of the model's own rows, in the embedding and in the unembedding: the model
-    reads a token that it does not know as an average one, and finds it as likely as an average one.
+    reads an unknown token as an average one, and finds it as likely as an average one.
     """
     before = n_rows(model.config)
     if before >= rows:
         return 0
     drawing = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(drawing):  # what it draws is overwritten below
+    with torch.random.fork_rng(drawing):  # the random rows are overwritten below
         model.resize_token_embeddings(rows, mean_resizing=False)
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
         for name, parameter in layer.named_parameters():  # type: ignore[union-attr]

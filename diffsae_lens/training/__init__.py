@@ -1,4 +1,4 @@
-"""How dictionaries are trained: harvest, run configs, threshold calibration."""
+"""Training of dictionaries: harvest, run configs, threshold calibration."""
 
 import lazy_loader
 

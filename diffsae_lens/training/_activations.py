@@ -1,7 +1,7 @@
-"""Paired activations on disk, as they are read again: aligned rows, and shuffled batches for training.
+"""Reading paired activations from disk: aligned rows, and shuffled batches for training.
 
 The folder is a `datasets` folder with a `token_ids` column and, in float32, one `Array2D(context_size, d_in)`
-column for each virtual hook point, which is what SAELens reads with `use_cached_activations=True`.
+column per virtual hook point, which is what SAELens reads with `use_cached_activations=True`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,18 +34,18 @@ from diffsae_lens.training._mixing import Batch, Feed, Mixer
 from diffsae_lens.training._run_config import TrainingRun
 
 KIND = "harvest"
-"""What the recipe of a harvest says it is."""
+"""The `kind` in the recipe of a harvest."""
 
 
 @dataclass(frozen=True)
 class PairedActivations(Record):
-    """A finished harvest on disk. In float32 SAELens reads its `path` as `cached_activations_path`."""
+    """A finished harvest on disk; in float32, SAELens can read `path` as `cached_activations_path`."""
 
     path: Path
     hook_names: tuple[str, ...]
     """Virtual hook points, such as `blocks.18.hook_resid_post.diff`."""
     context_size: int
-    """Positions kept of each sequence."""
+    """Number of positions kept per sequence."""
     n_sequences: int
     ignored_token_ids: tuple[int, ...]
     """Padding and special tokens; their activations are stored but never yielded."""
@@ -71,21 +71,21 @@ class PairedActivations(Record):
 
     @property
     def policy(self) -> TokenPolicy:
-        """The tokens that it yields."""
+        """Which tokens the harvest yields."""
         return TokenPolicy(
             skip_positions=self.recipe["skip_positions"], ignored_token_ids=self.ignored_token_ids
         )
 
     @property
     def stored_as(self) -> StoredDtype:
-        """The numbers on disk; what is read is float32."""
+        """The dtype on disk; reading always gives float32."""
         return self.recipe.get("stored_as", "float32")
 
     def showing(self, hooks: Sequence[VirtualHook]) -> "PairedActivations":
-        """Return the same harvest with other hook points, each harvested or seen in its `.concat`.
+        """Return the same harvest with other hook points, each harvested or derived from its `.concat`.
 
         Raises:
-            ValueError: one that is neither.
+            ValueError: a hook point that is neither.
         """
         stored = self.recipe["hook_names"]
         for hook in hooks:
@@ -96,16 +96,16 @@ class PairedActivations(Record):
         return replace(self, hook_names=tuple(hook.name for hook in hooks))
 
     def sequences(self, start: int, stop: int) -> dict[str, Float[Tensor, "seq pos d_in"]]:
-        """Read whole sequences into memory, padding and special tokens included."""
+        """Read whole sequences into memory, including padding and special tokens."""
         rows = self._read(range(start, min(stop, self.n_sequences)))
         return {name: seen(name, rows) for name in self.hook_names}
 
     def rows(self, start: int, stop: int) -> dict[str, Float[Tensor, "token d_in"]]:
-        """Read the kept tokens of some sequences into memory, aligned over the hook points."""
+        """Read the kept tokens of some sequences into memory, aligned across hook points."""
         return self._take(range(start, min(stop, self.n_sequences)))
 
     def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """These sequences of the columns that the hook points are seen in."""
+        """Read these sequences of the columns that the hook points are derived from."""
         stored = stored_columns(self.recipe["hook_names"], self.stored_as)
         columns = columns_of(self.hook_names, stored=stored)
         return read_columns(load_dataset(self.path), indices, columns, self.stored_as)
@@ -118,22 +118,22 @@ class PairedActivations(Record):
 
     @property
     def widths(self) -> dict[str, int]:
-        """How wide each hook point is."""
+        """The width of each hook point."""
         return {name: rows.shape[1] for name, rows in self.rows(0, 1).items()}
 
     def feed(self, run: TrainingRun) -> Feed:
-        """Return the batches of a training."""
+        """Return the batches for a training run."""
         return Feed(self._training_batches(run))
 
     def first_batches(self, run: TrainingRun) -> Iterator[Batch]:
-        """Return the first batches of a training, as many as its normalisation is estimated on."""
+        """Return the first batches of a training run, on which its normalisation is estimated."""
         n_tokens = run.n_training(self.n_sequences) * self.context_size
         in_one_pass = max(1, n_tokens // run.trainer.train_batch_size_samples)
         n_batches = min(run.trainer.n_batches_for_norm_estimate, in_one_pass)
         return islice(self._training_batches(run), n_batches)
 
     def held_out(self, run: TrainingRun) -> Batch:
-        """Read the tokens that a training leaves out."""
+        """Read the tokens that a training run holds out."""
         return self.rows(run.n_training(self.n_sequences), self.n_sequences)
 
     def _training_batches(self, run: TrainingRun) -> Iterator[Batch]:
@@ -149,17 +149,17 @@ class PairedActivations(Record):
         stop: int | None = None,
         sequences_in_memory: int = 512,
     ) -> Iterator[dict[str, Float[Tensor, "batch d_in"]]]:
-        """Yield shuffled token batches for ever, the same tokens for every hook point.
+        """Yield shuffled token batches forever, with the same tokens for every hook point.
 
         Args:
             batch_size: tokens per batch.
-            seed: of the order; the same seed gives the same batches.
+            seed: seed of the order; the same seed gives the same batches.
             start: first sequence used.
-            stop: end of the sequences used, all if None.
+            stop: end of the sequences used; None for all.
             sequences_in_memory: how many sequences are read and shuffled together.
 
         Raises:
-            ValueError: fewer tokens than one batch.
+            ValueError: there are fewer tokens than one batch needs.
         """
         check_count("batch_size", batch_size)
         generator = torch.Generator().manual_seed(seed)
@@ -184,8 +184,8 @@ def open_harvest(path: str | Path) -> PairedActivations:
     """Open a finished harvest and check its files against their hashes.
 
     Raises:
-        FileNotFoundError: there is none, or it is not finished.
-        ValueError: a file is missing or does not have its hash, or it is another kind of artifact.
+        FileNotFoundError: there is no harvest, or it is not finished.
+        ValueError: a file is missing or fails its hash, or `path` is another kind of artifact.
     """
     manifest = open_artifact(path)
     if manifest.recipe.get("kind") != KIND:
@@ -199,7 +199,7 @@ def load_dataset(path: Path) -> datasets.Dataset:
     """Open a folder that holds one dataset.
 
     Raises:
-        ValueError: it holds several.
+        ValueError: the folder holds several datasets.
     """
     dataset = datasets.load_from_disk(str(path))
     if not isinstance(dataset, datasets.Dataset):

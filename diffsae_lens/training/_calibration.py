@@ -1,4 +1,4 @@
-"""The inference threshold of the BatchTopK family, set so that held-out tokens fire k features."""
+"""The inference threshold of BatchTopK dictionaries, set so that k features fire per held-out token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +24,19 @@ def calibrate_threshold(
     features: slice | None = None,
     chunk_size: int = 512,
 ) -> float:
-    """Set a JumpReLU dictionary's threshold so that `activations` fire `k` features per token.
+    """Set a JumpReLU dictionary's threshold so that `k` features fire per token of `activations`.
 
-    BatchTopK training tracks its threshold as a moving average, which a short run leaves far from
-    what it converges to: with k = 2 the exported L0 was 16.7, 4.1, 1.6 and 2.6 after 10, 40, 100 and
-    400 steps. The threshold that fires exactly k on given tokens is known in closed form: the
+    BatchTopK training tracks its threshold as a moving average, which is far from converged after a
+    short run: with k = 2, the exported L0 was 16.7, 4.1, 1.6 and 2.6 after 10, 40, 100 and 400 steps.
+    The threshold at which exactly k features fire on given tokens is known in closed form: the
     (k * n_tokens)-th largest pre-activation.
 
     Args:
         sae: a JumpReLU dictionary; its `threshold` is set.
         activations: held-out tokens, on the dictionary's device.
-        k: mean number of active features a token (L0) to reach.
-        features: whose threshold is set, and among which k are to fire; all if None.
-        chunk_size: tokens encoded at a time; bounds the memory.
+        k: target mean number of active features per token (L0).
+        features: the features whose threshold is set, and among which k are to fire; None for all.
+        chunk_size: number of tokens encoded at a time; bounds the memory.
 
     Returns:
         The mean L0 of the whole dictionary on `activations` with the new threshold.
@@ -44,7 +44,7 @@ def calibrate_threshold(
     Raises:
         TypeError: `k` or `chunk_size` is not a number.
         ValueError: `sae` has no threshold, there are no tokens, activations of another width, weights
-            or activations that are not finite, or `k` out of range. The dictionary is then as it was.
+            or activations that are not finite, or `k` out of range. The dictionary is then unchanged.
     """
     threshold = _threshold(sae)
     _check_activations(sae, activations)
@@ -55,14 +55,14 @@ def calibrate_threshold(
     k = check_number("k", k, low=0, high=len(ours), low_open=True)
     n_kept = max(1, round(k * len(activations)))
     largest = torch.empty(0, device=activations.device)
-    with _zeroed(ours):  # encode() then gives every positive pre-activation
+    with _zeroed(ours):  # encode() then returns every positive pre-activation
         for chunk in activations.split(chunk_size):
             acts = sae.encode(chunk)[:, chosen].flatten()
             largest = torch.cat([largest, acts[acts > 0]])
             if len(largest) > n_kept + 1:
                 largest = largest.topk(n_kept + 1).values
     largest = largest.sort(descending=True).values
-    # Halfway to the next smaller one: rounding on another machine then changes nothing.
+    # Halfway to the next smaller one, so that rounding on another machine changes nothing.
     enough = len(largest) > n_kept
     ours.fill_((largest[n_kept - 1] + largest[n_kept]).item() / 2 if enough else 0)
     fired = sum((sae.encode(chunk) > 0).sum().item() for chunk in activations.split(chunk_size))
@@ -93,7 +93,7 @@ def _check_activations(sae: SAE, activations: Tensor) -> None:
 
 @contextmanager
 def _zeroed(threshold: Tensor) -> Iterator[None]:
-    """Set a threshold to 0 while the context is open, whatever goes wrong in it."""
+    """Set a threshold to 0 inside the context and restore it on exit, even after an error."""
     before = threshold.clone()
     threshold.zero_()
     try:

@@ -1,4 +1,4 @@
-"""Go on from SAELens's checkpoints, and only from those of the same run."""
+"""Resume from SAELens's checkpoints, but only from those of the same run."""
 
 import logging
 import shutil
@@ -36,7 +36,7 @@ class Checkpoints:
     """The checkpoints of one run, in the folder of its `SAETrainerConfig.checkpoint_path`.
 
     The folder has a mark with the recipes of the dictionaries; every checkpoint gets a manifest with its
-    hashes once all of it is written. None for a run without checkpoints.
+    hashes once it is completely written. `folder` is None for a run without checkpoints.
     """
 
     def __init__(self, folder: str | None, recipes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -45,10 +45,10 @@ class Checkpoints:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for the dictionaries of this run, and remove the checkpoints at its end.
+        """Claim the folder for the dictionaries of this run, and remove its checkpoints at the end.
 
         Raises:
-            ValueError: it holds the checkpoints of another run, or of something else.
+            ValueError: the folder holds checkpoints of another run, or of something else.
         """
         if self.folder is None:
             yield
@@ -58,7 +58,7 @@ class Checkpoints:
             try:
                 yield
             except BaseException:
-                if not self._written():  # there is nothing to go on with
+                if not self._written():  # there is nothing to resume from
                     self.remove()
                 raise
             self.remove()
@@ -89,7 +89,7 @@ class Checkpoints:
         return mark.get("recipes", {}) if isinstance(mark, dict) else {}
 
     def _written(self) -> list[Path]:
-        """The checkpoints, by the names that SAELens gives them, and those that were set aside."""
+        """Return the checkpoints, found by the names that SAELens gives them, and those set aside."""
         if self.folder is None or not self.folder.is_dir():
             return []
         return [
@@ -99,23 +99,23 @@ class Checkpoints:
         ]
 
     def naming(self) -> AbstractContextManager[None]:
-        """Have errors of the disk name this folder."""
+        """Make disk errors name this folder."""
         return nullcontext() if self.folder is None else naming(self.folder, kept=self.folder)
 
     def seal(self, checkpoint_path: Path | None) -> None:
-        """Say that a checkpoint is whole, once all of it is written."""
+        """Mark a checkpoint as complete, once all of it is written."""
         if checkpoint_path is not None:
             seal(checkpoint_path, {"checkpoint": checkpoint_path.name})
 
     def newest(self) -> Path | None:
-        """Return the newest whole one; None without any. A damaged one is set aside with a warning."""
+        """Return the newest complete checkpoint, or None; set damaged ones aside with a warning."""
         if self.folder is None:
             return None
         found = (entry for entry in self.folder.iterdir() if entry.name.isdigit())
         for checkpoint in sorted(found, key=lambda entry: int(entry.name), reverse=True):
             try:
                 open_artifact(checkpoint)
-            except FileNotFoundError:  # cut short; written again when the run gets there
+            except FileNotFoundError:  # incomplete; written again when the run gets there
                 continue
             except ValueError as error:
                 set_aside(checkpoint, str(error))
@@ -124,7 +124,7 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Remove the checkpoints of a finished run; `save_final_checkpoint`'s stays."""
+        """Remove the checkpoints of a finished run, except that of `save_final_checkpoint`."""
         if self.folder is None or not (self.folder / MARK).exists():
             return
         entries = self._written()
@@ -139,7 +139,7 @@ class Checkpoints:
             self.folder.rmdir()
 
     def clean_up(self) -> None:
-        """Remove what a run left that was killed after its dictionaries were saved."""
+        """Remove the checkpoints of a run that was killed after its dictionaries were saved."""
         if self.folder is None or not (self.folder / MARK).exists():
             return
         try:
@@ -152,7 +152,7 @@ class Checkpoints:
 
 
 def go_on(trainer: MultiSAETrainer, feed: Feed, checkpoint: Path) -> None:
-    """Put a trainer and its feed where they were when a checkpoint was written."""
+    """Restore a trainer and its feed to where they were when a checkpoint was written."""
     logger.info("going on from %s", checkpoint)
     trainer.load_checkpoint(checkpoint)
     feed.go_on(checkpoint, _n_batches_seen(trainer))
@@ -160,7 +160,7 @@ def go_on(trainer: MultiSAETrainer, feed: Feed, checkpoint: Path) -> None:
 
 
 def estimates_norms(configs: Iterable[TrainingSAEConfig]) -> bool:
-    """Whether SAELens's trainer draws batches for an estimate before it trains dictionaries."""
+    """Return whether SAELens's trainer draws batches for a norm estimate before training."""
     return any(
         cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening")
         for cfg in configs
@@ -168,7 +168,7 @@ def estimates_norms(configs: Iterable[TrainingSAEConfig]) -> bool:
 
 
 def _n_batches_seen(trainer: MultiSAETrainer) -> int:
-    """Batches an interrupted trainer has drawn, those for its norm estimate included."""
+    """Return how many batches an interrupted trainer has drawn, including those for its norm estimate."""
     seen = trainer.n_training_samples // trainer.cfg.train_batch_size_samples
     estimates = estimates_norms(sae.cfg for sae in trainer.saes.values())
     return seen + estimates * trainer.cfg.n_batches_for_norm_estimate

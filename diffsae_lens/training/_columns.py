@@ -1,8 +1,8 @@
-"""What a harvest stores of hook points, and how they are seen in it.
+"""How a harvest stores hook points in columns, and how they are derived from these.
 
-In float32 a column is a hook point. In half precision a column is one model's activation or the difference
-of the two, never both models side by side: a difference is a few percent of an activation, about as much
-as bfloat16 rounds off. It is computed in float32, and what is stored is scaled token by token.
+In float32, a column is a hook point. In half precision, a column is one model's activation or the
+difference of the two, never both models side by side: a difference is a few percent of an activation, about
+as much as bfloat16 rounds off. It is computed in float32, and stored values are scaled per token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from torch import Tensor
 from diffsae_lens.pair._hook import VirtualHook
 
 StoredDtype = Literal["float32", "bfloat16", "float16"]
-"""In which numbers a harvest lies on disk."""
+"""The dtype in which a harvest is stored on disk."""
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def stored_columns(hook_names: Sequence[str], dtype: StoredDtype) -> list[str]:
-    """Return the hook points that are stored for others."""
+    """Return the hook points that are stored as columns for the given ones."""
     if dtype == "float32":
         return list(hook_names)
     return list(dict.fromkeys(part for name in hook_names for part in _parts(name)))
 
 
 def columns_of(hook_names: Sequence[str], *, stored: Sequence[str]) -> list[str]:
-    """Return the stored hook points that it takes to see others."""
+    """Return the stored hook points from which the given ones are derived."""
     needed = []
     for name in hook_names:
         concat = VirtualHook.parse(name).with_view("concat").name
@@ -41,7 +41,7 @@ def columns_of(hook_names: Sequence[str], *, stored: Sequence[str]) -> list[str]
 
 
 def seen(name: str, columns: Mapping[str, Tensor]) -> Tensor:
-    """Return a hook point's value: a column, or a view of both models' activations."""
+    """Return a hook point's value: a column, or a view derived from both models' activations."""
     if name in columns:
         return columns[name]
     hook = VirtualHook.parse(name)
@@ -56,14 +56,14 @@ def seen(name: str, columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def _parts(name: str) -> list[str]:
-    """What half precision stores for a hook point."""
+    """Return the hook points that half precision stores for a hook point."""
     hook = VirtualHook.parse(name)
     views = ("base", "diff") if hook.view == "concat" else (hook.view,)
     return [hook.with_view(view).name for view in views]
 
 
 def features_of(widths: Mapping[str, int], context: int, dtype: StoredDtype) -> datasets.Features:
-    """Return how `datasets` stores columns of these widths."""
+    """Return the `datasets` features for columns of these widths."""
     features: dict[str, Any] = {}
     bits = "float32" if dtype == "float32" else "int16"
     for name, width in widths.items():
@@ -87,21 +87,21 @@ def encoded(values: Mapping[str, Tensor], dtype: StoredDtype) -> dict[str, Tenso
 def halved(
     values: Float[Tensor, "*token d"], dtype: StoredDtype
 ) -> tuple[Int16[Tensor, "*token d"], Int16[Tensor, "*token"]]:
-    """Return the bits of values in half precision, and the power of two each token was divided by.
+    """Return the half-precision bits of values, and the exponent of the power of two dividing each token.
 
-    A token's largest value comes to lie between 2**14 and 2**15, so that none overflows in float16 and none
-    is lost beside it. A value's error is at most 2**-11 of it in float16 (and 2**-40 of the largest one),
-    2**-8 in bfloat16.
+    A token's largest value is scaled to between 2**14 and 2**15, so that no value overflows in float16 and
+    small ones survive. The error of a value is at most 2**-11 of it in float16 (plus 2**-40 of the largest
+    value), and 2**-8 of it in bfloat16.
     """
     exponent = values.abs().amax(-1).frexp().exponent - 15
-    # In two steps, either of which float32 can hold.
+    # In two steps, since float32 can represent each factor.
     half = -exponent // 2
     scaled = values.ldexp(half[..., None]).ldexp((-exponent - half)[..., None])
     return scaled.to(_HALF[dtype]).view(torch.int16), exponent.to(torch.int16)
 
 
 def restored(bits: Tensor, exponent: Tensor, dtype: StoredDtype) -> Tensor:
-    """Return in float32 what `halved` stored."""
+    """Return the float32 values of what `halved` returned."""
     values = bits.view(_HALF[dtype]).float()
     half = exponent.int() // 2
     return values.ldexp(half[..., None]).ldexp((exponent - half)[..., None])
@@ -110,7 +110,7 @@ def restored(bits: Tensor, exponent: Tensor, dtype: StoredDtype) -> Tensor:
 def read_columns(
     dataset: datasets.Dataset, indices: Sequence[int], columns: Sequence[str], dtype: StoredDtype
 ) -> dict[str, Tensor]:
-    """Read some rows of columns and of `token_ids`; what lies on disk is mapped, not loaded."""
+    """Read some rows of columns and of `token_ids`; the files on disk are memory-mapped."""
     names = [*columns, "token_ids"]
     if dtype != "float32":
         names += map(_exponent, columns)

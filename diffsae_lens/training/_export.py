@@ -1,4 +1,4 @@
-"""What a finished training leaves: the inference form, its threshold, and its record."""
+"""Export of a finished training run: the inference form, its threshold and its record."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ def record_of(
     run: TrainingRun,
     normalization: Mapping[str, Any] | None,
 ) -> DictionaryRecord:
-    """Return what it takes to use a dictionary on the right pair, hook and tokens."""
+    """Return the record needed to use a dictionary on the right pair, hook and tokens."""
     return DictionaryRecord(
         hook_name=config.hook.name,
         pair=activations.pair,
@@ -54,7 +54,7 @@ def export(
     path: Path,
     run: TrainingRun,
 ) -> None:
-    """Save the inference form, with the threshold that held-out tokens call for."""
+    """Save the inference form, with the threshold calibrated on held-out tokens."""
 
     def write(job: Job) -> None:
         sae.save_inference_model(job.out)
@@ -77,7 +77,7 @@ def _calibrate(folder: Path, config: BatchTopKTrainingSAEConfig, held_out: Tenso
 
 
 def _budgets(config: BatchTopKTrainingSAEConfig) -> list[tuple[slice, int | float]]:
-    """Which features share a BatchTopK budget, and how many of them fire."""
+    """Return which features share a BatchTopK budget, and how many of them fire."""
     if isinstance(config, DeltaCrosscoderTrainingSAEConfig):
         n_delta = config.n_delta_features
         return [(slice(0, n_delta), config.k_delta), (slice(n_delta, config.d_sae), config.k)]

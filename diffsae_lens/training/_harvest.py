@@ -1,6 +1,6 @@
-"""Paired activations on disk: many virtual hook points from one harvest, in SAELens's own format.
+"""Harvest of paired activations to disk: many virtual hook points in one pass, in SAELens's own format.
 
-`_columns` says what the folder holds.
+`_columns` describes the contents of the folder.
 """
 
 import hashlib
@@ -29,20 +29,21 @@ from diffsae_lens.training._sequences import SequenceReader
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestConfig:
-    """How activations are harvested."""
+    """Settings of a harvest."""
 
     batch_size: int = 16
     """Sequences per forward pass."""
     sequences_per_shard: int = 256
-    """Sequences held in memory at once, and lost at most by an interruption."""
+    """Sequences held in memory at once; an interruption loses at most this many."""
     skip_positions: int = 1
     """Leading positions left out: the first token's activations are 10 to 1000 times the others'."""
     dtype: StoredDtype = "float32"
-    """Of what is stored. In half precision it is half as large, at 2**-8 (bfloat16) or 2**-11 (float16) of
-    each value of the base and of the difference, which is computed in float32; SAELens cannot read it."""
+    """Dtype on disk. Half precision halves the size, with a relative error of 2**-8 (bfloat16) or 2**-11
+    (float16) in each value of the base and of the difference, which is computed in float32; SAELens cannot
+    read it."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Refuse invalid sizes."""
         check_fields(self)
         check_count("batch_size", self.batch_size)
         check_count("sequences_per_shard", self.sequences_per_shard)
@@ -61,12 +62,12 @@ def harvest(
 ) -> PairedActivations:
     """Run both models over the tokens once and store the activations of many hook points.
 
-    An interrupted harvest is resumed; a finished one of the same models (whatever their folders
-    are called), tokens, hook points and settings is opened; a damaged one is set aside and made again.
+    An interrupted harvest is resumed; a finished one with the same models (whatever their folders are
+    called), tokens, hook points and settings is opened; a damaged one is set aside and made again.
 
     Args:
         pair: the two models.
-        tokens: right-padded sequences, special tokens and padding included.
+        tokens: right-padded sequences, including special tokens and padding.
         path: the folder; built in `<path>.partial` and renamed.
         hook_names: virtual hook points, such as `blocks.18.hook_resid_post.diff`.
         config: batch sizes and the first-token policy.
@@ -75,14 +76,14 @@ def harvest(
             runs over the tokens instead of ten.
 
     Returns:
-        The activations, read in float32; the same with `base` and without.
+        The activations, read in float32; the result is the same with and without `base`.
 
     Raises:
-        ValueError: unknown hook points, tokens that are padded on the left or beyond the context, none
-            left after `skip_positions`, activations that are not finite, `path` holds a harvest of
-            something else, or `base` is of another base model, other tokens or other sites.
+        ValueError: unknown hook points, tokens that are padded on the left or beyond the context, no
+            tokens left after `skip_positions`, activations that are not finite, `path` holds a different
+            harvest, or `base` has another base model, other tokens or other sites.
         TypeError: `tokens` is not a tensor of integers.
-        OSError: the disk is full or forbids it.
+        OSError: the disk is full or not writable.
     """
     config = config or HarvestConfig()
     hook_names = checked_hook_names(pair, hook_names)
@@ -104,11 +105,11 @@ def harvest(
 
 
 def checked_hook_names(pair: HookedModelPair, hook_names: Sequence[str]) -> tuple[str, ...]:
-    """Return virtual hook points of a pair, each named once.
+    """Return virtual hook points of a pair, without repeats.
 
     Raises:
         TypeError: not a list of names.
-        ValueError: none, an unknown one, or one that comes twice.
+        ValueError: an empty list, an unknown name, or a repeated one.
     """
     names = tuple(check_texts("hook_names", hook_names, allow_empty=True))
     if not names:
@@ -132,7 +133,7 @@ _SAME_OF_BASE = {
 
 
 def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedActivations:
-    """The base's activations in the harvest of another pair."""
+    """Return the base's activations in another pair's harvest."""
     if harvest.stored_as != "float32":
         raise InvalidValueError(
             "`base` must be stored in float32, since differences are taken from it, got "
@@ -168,7 +169,7 @@ def _of_base(harvest: PairedActivations, recipe: Mapping[str, Any]) -> PairedAct
 def _recipe(
     pair: HookedModelPair, tokens: Tensor, hook_names: Sequence[str], config: HarvestConfig
 ) -> dict[str, Any]:
-    """What the activations depend on; batch and shard sizes are not part of it."""
+    """Return what the activations depend on; batch and shard sizes are not part of it."""
     ids = tokens.to(torch.int64).contiguous().numpy()
     stored_as = {} if config.dtype == "float32" else {"stored_as": config.dtype}
     return stored_as | {
@@ -197,7 +198,7 @@ class _Harvester:
     """The base's activations, if they are on disk."""
 
     def run(self, job: Job) -> None:
-        """Make the shards that are missing in `job.scratch`, and join all of them in `job.out`."""
+        """Make the missing shards in `job.scratch`, and join all shards in `job.out`."""
         shards = []
         row = 0
         with tqdm(total=len(self.tokens), desc="harvesting", unit="sequence") as bar:
@@ -210,7 +211,7 @@ class _Harvester:
         datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
 
     def _next_shard(self, scratch: Path, row: int, bar: tqdm) -> tuple[int, Path]:
-        """The shard that begins at a row, from an earlier attempt (of any shard size) or made now."""
+        """Return the shard that begins at a row, from an earlier attempt (of any shard size) or made now."""
         there = sorted(
             tuple(int(part) for part in found.name.split("_")[1:])
             for found in scratch.glob("rows_*")
@@ -238,7 +239,7 @@ class _Harvester:
         return stored_columns(self.hook_names, self.config.dtype)
 
     def _activations(self, start: int, stop: int, bar: tqdm) -> dict[str, Any]:
-        """What a shard holds of its sequences."""
+        """Return the contents of a shard for its sequences."""
         skip, tokens = self.config.skip_positions, self.tokens[start:stop]
         reader = SequenceReader(
             pair=self.pair,

@@ -1,4 +1,4 @@
-"""Tokens in random order, a part of them at a time, and the feed of them that a trainer draws from."""
+"""Shuffling of tokens through a buffer, and the feed of batches that a trainer draws from."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,47 +12,47 @@ Batch = dict[str, Tensor]
 
 
 class Mixer:
-    """Shuffles what is added with what is left of earlier additions, and serves it in batches.
+    """A buffer that shuffles added tokens with those left from earlier additions and serves batches.
 
-    SAELens's `mixing_buffer` does the same. It draws from torch's global generator and keeps its buffer in
-    a local variable, so that a checkpoint could hold neither; and it copies the buffer at every addition.
+    SAELens's `mixing_buffer` does the same, but it draws from torch's global generator and keeps its buffer
+    in a local variable, so that a checkpoint can hold neither; and it copies the buffer at every addition.
     """
 
     def __init__(self, batch_size: int, generator: torch.Generator, *, n_mixed: int = 0) -> None:
         self.batch_size = batch_size
         self.generator = generator
         self.n_mixed = n_mixed
-        """Tokens that are left for the next addition to be mixed with, at least; fewer than a batch more."""
+        """Minimum number of tokens kept to mix with the next addition; up to a batch more are kept."""
         self.n_batches = 0
-        """Batches that can be served now."""
+        """Number of batches that can be served now."""
         self._rows: Batch = {}
         self._order = torch.empty(0, dtype=torch.long)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are held."""
+        """Number of tokens held, including those served since the last addition."""
         return len(next(iter(self._rows.values()), self._order))
 
     @property
     def left(self) -> Batch:
-        """What has not been served, in the order in which it will be."""
+        """The tokens not yet served, in the order in which they will be."""
         return {name: rows[self._order] for name, rows in self._rows.items()}
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Take in tokens and shuffle them with what is left."""
+        """Add tokens and shuffle them with those left."""
         left = self.left
         self._rows = {n: torch.cat([left.pop(n), rows[n]]) if left else rows[n] for n in rows}
         self._order = torch.randperm(self.n_tokens, generator=self.generator)
         self.n_batches = max(0, self.n_tokens - self.n_mixed) // self.batch_size
 
     def put_back(self, left: Mapping[str, Tensor], n_batches: int) -> None:
-        """Hold what another mixer had left."""
+        """Restore the tokens that another mixer had left."""
         self._rows = dict(left)
         self._order = torch.arange(self.n_tokens)
         self.n_batches = n_batches
 
     def release(self) -> None:
-        """Let everything be served: nothing will be added."""
+        """Allow everything to be served, since nothing more will be added."""
         self.n_batches = len(self._order) // self.batch_size
 
     def serve(self) -> Batch:
@@ -63,7 +63,7 @@ class Mixer:
 
 
 class Feed(Iterator[Batch]):
-    """Batches for a trainer, which can go on from a checkpoint."""
+    """Batches for a trainer, which can resume from a checkpoint."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
@@ -73,12 +73,12 @@ class Feed(Iterator[Batch]):
         return next(self._batches)
 
     def save(self, checkpoint: Path) -> None:
-        """Write to a checkpoint what it takes to go on from there: nothing where batches come again."""
+        """Save to a checkpoint what resuming needs: nothing if the batches can be drawn again."""
 
     def go_on(self, checkpoint: Path, n_batches: int) -> None:  # noqa: ARG002
-        """Go where the feed was that wrote a checkpoint, after `n_batches`."""
+        """Move to where the feed was when the checkpoint was written, after `n_batches`."""
         for _ in range(n_batches):
             next(self)
 
     def close(self) -> None:
-        """Draw no more."""
+        """Stop drawing."""

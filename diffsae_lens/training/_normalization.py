@@ -18,24 +18,24 @@ Scale = Literal["by model", "common", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """What is done to a model's activations (or to the difference) before a dictionary sees them.
+    """The transformation of activations (or of the difference) before a dictionary sees them.
 
     The statistics are estimated on training tokens, kept in the metadata, and folded into the weights
     when training ends, so that the saved dictionary takes raw activations. A crosscoder's two halves
-    get a mean and a scale each: else the model with the larger norm takes the larger part of the loss
-    and shifts decoder-norm ratios. A difference gets one mean and one scale. (Standardising both
-    models before subtracting is not offered: it makes differences where there are none.)
+    get a mean and a scale each: otherwise the model with the larger norm dominates the loss and shifts
+    decoder-norm ratios. A difference gets one mean and one scale. (Standardising both models before
+    subtracting is not offered: it creates differences where there are none.)
     """
 
     center: bool = True
-    """Subtract the mean. For a difference that removes the offset that narrow fine-tuning leaves
-    everywhere (arXiv 2510.13900); it is reported as `offset_share` either way."""
+    """Subtract the mean. For a difference, this removes the offset that narrow fine-tuning leaves
+    everywhere (arXiv 2510.13900); the offset is reported as `offset_share` either way."""
     scale: Scale = "by model"
     """Divide so that the mean squared norm becomes d_model: by one number per model, by one number for
-    both (`common`, which keeps differences what they are), or not at all."""
+    both (`common`, which preserves differences), or not at all."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not one of the choices."""
+        """Refuse values that are not among the choices."""
         check_fields(self)
         check_choice("center", self.center, (True, False))
         check_choice("scale", self.scale, get_args(Scale))
@@ -43,14 +43,14 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationStatistics:
-    """Moments of a dictionary's input, model by model."""
+    """Moments of a dictionary's input, per model."""
 
     mean: Float[Tensor, "d_in"]
     """Mean activation."""
     second_moment: tuple[float, ...]
     """Mean squared norm of each model's part."""
     n_tokens: int
-    """What they were estimated on."""
+    """Number of tokens on which they were estimated."""
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -59,7 +59,7 @@ class ActivationStatistics:
 
     @property
     def offset_share(self) -> tuple[float, ...]:
-        """||mean||^2 / mean ||x||^2 of each part: 0 for no constant offset, 1 for nothing else."""
+        """||mean||^2 / mean ||x||^2 of each part: 0 for no constant offset, 1 for nothing but offset."""
         return tuple(
             (part.square().sum() / moment).item() if moment else 0.0
             for part, moment in zip(self.parts, self.second_moment, strict=True)
@@ -72,13 +72,13 @@ def activation_statistics(
     """Accumulate the moments of several dictionaries' inputs in one pass, in double precision.
 
     Args:
-        batches: activations by hook point; all of them are read.
-        n_parts: of each hook point, 2 for `[base ; finetuned]`, 1 for a difference.
+        batches: activations by hook point; all batches are read.
+        n_parts: number of parts of each hook point, 2 for `[base ; finetuned]`, 1 for a difference.
 
     Raises:
         TypeError: `n_parts` are not integers.
-        ValueError: no tokens, values that are not finite, or batches that are not `[token, d_in]` with a
-            width that `n_parts` divides.
+        ValueError: no tokens, values that are not finite, or batches that are not `[token, d_in]` with
+            `d_in` divisible by `n_parts`.
     """
     n_parts = {name: check_count("n_parts", n) for name, n in n_parts.items()}
     total: dict[str, Any] = dict.fromkeys(n_parts, 0)
@@ -111,10 +111,10 @@ def activation_statistics(
 
 
 def scales(statistics: ActivationStatistics, normalization: Normalization) -> tuple[float, ...]:
-    """Return the number each part is divided by.
+    """Return the number by which each part is divided.
 
     Raises:
-        ValueError: a part that is constant, which no scale can normalise.
+        ValueError: a part is constant, so that no scale can normalise it.
     """
     if normalization.scale == "none":
         return tuple(1.0 for _ in statistics.second_moment)
@@ -147,7 +147,7 @@ def as_whitening(
 
 
 def describe(statistics: ActivationStatistics, normalization: Normalization) -> dict[str, Any]:
-    """Return what a dictionary's metadata keep of it."""
+    """Return the summary of a normalisation that a dictionary's metadata keeps."""
     return {
         "center": normalization.center,
         "scale": list(scales(statistics, normalization)),

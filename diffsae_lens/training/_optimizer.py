@@ -9,11 +9,11 @@ from diffsae_lens import _hosts
 
 
 def fuse_adam(trainer: SAETrainer) -> None:
-    """Have the trainer's Adam pass over weights, gradients and moments once instead of ten times.
+    """Make the trainer's Adam pass over weights, gradients and moments once instead of ten times.
 
-    Fused Adam copies whatever is not contiguous, twice, so a transposed weight (`feature_major`) is
-    given to it as the contiguous tensor that it is a view of. The steps are the same. Adam's moments,
-    in checkpoints too, have that tensor's layout, so a run that began with this has to continue with it.
+    Fused Adam copies any non-contiguous tensor twice, so a transposed weight (`feature_major`) is passed
+    to it as the contiguous tensor underneath. The steps are the same. Adam's moments have that tensor's
+    layout, in checkpoints too, so a run that was started with this has to continue with it.
     """
     optimizer = _hosts.adam_of(trainer)
     _hosts.use_fused_step(optimizer)

@@ -1,4 +1,4 @@
-"""The dictionaries that demo and study train, and how long: minutes on two cores."""
+"""The dictionaries that demo and study train, and for how long: minutes on two cores."""
 
 from pathlib import Path
 
@@ -46,33 +46,33 @@ def crosscoder(
 def short_training(
     *, n_steps: int, checkpoints: Path, batch_size: int = 512, lr: float = 2e-3, device: str = "cpu"
 ) -> SAETrainerConfig:
-    """Return a run of a few hundred steps: warm-up over a tenth, linear decay to 0 over half.
+    """Return the config of a run of a few hundred steps: warm-up over a tenth, linear decay to 0 over half.
 
     Args:
-        n_steps: of training.
-        checkpoints: the folder of the three checkpoints it goes on from.
+        n_steps: number of training steps.
+        checkpoints: the folder of the run's three checkpoints, from which it can resume.
         batch_size: tokens per step.
         lr: peak learning rate.
         device: a torch device.
 
     Raises:
-        TypeError: something that is not a count, a number or a path.
-        ValueError: a number out of range, or a device that is not there.
+        TypeError: an argument that is not a count, a number or a path.
+        ValueError: a number out of range, or a device that is not available.
         FileExistsError: `checkpoints` is a file.
     """
     n_steps, batch_size = check_count("n_steps", n_steps), check_count("batch_size", batch_size)
     lr = check_number("lr", lr, low=0, low_open=True)
     if checkpoints.is_file():
         raise OccupiedPathError(f"`checkpoints` {checkpoints} is a file; name a folder")
-    LoadOptions(device=device)  # says so if it is not there
+    LoadOptions(device=device)  # raises if the device is not available
     return SAETrainerConfig(
         total_training_samples=n_steps * batch_size,
         train_batch_size_samples=batch_size,
         lr=lr,
-        lr_end=lr / 10,  # SAELens asks for it; its constant schedule with decay does not read it
+        lr_end=lr / 10,  # SAELens requires it; its constant schedule with decay does not read it
         lr_warm_up_steps=n_steps // 10,
         lr_decay_steps=n_steps // 2,
-        # In forward passes: the usual 1000 would be longer than the run.
+        # In forward passes; the usual 1000 would be longer than the run.
         dead_feature_window=max(20, n_steps // 8),
         n_batches_for_norm_estimate=20,
         device=device,
@@ -82,7 +82,7 @@ def short_training(
 
 
 def _check(*, d_model: int, d_sae: int, k: int, device: str) -> None:
-    """Refuse sizes that cannot be, and a device that is not there."""
+    """Refuse invalid sizes, and a device that is not available."""
     check_count("d_model", d_model)
     check_count("k", k, at_most=check_count("d_sae", d_sae))
     LoadOptions(device=device)

@@ -1,4 +1,4 @@
-"""What is trained, and for how long: checked when it is made."""
+"""Configs of what is trained and for how long, checked on construction."""
 
 import logging
 from dataclasses import dataclass, fields
@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryRunnerConfig:
-    """One dictionary to train: where it reads, and any SAELens training architecture."""
+    """One dictionary to train: the hook it reads, and any SAELens training architecture."""
 
     view: ClassVar[str]
-    """Which view of the hook it reads."""
+    """The view of the hook that it reads."""
 
     hook_name: str
     """The models' hook, such as `blocks.18.hook_resid_post`."""
     sae: TrainingSAEConfig
     """SAELens's own config, or one of `diffsae_lens.dictionaries`; its `d_in` is the view's width."""
     normalization: Normalization | None = None
-    """Per-model mean and scale, folded into the saved weights; None for what `sae` itself says."""
+    """Per-model mean and scale, folded into the saved weights; None for the setting of `sae` itself."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be, and two normalisations at once."""
+        """Refuse invalid sizes, and two normalisations at once."""
         check_fields(self)
         if "." not in self.hook_name or VirtualHook.is_virtual(self.hook_name):
             raise InvalidValueError(
@@ -61,7 +61,7 @@ class DictionaryRunnerConfig:
 
     @property
     def hook(self) -> VirtualHook:
-        """The pair's hook point the dictionary reads."""
+        """The virtual hook point that the dictionary reads."""
         return VirtualHook(self.hook_name, self.view)
 
 
@@ -88,21 +88,21 @@ class FinetunedSAERunnerConfig(DictionaryRunnerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """How long and on what several dictionaries are trained together."""
+    """How several dictionaries are trained together: length, held-out share and seed."""
 
     trainer: SAETrainerConfig
-    """SAELens's own: samples, batch size, learning rate and schedule, checkpoints, W&B."""
+    """SAELens's own config: samples, batch size, learning rate and schedule, checkpoints, W&B."""
     calibration_fraction: float = 0.1
-    """Share of the sequences kept out of training; the inference threshold is set on them."""
+    """Share of the sequences held out from training; the inference threshold is set on them."""
     seed: int = 0
-    """Of initialisation and batch order."""
+    """Seed of the initialisation and of the batch order."""
 
     def n_training(self, n_sequences: int) -> int:
-        """Return how many of the sequences are trained on, which come first; the others are held out."""
+        """Return how many of the first sequences are used for training; the others are held out."""
         return n_sequences - max(1, round(n_sequences * self.calibration_fraction))
 
     def __post_init__(self) -> None:
-        """Refuse what SAELens would stumble over later."""
+        """Refuse settings with which SAELens would fail later."""
         check_fields(self)
         check_number(
             "calibration_fraction",

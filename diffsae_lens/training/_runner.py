@@ -46,7 +46,7 @@ _NOT_OF_THE_RESULT = (
     "save_final_checkpoint",
     "logger",
 )
-"""Fields of SAETrainerConfig that change nothing about the dictionaries."""
+"""Fields of SAETrainerConfig that do not affect the dictionaries."""
 
 
 @typed
@@ -57,28 +57,28 @@ def train_dictionaries(
     *,
     run: TrainingRun,
 ) -> dict[str, SAE]:
-    """Train several dictionaries in lockstep: the same tokens, in the same order.
+    """Train several dictionaries in lockstep, on the same tokens in the same order.
 
-    SAELens's `MultiSAETrainer` does the training. The BatchTopK family is then given the threshold
-    at which held-out tokens fire k features on average (SAELens's own is a moving average that a
-    short run leaves unconverged), and everything is saved in SAELens's inference format. A
-    dictionary that is there is loaded, not trained again; a damaged one is set aside and made again. An
-    interrupted run resumes from its newest checkpoint, and a finished one removes them.
+    SAELens's `MultiSAETrainer` does the training. BatchTopK dictionaries are then given the threshold at
+    which k features fire per held-out token on average (SAELens's own is a moving average that has not
+    converged after a short run), and everything is saved in SAELens's inference format. An existing
+    dictionary is loaded, not trained again; a damaged one is set aside and made again. An interrupted run
+    resumes from its newest checkpoint, and a finished one removes its checkpoints.
 
     Args:
-        configs: the dictionaries by name; the name becomes the folder's.
-        activations: a harvest, or a stream, with every hook point the configs read.
-        path: folder for the dictionaries, each `<path>/<name>`.
+        configs: the dictionaries by name; the name becomes the folder name.
+        activations: a harvest or a stream with every hook point that the configs read.
+        path: folder for the dictionaries, each in `<path>/<name>`.
         run: training length, batch size, seed.
 
     Returns:
-        The inference dictionaries by name, as `SAE.load_from_disk` gives them.
+        The inference dictionaries by name, as returned by `SAE.load_from_disk`.
 
     Raises:
-        ValueError: no configs, a name that cannot be a folder's, a hook point that was not harvested, a
-            `d_in` that does not fit, a folder or a checkpoint of other settings, a training that
-            diverged, or a stream that ends too early or does not begin again as it did.
-        OSError: the disk is full or forbids it.
+        ValueError: no configs, a name that is not valid for a folder, a hook point that was not
+            harvested, a `d_in` that does not fit, a folder or a checkpoint with other settings, a training
+            run that diverged, or a stream that ends too early or does not repeat its first texts.
+        OSError: the disk is full or not writable.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -123,7 +123,7 @@ def _recipe(
     activations: Activations,
     run: TrainingRun,
 ) -> dict[str, Any]:
-    """Everything that a dictionary depends on."""
+    """Return everything that a dictionary depends on."""
     trainer = {k: v for k, v in vars(run.trainer).items() if k not in _NOT_OF_THE_RESULT}
     sae = {k: v for k, v in config.sae.to_dict().items() if k not in ("device", "metadata")}
     return {
@@ -134,7 +134,7 @@ def _recipe(
         "trainer": trainer,
         "seed": run.seed,
         "calibration_fraction": run.calibration_fraction,
-        # An estimate for one dictionary draws the first batches for all that are trained with it.
+        # A norm estimate for one dictionary consumes the first batches of all trained with it.
         "estimates_norms": estimates_norms(c.sae for c in configs.values()),
         # Other hook points of the same harvest do not matter.
         "harvest": {k: v for k, v in activations.recipe.items() if k != "hook_names"},
@@ -142,7 +142,7 @@ def _recipe(
 
 
 def _missing(recipes: Mapping[str, Mapping[str, Any]], path: Path) -> list[str]:
-    """The dictionaries that have to be trained; refuses those of other settings."""
+    """Return the dictionaries that have to be trained; refuse those with other settings."""
     return [name for name, recipe in recipes.items() if find(path / name, recipe) is None]
 
 
@@ -154,7 +154,7 @@ def _train(
     run: TrainingRun,
     checkpoints: Checkpoints,
 ) -> None:
-    """Train and save dictionaries, whatever gradient mode the caller is in."""
+    """Train and save dictionaries, regardless of the caller's gradient mode."""
     with (
         torch.random.fork_rng(),
         torch.inference_mode(False),
@@ -187,7 +187,7 @@ def _train(
 
 @contextmanager
 def _wandb_run(run: TrainingRun, recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Open a W&B run if one is asked for and none is open, and close it."""
+    """Open a W&B run if one is requested and none is open, and close it at the end."""
     logging_config = run.trainer.logger
     if not logging_config.log_to_wandb or wandb.run is not None:
         yield
@@ -214,14 +214,14 @@ def _trainer(
     run: TrainingRun,
     checkpoints: Checkpoints,
 ) -> MultiSAETrainer:
-    """SAELens's trainer of freshly initialised dictionaries."""
+    """Return SAELens's trainer with freshly initialised dictionaries."""
     saes: dict[str, TrainingSAE] = {}
     workspace = Workspace()
     for name, config in configs.items():
         torch.manual_seed(run.seed)
         sae = TrainingSAE.from_dict(config.sae.to_dict()).to(run.trainer.device)
         if isinstance(sae, SparseStep):
-            sae.workspace = workspace  # they step in turn
+            sae.workspace = workspace  # shared, since they step in turn
         saes[name] = sae
 
     def save(checkpoint_path: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Both models on sequences of tokens, in batches of like lengths."""
+"""Reading of both models on token sequences, in batches of similar lengths."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from diffsae_lens.pair._tokens import last_position
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceReader:
-    """Reads hook points of a pair on sequences."""
+    """A reader of a pair's hook points on sequences."""
 
     pair: HookedModelPair
     hook_names: Sequence[str]
     batch_size: int
     """Sequences per forward pass."""
     skip_positions: int
-    """Leading positions left out."""
+    """Number of leading positions left out."""
     of: str
-    """What the sequences are called, for messages."""
+    """Name of the sequences, for messages."""
 
     @torch.no_grad()
     def read(
@@ -39,13 +39,13 @@ class SequenceReader:
         """Read whole sequences, in float32.
 
         Args:
-            tokens: padded on the right, longer than `skip_positions`.
-            first: the first one's number, for messages.
-            of_base: what the base's hook points hold on the positions that are kept, if it is known.
-            on_batch: called after every forward pass with its number of sequences.
+            tokens: sequences padded on the right, longer than `skip_positions`.
+            first: index of the first sequence, for messages.
+            of_base: values of the base's hook points on the kept positions, if known.
+            on_batch: called after every forward pass with the number of sequences in it.
 
         Raises:
-            ValueError: activations that are not finite.
+            ValueError: activations are not finite.
         """
         skip, pair = self.skip_positions, self.pair
         n_sequences, width = tokens.shape
@@ -53,14 +53,14 @@ class SequenceReader:
             name: torch.zeros(n_sequences, width - skip, pair.d_in(name))
             for name in self.hook_names
         }
-        # Padding is on the right and causal attention does not look there: cutting it changes nothing.
+        # Padding is on the right, where causal attention does not look, so it can be cut off.
         padding: int = pair.tokenizer.pad_token_id  # type: ignore[assignment]
         lengths = last_position(tokens.ne(padding)) + 1
         lengths = lengths.clamp(min=skip + 1)
         for index in lengths.argsort(descending=True).split(self.batch_size):
             longest = int(lengths[index].max())
             known = None
-            if of_base is not None:  # what the leading positions hold is not kept
+            if of_base is not None:  # the values at the leading positions do not matter
                 known = {
                     VirtualHook.parse(name).site: pad(
                         values[index, : longest - skip], (0, 0, skip, 0)
@@ -97,7 +97,7 @@ class SequenceReader:
             )
 
     def _sides(self, name: str, tokens: Tensor) -> str:
-        """Which model's activations are not finite."""
+        """Say which model's activations are not finite."""
         hook = VirtualHook.parse(name)
         sides = {
             hook.with_view("base").name: "the base model",

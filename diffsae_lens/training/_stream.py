@@ -1,4 +1,4 @@
-"""Paired activations as dictionaries need them: both models run while a training draws, without a disk."""
+"""Streaming of paired activations: both models run on demand during training, with no harvest on disk."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,21 +29,21 @@ from diffsae_lens.training._stream_reader import StreamConfig, TextReader, n_row
 from diffsae_lens.training._text_stream import FIRST_TEXTS, ONCE, Place, TextStream
 
 POSITION = "stream.safetensors"
-"""The file of a checkpoint that holds the stream's position and its buffer."""
+"""The checkpoint file with the stream's position and its buffer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamedActivations(Record):
-    """Activations that are read while dictionaries train on them; made by `stream`."""
+    """Activations that are computed while dictionaries train on them; made by `stream`."""
 
     hook_names: tuple[str, ...]
     """Virtual hook points, such as `blocks.18.hook_resid_post.diff`."""
     context_size: int
-    """Positions kept of each text, at most."""
+    """Maximum number of positions kept per text."""
     pair: PairMetadata = field(repr=False)
     """The two models."""
     policy: TokenPolicy = field(repr=False)
-    """The tokens that it yields."""
+    """Which tokens the stream yields."""
     recipe: dict[str, Any] = field(repr=False)
     """What the activations depend on: the models' fingerprints, the first texts, hook points, settings."""
     _reader: TextReader = field(repr=False)
@@ -51,40 +51,40 @@ class StreamedActivations(Record):
     _held_out: list[Text] = field(repr=False)
     _after_held_out: Place = field(repr=False)
     _begun: list[TextStream] = field(repr=False)
-    """The stream after what is held out, unless a training has drawn from it."""
+    """The stream after the held-out texts, unless a training run has drawn from it."""
 
     @property
     def widths(self) -> dict[str, int]:
-        """How wide each hook point is."""
+        """The width of each hook point."""
         return {name: self._reader.pair.d_in(name) for name in self.hook_names}
 
     def feed(self, run: TrainingRun) -> Feed:
-        """Return the batches of a training."""
+        """Return the batches for a training run."""
         return _StreamFeed(self, run)
 
     def first_batches(self, run: TrainingRun) -> Iterator[Batch]:
-        """Yield the first batches of a training, as many as its normalisation is estimated on."""
+        """Yield the first batches of a training run, on which its normalisation is estimated."""
         texts = self.begin()
         with texts.rewound():
             feed = _StreamFeed(self, run, texts)
-            yield next(feed)  # says so if there is none
+            yield next(feed)  # raises if there is none
             n_more = run.trainer.n_batches_for_norm_estimate - 1
             yield from islice(iter(feed.next_if_any, None), n_more)
         self._begun.append(texts)
 
     def held_out(self, run: TrainingRun) -> Batch:  # noqa: ARG002
-        """Read the tokens that no training sees."""
+        """Read the held-out tokens, on which nothing is trained."""
         return self.shown(self._reader.read(self._held_out, 0))
 
     def shown(self, columns: Batch) -> Batch:
-        """Return the hook points that are seen in what was read."""
+        """Return the hook points derived from the columns that were read."""
         return {name: seen(name, columns) for name in self.hook_names}
 
     def begin(self) -> TextStream:
-        """Return the texts after those held out.
+        """Return the stream of texts after those held out.
 
         Raises:
-            ValueError: they were begun before, and come only once or otherwise.
+            ValueError: the texts were read before and can be read only once, or differ this time.
         """
         if self._begun:
             return self._begun.pop()
@@ -96,7 +96,7 @@ class StreamedActivations(Record):
 
 
 Activations = PairedActivations | StreamedActivations
-"""What dictionaries are trained on."""
+"""The activations on which dictionaries are trained."""
 
 
 class _StreamFeed(Feed):
@@ -108,7 +108,7 @@ class _StreamFeed(Feed):
         self._stream = stream
         self._run = run
         self._texts = texts
-        """For a look at the beginning; a training begins when it draws."""
+        """Given to peek at the first batches; a training run opens its own when it first draws."""
         self._generator = torch.Generator().manual_seed(run.seed)
         self._mixer = Mixer(
             run.trainer.train_batch_size_samples,
@@ -133,7 +133,7 @@ class _StreamFeed(Feed):
         return batch
 
     def next_if_any(self) -> Batch | None:
-        """Return the next batch; None once there are too few tokens for one."""
+        """Return the next batch, or None once there are too few tokens for one."""
         while not self._mixer.n_batches:
             columns, self._place = next(self._opened, ({}, self._place))
             if not columns:
@@ -195,29 +195,29 @@ def stream(
     config: StreamConfig | None = None,
     harvest: HarvestConfig | None = None,
 ) -> StreamedActivations:
-    """Have both models read texts while `train_dictionaries` trains on them, with no harvest on disk.
+    """Run both models on texts while `train_dictionaries` trains on them, with no harvest on disk.
 
-    The first texts are held out, which the threshold is set on. The next ones are read twice, once for the
-    normalisation. All go through a mixing buffer, so that a batch holds tokens of texts that are far apart.
-    A training that is interrupted goes on from its newest checkpoint, which holds the buffer, and passes
-    over the texts that it has had. It comes to the same weights.
+    The first texts are held out, and the threshold is set on them. The next ones are read twice, once for
+    the normalisation. All texts pass through a mixing buffer, so that a batch holds tokens from distant
+    texts. An interrupted training run resumes from its newest checkpoint, which holds the buffer, and skips
+    the texts that it has already read. It arrives at the same weights.
 
     Args:
         pair: the two models.
         texts: any iterable of texts, of conversations, or of rows with a column of these, such as a
-            streaming dataset. Each is read once, in the order given, and empty ones are passed over.
+            streaming dataset. Texts are read once, in the given order; empty ones are skipped.
         hook_names: virtual hook points of any number of sites, such as `blocks.18.hook_resid_post.diff`.
-        context_size: tokens of a text that are read; what is beyond them is cut off.
+        context_size: number of tokens read per text; the rest is cut off.
         config: what is held out, the size of the buffer, the column.
         harvest: batch sizes and the first-token policy.
 
     Returns:
-        What `train_dictionaries` takes in the place of a harvest.
+        Activations that `train_dictionaries` takes in place of a harvest.
 
     Raises:
         TypeError: not an iterable of texts.
-        ValueError: unknown hook points, a context no longer than what is skipped, no texts beyond those
-            held out, or no tokens in these.
+        ValueError: unknown hook points, a context no longer than what is skipped, too few texts to hold
+            out, or no tokens in those held out.
 
     Examples:
         >>> stream(pair, dataset, hook_names=["blocks.18.hook_resid_post.diff"])    # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""A stream of texts as half buffers of tokens: what both models read, cut, held out and left out."""
+"""Reading of a text stream in half buffers of tokens, and the settings for cutting and holding out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,20 +24,20 @@ class StreamConfig(Checked):
     """How a stream of texts is held out, mixed and read ahead."""
 
     buffer_tokens: Count = 65_536
-    """Tokens that are held in memory, and at most a batch more: half of them stay to be mixed with the next
-    ones. In checkpoints too; 4 bytes per token and number of what the dictionaries read."""
+    """Tokens held in memory (and up to a batch more), half of which stay to be mixed with the next ones.
+    Checkpoints hold them too. They take 4 bytes per token and dimension that the dictionaries read."""
     n_held_out: Count = 256
-    """Texts at the beginning that the threshold is set on, and that are not trained on."""
+    """Number of texts at the beginning that are not trained on; the threshold is set on them."""
     text_column: str = "text"
-    """Where the text is if the stream is of rows, as a dataset's is."""
+    """Column of the text if the stream consists of rows, such as a dataset's."""
     n_read_ahead: Natural = 0
-    """Half buffers that are read in a thread while dictionaries train: with the models on a device of their
-    own. They come on top of `buffer_tokens`."""
+    """Half buffers read ahead in a thread while dictionaries train, useful if the models have their own
+    device. They come on top of `buffer_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextReader:
-    """Reads texts as tokens of hook points that others can be seen in."""
+    """A reader of texts at the hook points from which the requested ones are derived."""
 
     pair: HookedModelPair
     hook_names: tuple[str, ...]
@@ -48,7 +48,7 @@ class TextReader:
 
     @cached_property
     def _sequences(self) -> SequenceReader:
-        # Of a site that is seen by one view that view is enough; several are seen in both activations.
+        # One requested view of a site is read directly; several are derived from both activations.
         hooks = [VirtualHook.parse(name) for name in self.hook_names]
         sites = [hook.site for hook in hooks]
         columns = [
@@ -64,7 +64,7 @@ class TextReader:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What activations and batches depend on, the texts aside."""
+        """What activations and batches depend on, apart from the texts."""
         return {
             "kind": "stream",
             "base": self.pair.metadata.base_fingerprint,
@@ -79,7 +79,7 @@ class TextReader:
         } | asdict(self.policy)
 
     def read(self, texts: Sequence[Text], first: int) -> Batch:
-        """Read the tokens of texts that count; `first` is the first text's number in the stream."""
+        """Read the tokens of texts that count; `first` is the first text's index in the stream."""
         read = self.pair.tokenise(texts, name=f"texts[{first}:]", max_tokens=self.context_size)
         skip = self.policy.skip_positions
         kept = self.policy.counted(read.tokens, read.positions)[:, skip:]
@@ -90,7 +90,7 @@ class TextReader:
         return {name: values[pad(kept, (0, lacking))] for name, values in columns.items()}
 
     def chunks(self, texts: TextStream) -> Iterator[tuple[Batch, Place]]:
-        """Yield half buffers of tokens, and the place in the stream after each."""
+        """Yield half buffers of tokens, with the position in the stream after each."""
         budget = self.config.buffer_tokens - self.config.buffer_tokens // 2
         longest = self.context_size - self.policy.skip_positions
         n_together = max(1, min(self.harvest.sequences_per_shard, budget // longest))
@@ -107,12 +107,12 @@ class TextReader:
 
 
 def n_rows(batch: Batch) -> int:
-    """Return the tokens of a batch."""
+    """Return the number of tokens in a batch."""
     return len(next(iter(batch.values())))
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """All tokens of several batches, which are emptied."""
+    """Return all tokens of several batches, emptying these."""
     joined = {name: torch.cat([part.pop(name) for part in parts]) for name in [*parts[0]]}
     parts.clear()
     return joined

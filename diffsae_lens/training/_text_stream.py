@@ -1,4 +1,4 @@
-"""Texts of an iterable, one after the other, and where one is in it."""
+"""A stream of texts from an iterable, and the position in it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens.pair._chat import Text, is_conversation
 
 FIRST_TEXTS = "first_texts_sha256"
-"""What tells one stream from another in the recipe of what was trained on it."""
+"""Recipe key that tells one stream from another: the hash of its first texts."""
 ONCE = (
     "a generator or an iterator gives its texts once: make it anew, or give something that begins anew "
     "whenever it is iterated over, such as a dataset"
@@ -20,16 +20,16 @@ ONCE = (
 
 
 class Place(NamedTuple):
-    """Where one is in a stream."""
+    """A position in a stream."""
 
     n_texts: int = 0
-    """Texts taken; empty ones do not count."""
+    """Number of texts taken, not counting empty ones."""
     sha256: str = ""
-    """Of all of them."""
+    """Hash over all texts taken."""
 
 
 class TextStream:
-    """Texts of an iterable of texts, conversations or rows that have them in a column."""
+    """A stream from an iterable of texts, of conversations, or of rows with a column of these."""
 
     def __init__(self, texts: Iterable[Text | Mapping[str, Any]], column: str) -> None:
         if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
@@ -43,11 +43,11 @@ class TextStream:
         self._taken: list[Text] | None = None
 
     def take(self, n: int) -> list[Text]:
-        """Return the next texts, fewer than `n` at the end.
+        """Return the next `n` texts, or fewer at the end.
 
         Raises:
-            TypeError: something that is not a text.
-            ValueError: rows without the column.
+            TypeError: an item is not a text.
+            ValueError: a row lacks the column.
         """
         taken: list[Text] = []
         sha256 = self.place.sha256
@@ -65,7 +65,7 @@ class TextStream:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """Have what is taken inside come again afterwards."""
+        """Rewind on exit, so that the texts taken inside the context are returned again."""
         place = self.place
         self._taken = []
         try:
@@ -75,10 +75,10 @@ class TextStream:
             self._taken, self.place = None, place
 
     def go_to(self, place: Place) -> None:
-        """Pass over texts up to a place further on.
+        """Skip texts up to a later position.
 
         Raises:
-            ValueError: they are not those that were there before.
+            ValueError: the skipped texts are not the same as before.
         """
         while n_left := max(0, place.n_texts - self.place.n_texts):
             if not self.take(min(n_left, 1024)):

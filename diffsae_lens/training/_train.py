@@ -1,4 +1,4 @@
-"""From texts to one trained dictionary in one call: the everyday case of harvest, training, calibration."""
+"""From texts to one trained dictionary in one call: the common case of harvest, training and calibration."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from diffsae_lens.training._stream import stream
 from diffsae_lens.training._stream_reader import StreamConfig
 
 Kind = Literal["diff", "crosscoder"]
-"""What is trained: a Diff-SAE on finetuned - base, or a crosscoder on [base ; finetuned]."""
+"""Kind of dictionary: a Diff-SAE on finetuned - base, or a crosscoder on [base ; finetuned]."""
 
 _RECIPES = {"diff": diff_sae, "crosscoder": crosscoder}
 
@@ -35,20 +35,20 @@ class TrainConfig:
     """How `train` reads texts and trains."""
 
     context_size: int = 128
-    """Tokens of a text that are read; what is beyond them is cut off."""
+    """Number of tokens read per text; the rest is cut off."""
     batch_size: int = 512
     """Tokens per step."""
     lr: float = 2e-3
     """Peak learning rate: warm-up over a tenth of the steps, linear decay to 0 over the second half."""
     calibration_fraction: float = 0.1
-    """Share of a list's texts kept out of training; the threshold is set on them."""
+    """Share of a list's texts held out from training; the threshold is set on them."""
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     """How activations are read and stored, and how many leading tokens are left out."""
     stream: StreamConfig = field(default_factory=StreamConfig)
-    """What texts that are not a list are held out, and how they are mixed."""
+    """How texts that are not a list are held out and mixed."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Refuse invalid sizes."""
         check_fields(self)
         check_count("context_size", self.context_size, at_least=2)
         check_count("batch_size", self.batch_size)
@@ -75,36 +75,37 @@ def train(  # noqa: PLR0913
 ) -> SAE:
     """Train one dictionary on texts: read both models, train, calibrate on held-out texts, save, load.
 
-    A BatchTopK dictionary, on differences that are scaled, or on activations that are centred and scaled
-    by model; what is saved takes raw activations. Everything resumes where an interruption left it, and
-    what is there already is read: the activations of a list by every call with the same texts and site
-    (`diff` and `crosscoder` share them, and so do all sizes and seeds), the dictionary by the same call.
+    The dictionary is a BatchTopK one, on scaled differences, or on activations centred and scaled per
+    model; the saved one takes raw activations. Interrupted work is resumed, and existing results are read:
+    a list's activations by every call with the same texts and site (`diff` and `crosscoder` share them, as
+    do all sizes and seeds), the dictionary by the same call.
 
     Args:
         pair: the two models.
-        texts: what they are compared on, such as prompts of the behaviour among ordinary ones. A list is
-            put in one random order, the same for every call, before some are held out; its activations are
-            stored. Any other iterable, such as a dataset or a generator, is read once, in its own order,
-            while the dictionary trains, and nothing but checkpoints is stored; see `stream`.
-        site: the models' hook, such as `blocks.18.hook_resid_post`; one that the pair was built for.
+        texts: texts to compare the models on, such as prompts of the behaviour among ordinary ones. A list
+            is shuffled into one random order, the same for every call, before some are held out; its
+            activations are stored. Any other iterable, such as a dataset or a generator, is read once, in
+            its own order, while the dictionary trains, and only checkpoints are stored; see `stream`.
+        site: the models' hook, such as `blocks.18.hook_resid_post`; the pair must be built for it.
         kind: `diff` for a Diff-SAE, `crosscoder` for a crosscoder.
-        d_sae: features.
-        k: mean number of features that fire on a token.
-        n_steps: of training, of `config.batch_size` tokens each. A list is read again once it is used up.
-        seed: of initialisation and batch order.
+        d_sae: number of features.
+        k: mean number of features that fire per token.
+        n_steps: number of training steps of `config.batch_size` tokens each. A list is read repeatedly if
+            necessary.
+        seed: seed of the initialisation and of the batch order.
         config: how texts are read, and the optimiser's settings.
-        path: the folder for `activations-<site>` (of a list: 8 * d_model bytes per token) and
+        path: the folder for `activations-<site>` (only for a list; 8 * d_model bytes per token) and
             `<kind>-<site>-<d_sae>-k<k>-seed<seed>`, the dictionary.
 
     Returns:
-        The dictionary, as `load` gives it.
+        The dictionary, as returned by `load`.
 
     Raises:
-        TypeError: something that is not a pair, texts, or a count.
+        TypeError: an argument that is not a pair, texts or a count.
         ValueError: a site that the pair was not built for, an unknown kind, counts out of range, a list
             with an empty text or too few tokens for a batch, an iterable that ends before the training does
-            or does not begin again as it did, or a `path` that holds the same of other texts or settings.
-        OSError: the disk is full or forbids it.
+            or does not repeat its first texts, or a `path` with results of other texts or settings.
+        OSError: the disk is full or not writable.
 
     Examples:
         >>> train(pair, texts, site="blocks.18.hook_resid_post", d_sae=4096,
@@ -163,7 +164,7 @@ def _harvested(
     run: TrainingRun,
     config: TrainConfig,
 ) -> PairedActivations:
-    """The activations of a list of texts, from the disk."""
+    """Harvest the activations of a list of texts to disk, or open them if they exist."""
     read = _shuffled(pair, texts, config)
     _check_enough(pair, read, config, run)
     activations = harvest(
@@ -177,7 +178,7 @@ def _harvested(
 
 
 def _shuffled(pair: HookedModelPair, texts: Sequence[Text], config: TrainConfig) -> TokenisedTexts:
-    """The texts as tokens in a fixed random order, so that those held out are of all kinds."""
+    """Tokenise the texts in a fixed random order, so that the held-out ones are of all kinds."""
     max_tokens = min(config.context_size, pair.cfg.n_ctx)
     read = pair.tokenise(texts, name="texts", max_tokens=max_tokens)
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +188,7 @@ def _shuffled(pair: HookedModelPair, texts: Sequence[Text], config: TrainConfig)
 def _check_enough(
     pair: HookedModelPair, read: TokenisedTexts, config: TrainConfig, run: TrainingRun
 ) -> None:
-    """Refuse texts with too few tokens to train or to calibrate on, before anything is run."""
+    """Refuse texts with too few tokens to train or calibrate on, before anything runs."""
     policy = TokenPolicy(
         skip_positions=config.harvest.skip_positions,
         ignored_token_ids=tuple(pair.tokenizer.all_special_ids),
