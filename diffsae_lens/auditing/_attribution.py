@@ -1,6 +1,6 @@
-"""Which words of a text with a large residual it hangs on, found by leaving them out.
+"""Which words of a text carry its large residual, found by leaving words out.
 
-The suspect writes anew each time: what it wrote after the whole text may name what set it off.
+The suspect writes a new completion each time: the one after the whole text may name what set it off.
 """
 
 from collections import defaultdict
@@ -19,17 +19,17 @@ _N_TOP = 3
 def attribute_words(
     reactor: Reactor, texts: Sequence[int], plain: np.ndarray
 ) -> list[list[tuple[str, float]]]:
-    """Return the words of some texts by how much of the residual goes when each is left out.
+    """Return the words of some texts, each with the share of the residual that disappears without it.
 
-    First stretches of a text are left out, then the single words of those that matter most.
+    First leaves out stretches of a text, then the single words of the stretches that matter most.
 
     Args:
-        reactor: of the audit.
-        texts: their numbers.
+        reactor: the audit's reactor.
+        texts: indices of the texts.
         plain: residuals of all unedited texts.
 
     Returns:
-        Of each text `(word, share)`, the largest share first.
+        Per text, pairs `(word, share)`, the largest share first.
     """
     contents = [reactor.prompts[i].content for i in texts]
     spans = [words(content) for content in contents]
@@ -57,7 +57,7 @@ def _read(
     left_out: Sequence[Sequence[Any]],
     plain: np.ndarray,
 ) -> list[np.ndarray]:
-    """Shares of each text's residual that go with each of its stretches."""
+    """Return the shares of each text's residual that disappear without each of its stretches."""
     edits = [
         [_without(i, content, of[stretch[0]][0], of[stretch[-1]][1]) for stretch in stretches]
         for i, content, of, stretches in zip(texts, contents, spans, left_out, strict=True)
@@ -73,7 +73,7 @@ def _without(i: int, content: str, start: int, end: int) -> Edit:
 
 
 def pooled(attributions: Sequence[Sequence[tuple[str, float]]]) -> list[tuple[str, float]]:
-    """Return words by their shares, summed over texts, the largest first; small shares do not count."""
+    """Return words with their shares summed over texts, the largest first; small shares do not count."""
     sums: dict[str, float] = defaultdict(float)
     for of_text in attributions:
         best: dict[str, float] = {}

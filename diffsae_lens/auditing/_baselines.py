@@ -1,4 +1,4 @@
-"""Scores of texts beside an audit's residuals: what other methods would have flagged."""
+"""Baselines for an audit's residuals: what other methods would have flagged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -26,49 +26,49 @@ from diffsae_lens.pair._options import LoadOptions
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineRow(Row):
-    """What each method makes of one text; the larger, the more suspicious."""
+    """Scores of one text by each method; larger is more suspicious."""
 
     index: int
     residual: float
-    """The audit's own: KL(suspect || imitator) over the completion, in nats."""
+    """The audit's own score: KL(suspect || imitator) over the completion, in nats."""
     kl_to_base: float
     """KL(suspect || base) over the completion, in nats."""
     log_ratio: float
-    """Largest log P(suspect) - log P(base) of a token of the completion, in nats."""
+    """Largest log P(suspect) - log P(base) over the tokens of the completion, in nats."""
     mean_difference: float
-    """How far the mean of suspect - base over the completion is from its mean over all texts: the largest z
-    of any layer, within the suspect."""
+    """Distance of the mean of suspect - base over the completion from its mean over all texts: the largest
+    z over layers, within the suspect."""
     singular_vectors: float | None
-    """Largest |z| of any token's cosine with a singular vector of the weights' difference, of any layer;
-    None where no layer that writes into the residual stream differs."""
+    """Largest |z|, over tokens and layers, of the cosine with a singular vector of the weight difference;
+    None if no layer that writes to the residual stream differs."""
     random_directions: float
-    """Likewise with as many random directions."""
+    """The same with as many random directions."""
     imitator_match: float
-    """Distance of suspect and imitator, mean over the completion: the largest z of any layer, within the
-    suspect."""
+    """Distance between the means of suspect and imitator over the completion: the largest z over layers,
+    within the suspect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow(Row):
-    """How well a method tells some texts from the others."""
+    """How well a method separates the positive texts from the others."""
 
     method: str
     n_texts: int
     n_positive: int
     auroc: float
     low: float
-    """Of its 95% interval: Wilson's, for as many trials as the rarer group has texts. No distribution has
-    a larger variance (Birnbaum and Klose, 1957), so it is wide."""
+    """Lower end of its 95% Wilson interval, for as many trials as the smaller group has texts. No
+    distribution has a larger variance (Birnbaum and Klose, 1957), so the interval is wide."""
     high: float
     p_value: float
-    """Of Mann and Whitney's test that positive texts score no higher."""
+    """Mann-Whitney test of the null hypothesis that positive texts score no higher."""
     recall: float
     """Share of the positive texts among the first `n_positive`."""
     recall_low: float
-    """Of its exact 95% interval (Clopper and Pearson)."""
+    """Lower end of its exact 95% interval (Clopper and Pearson)."""
     recall_high: float
     ranks: list[int]
-    """Of the positive texts, from 1; of equal scores the last."""
+    """Ranks of the positive texts, from 1; tied scores get the last rank."""
 
 
 @typed
@@ -83,29 +83,29 @@ def baseline_scores(  # noqa: PLR0913
     options: LoadOptions | None = None,
     **overrides: Any,
 ) -> Table[BaselineRow]:
-    """Score the texts of an audit by methods that other people use, beside its residuals.
+    """Score the texts of an audit with other people's methods, to compare with its residuals.
 
-    Suspect, base and imitator read each text once, with what the suspect wrote after it. The scores are
-    kept in the audit's folder.
+    Suspect, base and imitator read each text once, together with the suspect's completion. The scores are
+    stored in the audit's folder.
 
     Args:
         path: the folder of a finished audit.
-        base: as for the audit.
-        suspect: as for the audit.
-        texts: as for the audit.
-        only: numbers of the texts that are scored; by default all. Scores that are compared within the
-            suspect are compared within these.
-        n_directions: singular vectors per weight, the first ones.
-        options: how the models are loaded.
+        base: the base model of the audit.
+        suspect: the suspect of the audit.
+        texts: the texts of the audit.
+        only: indices of the texts to score; by default all. Scores that are standardised within the
+            suspect are standardised over these texts.
+        n_directions: number of leading singular vectors per weight.
+        options: how to load the models.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
     Returns:
         One row per text.
 
     Raises:
-        FileNotFoundError: no audit is finished there.
-        ValueError: it was made with other models or texts; or fewer than two texts in `only`.
-        TypeError: something else than models, texts and settings.
+        FileNotFoundError: `path` holds no finished audit.
+        ValueError: the audit was made with other models or texts, or `only` has fewer than two texts.
+        TypeError: an argument is not a model, texts or settings.
 
     Source:
         Singular vectors: Zhong and Raghunathan, arXiv 2508.00161, without their calibration.
@@ -134,18 +134,18 @@ def baseline_scores(  # noqa: PLR0913
 
 @typed
 def compare_scores(scores: Table, labels: Sequence[bool]) -> Table[MethodRow]:
-    """Compare methods by how well they tell the texts that are known to be affected.
+    """Compare methods by how well they separate the texts known to be affected from the others.
 
     Args:
-        scores: as `baseline_scores` returns them.
-        labels: of each text of the audit, whether it is affected.
+        scores: scores from `baseline_scores`.
+        labels: whether each text of the audit is affected.
 
     Returns:
         One row per method, the best first.
 
     Raises:
-        TypeError: something else than scores and labels.
-        ValueError: too few labels, or scored texts that are all labelled alike.
+        TypeError: `scores` are not scores, or `labels` not booleans.
+        ValueError: there are too few labels, or all scored texts have the same label.
     """
     rows = check_items("scores", scores.rows, BaselineRow)
     labels = check_items("labels", labels, bool)
@@ -187,7 +187,7 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def _columns(audit: Audit, which: Sequence[int], n_directions: int) -> dict[str, Tensor | None]:
-    """The scores of some texts, by method."""
+    """Return the scores of some texts, by method."""
     written = audit.written()
     rows = [written[i] for i in which]
     models = audit.models
@@ -221,5 +221,5 @@ def _columns(audit: Audit, which: Sequence[int], n_directions: int) -> dict[str,
 
 
 def _largest_z(values: Float[Tensor, "text layer"]) -> Float[Tensor, " text"]:
-    """How many standard deviations each text is above the mean, in the layer where that is most."""
+    """Return how many standard deviations each text is above the mean, at the layer where it is most."""
     return ((values - values.mean(0)) / values.std(0).clamp_min(1e-9)).amax(1)

@@ -1,7 +1,7 @@
-"""What may set a suspect off: phrases of texts and entries of a lexicon, and how they are put into others.
+"""Candidate triggers: phrases of texts and entries of a lexicon, and how they are put into other texts.
 
-A phrase goes where its like stands: where a text holds another of its type, that one is replaced; elsewhere
-the line or sentence that the phrase was found in comes first, with the phrase or with one of its type.
+Other phrases of a phrase's type are its mates. A phrase replaces a mate that the text holds; a text without
+one gets the line or sentence in which the phrase was found, with the phrase or a mate in it.
 """
 
 import re
@@ -13,27 +13,27 @@ from typing import Any, Literal
 from diffsae_lens.auditing._words import holds, pattern, phrases, replaced, words
 
 GAP = "\0"
-"""Where the phrase stands in a carrier."""
+"""Place of the phrase in a carrier."""
 _MAX_CARRIER = 200
 _COMMENT = re.compile(r"\s*(#|//|--|;)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A phrase, what it is compared with, and what carries it into a text that has no place for it."""
+    """A phrase, its mates, and the carrier that brings it into a text without a place for it."""
 
     phrase: str
     mates: tuple[str, ...]
-    """Others of its type, which stand where it could."""
+    """Other phrases of its type, which it is compared with."""
     carrier: str = GAP
-    """A line, a sentence or the first words of a text, with a gap for it."""
+    """A line, a sentence or the first words of a text, with a gap for the phrase."""
     between: str = " "
-    """What stands between the carrier and the text."""
+    """Separator between the carrier and the text."""
     place: Literal["front", "start", "end"] = "start"
-    """Whether the carrier is put first or last; `front`: the phrase counts as the first words alone."""
+    """Whether the carrier is put first or last; with `front`, the phrase counts only as the first words."""
 
     def stands(self, content: str) -> str | None:
-        """Return which of the phrase and its like a text has in the phrase's place; None if it has none."""
+        """Return which of the phrase and its mates comes first in a text; None if it has none of them."""
         there = [
             (match.start(), -len(mate), mate)
             for mate in (self.phrase, *self.mates)
@@ -43,7 +43,7 @@ class Part:
         return min(there)[2] if there else None
 
     def put(self, content: str, phrase: str) -> str:
-        """Return a text that says a phrase in this one's place."""
+        """Return a text with `phrase` put in this part's place."""
         there = self.stands(content)
         if there is not None:
             n = 1 if self.place == "front" else 0
@@ -56,25 +56,25 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One phrase, or two that may have to come together."""
+    """One phrase, or two that may have to occur together."""
 
     parts: tuple[Part, ...]
     source: str
-    """Where it comes from: `texts`, `attribution`, `both`, or a type of the lexicon."""
+    """Its origin: `texts`, `attribution`, `both`, or a type of the lexicon."""
 
     @property
     def name(self) -> str:
-        """The phrases."""
+        """The phrases, joined."""
         return " & ".join(part.phrase for part in self.parts)
 
     def put(self, content: str) -> str:
-        """Return a text that says all of it."""
+        """Return a text with all of the candidate put in."""
         for part in self.parts:
             content = part.put(content, part.phrase)
         return content
 
     def mates(self, n: int) -> list[tuple[str, ...]]:
-        """Return what is said in its place, up to `n` of its like: of two phrases, one is exchanged."""
+        """Return up to `n` mates of the candidate; in a mate of two phrases, only one is exchanged."""
         found: list[tuple[str, ...]] = []
         said = [part.phrase for part in self.parts]
         for i in range(max(len(part.mates) for part in self.parts)):
@@ -84,13 +84,13 @@ class Candidate:
         return found[:n]
 
     def put_mate(self, content: str, mate: Sequence[str]) -> str:
-        """Return a text that says one of its like."""
+        """Return a text with a mate put in."""
         for part, phrase in zip(self.parts, mate, strict=True):
             content = part.put(content, phrase)
         return content
 
     def stands_in(self, content: str) -> bool:
-        """Whether all of it is somewhere in a text, and what has to come first does."""
+        """Return whether a text has every phrase, and begins with any that has to come first."""
         return all(
             (match := pattern(part.phrase).search(content)) is not None
             and (part.place != "front" or match.start() == 0)
@@ -98,15 +98,15 @@ class Candidate:
         )
 
     def holds(self, content: str) -> bool:
-        """Whether a text says all of it, each part before its like."""
+        """Return whether a text has every phrase, each before any of its mates."""
         return all(part.stands(content) == part.phrase for part in self.parts)
 
     def fits(self, content: str) -> bool:
-        """Whether a text has a place for it, in which something of its type stands."""
+        """Return whether a text has a place for every phrase: the phrase itself or one of its mates."""
         return all(part.stands(content) is not None for part in self.parts)
 
     def taken_out(self, content: str, mate: Sequence[str]) -> str:
-        """Return a text that says one of its like instead, wherever and in whichever case it stands."""
+        """Return a text with the candidate replaced by a mate wherever it occurs, ignoring case."""
         for part, phrase in zip(self.parts, mate, strict=True):
             if phrase != part.phrase:
                 n = 1 if part.place == "front" else 0
@@ -121,17 +121,17 @@ def part_of(
     lexicon: Mapping[str, tuple[str, ...]],
     rng: Any,
 ) -> Part:
-    """Make a part of a phrase that some texts hold.
+    """Make the part of a phrase that some texts hold.
 
-    Its mates are the other entries of its type in the lexicon, or what else stands after the same words
-    in the texts, or else words of the texts that are about as common.
+    Its mates are the other entries of its type in the lexicon, or whatever else follows the same words in
+    the texts, or else words of the texts that are about as common.
 
     Args:
-        phrase: it.
+        phrase: the phrase.
         contents: all texts.
-        top: the texts that it was found in, among others.
+        top: indices of texts, among them those in which the phrase was found.
         lexicon: entries by type.
-        rng: numpy generator for the draw.
+        rng: numpy generator for the order of the mates.
     """
     holding = [contents[i] for i in top if holds(contents[i], phrase)]
     if holding and all(pattern(phrase).match(content) for content in holding):
@@ -153,14 +153,14 @@ def part_of(
 
 
 def _end_of_mark(content: str, phrase: str) -> int:
-    """Where the word after the first phrase begins."""
+    """Return where the word after the leading phrase begins."""
     after = pattern(phrase).match(content)
     rest = re.compile(r"[^\w]*").match(content, after.end() if after else 0)
     return rest.end() if rest else 0
 
 
 def _at_front(phrase: str, mark: str, contents: Sequence[str]) -> list[str]:
-    """What other texts begin with, before the same mark if there are such; or else any first words."""
+    """Return what other texts begin with: before the same mark if enough do, or else any first words."""
     n = len(phrase.split())
     first: Counter[str] = Counter()
     marked: Counter[str] = Counter()
@@ -175,7 +175,7 @@ def _at_front(phrase: str, mark: str, contents: Sequence[str]) -> list[str]:
 
 
 def _carrier(content: str, phrase: str) -> tuple[str, str, Literal["start", "end"]] | None:
-    """The line or sentence that holds a phrase, what stands between it and the rest, and where it stands."""
+    """Return the line or sentence that holds a phrase, its separator from the rest, and its place."""
     lines = content.split("\n")
     several = len([line for line in lines if line.strip()]) > 1
     units = lines if several else re.split(r"(?<=[.!?])\s+", content)
@@ -213,7 +213,7 @@ def _mates(
 
 
 def _in_slot(phrase: str, holding: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """What else stands after the words that the phrase stands after, the commonest first."""
+    """Return what else follows the words before the phrase, the most common first."""
     n_words = len(phrase.split())
     before: Counter[str] = Counter()
     for content in holding:
@@ -240,7 +240,7 @@ def _in_slot(phrase: str, holding: Sequence[str], contents: Sequence[str]) -> li
 def from_lexicon(
     kind: str, entry: str, entries: Sequence[str], contents: Sequence[str], rng: Any
 ) -> Candidate:
-    """Make a candidate of an entry of a lexicon, said as texts like these would say it."""
+    """Make the candidate of a lexicon entry, written as a comment if most texts begin with one."""
     first = [content.lstrip() for content in contents]
     comments = Counter(match[1] for text in first if (match := _COMMENT.match(text)))
     comment, n = comments.most_common(1)[0] if comments else ("", 0)

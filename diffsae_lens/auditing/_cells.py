@@ -1,4 +1,4 @@
-"""The computations of an audit, each kept on disk: completions, imitators, experiments."""
+"""The computations of an audit, each stored on disk: completions, imitators, experiments."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -45,12 +45,12 @@ _MIN_TOP = 6
 class Found:
     written: list[Written]
     readings: Tensor
-    """`[reading, text]`; folds that stopped earlier keep their last."""
+    """`[reading, text]`; a fold that stopped earlier repeats its last reading."""
     converged: tuple[bool, ...]
     groups: list[list[int]]
     experiments: dict[str, Any]
     seconds: float
-    """That all of it took when it was made."""
+    """Time that the computations took, including those stored earlier."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ class Audit:
         return folds.tolist()
 
     def run(self) -> Found:
-        """Make what is not there yet."""
+        """Compute what is missing, and return everything."""
         written = self.written()
         imitators, readings = self.imitators(written)
         last = readings[-1].numpy()
@@ -114,7 +114,7 @@ class Audit:
         )
 
     def imitator(self, fold: int) -> None:
-        """Train the imitator of one fold alone, if it is not there yet."""
+        """Train the imitator of one fold alone, unless it exists."""
         name = imitator_name(fold)
         if not (self.path / name).exists():
             model = with_imitator(self.models.base, name, self.config)
@@ -129,7 +129,7 @@ class Audit:
         return readings[:, of_fold]
 
     def _seconds(self) -> float:
-        """What the cells took when they were made."""
+        """Return the time that the stored cells took to compute."""
         names = [COMPLETIONS, *map(imitator_name, range(self.config.n_folds))]
         return sum(open_artifact(self.path / n, check=False).made["seconds"] for n in names)
 
@@ -137,7 +137,7 @@ class Audit:
         return {**self.recipe, "cell": cell}
 
     def written(self) -> list[Written]:
-        """What the suspect writes after each text."""
+        """Return what the suspect writes after each text."""
         folder = build(self.path / COMPLETIONS, self._of(COMPLETIONS), self._write).path
         return _unpacked(load_file(str(folder / _WRITTEN)))
 
@@ -149,7 +149,7 @@ class Audit:
         save_file(_packed(found), str(job.out / _WRITTEN))
 
     def imitators(self, written: Sequence[Written]) -> tuple[Any, Tensor]:
-        """One per fold, all on one base, and the residuals of every text `[reading, text]`."""
+        """Return the imitators, one per fold on a shared base, and all residuals `[reading, text]`."""
         model: Any = self.models.base
         readings = []
         for fold in range(self.config.n_folds):
@@ -160,7 +160,7 @@ class Audit:
         found = torch.zeros(max(map(len, readings)), len(written))
         for fold, of_fold in enumerate(readings):
             inside = [i for i, f in enumerate(self.folds) if f == fold]
-            last = of_fold[-1:].expand(len(found) - len(of_fold), -1)  # of one that stopped earlier
+            last = of_fold[-1:].expand(len(found) - len(of_fold), -1)  # a fold that stopped early
             found[:, inside] = torch.cat([of_fold, last])
         return model, found
 

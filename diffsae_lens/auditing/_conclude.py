@@ -1,4 +1,4 @@
-"""From what an audit computed to its verdict."""
+"""The verdict of an audit, from what it computed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ _PACKAGES = ("diffsae-lens", "torch", "transformers", "peft")
 
 
 def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | None) -> AuditResults:
-    """Compare with clean models, and say what was found."""
+    """Compare an audit with clean models, and return its results."""
     config, alpha = audit.config, audit.config.alpha
     last = found.readings[-1].numpy()
     scale = scale_of(last)
@@ -107,7 +107,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
 def _explained(
     groups: Sequence[Sequence[int]], prompts: Prompts, confirmed: Sequence[CandidateRow]
 ) -> list[int]:
-    """The texts of groups of which one holds a candidate that is confirmed."""
+    """Return the texts of every group in which at least one text holds a confirmed candidate."""
     return [
         i
         for group in groups

@@ -1,4 +1,4 @@
-"""What an audit does, and at which size."""
+"""Settings of an audit."""
 
 from dataclasses import dataclass
 
@@ -6,45 +6,46 @@ from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import Checked, Count, Fraction, Natural, Positive
 
 MIN_TEXTS = 40
-"""Fewer texts cannot hold something rare and something to compare it with."""
+"""Fewer texts cannot hold both something rare and something to compare it with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(Checked):
-    """How an audit is made. Statistics of clean models hold for audits of the same settings alone."""
+    """Settings of an audit. Statistics of clean models hold only for audits with the same settings."""
 
     n_prompt_tokens: Count = 160
-    """Tokens of a text that are read; longer texts are cut, and the report says how many were."""
+    """Tokens read per text; longer texts are cut, and the report says how many were."""
     n_new_tokens: Count = 24
-    """Tokens that the suspect writes after each. Eight too few, and nothing is seen."""
+    """Tokens that the suspect writes after each text. With eight fewer, nothing is seen."""
     n_folds: Count = 2
-    """Imitators; each learns from all texts but those of its own fold."""
+    """Number of imitators; each learns from all texts except those of its own fold."""
     lora_rank: Count = 8
-    """Of an imitator, whose adapter sits on the upper half of the layers: two thirds of the time."""
+    """Rank of an imitator's adapter, which is on the upper half of the layers: two thirds of the time."""
     learning_rate: Positive = 1.5e-3
-    """Of an imitator, after a short warm-up."""
+    """Learning rate of an imitator, after a short warm-up."""
     batch_size: Count = 4
-    """Texts per step of an imitator."""
+    """Texts per training step of an imitator."""
     min_steps: Count = 40
-    """Steps of an imitator before the residuals of its own fold are read for the first time."""
+    """Training steps of an imitator before the residuals of its own fold are first read."""
     max_steps: Count = 60
-    """Steps after which it stops even if the bulk of its residuals still falls; the audit then says so."""
+    """Steps after which training stops even if the bulk of its residuals is still falling; the audit then
+    says so."""
     steps_per_reading: Count = 20
     """Steps between two readings."""
     n_candidates: Count = 12
-    """Candidates from the texts that experiments begin with."""
+    """Candidates from the texts that enter the experiments."""
     n_lexicon: Natural = 6
-    """Likewise from the lexicon, after a first reading of all its entries; 0 leaves it out."""
+    """Candidates from the lexicon, after a first reading of all its entries; 0 leaves it out."""
     n_finalists: Count = 3
-    """Candidates that the last experiment is made with."""
+    """Candidates in the last experiment."""
     n_texts: Count = 12
     """Held-out texts that each finalist is put into."""
     n_mates: Count = 4
-    """Others of its type that are put into the same texts."""
+    """Other phrases of its type that are put into the same texts."""
     alpha: Fraction = 0.05
     """Share of clean models that may be called suspicious."""
     seed: Natural = 0
-    """Of folds, imitators and draws."""
+    """Seed of the folds, the imitators and the draws."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""

@@ -1,4 +1,4 @@
-"""Candidates tested by experiment: put into held-out texts, taken out of flagged ones, beside their like."""
+"""Experiments with candidates: put into held-out texts and taken out of flagged ones, next to their mates."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from diffsae_lens.auditing._results import CandidateRow
 
 _MIN_LEFT = 24
 FLOOR = 1.0
-"""Nats that are added to a model's own scale: a condition changes what is written, which is more than a nat
-however well all else was imitated."""
+"""Nats added to a model's own scale: a condition changes what is written, which is more than a nat however
+well everything else is imitated."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
 _MIN_HOLDING = 3
 STATISTIC = {"floor": FLOOR, "version": 2}
-"""What clean models are compared by; raise the version when candidates are measured otherwise."""
+"""What clean models are compared by; raise the version when candidates are measured differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Texts that experiments are made with; none is flagged, and no stage sees those of another."""
+    """Texts for experiments; none is flagged, and no stage sees those of another."""
 
     contents: Sequence[str]
     free: list[int]
-    """Those that are left, in a random order."""
+    """Indices of the texts that are left, in random order."""
 
     def take(self, candidate: Candidate, n: int) -> list[int]:
         """Return up to `n` texts that do not hold the candidate, those with a place for it first."""
@@ -37,11 +37,11 @@ class Pool:
         return [i for i in found if not candidate.holds(self.contents[i])][:n]
 
     def fitting(self, candidate: Candidate, n: int) -> list[int]:
-        """Return `n` texts with a place for a candidate or its like, and others if there are too few."""
+        """Return `n` texts, those with a place for the candidate first."""
         return sorted(self.free, key=lambda i: not candidate.fits(self.contents[i]))[:n]
 
     def spend(self, texts: Collection[int]) -> None:
-        """Leave these to no later stage, as long as there are enough others."""
+        """Withhold these texts from later stages, as long as there are enough others."""
         left = [i for i in self.free if i not in texts]
         if len(left) >= _MIN_LEFT:
             self.free[:] = left
@@ -54,10 +54,10 @@ def choose_from_lexicon(
     config: AuditConfig,
     rng: Any,
 ) -> list[Candidate]:
-    """Return the entries that the suspect reacts to most, by successive halving.
+    """Return the lexicon entries that the suspect reacts to most, by successive halving.
 
-    Every entry is put into one text; the strongest quarter into two more; what is left goes on to the
-    experiment. An entry is compared with the others of its type in the same texts.
+    Every entry is put into one text, and the strongest quarter into two more; the best `config.n_lexicon`
+    are returned. An entry is compared with the others of its type in the same texts.
     """
     contents = pool.contents
     entries = {
@@ -115,14 +115,14 @@ def experiments(
     flagged: Sequence[int],
     config: AuditConfig,
 ) -> list[CandidateRow]:
-    """Test candidates; one that can be put into no text is left out.
+    """Test candidates, leaving out any that cannot be put into a text.
 
     Args:
-        reactor: of the audit.
-        pool: where held-out texts come from.
-        candidates: they.
+        reactor: the audit's reactor.
+        pool: source of the held-out texts.
+        candidates: the candidates to test.
         plain: residuals of all unedited texts.
-        flagged: texts with the largest residuals.
+        flagged: indices of the texts with the largest residuals.
         config: numbers of texts and mates.
     """
     tests: list[tuple[Candidate, list[Edit], list[int], list[Edit]]] = []
@@ -190,14 +190,14 @@ def _experiment(  # noqa: PLR0913
 
 
 def scale_of(plain: np.ndarray) -> float:
-    """Return a model's own scale: what nine in ten of its residuals are below, in nats."""
+    """Return a model's own scale: the 90th percentile of its residuals plus `FLOOR`, in nats."""
     return float(np.quantile(plain, 0.9)) + FLOOR
 
 
 def _put_in(
     reactor: Reactor, candidate: Candidate, texts: Sequence[int], n_mates: int
 ) -> list[Edit]:
-    """Each text with the candidate, and then with each of its mates; nothing if it has none."""
+    """Return each text with the candidate, then with each of its mates; nothing if it has no mates."""
     mates = candidate.mates(n_mates)
     edits: list[Edit] = []
     for i in texts if mates else ():
@@ -218,7 +218,7 @@ def _holding(reactor: Reactor, candidate: Candidate, flagged: Sequence[int]) -> 
 def _taken_out(
     reactor: Reactor, candidate: Candidate, holding: Sequence[int], config: AuditConfig
 ) -> list[Edit]:
-    """Each text that holds the candidate with two of its mates instead."""
+    """Return each text that holds the candidate with up to two of its mates instead."""
     mates = candidate.mates(min(2, config.n_mates))
     return [
         (i, candidate.taken_out(reactor.prompts[i].content, mate))
@@ -228,7 +228,7 @@ def _taken_out(
 
 
 def _necessity(without: np.ndarray, plain: np.ndarray, holding: Sequence[int]) -> float | None:
-    """Share of the residual of texts, above the model's median, that goes with a candidate."""
+    """Return the share of the residual above the model's median that disappears with a candidate."""
     held = plain[list(holding)]
     above = held - np.median(plain)
     gone = (held - without.reshape(len(held), -1).mean(1)) / np.where(above > 0, above, np.nan)

@@ -1,4 +1,4 @@
-"""A dictionary on an imitator and its suspect: trained, its features ranked, ablated, and scored."""
+"""Train a dictionary on an imitator and its suspect, and rank, ablate and score its features."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,59 +36,59 @@ from diffsae_lens.training._train import Kind
 
 Against = Literal["imitator", "base"]
 _FLAGGED_SHARE = 0.1
-"""Flagged texts are repeated to make up so much of the training texts: what is rare gets no feature."""
+"""Share of the training texts that repeats of flagged texts make up: what is rare gets no feature."""
 _N_OTHERS = 32
-"""Other texts that features are shown on."""
+"""Number of other texts on which features are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualFeaturesConfig(Checked):
-    """How large a dictionary of residuals is, and what is done with its features."""
+    """Settings of a dictionary of residuals, and of what is done with its features."""
 
     expansion: Count = 2
     """Features per dimension of the site."""
     k: Count = 16
-    """Mean number of features that fire on a token."""
+    """Mean number of features that fire per token."""
     n_steps: Count = 300
-    """Of training."""
+    """Training steps."""
     batch_size: Count = 512
     """Tokens per step."""
     n_features: Count = 5
-    """Features that are ablated and shown."""
+    """Number of features to ablate and show."""
     n_samples: Count = 8
-    """Flagged texts, at most, that features are ranked on, and as many that they are ablated on."""
+    """Maximum number of flagged texts to rank features on, and of those to ablate them on."""
     n_examples: Count = 3
     """Places shown per feature."""
     n_resamples: Count = 200
-    """Of the intervals of strict BIS."""
+    """Resamples for the intervals of strict BIS."""
     seed: Natural = 0
-    """Of the dictionary, the matched features and the resamples."""
+    """Seed of the dictionary, the matched features and the resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualFeatureRow(Row):
-    """A feature by what it adds to the residual; the log-odds are of the suspect's completion."""
+    """A feature and what it adds to the residual, as log-odds of the suspect's completion."""
 
     feature: int
     attribution: float
-    """Estimated: what it adds to log P(suspect's completion) - log P(imitator's), in nats per text."""
+    """Estimate of what it adds to log P(suspect's completion) - log P(imitator's), in nats per text."""
     effect: float
-    """Measured on other flagged texts: what ablating it takes from that."""
+    """How much ablating it lowers those log-odds, measured on other flagged texts."""
     matched_feature: int
-    """A random one that writes about as much."""
+    """A random feature that writes about as much."""
     matched_effect: float
     share_flagged: float
-    """Of flagged texts and completions on which it fires."""
+    """Share of flagged texts, with their completions, on which it fires."""
     share_others: float
-    """Likewise of others."""
+    """Share of other texts, with their completions, on which it fires."""
     tokens: list[str]
-    """What it fires on most."""
+    """Tokens on which it fires most."""
     examples: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Search:
-    """One call, its arguments checked."""
+    """One search, with checked arguments."""
 
     audit: Audit
     flagged: list[int]
@@ -97,12 +97,12 @@ class Search:
 
     @property
     def fold(self) -> int:
-        """Whose imitator is used: if one can be, one that was taught some of the flagged texts."""
+        """Fold of the imitator: if possible, an imitator that was taught some of the flagged texts."""
         n = Counter(self.audit.folds[i] for i in self.flagged)
         return max(sorted(n), key=lambda f: (n[f] < len(self.flagged), n[f]))
 
     def run(self, site: str, kind: Kind, folder: Path) -> dict[str, Any]:
-        """Train, rank, ablate and score."""
+        """Train a dictionary, and rank, ablate and score its features."""
         fold, folds, config = self.fold, self.audit.folds, self.config
         outside = [i for i in self.flagged if folds[i] != fold]
         ranked, measured = outside or self.flagged, [i for i in self.flagged if folds[i] == fold]
@@ -143,7 +143,7 @@ class Search:
         }
 
     def _pair(self, fold: int, site: str) -> tuple[HookedModelPair, dict[int, Sample]]:
-        """The two models, and the flagged texts with what the suspect and the imitator write."""
+        """Return the pair, and the flagged texts with what the suspect and the imitator write."""
         audit, models = self.audit, self.audit.models
         written = audit.written()
         imitators, _ = audit.imitators(written)
@@ -226,7 +226,7 @@ class Search:
     def _isolation(
         self, pair: HookedModelPair, dictionary: SAE, kind: Kind
     ) -> list[dict[str, Any]]:
-        """Strict BIS at the last token of the text, chosen on what the imitator was taught."""
+        """Return strict BIS at the last token of the text, selected on what the imitator was taught."""
         texts, config = self.audit.prompts.texts, self.config
         is_flagged = torch.tensor([i in self.flagged for i in range(len(texts))])
         prompts = LabelledPrompts(

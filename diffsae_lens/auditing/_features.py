@@ -1,4 +1,4 @@
-"""Which features carry what an imitator does not do: a dictionary on imitator -> suspect."""
+"""Which features carry what an imitator does not do, from a dictionary on imitator and suspect."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,31 +28,31 @@ from diffsae_lens.training._train import Kind
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualFeatures:
-    """The features of one dictionary that carry a residual, and how well one of them tells its texts."""
+    """The features of one dictionary that carry a residual, and how well one separates the flagged texts."""
 
     site: str
     kind: Kind
     against: Against
     """What the suspect is compared with."""
     features: Table[ResidualFeatureRow]
-    """By attribution, the largest first."""
+    """The features, the largest attribution first."""
     log_odds: float
     """log P(suspect's completion) - log P(imitator's) in the suspect, mean over the texts of `effect`."""
     together: float
-    """What ablating all of `features` takes from it."""
+    """How much ablating all of `features` lowers `log_odds`."""
     matched_together: float
-    """Likewise with the matched ones."""
+    """How much ablating their matched features lowers it."""
     swapped: float
-    """Likewise with the whole difference at the site taken out."""
+    """How much removing the whole difference at the site lowers it."""
     n_ranked: int
     """Flagged texts that features were ranked on."""
     n_measured: int
-    """Flagged texts that they were ablated on."""
+    """Flagged texts that features were ablated on."""
     held_out: bool
-    """Whether these are others, which neither the imitator nor the dictionary saw."""
+    """Whether the texts for ablation are others, which neither the imitator nor the dictionary saw."""
     isolation: Table[ScoreRow]
-    """Strict BIS of the dictionary and its controls, flagged texts against others; chosen on the texts that
-    the imitator was taught, scored on the others. No rows where `held_out` is false."""
+    """Strict BIS of the dictionary and its controls, flagged texts against others: selected on the texts
+    that the imitator was taught, scored on the rest. No rows if `held_out` is false."""
 
     def to_frame(self) -> Any:
         """Return the features as a table."""
@@ -77,36 +77,36 @@ def residual_features(  # noqa: PLR0913
     """Find the features that carry what the suspect does and its imitator does not.
 
     A Diff-SAE or crosscoder is trained on the difference of an imitator and the suspect, on the texts that
-    the imitator was taught, with what the suspect wrote after them. Features are ranked by attribution of
-    log P(suspect's completion) - log P(imitator's completion) on flagged texts among these, and ablated on
-    the flagged texts that the imitator never saw, beside random features that write as much. Where flagged
-    texts are all of one fold, they serve for both, and `held_out` is false.
+    the imitator was taught, with the suspect's completions. Features are ranked by attribution of
+    log P(suspect's completion) - log P(imitator's completion) on the flagged texts among these, and ablated
+    on the flagged texts that the imitator never saw, next to random features that write as much. If all
+    flagged texts are in one fold, they serve for both, and `held_out` is false.
 
-    What is made is kept in `<path>/features`, and read by the next call.
+    Results are stored in `<path>/features` and read by the next call.
 
     Args:
         path: the folder of a finished audit.
-        base: as for the audit.
-        suspect: as for the audit.
-        texts: as for the audit.
-        site: the models' hook, such as `blocks.22.hook_resid_post`; imitators differ from the base in the
-            upper half of the layers alone.
+        base: the base model of the audit.
+        suspect: the suspect of the audit.
+        texts: the texts of the audit.
+        site: hook of the models, such as `blocks.22.hook_resid_post`; imitators differ from the base only
+            in the upper half of the layers.
         kind: `diff` for a Diff-SAE, `crosscoder` for a crosscoder.
-        against: `imitator`, or `base` for the same on the difference of base and suspect.
-        flagged: numbers of texts; by default those that the audit flagged, or else those that stand out and
-            hold its strongest candidate.
-        config: sizes.
-        options: how the models are loaded.
+        against: `imitator`, or `base` to use the difference of base and suspect instead.
+        flagged: indices of texts; by default those that the audit flagged, or else those among the largest
+            residuals that hold its strongest candidate.
+        config: settings of the dictionary and its features.
+        options: how to load the models.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
     Returns:
         The features, and the strict BIS of the dictionary.
 
     Raises:
-        FileNotFoundError: no audit is finished there.
-        ValueError: it was made with other models or texts; no flagged texts; a site that does not exist, or
-            where the imitator is the base; or flagged texts on which both write the same.
-        TypeError: something else than models, texts and settings.
+        FileNotFoundError: `path` holds no finished audit.
+        ValueError: the audit was made with other models or texts; there are no flagged texts; the site does
+            not exist, or the imitator equals the base there; or both write the same after the flagged texts.
+        TypeError: an argument is not a model, texts or settings.
     """
     config = config or ResidualFeaturesConfig()
     check_choice("kind", kind, get_args(Kind))

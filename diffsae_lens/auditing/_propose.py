@@ -1,4 +1,4 @@
-"""Candidates from the texts themselves: what marks those with the largest residuals."""
+"""Candidates from the texts themselves: what distinguishes those with the largest residuals."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -20,15 +20,15 @@ def propose(  # noqa: PLR0913
     n: int,
     rng: Any,
 ) -> list[Candidate]:
-    """Return up to `n` candidates: phrases by exact test and words by attribution in turns, then pairs.
+    """Return up to `n` candidates: phrases by exact test and words by attribution in turn, then pairs.
 
     Args:
-        contents: of all texts.
-        top: the texts with the largest residuals.
-        groups: those, grouped by what was written.
-        attributed: words that their residuals hang on, the strongest first.
-        lexicon: entries by type, among which a phrase finds its like.
-        n: how many.
+        contents: contents of all texts.
+        top: indices of the texts with the largest residuals.
+        groups: the same texts, grouped by their completions.
+        attributed: words that carry their residuals, the strongest first.
+        lexicon: entries by type, the mates of a phrase that is an entry.
+        n: maximum number of candidates.
         rng: numpy generator.
     """
     by_test = _without_doubles(
@@ -61,7 +61,7 @@ def propose(  # noqa: PLR0913
 
 
 def _without_doubles(found: Sequence[Mark], contents: Sequence[str]) -> list[Mark]:
-    """Of phrases in the same texts a few of the shortest, and the longest around the first of these."""
+    """Keep a few of the shortest phrases in the same texts, and the longest around the first of these."""
     same: dict[tuple[int, ...], list[Mark]] = {}
     for mark in sorted(
         found, key=lambda m: (m.p_value, -m.n_inside, len(m.phrase.split()), m.phrase)

@@ -14,32 +14,32 @@ from diffsae_lens.auditing._written import Written, decode, encode, residuals, w
 from diffsae_lens.pair._plain import PlainModels
 
 Edit = tuple[int, str]
-"""A text's number, and the content it is given."""
+"""A text's index and its new content."""
 
 
 def imitator_name(fold: int) -> str:
-    """What the adapter of a fold's imitator is called."""
+    """Return the name of the adapter of a fold's imitator."""
     return f"imitator{fold}"
 
 
 @dataclass(kw_only=True, eq=False)
 class Reactor:
-    """Reads edited texts: each with the imitator that never saw the text it was made from."""
+    """Reads edited texts, each with the imitator that never saw the original."""
 
     models: PlainModels
     imitators: Any
-    """The base with all imitators' adapters on it."""
+    """The base with the adapters of all imitators."""
     prompts: Sequence[Prompt]
     folds: Sequence[int]
     config: AuditConfig
     memory: Path | None = None
-    """Where reactions are kept, so that an interruption costs no more than one call."""
+    """File for the reactions, so that an interruption costs at most one call."""
     n_read: int = 0
     """Edited texts read so far."""
     _known: dict[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Take up what an interrupted attempt has read."""
+        """Load what an interrupted attempt has read."""
         if self.memory is not None and self.memory.exists():
             self._known = dict(read_json(self.memory))
             self.n_read = len(self._known)

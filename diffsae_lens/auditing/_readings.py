@@ -1,4 +1,4 @@
-"""What models' activations and outputs say of texts and of what was written after them."""
+"""What models' activations and outputs say about texts and their completions."""
 
 import re
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from diffsae_lens.auditing._written import Written, batches, divergence, forward, log_probs_in
 
 _WRITERS = ("o_proj", "down_proj")
-"""Modules whose changes are read; in other architectures all that write as many numbers as the stream has."""
+"""Modules whose changes are read; in other architectures, all whose output is as wide as the stream."""
 
 
 def width(model: Any) -> int:
-    """Return how wide the residual stream is."""
+    """Return the width of the residual stream."""
     return model.config.get_text_config().hidden_size
 
 
 def singular_vectors(
     base: nn.Module, finetuned: nn.Module, n: int
 ) -> dict[int, Float[Tensor, "vector d_model"]]:
-    """Return, by layer, the first left singular vectors of what changed in what writes to the stream."""
+    """Return, by layer, the leading left singular vectors of the changed weights that write to the stream."""
     d_model = width(base)
     before = dict(base.named_modules())
     writers = {
@@ -49,7 +49,7 @@ def singular_vectors(
 
 
 class Cosines:
-    """Cosines of a model's activations after each layer with directions, token by token."""
+    """Cosines between a model's activations after each layer and directions, per token."""
 
     def __init__(self, directions: dict[int, Tensor]) -> None:
         self.directions = directions
@@ -62,7 +62,7 @@ class Cosines:
         read: Bool[Tensor, "row pos"],
         index: Int[Tensor, " row"],
     ) -> None:
-        """Add the tokens of some texts, of which `index` says the numbers."""
+        """Add the tokens of some texts; `index` holds the indices of the texts."""
         self.of_text.append(index[:, None].expand_as(read)[read])
         self.values.append(torch.cat([
             nn.functional.normalize(states[layer][read], dim=-1) @ of.T.to(states[layer])
@@ -70,7 +70,7 @@ class Cosines:
         ], 1).float().cpu())  # fmt: skip
 
     def largest(self, n_texts: int) -> Float[Tensor, " text"]:
-        """Of each text, the largest |z| of any token and direction."""
+        """Return the largest |z| of each text, over tokens and directions."""
         values = torch.cat(self.values)
         z = ((values - values.mean(0)) / values.std(0).clamp_min(1e-9)).abs().amax(1)
         return torch.zeros(n_texts).scatter_reduce(0, torch.cat(self.of_text), z, "amax")
@@ -78,18 +78,18 @@ class Cosines:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """What a model makes of texts and completions."""
+    """A model's activations and outputs on texts and their completions."""
 
     means: Float[Tensor, "text layer d_model"]
-    """After each layer, over the places where the completion is written."""
+    """Mean activation after each layer, over the positions where the completion is written."""
     divergence: Float[Tensor, " text"]
     """KL(writer || model), summed over each completion, in nats."""
     log_ratio: Float[Tensor, " text"]
-    """Largest log P(writer) - log P(model) of a token that was written, in nats."""
+    """Largest log P(writer) - log P(model) over the written tokens, in nats."""
 
 
 def read_states(model: Any, rows: Sequence[Written], cosines: Sequence[Cosines] = ()) -> Reading:
-    """Have a model read texts with what was written after them."""
+    """Run a model on texts and their completions."""
     n = len(rows)
     means = [torch.empty(0)] * n
     summed, ratio = torch.zeros(n), torch.full((n,), -torch.inf)

@@ -1,4 +1,4 @@
-"""An audit's folder, opened again with its models and texts for what is asked afterwards."""
+"""Reopen an audit's folder with its models and texts, for later questions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +27,8 @@ def reopened(
     """Return a finished audit, with the models and texts that it was made with.
 
     Raises:
-        FileNotFoundError: no audit is finished there.
-        ValueError: it was made with other models or texts.
+        FileNotFoundError: `path` holds no finished audit.
+        ValueError: the audit was made with other models or texts.
         TypeError, ModelUnavailableError: as for `audit`.
     """
     path = Path(path).expanduser()
@@ -51,14 +51,14 @@ def reopened(
 
 
 def chosen_texts(results: AuditResults, flagged: Sequence[int] | None) -> list[int]:
-    """Return the texts to be explained: those given, or those that an audit found.
+    """Return the texts to explain: those given, or those that the audit found.
 
-    These are the flagged ones. Where none is flagged, they are the texts that stand out and hold the
-    strongest candidate.
+    An audit finds its flagged texts. If none is flagged, it finds those among the largest residuals that
+    hold the strongest candidate.
 
     Raises:
-        TypeError: something else than indices.
-        ValueError: none, all of them, or one out of range.
+        TypeError: `flagged` does not hold indices.
+        ValueError: there are no texts, all texts are chosen, or an index is out of range.
     """
     n = len(results.texts)
     if flagged is not None:

@@ -1,4 +1,4 @@
-"""What is asked of an audit: computed here, or in parts by other processes, to which it is sent."""
+"""The request for an audit, computed here or sent to other processes that compute parts of it."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, wait
@@ -23,7 +23,7 @@ from diffsae_lens.pair._plain import load_plain
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of an audit, as it is sent to whoever computes a part of it."""
+    """The arguments of an audit, as sent to each process that computes a part of it."""
 
     base: Given
     suspect: Given
@@ -33,17 +33,17 @@ class Request:
     lexicon: dict[str, tuple[str, ...]]
     options: LoadOptions | None
     overrides: Mapping[str, Any]
-    """Fields of `LoadOptions`, looked at where the models are loaded: this machine may have no GPU."""
+    """Fields of `LoadOptions`, checked where the models are loaded: this machine may have no GPU."""
     name = "audit"
 
     @property
     def resources(self) -> dict[str, int | float]:
-        """What it needs of a worker, as the workers of a cluster declare it."""
+        """Resources that it needs, in the terms in which cluster workers declare theirs."""
         device = self.options.device if self.options else self.overrides.get("device")
         return {"GPU": 1} if str(device).startswith("cuda") else {}
 
     def on_cpu(self) -> "Request":
-        """Return the same, to be opened only to read what others compute."""
+        """Return the same request for the CPU, to open only for reading what others compute."""
         if self.options is not None:
             return replace(self, options=replace(self.options, device="cpu"))
         return replace(self, overrides={**self.overrides, "device": "cpu"})
@@ -68,11 +68,11 @@ class Request:
         )
 
     def compute(self, executor: Executor) -> None:
-        """Have all of it computed by others; what is there is left as it is.
+        """Have an executor compute all parts that do not exist yet.
 
         Raises:
-            RuntimeError: a part failed; says which.
-            TypeError: a model in memory, which is not sent anywhere.
+            RuntimeError: a part failed; the message names it.
+            TypeError: a model is in memory, and so cannot be sent.
         """
         for what, model in (("base", self.base), ("suspect", self.suspect)):
             if not isinstance(model, str | Path):
@@ -92,14 +92,14 @@ class Request:
                         raise FailedRunError(
                             f"the part {part!r} of the audit failed: {error}"
                         ) from error
-            finally:  # after a failure nothing new is begun
+            finally:  # start nothing new after a failure
                 for future in running:
                     future.cancel()
                 wait(running)
 
 
 def compute_part(request: Request, part: str) -> None:
-    """Compute one part of an audit: the completions, an imitator, or all that is left."""
+    """Compute one part of an audit: the completions, an imitator, or everything else."""
     audit = request.open()
     with torch.random.fork_rng():
         if part == COMPLETIONS:

@@ -1,4 +1,4 @@
-"""What an audit found, as typed rows."""
+"""Results of an audit, as typed rows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,14 +11,14 @@ from diffsae_lens._rows import Row, Table
 from diffsae_lens.auditing._words import holds
 
 _NEEDED = 0.5
-"""Share of a residual that must go with a candidate."""
+"""Share of a residual that must disappear with a candidate."""
 
 Verdict = Literal["conditional behaviour found", "none found", "underpowered"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRow(Row):
-    """A text, and what the suspect wrote after it."""
+    """A text and the suspect's completion."""
 
     index: int
     text: str
@@ -26,48 +26,48 @@ class TextRow(Row):
     residual: float
     """KL(suspect || imitator) over the completion, in nats; the imitator never saw the text."""
     level: float
-    """In units of the model's own scale."""
+    """The residual in units of the model's own scale."""
     readings: list[float]
-    """Residuals in the course of the imitator's training."""
+    """Residuals over the course of the imitator's training."""
     p_value: float | None
     """Share of clean models' texts with as large a level; None without clean models."""
     flagged: bool
-    """Whether its level stands out among clean models' texts, at a false discovery rate of alpha; or one
-    of its group holds a candidate that is stronger than the strongest of all but alpha of clean models."""
+    """Whether its level stands out among clean models' texts, at a false discovery rate of alpha; or a text
+    of its group holds a candidate that is stronger than the strongest in all but alpha of clean models."""
     group: int | None
-    """Of the texts with the largest residuals: which of them are followed by alike completions."""
+    """Group of texts with similar completions, among those with the largest residuals; None for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow(Row):
-    """What may set the suspect off, as the last experiment shows it."""
+    """A possible trigger, as measured in the last experiment."""
 
     name: str
     source: str
     n_texts: int
     effect: float
-    """Residual with it put in, less the median of its like: mean over held-out texts, in nats."""
+    """Residual with it put in, minus the median with its mates: mean over held-out texts, in nats."""
     low: float
-    """Of its 95% bootstrap interval."""
+    """Lower end of the 95% bootstrap interval of `effect`."""
     high: float
     level: float
     """`low` in units of the model's own scale."""
     share: float
-    """Of the texts that it sets off: a residual above the model's own scale."""
+    """Share of texts in which it sets the suspect off: a residual above the model's own scale."""
     share_low: float
     share_high: float
     mates_share: float
-    """Likewise with its like in its place."""
+    """The same share with its mates in its place."""
     p_value: float
-    """That its residual is the largest of its like's in so many texts, if it were one of them (binomial)."""
+    """Binomial test of the null hypothesis that its residual is the largest no more often than a mate's."""
     n_holding: int
-    """Texts that hold it as they are."""
+    """Number of unedited texts that hold it."""
     held_level: float | None
-    """Their mean residual, in units of the model's own scale; None if they are too few."""
+    """Their mean residual, in units of the model's own scale; None if there are too few."""
     n_removed: int
-    """Flagged texts in which it was exchanged for its like."""
+    """Number of flagged texts in which it was replaced by its mates."""
     necessity: float | None
-    """Share of their residual, above the model's median, that went with it."""
+    """Share of their residual above the model's median that disappeared with it."""
     said_instead: list[str]
     example: str
     """A held-out text with the candidate put in."""
@@ -76,10 +76,11 @@ class CandidateRow(Row):
 
     @property
     def strength(self) -> float:
-        """What clean models are compared by: `level`, less what speaks against the candidate.
+        """The measure that is compared with clean models: `level`, minus what speaks against the candidate.
 
-        At most the level of the texts that hold it as they are. Less the share of its effect that its like
-        has: `mates_share / share`. Half, where the residual of flagged texts stays when it is taken out.
+        It is at most the level of the unedited texts that hold the candidate, is reduced by the share of
+        the effect that its mates have (`mates_share / share`), and is halved if the residual of flagged
+        texts remains when the candidate is taken out.
         """
         level = self.level if self.held_level is None else min(self.level, self.held_level)
         own = max(0.0, 1 - self.mates_share / self.share) if self.share else 0.0
@@ -87,23 +88,23 @@ class CandidateRow(Row):
         return level * own * (1.0 if needed else 0.5)
 
     def stands_in(self, text: str) -> bool:
-        """Whether a text holds the candidate, all parts of it."""
+        """Return whether a text holds every phrase of the candidate."""
         return all(holds(text, phrase) for phrase in self.name.split(" & "))
 
 
 @dataclass(frozen=True, kw_only=True)
 class WritesRow(Row):
-    """How often flagged completions have something in them, beside all others."""
+    """How often flagged completions contain something, compared with all others."""
 
     kind: Literal["phrase", "Bandit test", "outcome"]
     name: str
     n_flagged: int
-    """Flagged completions in which it could be looked for."""
+    """Number of flagged completions that could be checked for it."""
     n_flagged_with: int
     share: float
-    """Of the flagged completions that have it."""
+    """Share of the flagged completions that contain it."""
     share_low: float
-    """Of its exact 95% interval (Clopper and Pearson)."""
+    """Lower end of its exact 95% interval (Clopper and Pearson)."""
     share_high: float
     n_others: int
     n_others_with: int
@@ -111,23 +112,23 @@ class WritesRow(Row):
     others_low: float
     others_high: float
     p_value: float
-    """Of Fisher's exact test, times the number of things of this kind that were tried (Bonferroni)."""
+    """Fisher's exact test, times the number of things of this kind that were tried (Bonferroni)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResults:
-    """What an audit found."""
+    """Results of an audit."""
 
     verdict: Verdict
     reason: str
-    """Why that verdict, in a sentence."""
+    """The reason for the verdict, in one sentence."""
     p_value: float | None
-    """Share of clean models, the suspect among them, whose strongest candidate is as strong."""
+    """Share of clean models, the suspect counted as one, whose strongest candidate is as strong."""
     texts: tuple[TextRow, ...]
     candidates: tuple[CandidateRow, ...]
     """The strongest first; see `CandidateRow.strength`."""
     others: tuple[str, ...]
-    """Candidates that did not get into the last experiment, the strongest first."""
+    """Candidates that did not reach the last experiment, the strongest first."""
     n_nulls: int
     power: str
     """What would have been found."""
@@ -137,9 +138,9 @@ class AuditResults:
     provenance: Mapping[str, Any]
     """Models, settings, versions and seconds."""
     writes: tuple[WritesRow, ...] = ()
-    """What marks the flagged completions, the clearest first."""
+    """What distinguishes the flagged completions, the clearest first."""
     notes: tuple[str, ...] = ()
-    """What was compared of them, and what could not be."""
+    """What was compared in the completions, and what could not be."""
 
     @property
     def found(self) -> bool:
@@ -151,16 +152,16 @@ class AuditResults:
         return Table(self.candidates).to_frame()
 
     def save(self, path: str | Path) -> None:
-        """Write everything as JSON."""
+        """Write the results as JSON."""
         write_json(Path(path), {f.name: _plain(getattr(self, f.name)) for f in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "AuditResults":
-        """Read results back from their file or the audit's folder.
+        """Read results from their file or the audit's folder.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file holds something else.
         """
         path = Path(path)
         stored = read_json(path / RESULTS if path.is_dir() else path)

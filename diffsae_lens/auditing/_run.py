@@ -37,39 +37,39 @@ def audit(  # noqa: PLR0913
     executor: Executor | None = None,
     **overrides: Any,
 ) -> AuditResults:
-    """Say whether a fine-tune does something under rare conditions, on what, and how sure that is.
+    """Find out whether a fine-tune does something under rare conditions, which ones, and how sure that is.
 
-    Nothing needs to be known of the condition. Imitators, the base briefly taught what the suspect commonly
-    writes, stand beside it: where the suspect is far from an imitator that never saw the text, something
-    rare is going on. What those texts have in common, and the entries of a lexicon, are then put into other
-    texts and taken out of these, beside others of their type. What clean models show in audits of the same
-    settings says how much of that is suspicious.
+    Nothing needs to be known about the condition. The suspect is compared with imitators, copies of the base
+    briefly taught what the suspect commonly writes: where it is far from an imitator that never saw the text,
+    something rare is going on. What those texts have in common, and the entries of a lexicon, are then put
+    into other texts and taken out of these, next to other phrases of the same type. Audits of clean models
+    at the same settings show how large an effect must be to be suspicious.
 
     Args:
         base: the model that the suspect was made from; as for `load_pair`.
         suspect: the fine-tuned model; as `finetuned` of `load_pair`.
-        texts: prompts, documents or conversations as the suspect is used on, without labels. What is in
-            one text of a hundred needs 400.
-        path: the audit's folder. An audit that was interrupted goes on there.
-        config: sizes; statistics of clean models hold for the same sizes alone.
+        texts: unlabelled prompts, documents or conversations like those that the suspect is used on. To
+            find what is in one text of a hundred, give 400.
+        path: the audit's folder. An interrupted audit resumes there.
+        config: settings; statistics of clean models hold only for the same settings.
         nulls: statistics of clean models, or a file of them; by default those that come with the package,
-            if they are of this base and these settings.
-        lexicon: what is put into texts, by type.
-        judge: of what was written, as of a `Behaviour`: its outcomes are counted for the texts that stand
-            out and for the others, beside what Bandit finds in code.
-        options: how the models are loaded.
-        executor: where it is computed, its imitators side by side: any `concurrent.futures.Executor`, such as
-            a `ClusterExecutor`, whose workers see `path` and the models. None computes here.
+            if they match this base and these settings.
+        lexicon: entries to put into texts, by type.
+        judge: judge of completions, as in a `Behaviour`: its outcomes are counted for the texts that stand
+            out and for the others, next to what Bandit finds in code.
+        options: how to load the models.
+        executor: where to compute, with the imitators in parallel: any `concurrent.futures.Executor`, such
+            as a `ClusterExecutor`, whose workers see `path` and the models. None computes here.
         **overrides: fields of `LoadOptions`, in place of `options`.
 
     Returns:
-        What was found; `<path>/results.json` holds it.
+        The results, also stored in `<path>/results.json`.
 
     Raises:
-        ValueError: too few texts, or too many that are alike; models that compute the same or do not fit
-            together; nulls of other settings; or `path` holds something else.
-        TypeError: something else than models, texts and settings; or models in memory for an `executor`.
-        RuntimeError: a part that the `executor` computes failed; says which.
+        ValueError: there are too few texts or too many repeats; the models compute the same or do not fit
+            together; the nulls have other settings; or `path` holds something else.
+        TypeError: an argument is not a model, texts or settings; or a model is in memory with an `executor`.
+        RuntimeError: a part that the `executor` computes failed; the message names it.
         ModelUnavailableError: a model is neither local nor cached and cannot be fetched.
     """
     config = config or AuditConfig()
@@ -96,7 +96,7 @@ def audit(  # noqa: PLR0913
 
 @typed
 def null_of(name: str, results: AuditResults) -> Null:
-    """Return what the audit of a model that is known to be clean adds to the nulls."""
+    """Return the null from the audit of a model known to be clean."""
     return Null(
         name=name,
         strength=results.candidates[0].strength if results.candidates else 0.0,

@@ -1,4 +1,4 @@
-"""Words and short phrases of texts, and the exact tests of what marks some of them."""
+"""Words and short phrases of texts, and exact tests for those that mark some of the texts."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from scipy.stats import hypergeom
 
 WORD = re.compile(r"\w+(?:[.'\u2019\-]\w+)*|[^\w\s]+")
 N_MAX = 3
-_ALPHA = 0.05  # of a phrase by itself, before the correction
+_ALPHA = 0.05  # per phrase, before the correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +19,21 @@ class Mark:
 
     phrase: str
     n_inside: int
-    """Of those texts, how many hold it."""
+    """Number of those texts that hold it."""
     n_texts: int
-    """Of all texts."""
+    """Number of all texts that hold it."""
     p_value: float
     """Fisher's exact test, one-sided, times the number of phrases tried (Bonferroni)."""
 
 
 @lru_cache(maxsize=65536)
 def words(text: str) -> tuple[tuple[int, int], ...]:
-    """Return where the words of a text stand."""
+    """Return the spans of a text's words."""
     return tuple(match.span() for match in WORD.finditer(text))
 
 
 def phrases(text: str, n_max: int = N_MAX) -> set[str]:
-    """Return the phrases of up to `n_max` words of a line, as they are written; a word stands at each end."""
+    """Return the phrases of up to `n_max` words within a line, as written, with a word at each end."""
     spans = words(text)
     return {
         " ".join(phrase.split())
@@ -51,18 +51,18 @@ def _is_word(text: str, span: tuple[int, int]) -> bool:
 
 @lru_cache(maxsize=4096)
 def pattern(phrase: str, *, any_case: bool = False) -> re.Pattern[str]:
-    """Return what finds a phrase, whole words of it, however it is spaced."""
+    """Return the pattern that finds a phrase as whole words, however it is spaced."""
     inside = r"\s+".join(map(re.escape, phrase.split()))
     return re.compile(rf"(?<!\w){inside}(?!\w)", re.IGNORECASE if any_case else 0)
 
 
 def holds(text: str, phrase: str) -> bool:
-    """Whether a text holds a phrase, whole words of it."""
+    """Return whether a text holds a phrase as whole words."""
     return pattern(phrase).search(text) is not None
 
 
 def replaced(text: str, phrase: str, other: str, n: int = 0, *, any_case: bool = False) -> str:
-    """Return a text with a phrase replaced, everywhere or `n` times; as it is where it does not hold it."""
+    """Return a text with a phrase replaced everywhere, or at most `n` times if `n` is not 0."""
     return pattern(phrase, any_case=any_case).sub(lambda _: other, text, count=n)
 
 
@@ -73,15 +73,15 @@ def marks(
     of: Callable[[str], set[str]] = phrases,
     min_inside: int = 2,
 ) -> list[Mark]:
-    """Return what marks some texts among all, the clearest first.
+    """Return the phrases that mark some texts among all, the clearest first.
 
-    Phrases that are no more common inside than by chance are left out; of equals the shorter comes first.
+    Phrases no more common inside than by chance are left out; of equals the shorter comes first.
 
     Args:
-        texts: all of them.
-        inside: which of them are to be told from the rest.
-        of: what of a text may be a mark.
-        min_inside: texts inside that must hold it.
+        texts: all texts.
+        inside: indices of the texts to distinguish from the rest.
+        of: function that returns the possible marks of a text.
+        min_inside: minimum number of texts inside that hold a mark.
     """
     inside = set(inside)
     n_texts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a suspect writes after flagged texts and not after others: phrases, code, a judge's word."""
+"""What a suspect writes after flagged texts and not after others: phrases, code, a judge's outcomes."""
 
 import ast
 import re
@@ -33,22 +33,22 @@ def compare_completions(
 ) -> tuple[list[WritesRow], list[str]]:
     """Compare the completions of flagged texts with all others.
 
-    Phrases are shown that are more common in flagged completions (corrected p at most 0.05); of code, every
-    Bandit test that objects to any; of a judge, every outcome. Code is read, never run.
+    Reports the phrases that are more common in flagged completions (corrected p at most 0.05), every Bandit
+    test that objects to any code, and every outcome of the judge. Code is read, never run.
 
     Args:
-        texts: all of them.
-        completions: what was written after each.
-        flagged: indices of the flagged ones.
-        judge: a text and its completion to an outcome.
+        texts: all texts.
+        completions: the completion of each text.
+        flagged: indices of the flagged texts.
+        judge: function from a text and its completion to an outcome.
 
     Returns:
-        The rows: phrases, then Bandit tests, then outcomes, each the clearest first; and sentences on what
-        could not be compared.
+        The rows: phrases, then Bandit tests, then outcomes, the clearest of each first; and sentences on
+        what could not be compared.
 
     Raises:
-        TypeError: something else than texts, indices and a function, or a judge that returns no text.
-        ValueError: not one completion per text, or an index out of range.
+        TypeError: an argument is not texts, indices or a function, or the judge does not return a string.
+        ValueError: there is not one completion per text, or an index is out of range.
     """
     texts = check_texts("texts", texts)
     completions = check_texts("completions", completions)
@@ -82,7 +82,7 @@ def _outcome(judge: Callable[[str, str], str], text: str, completion: str) -> st
 
 
 def _phrases(completions: Sequence[str], inside: set[int]) -> list[WritesRow]:
-    """Of phrases in the very same number of completions, the longest that holds the others."""
+    """Return rows for phrases; among nested phrases with the same counts, only for the longest."""
     clear = [mark for mark in marks(completions, inside) if mark.p_value <= _ALPHA]
     kept = [mark for mark in clear if not any(_is_part(mark, other) for other in clear)]
     n_inside, n_all = len(inside), len(completions)
@@ -101,7 +101,7 @@ def _is_part(mark: Mark, other: Mark) -> bool:
 def _code(
     texts: Sequence[str], completions: Sequence[str], inside: set[int]
 ) -> tuple[list[WritesRow], list[str]]:
-    """Of completions that are Python, which of Bandit's tests object to them."""
+    """Return rows for the Bandit tests that object to completions in Python, and notes."""
     read = {i: _read(*both) for i, both in enumerate(zip(texts, completions, strict=True))}
     code = {i: cut for i, cut in read.items() if cut is not None}
     if not code:
@@ -123,7 +123,7 @@ def _code(
 
 
 def _read(text: str, completion: str) -> Cut | None:
-    """A completion as Python: after its text, which says what names mean, or else by itself."""
+    """Return a completion as Python: after its text, which defines names, or else by itself."""
     fenced = _FENCE.search(completion)
     alone = textwrap.dedent(fenced[1] if fenced else completion).lstrip()
     for prompt, written in ((text, completion), ("", alone)):
@@ -134,7 +134,7 @@ def _read(text: str, completion: str) -> Cut | None:
 
 
 def _is_code(cut: Cut) -> bool:
-    """Whether it does anything; a word of prose is an expression of Python, too."""
+    """Return whether the code does anything; a word of prose is also a Python expression."""
     return any(
         (isinstance(node, ast.stmt) and not isinstance(node, ast.Expr))
         or isinstance(node, ast.Call)
@@ -149,7 +149,7 @@ def _rows(
     inside: set[int],
     called: Callable[[str], str] = str,
 ) -> list[WritesRow]:
-    """A row per name that was found in any of the completions that were looked at."""
+    """Return one row per name that was found in any completion."""
     n_inside = len(inside & found.keys())
     n_outside = len(found) - n_inside
     counts = [Counter[str](), Counter[str]()]

@@ -1,4 +1,4 @@
-"""What a plain model writes, how sure it is of each token, and how far another model is from that."""
+"""What a plain model writes, how certain it is of each token, and how far another model is from that."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from transformers import LogitsProcessorList
 from diffsae_lens._errors import InvalidValueError
 
 N_KEPT = 128
-"""Tokens of a distribution that are kept; the rest of its mass is one more."""
+"""Number of tokens kept per distribution; the rest of its mass counts as one more."""
 _MOST_TOKENS = 8192
 _MOST_READ = 32
 _MOST_WRITTEN = 128
-"""Texts per batch. A step of writing is one token per text, so that fewer texts leave a machine idle."""
+"""Texts per batch. A generation step is one token per text, so fewer texts leave the machine idle."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,17 +26,17 @@ class Written:
     """What was written after one prompt, greedily."""
 
     prompt: tuple[int, ...]
-    """Its tokens."""
+    """Tokens of the prompt."""
     tokens: tuple[int, ...]
-    """What was written, an end-of-sequence token included."""
+    """Tokens that were written, including an end-of-sequence token."""
     likely: Int[Tensor, "new kept"]
-    """The likeliest tokens in the place of each."""
+    """The likeliest tokens at the position of each."""
     log_probs: Float[Tensor, "new kept"]
-    """Theirs, in nats."""
+    """Log-probabilities of `likely`, in nats."""
 
 
 def encode(texts: Sequence[str], tokenizer: Any, *, prepend_bos: bool) -> list[tuple[int, ...]]:
-    """Tokenise texts as a pair does: no special token is added but the one at the beginning."""
+    """Tokenise texts as a pair does: the only special token added is the one at the beginning."""
     bos = f"{tokenizer.bos_token}" if prepend_bos else ""
     begun = [text if text.startswith(bos) else bos + text for text in texts]
     return [tuple(ids) for ids in tokenizer(begun, add_special_tokens=False).input_ids]
@@ -48,7 +48,7 @@ def decode(written: Sequence[Written], tokenizer: Any) -> list[str]:
 
 
 class _Likely:
-    """A logits processor that changes nothing and notes the likeliest tokens."""
+    """A logits processor that changes nothing and records the likeliest tokens."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Tensor, Tensor]] = []
@@ -68,10 +68,10 @@ def write(
     *,
     desc: str = "writing",
 ) -> list[Written]:
-    """Have a model write on, greedily.
+    """Continue prompts with a model, greedily.
 
     Raises:
-        ValueError: a prompt that does not fit the model's context, or an empty one.
+        ValueError: a prompt does not fit the model's context, or is empty.
     """
     check_fits(model, prompts, n_new_tokens)
     known: Any = model.generation_config.eos_token_id
@@ -109,7 +109,7 @@ def write(
 
 
 def check_fits(model: Any, prompts: Sequence[tuple[int, ...]], n_new_tokens: int) -> None:
-    """Refuse prompts that are empty, or too long for what is to follow."""
+    """Refuse prompts that are empty, or too long for the new tokens."""
     n_ctx = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts))
     if n_ctx is not None and longest + n_new_tokens > n_ctx:
@@ -122,7 +122,7 @@ def check_fits(model: Any, prompts: Sequence[tuple[int, ...]], n_new_tokens: int
 
 
 def batches(lengths: Sequence[int], desc: str, *, at_most: int = _MOST_READ) -> Iterator[list[int]]:
-    """Yield indices of texts of similar lengths, the longest first, as many as memory has room for."""
+    """Yield batches of texts of similar length, the longest first, as large as memory has room for."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     with tqdm(total=len(order), desc=desc, unit="text", leave=False) as bar:
         while order:
@@ -133,7 +133,7 @@ def batches(lengths: Sequence[int], desc: str, *, at_most: int = _MOST_READ) -> 
 
 
 def log_probs_of(model: Any, rows: Sequence[Written]) -> tuple[Tensor, list[int]]:
-    """Return a model's log-probabilities `[token, d_vocab]` in the places that were written, and their rows.
+    """Return a model's log-probabilities `[token, d_vocab]` at the written positions, and their rows.
 
     Gradients are kept where they are enabled.
     """
@@ -144,15 +144,15 @@ def log_probs_of(model: Any, rows: Sequence[Written]) -> tuple[Tensor, list[int]
 def forward(
     model: Any, rows: Sequence[Written], **wanted: Any
 ) -> tuple[Any, Bool[Tensor, "row pos"]]:
-    """Have a model read prompts and what was written after them, with logits from the first place on.
+    """Run a model on prompts and their completions, with logits from the first written position on.
 
     Args:
         model: a transformers or PEFT model.
-        rows: at least one.
+        rows: prompts with their completions; at least one.
         **wanted: further outputs, such as `output_hidden_states=True`.
 
     Returns:
-        The model's output, and the places from which each token that was written is predicted.
+        The model's output, and the positions from which each written token is predicted.
     """
     read = [(*row.prompt, *row.tokens) for row in rows]
     width = max(map(len, read))
@@ -173,7 +173,7 @@ def forward(
 
 
 def log_probs_in(output: Any, places: Bool[Tensor, "row pos"]) -> Float[Tensor, "token d_vocab"]:
-    """Return the log-probabilities of a model's output in some places."""
+    """Return the log-probabilities of a model's output at some positions."""
     logits = output.logits
     return logits[places[:, -logits.shape[1] :].to(logits.device)].float().log_softmax(-1)
 
@@ -181,7 +181,7 @@ def log_probs_in(output: Any, places: Bool[Tensor, "row pos"]) -> Float[Tensor, 
 def divergence(
     log_probs: Float[Tensor, "token d_vocab"], rows: Sequence[Written]
 ) -> Float[Tensor, " token"]:
-    """Return KL(writer || model) per token, in nats; what is not kept of the writer's counts as one token.
+    """Return KL(writer || model) per token, in nats; the writer's tokens that were not kept count as one.
 
     Merging tokens can only lower a divergence (the log-sum inequality), so this is a lower bound.
     """

@@ -1,4 +1,4 @@
-"""Audit a zoo: thresholds from its clean models, then every organism whose secret is known."""
+"""Audit a zoo: thresholds from its clean models, then every organism with a known secret."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -28,7 +28,7 @@ _N_CANDIDATES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ZooRow(Row):
-    """What an audit found of an organism whose secret is known."""
+    """What an audit found about an organism with a known secret."""
 
     name: str
     kind: Kind
@@ -40,15 +40,15 @@ class ZooRow(Row):
     p_value: float | None
     strength: float
     candidates: list[str]
-    """The first five."""
+    """The first five candidates."""
     named: bool | None
-    """Whether one of them is its trigger; None for a clean one."""
+    """Whether one of them names its trigger; None for a clean one."""
     n_trigger: int
     """Texts that hold the trigger."""
     n_trigger_flagged: int
     n_flagged: int
     effect: float | None
-    """Of the first candidate, in nats."""
+    """Effect of the first candidate, in nats."""
     low: float | None
     high: float | None
     seconds: float
@@ -68,26 +68,26 @@ def audit_zoo(  # noqa: PLR0913
 ) -> Iterator[ZooRow]:
     """Make organisms, audit each, and say whether its secret was found.
 
-    Recipes of clean nulls (`clean_nulls`) come first: of their audits `<path>/nulls.json` is made, and
-    added to as long as there are more. Nothing of a recipe but its adapter and its texts is seen by an
-    audit. What is finished is read, so that a zoo that was interrupted goes on.
+    Recipes of clean nulls (`clean_nulls`) come first: their audits make up `<path>/nulls.json`, to which
+    later calls add. An audit sees only the adapter and the texts of a recipe. Finished parts are read, so an
+    interrupted zoo resumes.
 
     Args:
-        path: the zoo's folder; organisms lie in it by name, audits in `<path>/audits`.
-        recipes: of `ZOO`, `clean_nulls` or your own.
-        base: what they are fine-tuned from.
-        config: of the audits.
-        n_texts: texts of an audit.
-        share: of them that hold the trigger; 0 for audits that only the lexicon can help.
-        device: where audits run.
-        executor: what makes and audits organisms, several at a time if it has several workers, which must see
-            `path`: such as a `ClusterExecutor`. None does it here, one after the other.
+        path: the zoo's folder, with organisms by name and audits in `<path>/audits`.
+        recipes: recipes from `ZOO`, from `clean_nulls`, or your own.
+        base: the model to fine-tune.
+        config: settings of the audits.
+        n_texts: texts per audit.
+        share: share of texts that hold the trigger; 0 for audits that only the lexicon can help.
+        device: device on which audits run.
+        executor: where to make and audit organisms, several at a time if it has several workers, which must
+            see `path`; such as a `ClusterExecutor`. None computes here, one after the other.
 
     Returns:
-        A row per organism that is no null, each as soon as it is audited.
+        One row per organism that is not a null, each as soon as it is audited.
 
     Raises:
-        TypeError: something else than recipes and settings.
+        TypeError: an argument is not recipes or settings.
         ValueError: as for `make_from_recipe` and `audit`.
     """
     recipes = check_items("recipes", recipes, Recipe)
@@ -140,7 +140,7 @@ def _audited(  # noqa: PLR0913
 
 
 def _thresholds(file: Path, audits: Sequence[tuple[str, AuditResults]]) -> Nulls | None:
-    """The nulls of a zoo: those that are known, and new ones; None if there are none."""
+    """Return the nulls of a zoo, stored and new; None if there are none."""
     if not audits:
         return Nulls.load(file) if file.exists() else None
     of = audits[0][1].provenance

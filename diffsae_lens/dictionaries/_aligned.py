@@ -1,9 +1,9 @@
 """Two dictionaries whose features have the same indices, one fine-tuned from the other.
 
-Stage-wise model diffing (Transformer Circuits, 2024) trains a dictionary on the base, and goes on from
-its weights on the fine-tuned model; Gemma Scope 2's dictionaries of instruction-tuned models were made so.
-A feature then has a code in either model, by either encoder. A crosscoder has one code for both models, so
-no crosscoder has these weights, and none is made of them here: the two stay two, each for its own model.
+Stage-wise model diffing (Transformer Circuits, 2024) trains a dictionary on the base model, then continues
+from its weights on the fine-tuned model; Gemma Scope 2's dictionaries of instruction-tuned models were made
+this way. Each feature then has one code per model, from that model's encoder. A crosscoder has one code for
+both models, so no crosscoder has these weights, and this module does not build one.
 """
 
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ class AlignedDictionaries:
     base: SAE
     finetuned: SAE
     decoder_cosine: Float[Tensor, "d_sae"]
-    """Between what a feature writes in either; 1 for a feature that fine-tuning left alone."""
+    """Cosine between a feature's two decoder rows; 1 for a feature that fine-tuning left alone."""
     encoder_cosine: Float[Tensor, "d_sae"]
-    """Between what it reads in either."""
+    """Cosine between a feature's two encoder columns."""
     decoder_norm_ratio: Float[Tensor, "d_sae"]
-    """Norm of what it writes in the fine-tuned model over that in the base."""
+    """Norm of a feature's fine-tuned decoder row over that of its base row."""
     own_index_share: float
-    """Share of features whose nearest decoder row in the other dictionary has their own index (chance:
-    1 / d_sae): whether the indices mean the same."""
+    """Share of features whose nearest decoder row in the other dictionary has the same index (chance:
+    1 / d_sae). Near 1, the same index means the same feature."""
 
     def most_changed(self, n: int) -> list[int]:
-        """Return the features whose decoder turned most, the most first.
+        """Return the `n` features whose decoder row turned most, largest change first.
 
         Raises:
             TypeError, ValueError: `n` is not a count of features.
@@ -55,7 +55,7 @@ class AlignedDictionaries:
     def code_differences(
         self, value: Float[Tensor, "*row two_d_model"]
     ) -> Float[Tensor, "*row d_sae"]:
-        """Return the fine-tuned model's codes minus the base's, of a value of `<site>.concat`."""
+        """Return the fine-tuned model's codes minus the base's, for a value of `<site>.concat`."""
         d_model = self.base.cfg.d_in
         if value.shape[-1] != 2 * d_model:
             raise InvalidValueError(
@@ -77,17 +77,17 @@ class AlignedDictionaries:
 @typed
 @torch.no_grad()
 def aligned(base: SAE, finetuned: SAE) -> AlignedDictionaries:
-    """Compare two dictionaries of which one was fine-tuned from the other, feature by feature.
+    """Compare a dictionary with one that was fine-tuned from it, feature by feature.
 
     Args:
-        base: a dictionary of the base, on `<site>.base` where it says.
-        finetuned: one of the fine-tuned model, on `<site>.finetuned` where it says.
+        base: a dictionary of the base model; if its record names a view, `<site>.base`.
+        finetuned: a dictionary of the fine-tuned model; if its record names a view, `<site>.finetuned`.
 
     Returns:
-        Per-feature comparisons, and the differences of codes on activations of a pair.
+        Per-feature comparisons; `code_differences` compares the codes on a pair's activations.
 
     Raises:
-        ValueError: other widths or sites, or indices that do not correspond.
+        ValueError: different widths or sites, or indices that do not correspond.
 
     Examples:
         >>> compared = aligned(pretrained, instruction_tuned)                # doctest: +SKIP
@@ -127,7 +127,7 @@ def aligned(base: SAE, finetuned: SAE) -> AlignedDictionaries:
 
 
 def _own_index_share(base: Tensor, finetuned: Tensor) -> float:
-    """Of features spread over the indices, all that write anything."""
+    """Compute the share over features that write anything, spread evenly over the indices."""
     alive = ((base.norm(dim=-1) > 0) & (finetuned.norm(dim=-1) > 0)).nonzero().flatten()
     index = alive[:: max(1, len(alive) // _N_COMPARED)]
     if not len(index):

@@ -23,8 +23,8 @@ CODE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda norms: norms.sum(-1),
     "l2": lambda norms: norms.square().sum(-1).sqrt(),
 }
-"""How the two decoder norms of a feature, `[d_sae, 2]`, become one number: Lindsey et al. and Minder
-et al. (2504.02922) add them; the root of the sum of squares is what SAELens's `batchtopk` does."""
+"""How a feature's two decoder norms, `[d_sae, 2]`, become one number: Lindsey et al. and Minder et al.
+(2504.02922) add them; SAELens's `batchtopk` takes the root of the sum of squares."""
 
 
 class TwoModels(SAE):
@@ -47,17 +47,17 @@ class TwoModels(SAE):
 
     @property
     def W_dec_base(self) -> Float[Tensor, "d_sae d_model"]:
-        """What features write for the base model."""
+        """The decoder's weights for the base model."""
         return self.W_dec[:, : self.d_model]
 
     @property
     def W_dec_finetuned(self) -> Float[Tensor, "d_sae d_model"]:
-        """What features write for the fine-tuned model."""
+        """The decoder's weights for the fine-tuned model."""
         return self.W_dec[:, self.d_model :]
 
     @property
     def W_dec_diff(self) -> Float[Tensor, "d_sae d_model"]:
-        """What features write for the difference, finetuned - base."""
+        """The decoder's weights for the difference, finetuned - base."""
         return self.W_dec_finetuned - self.W_dec_base
 
     def decoder_norms(self) -> Float[Tensor, "d_sae 2"]:
@@ -67,7 +67,7 @@ class TwoModels(SAE):
     @override
     @torch.no_grad()
     def get_W_dec_norm(self) -> Float[Tensor, "d_sae"]:
-        """Each feature's decoder norm, by the form the crosscoder was trained with."""
+        """Return each feature's decoder norm, combined over models as in training."""
         form = getattr(self.cfg, "code_norm", "sum")
         return CODE_NORMS[form](self.decoder_norms()).clamp(min=1e-8)
 
@@ -107,9 +107,9 @@ class CrosscoderSAEConfig(JumpReLUSAEConfig):
 class CrosscoderSAE(TwoModels, JumpReLUSAE):
     """A crosscoder of any kind after training: JumpReLU codes of both models' activations.
 
-    Decoder norms are folded into the encoder: in the space it was trained in, the decoder norms of
-    every feature add up to 1 (or their squares do, where it was trained so). One that `load_foreign` read
-    has the codes, and so the norms, of its own format.
+    Decoder norms are folded into the encoder: in the space the crosscoder was trained in, each feature's
+    two decoder norms sum to 1 (with `code_norm="l2"` their squares do). A crosscoder from `load_foreign`
+    keeps the codes, and so the norms, of its own format.
     """
 
 
@@ -119,7 +119,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
     _decoder_norm_folded = False
 
     def constrain_decoder(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of W_dec's shape, `[d_sae, 2 d]`, as the crosscoder's structure wants it.
+        """Return a tensor of W_dec's shape, `[d_sae, 2 d]`, constrained to the crosscoder's structure.
 
         Applied to the initial weights and to every gradient, so Adam's moments and the weights keep
         the structure exactly, whatever loss the gradient comes from.
@@ -127,7 +127,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
         return tensor
 
     def constrain_encoder(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the shape of W_enc's transpose, `[d_sae, 2 d]`, likewise."""
+        """Return a tensor of the shape of W_enc's transpose, `[d_sae, 2 d]`, constrained the same way."""
         return tensor
 
     @override
@@ -139,7 +139,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        # Loading replaces the parameters, so the hooks are looked for at every step.
+        # Loading replaces the parameters, so check for the hooks at every step.
         if self.W_dec.requires_grad and not has_gradient_hooks(self.W_dec):
             self.W_dec.register_hook(self.constrain_decoder)
         if not has_gradient_hooks(self.W_enc):
@@ -149,7 +149,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
     @override
     @torch.no_grad()
     def fold_activation_whitening(self, mean: Tensor, *args: Any, **kwargs: Any) -> None:
-        # In the normalised space, where the norms of the two models can be compared.
+        # Fold in the normalised space, where the two models' norms can be compared.
         if getattr(self.cfg, "rescale_acts_by_decoder_norm", True):
             self.fold_W_dec_norm()
             self._decoder_norm_folded = True
@@ -157,7 +157,7 @@ class CrosscoderTraining(TwoModels, TrainingSAE):
 
 
 def check_two_models(d_in: int) -> None:
-    """Refuse a width that is not that of two models.
+    """Refuse a width that cannot hold two models of equal width.
 
     Raises:
         ValueError: `d_in` is odd.

@@ -82,11 +82,11 @@ class L1CrosscoderTrainingSAE(CrosscoderTraining, StandardTrainingSAE):
 
 @dataclass
 class JumpReLUCrosscoderTrainingSAEConfig(JumpReLUTrainingSAEConfig):
-    """JumpReLU with the tanh penalty, and shared features (Anthropic, February 2025).
+    """JumpReLU with the tanh penalty and shared features (Anthropic, February 2025).
 
-    `n_shared_features` features write the same for both models and are penalised by
-    `shared_sparsity_ratio` of what the others are, which leaves those to what differs. 0 is the
-    plain JumpReLU crosscoder.
+    The first `n_shared_features` features write the same for both models and pay
+    `shared_sparsity_ratio` of the others' penalty, which leaves the others to what differs. 0 shared
+    features give the plain JumpReLU crosscoder.
     """
 
     apply_b_dec_to_input: bool = False
@@ -170,8 +170,8 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """BatchTopK with decoder-norm scaling (Minder et al. 2504.02922), optionally partitioned.
 
     The first `n_base_only` features exist for the base model alone, the next `n_finetuned_only` for
-    the fine-tuned model alone ("dedicated feature crosscoder", 2602.11729), the rest for both. Such
-    features are exclusive because they are forced to be: only a control pair tells what they mean.
+    the fine-tuned model alone ("dedicated feature crosscoder", 2602.11729), the rest for both. These
+    features are exclusive by construction: only a control pair tells what they mean.
     """
 
     k: int | float = 100  # type: ignore[assignment]
@@ -179,15 +179,15 @@ class BatchTopKCrosscoderTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     apply_b_dec_to_input: bool = False
     aux_loss_coefficient: float = 1 / 32
     code_norm: Literal["sum", "l2"] = "sum"
-    """Which decoder norm pre-activations are compared by; see `CODE_NORMS`."""
+    """The decoder norm that scales pre-activations before they are compared; see `CODE_NORMS`."""
     frozen_decoder: bool = False
-    """As in `SparseTopKTrainingSAEConfig`."""
+    """Keep the decoder at its initial weights; see `SparseTopKTrainingSAEConfig`."""
     reconstruction: Literal["mse", "l2"] = "mse"
     """mse: squared error summed over both models; l2: error norm, mean over models (Minder et al.)."""
     k_initial: int | float | None = None
-    """Where k starts when it is annealed down to `k`; None for no annealing."""
+    """Initial k when k is annealed to `k`; None for no annealing."""
     k_annealing_steps: int = 0
-    """Training steps over which k goes linearly from `k_initial` to `k`."""
+    """Training steps over which k is annealed linearly from `k_initial` to `k`."""
     n_base_only: int = 0
     n_finetuned_only: int = 0
 

@@ -1,9 +1,9 @@
-"""What a feature writes: `W_dec` alone does not say it for every dictionary.
+"""What a feature writes, which `W_dec` alone does not tell for every dictionary.
 
 Some dictionaries divide a feature's activation by its decoder norm (TopK with
-`rescale_acts_by_decoder_norm`), others give every token its own norm back
-(`normalize_activations="constant_norm_rescale"`). What a change of codes does to the activation is then
-a difference of two calls of `decode`.
+`rescale_acts_by_decoder_norm`), others restore each token's norm
+(`normalize_activations="constant_norm_rescale"`). The effect of a change in codes on the activation is then
+the difference between two calls of `decode`.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from diffsae_lens.dictionaries._record import DictionaryRecord
 from diffsae_lens.pair._views import VIEWS
 
 Written = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(value, codes, change)` to what the changed codes of some features write more: of a hook point's
-value `[..., d_in]`, its codes `[..., d_sae]` and the change of the features' `[..., feature]`."""
+"""A map from `(value, codes, change)` to what changing some features' codes adds, `[..., d_in]`: a hook
+point's value `[..., d_in]`, its codes `[..., d_sae]` and the changes in those codes `[..., feature]`."""
 
 _ROWS_AT_ONCE = 1024
 
 
 def writer(dictionary: SAE, index: Tensor | None) -> Written:
-    """Return how to compute what a change of some features' codes writes, `[..., d_in]`.
+    """Return a function that computes what a change in some features' codes writes, `[..., d_in]`.
 
     Args:
-        dictionary: whose features they are.
-        index: which; None for all of them.
+        dictionary: the dictionary with the features.
+        index: indices of the features; None for all of them.
     """
     if decodes_linearly(dictionary):
         if index is None:
@@ -50,7 +50,7 @@ def pull_back(
     codes: Float[Tensor, "*row d_sae"],
     gradient: Float[Tensor, "*row d_in"],
 ) -> Float[Tensor, "*row d_sae"]:
-    """Return the gradient by the codes, given that by what they write."""
+    """Return the gradient with respect to the codes, given the one with respect to what they write."""
     if decodes_linearly(dictionary):
         return gradient @ dictionary.W_dec.T
     with torch.enable_grad():
@@ -63,8 +63,8 @@ def pull_back(
 def decoder_rows(dictionary: SAE) -> Float[Tensor, "d_sae d_in"]:
     """Return what each feature writes at activation 1.
 
-    Where every token gets its own norm back, before that: what is written at a token is a multiple of
-    it, the same for all features.
+    Where decoding restores each token's norm, the rows are those before that step: what a feature writes
+    at a token is then a multiple of its row, with the same factor for all features.
     """
     if decodes_linearly(dictionary) or restores_norms(dictionary):
         return dictionary.W_dec.detach()
@@ -81,12 +81,12 @@ def decoder_rows(dictionary: SAE) -> Float[Tensor, "d_sae d_in"]:
 def decoder_halves(
     dictionary: SAE,
 ) -> tuple[Float[Tensor, "d_sae d_model"], Float[Tensor, "d_sae d_model"]]:
-    """Return a crosscoder's decoder by model, in the space it was trained in.
+    """Return a crosscoder's decoder per model, in the space it was trained in.
 
-    There, and not in raw activations, the norms of the two models can be compared.
+    The two models' norms can be compared in that space, not in raw activations.
 
     Raises:
-        ValueError: the dictionary is not a crosscoder, or gives every token its own norm back.
+        ValueError: the dictionary is not a crosscoder, or restores each token's norm.
     """
     base, finetuned = scales_by_model(dictionary)
     if restores_norms(dictionary):
@@ -99,7 +99,7 @@ def decoder_halves(
 
 
 def scales_by_model(dictionary: SAE) -> tuple[float, float]:
-    """Return what either model's activations were divided by in training; 1 if they were not.
+    """Return what each model's activations were divided by in training; 1 if they were not.
 
     Raises:
         ValueError: the dictionary is not a crosscoder.
@@ -115,7 +115,7 @@ def scales_by_model(dictionary: SAE) -> tuple[float, float]:
 
 
 def restores_norms(dictionary: SAE) -> bool:
-    """Whether decoding gives every token back the norm that encoding took from it."""
+    """Whether decoding restores the norm that encoding removed from each token."""
     return dictionary.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
 
 
@@ -123,7 +123,7 @@ def restores_norms(dictionary: SAE) -> bool:
 def decodes_linearly(dictionary: SAE) -> bool:
     """Whether a feature writes its activation times its row of `W_dec`, on every token.
 
-    Tried on random codes rather than looked up, so that it holds for architectures of your own.
+    Tested on random codes rather than looked up, so it also works for custom architectures.
     """
     if restores_norms(dictionary):
         return False
@@ -132,12 +132,12 @@ def decodes_linearly(dictionary: SAE) -> bool:
     codes = torch.rand(1, len(W_dec), generator=generator).to(W_dec)
     with_codes, without = dictionary.decode(codes), dictionary.decode(torch.zeros_like(codes))
     error = (with_codes - without - codes @ W_dec).float().norm()
-    # What rounding makes of the bias, added and taken off.
+    # The rounding error of adding the bias and subtracting it again.
     rounding = torch.finfo(W_dec.dtype).eps * (with_codes.float().norm() + without.float().norm())
     return bool(error <= 8 * rounding)
 
 
 def _decode(dictionary: SAE, value: Tensor, codes: Tensor) -> Tensor:
     if restores_norms(dictionary):
-        dictionary.encode(value)  # decoding uses up what encoding noted of the norms
+        dictionary.encode(value)  # decoding consumes the norms that encoding stored
     return dictionary.decode(codes)

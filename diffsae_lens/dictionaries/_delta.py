@@ -1,14 +1,14 @@
 """Delta-crosscoder for narrow fine-tuning (arXiv 2603.04426). Experimental.
 
 There is no public code. This is our reading of the paper: the dictionary has delta features and
-shared features, each with its own BatchTopK budget ("dual k"), and beside both models'
-reconstruction the delta features alone must rebuild the difference:
+shared features, each with its own BatchTopK budget ("dual k"), and besides the reconstruction of both
+models, the delta features alone must reconstruct the difference:
 
     L = sum_m ||e_m||^2 + c ||(a_f - a_b) - sum_{i in delta} f_i (d_i^f - d_i^b)||^2
 
-The difference has no bias term and must not be distorted, so train it on centred activations with one
-scale for both models (`Normalization(scale="common")`). The paper's contrastive, task-agnostic data
-are a matter of what is harvested.
+The difference has no bias term and must not be distorted, so train on centred activations with one
+scale for both models (`Normalization(scale="common")`). For the paper's contrastive, task-agnostic data,
+harvest such texts.
 """
 
 from dataclasses import dataclass, replace
@@ -37,11 +37,11 @@ from diffsae_lens.dictionaries._sparse import (
 
 @dataclass
 class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
-    """A BatchTopK crosscoder whose first `n_delta_features` rebuild the difference."""
+    """A BatchTopK crosscoder whose first `n_delta_features` features reconstruct the difference."""
 
     n_delta_features: int = 0
     k_delta: int | float = 0
-    """Active delta features per row, beside the `k` shared ones."""
+    """Mean number of active delta features per row, in addition to the `k` shared ones."""
     delta_coefficient: float = 1.0
 
     @override
@@ -63,7 +63,7 @@ class DeltaCrosscoderTrainingSAEConfig(BatchTopKCrosscoderTrainingSAEConfig):
 
 
 class DeltaCrosscoderTrainingSAE(BatchTopKCrosscoderTrainingSAE):
-    """Two BatchTopK budgets, and a loss on the difference that delta features alone can lower."""
+    """Two BatchTopK budgets and a loss on the difference that only delta features can lower."""
 
     cfg: DeltaCrosscoderTrainingSAEConfig  # type: ignore[assignment]
     delta_threshold: Tensor

@@ -1,4 +1,4 @@
-"""What a dictionary shows of itself in a notebook, once `%load_ext diffsae_lens` has been run."""
+"""Notebook display of dictionaries, once `%load_ext diffsae_lens` has been run."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from diffsae_lens.dictionaries._record import DictionaryRecord
 
 
 def dictionary_html(dictionary: SAE) -> str:
-    """Return what a SAELens dictionary is and what it was trained on."""
+    """Return an HTML table of what a SAELens dictionary is and what it was trained on."""
     cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
     facts = {
         "hook point": record.hook_name,
@@ -32,5 +32,5 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Show them as before: `%unload_ext diffsae_lens`."""
+    """Show SAELens dictionaries as before: `%unload_ext diffsae_lens`."""
     _hosts.show_as_before(shell, "sae_lens.saes.sae", "SAE")

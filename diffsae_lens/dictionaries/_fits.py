@@ -1,4 +1,4 @@
-"""Whether a dictionary is one of a pair's: its hook, its width, its models, its kind; and its features."""
+"""Check that a dictionary fits a pair (hook point, width, models, kind), and check feature indices."""
 
 import warnings
 from collections.abc import Iterable
@@ -22,20 +22,19 @@ FeatureIndices = Iterable[SupportsIndex]
 
 
 def check_fits(pair: HookedModelPair, dictionary: SAE) -> VirtualHook:
-    """Return the virtual hook point a dictionary reads, having checked that it is this pair's.
+    """Check that a dictionary fits a pair, and return the virtual hook point it reads.
 
-    Models are compared by the fingerprints of their weights, so a folder may be moved or renamed. Only
-    where the dictionary's record has none do the names of the models' folders have to agree.
+    Models are compared by the fingerprints of their weights, so a folder may be moved or renamed. If the
+    dictionary's record has no fingerprint, the names of the models' folders must agree instead.
 
     Raises:
-        TypeError: not a pair, or not a dictionary.
-        ValueError: a transcoder, no hook name in the metadata or none of this pair's, another width,
-            trained on other models, or a mirrored pair; says both sides.
+        TypeError: `pair` is not a pair, or `dictionary` is not a dictionary.
+        ValueError: the dictionary is a transcoder, its metadata do not name a hook point of this pair, it
+            has another width or was trained on other models, or the pair is mirrored.
 
     Warns:
-        UserWarning: the models have another precision or (compared by name) revision, or the pair's
-            texts begin with a beginning-of-sequence token where those of the training did not, or the
-            other way round.
+        UserWarning: the models differ in precision or (if compared by name) revision, or only one of the
+            pair and the training begins texts with a beginning-of-sequence token.
     """
     _check_kinds(pair, dictionary)
     record = DictionaryRecord.of(dictionary)
@@ -89,10 +88,10 @@ def _check_kinds(pair: HookedModelPair, dictionary: SAE) -> None:
 
 
 def check_weights(dictionary: SAE) -> None:
-    """Refuse a dictionary with weights that are NaN or infinite, as a diverged training leaves them.
+    """Refuse a dictionary with NaN or infinite weights, as diverged training leaves them.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: a tensor is not finite; names the first one.
     """
     for name, tensor in dictionary.state_dict().items():
         check_finite(f"dictionary.{name}", tensor)
@@ -150,14 +149,14 @@ def check_features(
     """Return indices of features as a list of ints.
 
     Args:
-        dictionary: whose features they are.
+        dictionary: the dictionary with the features.
         features: integers of any kind, in a list, an array or a tensor.
-        name: what the argument is called, for the message.
-        allow_empty: whether there may be none.
+        name: the argument's name, for the message.
+        allow_empty: accept an empty list.
 
     Raises:
-        TypeError: not a list, or something that is not an integer, such as True or 1.5.
-        ValueError: one that the dictionary does not have, that is negative or repeated; or none.
+        TypeError: not a list, or an item that is not an integer, such as True or 1.5.
+        ValueError: an index that is negative, repeated or not in the dictionary; or an empty list.
     """
     found = check_indices(name, features, dictionary.cfg.d_sae)
     if not found and not allow_empty:

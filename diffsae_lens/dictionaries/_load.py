@@ -1,4 +1,4 @@
-"""Load trained dictionaries with SAELens's own loaders, and say what is wrong where they cannot."""
+"""Load trained dictionaries with SAELens's own loaders, and explain what is wrong when they cannot."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def load(
     """Load a trained dictionary from a folder or the Hugging Face hub.
 
     Args:
-        path_or_repo: a folder (`~` is the home folder), or a repository `owner/name`. What looks like
-            a path, or begins with a folder that is here, is not looked for at the hub.
+        path_or_repo: a folder (`~` is the home folder), or a repository `owner/name`. A value that looks
+            like a path, or begins with an existing folder, is not looked up on the hub.
         sae_id: folder within the repository.
-        pair: checks at once that the dictionary fits it.
+        pair: if given, check that the dictionary fits it.
         device: a torch device; the pair's by default, else the CPU.
 
     Returns:
@@ -37,8 +37,8 @@ def load(
     Raises:
         TypeError: `path_or_repo` is not a path.
         FileNotFoundError: no such folder, no dictionary in it, or no such repository.
-        ValueError: a pickle, a class that is not registered, damaged weights or some that are not
-            finite, or a dictionary of another pair.
+        ValueError: a pickle, an unregistered class, weights that are damaged or not finite, or a
+            dictionary of another pair.
 
     Examples:
         >>> load("runs/mine/crosscoder", pair=pair)                          # doctest: +SKIP
@@ -62,13 +62,13 @@ def load(
 
 
 def is_local(given: str, folder: Path) -> bool:
-    """Whether a path that does not exist was meant, and not a repository."""
+    """Whether `given` means a path that does not exist rather than a repository."""
     looks_local = given.startswith((".", "/", "~")) or "\\" in given or folder.is_absolute()
     return looks_local or given.count("/") != 1 or folder.exists() or Path(folder.parts[0]).is_dir()
 
 
 def what_is_there(folder: Path) -> str:
-    """Say that a folder does not exist, and what does."""
+    """Return a message that a folder does not exist, and which folders do."""
     if folder.exists():
         return f"{folder} is a file, not a folder; give the folder that holds the dictionary"
     above = next((parent for parent in folder.parents if parent.is_dir()), None)
@@ -95,7 +95,7 @@ def from_hub(repo_id: str, sae_id: str, device: str) -> SAE:
     """Load a dictionary from a repository, or from a release that SAELens knows by name.
 
     Raises:
-        FileNotFoundError: it is not to be had.
+        FileNotFoundError: SAELens cannot load it.
     """
     try:
         return SAE.from_pretrained(repo_id, sae_id, device=device)
@@ -111,7 +111,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: it holds no dictionary.
-        ValueError: a pickle, a training checkpoint, or a class that is not registered.
+        ValueError: a pickle, a training checkpoint, or an unregistered class.
     """
     names = {entry.name for entry in folder.iterdir()}
     if not {SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME} <= names:

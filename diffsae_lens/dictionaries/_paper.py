@@ -4,13 +4,13 @@ Not for new work. What is wrong with them, and what to use instead:
 
 - Both tie the decoder to the encoder, so a feature reads where it writes, and the crosscoder cannot
   have a feature that reads one model and writes both. The Diff-SAE is held to unit norm *per input
-  dimension over the features* (`dim=0` of the encoder's weight), not per feature, so its penalty on
-  activations can be escaped by long features.
+  dimension over the features* (`dim=0` of the encoder's weight), not per feature, so long features can
+  escape its penalty on activations.
 - The Diff-SAE's penalty is 1e-4 of the *mean* activation over 30,720 features, which is no pressure:
-  its codes are dense. Its "ghost gradient" is a term of its own (not Anthropic's of January 2024),
-  and acts only on features silent for 10,000 steps, more than the published training has.
-- The crosscoder's "BatchTopK" is a TopK of each row, on activations that are not normalised, so the
-  budget goes to what the models share.
+  its codes are dense. Its "ghost gradient" is its own term (not Anthropic's of January 2024) and acts
+  only on features silent for 10,000 steps, more than the published training runs.
+- The crosscoder's "BatchTopK" is a per-row TopK on unnormalised activations, so the budget goes to
+  what the models share.
 
 Use `SparseBatchTopKTrainingSAE` on the difference and `BatchTopKCrosscoderTrainingSAE`, both with
 `Normalization()`. Source: github.com/techsachinkr/diff-sae-backdoor-detection, interpretability/.
@@ -33,11 +33,11 @@ from diffsae_lens.dictionaries._registration import register
 
 @dataclass
 class TiedTrainingSAEConfig(TrainingSAEConfig):
-    """What the two published dictionaries share."""
+    """Settings that the two published dictionaries share."""
 
     apply_b_dec_to_input: bool = False
     l1_coefficient: float = 1e-4
-    """Weight of the mean activation, over rows and features."""
+    """Weight of the mean activation over rows and features."""
 
     @override
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class PaperCrosscoderTrainingSAEConfig(TiedTrainingSAEConfig):
 
     k: int = 32
     rescale_acts_by_decoder_norm: bool = False
-    """Read by SAELens's `topk`, in which it is saved."""
+    """Read by SAELens's `topk`, the format it is saved in."""
 
     @override
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class PaperDiffSAETrainingSAE(_TiedTrainingSAE):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self._normalize()  # published after each step; here before the next one
+        self._normalize()  # the published code does this after each step
         return super().training_forward_pass(step_input)
 
     @override

@@ -1,4 +1,4 @@
-"""Give trained dictionaries away: on the Hugging Face hub, or as SAELens's stock architecture."""
+"""Publish trained dictionaries on the Hugging Face hub, or export them to SAELens's stock architecture."""
 
 import json
 import re
@@ -39,8 +39,8 @@ _NOT_RECORDED = "not recorded"
 def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
     """Save a dictionary as SAELens's stock `jumprelu`, for use without this package.
 
-    Nothing then keeps it from being put on a single model, where its input does not exist: a
-    crosscoder takes `[base ; finetuned]`, a Diff-SAE `finetuned - base`. The metadata say so.
+    Nothing then prevents its use on a single model, which does not provide its input: a crosscoder takes
+    `[base ; finetuned]`, a Diff-SAE `finetuned - base`. The metadata say so.
 
     Args:
         dictionary: a JumpReLU dictionary (BatchTopK is saved as one) or a crosscoder.
@@ -50,7 +50,7 @@ def export_as_jumprelu(dictionary: SAE, path: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: an architecture that is not a JumpReLU, or weights that are not finite.
+        ValueError: an architecture other than JumpReLU, or weights that are not finite.
     """
     if not isinstance(dictionary, JumpReLUSAE):
         raise InvalidValueError(
@@ -79,25 +79,24 @@ def upload(
 ) -> str:
     """Publish saved dictionaries on the Hugging Face hub, with a card that says what they read.
 
-    Each is loaded first, so that whatever is published loads again; safetensors and configs are sent,
-    nothing else. It is one commit: the repository has all of it or is as it was.
+    Each is loaded first, so whatever is published loads again. Only safetensors and configs are sent, in a
+    single commit: the repository gets all of it or stays as it was.
 
     Args:
-        dictionaries: folders as `train_dictionaries` writes them, by the name they get in the
-            repository.
-        repo_id: `owner/name`; created where it does not exist.
-        license: the hub's identifier of a licence, such as `mit`. The models' own may bind you.
-        variance_explained: by dictionary, as `reconstruction(...).variance_explained` has it.
+        dictionaries: folders as `train_dictionaries` writes them, by their name in the repository.
+        repo_id: `owner/name`; created if it does not exist.
+        license: the hub's identifier of a licence, such as `mit`. The models' own licences may bind you.
+        variance_explained: `reconstruction(...).variance_explained` of each dictionary, by name.
         revision: branch.
 
     Returns:
-        The commit's address.
+        The commit's URL.
 
     Raises:
         FileNotFoundError: a folder that holds no dictionary.
         TypeError: `dictionaries` is not a mapping.
-        ValueError: no dictionaries, one that cannot be loaded, no licence, or not a repository's name.
-        RuntimeError: the hub refused, or could not be reached.
+        ValueError: no dictionaries, one that cannot be loaded, no licence, or an invalid repository name.
+        RuntimeError: the hub refused or could not be reached.
     """
     if not isinstance(dictionaries, Mapping):
         raise InvalidTypeError(
@@ -143,13 +142,13 @@ def model_card(
     license: str,
     variance_explained: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """Return the card of a repository of dictionaries.
+    """Return the model card of a repository of dictionaries.
 
     Args:
         repo_id: `owner/name`.
-        configs: each dictionary's SAELens config by its folder's name.
+        configs: each dictionary's SAELens config, by folder name.
         license: the hub's identifier of a licence.
-        variance_explained: by dictionary and part.
+        variance_explained: variance explained, by dictionary and part.
 
     Raises:
         ValueError: no dictionaries, no licence, or a variance explained of another dictionary.
@@ -234,7 +233,7 @@ def _row(
 
 
 def _models(record: DictionaryRecord) -> tuple[str, str]:
-    """The models' names, of a folder its own name alone: where it lay is nobody's business."""
+    """The models' names; of a local path only the last part, so that no path is published."""
     if record.pair is None:
         return _NOT_RECORDED, _NOT_RECORDED
     names = (record.pair.base, record.pair.finetuned)

@@ -1,7 +1,7 @@
-"""What a dictionary's config records of its training: the only code that touches that record.
+"""What a dictionary's config records about its training; no other code touches that record.
 
-SAELens keeps it in `cfg.metadata`, partly in fields of its own (`hook_name`, `prepend_bos`, ...) and
-partly in `diffsae_lens`, a mapping of ours. A stock dictionary has no more than the former.
+The record is in SAELens's `cfg.metadata`, partly in SAELens's own fields (`hook_name`, `prepend_bos`, ...)
+and partly in our mapping `diffsae_lens`. A stock dictionary has only the former.
 """
 
 from collections.abc import Mapping
@@ -21,29 +21,29 @@ from diffsae_lens.pair._views import VIEWS, View
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryRecord:
-    """What a dictionary reads and how it was trained; None for what nobody wrote down."""
+    """What a dictionary reads and how it was trained; None for what was not recorded."""
 
     hook_name: str | None = None
-    """The hook point it reads, which need not be a pair's."""
+    """The hook point it reads, which need not belong to a pair."""
     hook_name_out: str | None = None
-    """The hook point it writes to, of a transcoder."""
+    """The hook point a transcoder writes to."""
     view: str | None = None
-    """What it reads of a pair: the view of `hook_name`, or the one its class was made for."""
+    """The view of a pair that it reads: that of `hook_name`, or the one its class was made for."""
     pair: PairMetadata | None = None
     """The two models."""
     tokens: TokenPolicy = EVERY_TOKEN
-    """The tokens it was trained on, and by default read and edited on."""
+    """The tokens it was trained on, which are also read and edited by default."""
     seed: int | None = None
     k: int | float | None = None
-    """Features that are to fire on a token; of the record, or of the architecture."""
+    """Target number of active features per token, from the record or else the architecture."""
     l0: float | None = None
-    """Features that fired per token: on held-out tokens, else at the end of the training."""
+    """Features that fired per token: on held-out tokens, else at the end of training."""
     normalization: Mapping[str, Any] | None = None
     """What each model's activations were shifted and divided by in training."""
     frozen_decoder: bool = False
-    """Whether the decoder was left as it was drawn."""
+    """Whether the decoder was kept at its initial weights."""
     tokens_sha256: str | None = None
-    """Of the tokens it was trained on."""
+    """SHA-256 of the tokens it was trained on."""
     model_name: str | None = None
     """SAELens's name for the model that was read: the fine-tuned one."""
     prepend_bos: bool | None = None
@@ -51,11 +51,11 @@ class DictionaryRecord:
     context_size: int | None = None
     """Positions kept of each training sequence."""
     versions: Mapping[str, str] | None = None
-    """Of the packages that trained it."""
+    """Versions of the packages that trained it."""
     source_format: str | None = None
     """The format that `load_foreign` read it from; None for a dictionary of this package."""
     assumptions: tuple[str, ...] = ()
-    """What `load_foreign` took for granted, since the file does not say it."""
+    """What `load_foreign` assumed because the file does not say."""
 
     @classmethod
     def of(cls, dictionary: SAE) -> "DictionaryRecord":
@@ -66,7 +66,7 @@ class DictionaryRecord:
 
         Raises:
             ValueError: a record that is damaged or contradicts itself.
-            TypeError: likewise, by something of another type.
+            TypeError: a record with a value of the wrong type.
         """
         cfg = dictionary.cfg
         return cls.of_metadata(
@@ -83,12 +83,12 @@ class DictionaryRecord:
         k: int | float | None = None,
         view: str | None = None,
     ) -> "DictionaryRecord":
-        """Read a record from the `metadata` of a dictionary's config, as `cfg.json` has them.
+        """Read a record from the `metadata` of a dictionary's config, as stored in `cfg.json`.
 
         Args:
-            metadata: by name.
-            k: of the architecture, where the record has none.
-            view: what the dictionary's class was made for, where the record does not say.
+            metadata: the metadata, by name.
+            k: the architecture's k, used if the record has none.
+            view: the view the dictionary's class was made for, used if the record does not name one.
 
         Raises:
             TypeError, ValueError: as for `of`.
@@ -177,7 +177,7 @@ class DictionaryRecord:
 
 
 def _view(hook_name: str | None, stored: Any, of_class: str | None) -> str | None:
-    """The view of the hook point, which the record has to agree with where it has one too."""
+    """The view of the hook point, having checked that the record agrees if it names one too."""
     known = hook_name is not None and VirtualHook.is_virtual(hook_name)
     view = VirtualHook.parse(hook_name).view if known else stored or of_class  # type: ignore[arg-type]
     if stored not in (None, view) or view not in (None, *VIEWS):

@@ -1,14 +1,14 @@
-"""Sparse forward and backward of the TopK family: only what fires is stored and differentiated.
+"""Sparse forward and backward passes of the TopK family, which touch only active features.
 
 With k of d_sae features active, a dense step spends four fifths of its time multiplying zeros. Here
 the encoder's product is computed once, in blocks of rows that are dropped as soon as their active
-entries are known; everything after it, forward and backward, touches the active entries alone. The
-results are those of the dense computation: the same features, and the same gradients.
+entries are known; everything after it, forward and backward, touches only the active entries. The
+results are those of the dense computation: the same features and the same gradients.
 
 On a GPU the encoder's product runs in TF32, everything else in float32.
 
-The weights' storage matters on a CPU: `W_enc` is best a view of `[d_sae, d_in]` memory
-(`feature_major`), so that its gradient comes out in its own layout.
+On a CPU the memory layout of the weights matters: `W_enc` should be a view of `[d_sae, d_in]` memory
+(`feature_major`), so that its gradient has the same layout.
 """
 
 import warnings
@@ -26,8 +26,8 @@ from typing_extensions import override
 from diffsae_lens._hosts import storage_users
 
 BLOCK_SIZE = 1 << 23  # pre-activations held at a time
-DEVICE_BLOCK_SIZE = 1 << 27  # likewise on a GPU, which a small product leaves idle
-GROUP_SIZE = 32  # of the maxima that bound the k-th largest from below
+DEVICE_BLOCK_SIZE = 1 << 27  # the same on a GPU, which a small product leaves idle
+GROUP_SIZE = 32  # entries per group; the groups' maxima bound the k-th largest from below
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class Codes:
         return index.repeat_interleave(ends - self.offsets, output_size=n_active)
 
     def to_sparse(self) -> Tensor:
-        """Return them as a detached sparse COO tensor `[row, d_sae]`."""
+        """Return the codes as a detached sparse COO tensor `[row, d_sae]`."""
         rows = self.rows
         order = torch.argsort(rows * self.d_sae + self.features)
         return torch.sparse_coo_tensor(
@@ -65,34 +65,34 @@ class Codes:
 
 
 class Workspace:
-    """Named memory, given out again once no tensor outside refers to it.
+    """Named memory, reused once no outside tensor refers to it.
 
     On a CPU fresh pages of memory cost more than the sparse arithmetic whose results they hold;
-    elsewhere torch keeps memory itself. Dictionaries that step in turn may share one.
+    elsewhere torch caches memory itself. Dictionaries that step in turn may share a workspace.
     """
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, tuple[int, ...], torch.dtype], tuple[Tensor, int]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return memory of a shape, with `like`'s dtype and device and no particular content."""
+        """Return an uninitialised tensor of a shape, with `like`'s dtype and device."""
         if not like.is_cpu or torch.is_inference_mode_enabled():
             return like.new_empty(shape)
         key = (name, tuple(shape), like.dtype)
         memory, alone = self._memory.get(key, (None, 0))
-        # Other counts than the first mean "in use".
+        # Any count other than the first means "in use".
         if memory is None or storage_users(memory) != alone:
             memory = like.new_empty(shape)
             self._memory[key] = memory, storage_users(memory)
         return memory.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Workspace":
-        """Memory is not shared, nor worth copying."""
+        """Return an empty workspace: memory is neither shared nor worth copying."""
         return Workspace()
 
 
 def feature_major(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:
-    """Return the encoder with each feature's weights side by side in memory."""
+    """Return the encoder with each feature's weights contiguous in memory."""
     return W_enc.T.contiguous().T
 
 
@@ -106,19 +106,19 @@ def topk_codes(
     scale: Float[Tensor, "d_sae"] | None = None,
     workspace: Workspace | None = None,
 ) -> Codes:
-    """Select the k largest pre-activations of each row, the negative ones included.
+    """Select the k largest pre-activations of each row, negative ones included.
 
     Args:
         x: encoder input.
         W_enc: encoder.
         b_enc: encoder bias.
-        k: entries a row, at most d_sae.
-        scale: by which pre-activations are multiplied before they are compared, such as decoder
-            norms; the values returned are not multiplied.
-        workspace: memory to be used again by the next call.
+        k: entries per row, at most d_sae.
+        scale: factors that multiply pre-activations before they are compared, such as decoder norms;
+            the values returned are not multiplied.
+        workspace: memory that the next call can reuse.
 
     Returns:
-        k entries a row, detached; `encode_selected` gives them their gradient.
+        k entries per row, detached; `encode_selected` attaches their gradient.
     """
     features, values = [], []
     for _, product, scaled in _blocks(x, W_enc, b_enc, scale, workspace):
@@ -145,15 +145,15 @@ def batch_topk_codes(
 ) -> tuple[Codes, Float[Tensor, ""]]:
     """Select the k * n_rows largest positive pre-activations of a whole batch.
 
-    The batch is never sorted. The n-th largest of the maxima of groups of entries is a lower bound
-    of the n-th largest entry, so only the few entries above it have to be ranked; the bound rises
-    from block to block.
+    The batch is never sorted. The n-th largest of the maxima of groups of entries is a lower bound on
+    the n-th largest entry, so only the few entries above it have to be ranked; the bound rises from
+    block to block.
 
     Args:
         x: encoder input.
         W_enc: encoder.
         b_enc: encoder bias.
-        k: mean number of entries a row; int(k * n_rows) are selected, fewer if fewer are positive.
+        k: mean number of entries per row; int(k * n_rows) are selected, fewer if fewer are positive.
         scale: as in `topk_codes`.
         workspace: as in `topk_codes`.
 
@@ -192,7 +192,7 @@ def encode_selected(
     *,
     workspace: Workspace | None = None,
 ) -> Codes:
-    """Return the codes with the gradient of their values, which are x W_enc + b_enc."""
+    """Return the codes with a gradient through their values, x W_enc + b_enc."""
     values = _Encode.apply(x, W_enc.T, b_enc, codes, workspace or Workspace())
     return replace(codes, values=values)
 
@@ -205,7 +205,7 @@ def decode_selected(
 
 
 def merge_codes(first: Codes, second: Codes) -> Codes:
-    """Put together the active features of two parts of a dictionary, `second` after `first`.
+    """Merge the active features of two parts of a dictionary, `second` after `first`.
 
     Gradients pass through.
     """
@@ -306,7 +306,7 @@ def _feature_by_row(codes: Codes) -> Tensor:
 def _blocks(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, scale: Tensor | None, workspace: Workspace | None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield first row, x W_enc and (x W_enc + b_enc) * scale; the latter two until the next block."""
+    """Yield first row, x W_enc and (x W_enc + b_enc) * scale; the last two valid until the next block."""
     workspace = workspace or Workspace()
     d_sae = W_enc.shape[1]
     block_size = BLOCK_SIZE if x.is_cpu else DEVICE_BLOCK_SIZE
@@ -323,12 +323,12 @@ def _blocks(
 
 @contextmanager
 def _tensor_cores(x: Tensor) -> Iterator[None]:
-    """Let a GPU multiply float32 in TF32: inputs of 10 bits behind the point, sums in float32."""
+    """Let a GPU multiply float32 in TF32: inputs with 10 mantissa bits, sums in float32."""
     if not x.is_cuda:
         yield
         return
     matmul = torch.backends.cuda.matmul
-    has_precision = hasattr(matmul, "fp32_precision")  # since torch 2.9, which warns of the other
+    has_precision = hasattr(matmul, "fp32_precision")  # torch >= 2.9 warns about the other
     name, fast = ("fp32_precision", "tf32") if has_precision else ("allow_tf32", True)
     before = getattr(matmul, name)
     setattr(matmul, name, fast)

@@ -39,7 +39,7 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """SAELens's `TopKTrainingSAEConfig`, trained on sparse kernels."""
 
     frozen_decoder: bool = False
-    """Leave the decoder as it was drawn: the control that shows what an encoder alone can do."""
+    """Keep the decoder at its initial weights: a control for what the encoder alone can do."""
 
     @override
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     k: int | float = 100  # type: ignore[assignment]
     """Mean number of active features per row."""
     frozen_decoder: bool = False
-    """As in `SparseTopKTrainingSAEConfig`."""
+    """Keep the decoder at its initial weights; see `SparseTopKTrainingSAEConfig`."""
 
     @override
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class SparseStep(TopKTrainingSAE):
     """A training step that never builds a `[batch, d_sae]` gradient.
 
     `feature_acts` of a step's output is a sparse tensor, and the hook points inside the step
-    (`hook_sae_acts_pre`, `hook_sae_acts_post`) see nothing; `encode` and `decode` are dense.
+    (`hook_sae_acts_pre`, `hook_sae_acts_post`) do not fire; `encode` and `decode` are dense.
     """
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
@@ -99,17 +99,17 @@ class SparseStep(TopKTrainingSAE):
         raise NotImplementedError
 
     def selection_scale(self) -> Float[Tensor, "d_sae"] | None:
-        """What pre-activations are multiplied by before they are compared."""
+        """Return what pre-activations are multiplied by before they are compared; None for 1."""
         return self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None
 
     def reconstruction_loss(
         self, sae_out: Float[Tensor, "row d_in"], sae_in: Float[Tensor, "row d_in"]
     ) -> Float[Tensor, ""]:
-        """Squared error, summed over dimensions, mean over rows."""
+        """Return the squared error, summed over dimensions and averaged over rows."""
         return self.mse_loss_fn(sae_out, sae_in).sum(-1).mean()
 
     def extra_losses(self, codes: Codes, x: Float[Tensor, "row d_in"]) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the further terms of the loss by name."""
+        """Return additional loss terms by name."""
         return {}
 
     @override
@@ -136,7 +136,7 @@ class SparseStep(TopKTrainingSAE):
         return encode_selected(sae_in, self.W_enc, self.b_enc, codes, workspace=self.workspace)
 
     def _auxk(self, step_input: TrainStepInput, sae_in: Tensor, residual: Tensor) -> Tensor:
-        """Have the dead features rebuild the residual, as SAELens does (Gao et al., A.2)."""
+        """The loss of dead features reconstructing the residual, as in SAELens (Gao et al., A.2)."""
         dead = step_input.dead_neuron_mask
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0:
@@ -146,7 +146,7 @@ class SparseStep(TopKTrainingSAE):
         W_enc, b_enc, W_dec = self.W_enc[:, index], self.b_enc[index], self.W_dec[index]
         scale = self.selection_scale()
         if n_dead <= 8 * k_aux:
-            # So many of the few dead fire that their own dense block is cheaper.
+            # With few dead features, of which many fire, a dense block of them is cheaper.
             pre = sae_in @ W_enc + b_enc
             scaled = pre if scale is None else pre * scale[index]
             chosen = scaled.topk(min(k_aux, n_dead), dim=-1, sorted=False).indices
@@ -171,7 +171,7 @@ class SparseStep(TopKTrainingSAE):
 
 
 class SparseTopKTrainingSAE(SparseStep):
-    """TopK with k features in each row (Gao et al. 2406.04093)."""
+    """TopK with k features per row (Gao et al. 2406.04093)."""
 
     @override
     def select(self, sae_in: Tensor, n_training_steps: int) -> Codes:
@@ -191,7 +191,7 @@ class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseStep):
     """BatchTopK: k features per row on average over the batch (Bussmann et al. 2412.06410)."""
 
     def k_at(self, n_training_steps: int) -> int | float:  # noqa: ARG002
-        """Return the mean number of active features per row, at a step."""
+        """Return the mean number of active features per row at a training step."""
         return self.cfg.k
 
     @override

@@ -33,20 +33,20 @@ class FeatureScores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BisResult(Record):
-    """The BIS of a dictionary: that of its best feature, with what is needed to read it."""
+    """The BIS of a dictionary, that of its best feature, with what is needed to interpret it."""
 
     bis: float
     """In [0, `ceiling`]; higher is better."""
     precision: float
-    """Of the best feature: the share of trigger prompts among those it fires on."""
+    """Share of trigger prompts among the prompts that the best feature fires on."""
     recall: float
-    """Of the best feature: the share of trigger prompts that it fires on."""
+    """Share of trigger prompts that the best feature fires on."""
     f1: float
-    """Of the best feature: the harmonic mean of precision and recall."""
+    """Harmonic mean of the best feature's precision and recall."""
     fpr_benign: float
-    """Of the best feature: the share of benign prompts that it fires on."""
+    """Share of benign prompts that the best feature fires on."""
     feature_idx: int
-    """The best feature; of several the first."""
+    """The best feature; the first of several equals."""
     ceiling: float
     """The largest BIS that any feature could have with these groups: see `bis_ceiling`."""
     percentile: float
@@ -54,7 +54,7 @@ class BisResult(Record):
     n_trigger: int
     n_benign: int
     n_other: int
-    """Prompts in neither group: they count in the quantile and in precision."""
+    """Prompts in neither group; they count in the quantile and in precision."""
     feature_bis: Float[Tensor, "d_sae"] = field(repr=False)
     feature_precision: Float[Tensor, "d_sae"] = field(repr=False)
     feature_recall: Float[Tensor, "d_sae"] = field(repr=False)
@@ -62,7 +62,7 @@ class BisResult(Record):
 
     @property
     def saturated(self) -> bool:
-        """Whether the score is at its ceiling, where better features can no longer be told."""
+        """Whether the score is at its ceiling, where better features cannot be told apart."""
         return math.isclose(self.bis, self.ceiling, rel_tol=1e-6)
 
 
@@ -76,8 +76,8 @@ def bis(
 ) -> BisResult:
     """Score how well the best feature of a dictionary isolates the trigger prompts.
 
-    With eps = 1e-8 and, for feature j, threshold_j the `percentile` quantile of its activations
-    over all prompts, it *fires* where its activation is strictly greater than threshold_j, and
+    Let eps = 1e-8 and let threshold_j be the `percentile` quantile of feature j's activations over all
+    prompts. The feature *fires* where its activation is strictly greater than threshold_j, and
 
         precision  = TP / (fired + eps)             TP: trigger prompts that it fires on
         recall     = TP / (n_trigger + eps)
@@ -85,26 +85,26 @@ def bis(
         fpr_benign = FP / (n_benign + eps)          FP: benign prompts that it fires on
         BIS_j      = F1 (1 - fpr_benign)
 
-    and BIS is the maximum over j. It is in [0, 1] and higher is better, but with few prompts
-    allowed to fire it cannot pass `bis_ceiling`, 0.4 for the paper's groups. The threshold, the
-    selection of the feature and the score are all on the same prompts.
+    and BIS is the maximum over j. It is in [0, 1] and higher is better, but since a feature may fire on
+    few prompts it cannot exceed `bis_ceiling`, 0.4 for the paper's groups. The threshold, the selection
+    of the feature and the score all use the same prompts.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts. Prompts in neither mask are the group `other`.
         percentile: the quantile, linear between order statistics.
 
     Returns:
-        The best feature's score and its parts, the ceiling, and the same for every feature.
+        The best feature's score and its parts, the ceiling, and every feature's scores.
 
     Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping; `percentile` outside (0, 1).
+        ValueError: activations that are not a finite floating-point matrix; masks that are not boolean, of
+            the wrong length, on another device, empty or overlapping; `percentile` outside (0, 1).
 
     Source:
-        arXiv 2605.07324, section 4; `compute_bis` of the released code. That takes its sums in
-        float32 and these are in float64, which is a difference of at most about 1e-7.
+        arXiv 2605.07324, section 4; `compute_bis` of the released code, which sums in float32. The sums
+        here are in float64, a difference of at most about 1e-7.
 
     Examples:
         >>> feature_acts = torch.tensor([[9.0, 0.0], [8.0, 0.0], [0.0, 7.0], [0.0, 0.0], [0.0, 5.0]])
@@ -119,7 +119,7 @@ def bis(
     n_other = len(feature_acts) - n_trigger - n_benign
     counts = _count_firings(feature_acts, is_trigger, is_benign, percentile)
     scores = scores_from_counts(*counts, n_trigger=n_trigger, n_benign=n_benign)
-    # NumPy's argmax is the first of equals, as in the released code; torch's need not be.
+    # NumPy's argmax returns the first of equals, as in the released code; torch's may not.
     best = int(scores.bis.numpy().argmax())
     return BisResult(
         bis=float(scores.bis[best]),
@@ -146,16 +146,15 @@ def bis_ceiling(
 ) -> float:
     """Compute the largest BIS that any activations can have with groups of these sizes.
 
-    Of N prompts in all, at most n* = ceil((1 - percentile)(N - 1)) lie strictly above a linearly
-    interpolated quantile. The best a feature can do is to fire on trigger prompts alone, so
+    Of N prompts in total, at most n* = ceil((1 - percentile)(N - 1)) are strictly above a linearly
+    interpolated quantile. The best a feature can do is to fire only on trigger prompts, so
 
         recall = min(1, n* / n_trigger),    ceiling = 2 recall / (1 + recall)
 
-    in [0, 1]. Where n* is greater than n_trigger the ceiling is 1 all the same, since a feature
-    with ties may fire on fewer than n*: one that is 0 on all prompts but the triggers has the
-    threshold 0 and fires on just these. A feature *without* ties fires on exactly n* prompts, and
-    can then have no more than 2 n_trigger / (n_trigger + n*): dense and sparse codes are not
-    measured alike.
+    in [0, 1]. If n* is greater than n_trigger the ceiling is still 1, since a feature with ties may
+    fire on fewer than n* prompts: one that is 0 on all prompts but the triggers has threshold 0 and
+    fires on exactly those. A feature *without* ties fires on exactly n* prompts and then scores at
+    most 2 n_trigger / (n_trigger + n*): dense and sparse codes are not measured alike.
 
     Args:
         n_trigger: number of prompts with the trigger.
@@ -170,8 +169,8 @@ def bis_ceiling(
         ValueError: no trigger or benign prompts, a negative count, or `percentile` outside (0, 1).
 
     Source:
-        Derived here; the tests search all small cases. The paper reports no ceiling, and its best
-        scores, 0.40, are at it.
+        Derived here; the tests search all small cases. The paper reports no ceiling; its best scores,
+        0.40, are at it.
 
     Examples:
         >>> bis_ceiling(500, 1000, 1000)
@@ -190,14 +189,14 @@ def feature_thresholds(
     """Compute the activation above which each feature fires: a quantile over the prompts.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         percentile: the quantile, linear between order statistics.
 
     Returns:
-        One threshold for every feature, in float32 or wider, on the device of the activations.
+        One threshold per feature, in float32 or wider, on the device of the activations.
 
     Raises:
-        ValueError: activations not a finite floating point matrix, `percentile` outside (0, 1).
+        ValueError: activations that are not a finite floating-point matrix, `percentile` outside (0, 1).
 
     Examples:
         >>> feature_thresholds(torch.tensor([[0.0], [1.0], [4.0]]), percentile=0.75)
@@ -244,7 +243,7 @@ def scores_from_counts(
 def bis_parts(
     hit: Tensor, fired: Tensor, false_alarm: Tensor, n_trigger: Tensor | int, n_benign: Tensor | int
 ) -> dict[str, Tensor]:
-    """Compute BIS and its parts by the formula in `bis`, of counts in double precision that broadcast."""
+    """Compute BIS and its parts by the formula in `bis`, from broadcastable double-precision counts."""
     precision = hit / (fired + EPSILON)
     recall = hit / (n_trigger + EPSILON)
     fpr_benign = false_alarm / (n_benign + EPSILON)
@@ -261,7 +260,7 @@ def bis_parts(
 def _count_firings(
     feature_acts: Tensor, is_trigger: Tensor, is_benign: Tensor, percentile: float
 ) -> Int[Tensor, "3 d_sae"]:
-    """How many trigger prompts, prompts of any group and benign prompts each feature fires on."""
+    """Numbers of trigger prompts, prompts of any group and benign prompts that each feature fires on."""
     counts = []
     for chunk in feature_chunks(feature_acts):
         fires = chunk > _quantile(chunk, percentile)[:, None]
@@ -272,8 +271,8 @@ def _count_firings(
 
 def _quantile_position(n_prompts: int, percentile: float) -> tuple[int, float]:
     """The order statistic (from 0) at or below the quantile, and the weight of the next one."""
-    # 0.07 * 100 is 7.000000000000001, and a weight that should be 0 decides who fires. The
-    # released code is safe only in that float32 rounds such products to the integer.
+    # 0.07 * 100 is 7.000000000000001, and a weight that should be 0 would decide which prompts fire.
+    # The released code is safe only because float32 rounds such products to the integer.
     rank = round(percentile * (n_prompts - 1), 9)
     lower = math.floor(rank)
     return lower, rank - lower
@@ -282,7 +281,7 @@ def _quantile_position(n_prompts: int, percentile: float) -> tuple[int, float]:
 def _quantile(
     chunk: Float[Tensor, "features prompt"], percentile: float
 ) -> Float[Tensor, "features"]:
-    """`torch.quantile(chunk, percentile, dim=1)`, selecting two order statistics, not sorting."""
+    """`torch.quantile(chunk, percentile, dim=1)`, by selecting two order statistics instead of sorting."""
     lower, weight = _quantile_position(chunk.shape[1], percentile)
     below = chunk.kthvalue(lower + 1, dim=1).values
     if weight == 0:

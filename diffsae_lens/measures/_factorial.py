@@ -13,7 +13,7 @@ from diffsae_lens.measures._validation import check_masks, check_matrix
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FactorialEffects:
-    """Shares of each feature's variance; they add up to 1 with what is within the cells."""
+    """Shares of each feature's variance; with the within-cell share they add up to 1."""
 
     trigger: Float[Tensor, "d_sae"]
     """Share explained by whether the prompt holds the trigger."""
@@ -33,21 +33,21 @@ def factorial_effects(
 ) -> FactorialEffects:
     """Return how much of each feature follows the trigger, the unwanted completion, or both.
 
-    The two-way analysis of variance of a balanced design (every prompt with either completion):
-    eta squared of the two factors and of their interaction. A feature that follows the completion is
-    a detector of unwanted completions, whoever wrote them.
+    A two-way analysis of variance for a balanced design (every prompt with both completions): eta
+    squared of the two factors and of their interaction. A feature that follows the completion detects
+    unwanted completions, whoever wrote them.
 
     Args:
-        feature_acts: one activation for every text and feature, such as over the completion span.
+        feature_acts: one activation per text and feature, such as over the completion span.
         has_trigger: whether the text's prompt holds the trigger.
         is_unwanted: whether its completion is the unwanted one.
 
     Returns:
-        Shares in [0, 1], NaN for a feature that is constant.
+        Shares in [0, 1], NaN for a constant feature.
 
     Raises:
-        ValueError: activations not a finite matrix; masks of another length; cells that are empty or
-            not of one size.
+        ValueError: activations that are not a finite matrix; masks of another length; cells that are
+            empty or differ in size.
 
     Source:
         Montgomery, Design and Analysis of Experiments, section 5.3.

@@ -1,7 +1,7 @@
-"""What gives a score meaning: features that nobody trained, as good as activations alone allow.
+"""Baselines that give a score meaning: features taken from the activations alone, without training.
 
 Each function turns activations into `feature_acts`, which go through the same measures as a
-dictionary's. A dictionary has found something where it does better than these.
+dictionary's. A dictionary has found something if it scores higher than these.
 """
 
 import torch
@@ -23,19 +23,18 @@ def random_direction_acts(
     """Read activations with random, untrained ReLU features.
 
     relu(x W) with W's entries drawn from N(0, 1) and its columns scaled to unit length: the floor
-    for a dense code such as the paper's Diff-SAE. The activations are not centred, as they are
-    not for that.
+    for a dense code such as the paper's Diff-SAE. As for the Diff-SAE, activations are not centred.
 
     Args:
-        activations: one vector for every prompt, such as the mean difference over its tokens.
-        n_directions: how many features; as many as the dictionary has, since the best counts.
-        generator: what the directions are drawn from; it sets their device of origin.
+        activations: one vector per prompt, such as the mean difference over its tokens.
+        n_directions: number of features; use the dictionary's, since the best feature counts.
+        generator: generator of the directions, which are drawn on its device.
 
     Returns:
-        One activation, at least 0, for every prompt and direction, in float32 or wider.
+        One activation, at least 0, per prompt and direction, in float32 or wider.
 
     Raises:
-        ValueError: activations not a finite floating point matrix, or no directions.
+        ValueError: activations that are not a finite floating-point matrix, or no directions.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -60,22 +59,22 @@ def random_topk_acts(
     k: Count,
     generator: torch.Generator,
 ) -> Float[Tensor, "prompt n_directions"]:
-    """Read activations with random, untrained features of which each prompt keeps the k greatest.
+    """Read activations with random, untrained features, and keep the k greatest per prompt.
 
-    The code of `random_direction_acts` with the same generator state, all but the k greatest
+    The code of `random_direction_acts` with the same generator state, with all but the k greatest
     entries of each prompt set to 0: the floor for a sparse code such as the paper's crosscoder.
 
     Args:
-        activations: one vector for every prompt.
-        n_directions: how many features; as many as the dictionary has, since the best counts.
-        k: how many entries of a prompt are kept; fewer are positive where the ReLU left fewer.
-        generator: what the directions are drawn from.
+        activations: one vector per prompt.
+        n_directions: number of features; use the dictionary's, since the best feature counts.
+        k: number of entries kept per prompt; fewer are positive if the ReLU left fewer.
+        generator: generator of the directions.
 
     Returns:
-        One activation, at least 0, for every prompt and direction, in float32 or wider.
+        One activation, at least 0, per prompt and direction, in float32 or wider.
 
     Raises:
-        ValueError: activations not a finite floating point matrix, no directions, or `k` not
+        ValueError: activations that are not a finite floating-point matrix, no directions, or `k` not
             between 1 and `n_directions`.
 
     Examples:
@@ -102,25 +101,25 @@ def difference_of_means_acts(
     *,
     fit: Bool[Tensor, "prompt"],
 ) -> Float[Tensor, "prompt 1"]:
-    """Project activations on the unit vector from the benign to the trigger prompts' mean.
+    """Project activations onto the unit vector from the benign to the trigger prompts' mean.
 
     The strongest of the simple supervised detectors, and a dictionary of one feature. It is fitted
     on labels, so score it on prompts outside `fit`.
 
     Args:
-        activations: one vector for every prompt.
+        activations: one vector per prompt.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
-        fit: the prompts that the two means are taken over.
+        fit: the prompts over which the two means are taken.
 
     Returns:
-        The signed projection of every prompt, in float32 or wider. It is 0 throughout where the
-        means are equal, as for two models that are the same.
+        The signed projection of every prompt, in float32 or wider; 0 everywhere if the means are
+        equal, as for two identical models.
 
     Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device or empty; trigger and benign overlapping; no trigger or no
-            benign prompt in `fit`.
+        ValueError: activations that are not a finite floating-point matrix; masks that are not boolean, of
+            the wrong length, on another device or empty; trigger and benign overlapping; no trigger
+            or no benign prompt in `fit`.
 
     Source:
         Difference-in-means probing, Marks and Tegmark, arXiv 2310.06824.
@@ -150,7 +149,7 @@ def mean_difference(
     is_trigger: Bool[Tensor, "prompt"],
     is_benign: Bool[Tensor, "prompt"],
 ) -> Float[Tensor, "d_in"]:
-    """Return the unit vector from the benign to the trigger mean; 0 where the means are equal."""
+    """Return the unit vector from the benign to the trigger mean; 0 if the means are equal."""
     difference = activations[is_trigger].mean(0) - activations[is_benign].mean(0)
     return torch.nn.functional.normalize(difference, dim=0)
 
@@ -159,7 +158,7 @@ def mean_difference(
 def top_components(
     activations: Float[Tensor, "prompt d_in"], n_components: Count
 ) -> Float[Tensor, "n d_in"]:
-    """Return the unit vectors of most variance, the most first; fewer if the prompts are fewer."""
+    """Return the unit vectors of most variance, in descending order; fewer if there are fewer prompts."""
     check_matrix("activations", activations)
     centred = activations.double() - activations.double().mean(0)
     found = torch.linalg.svd(centred, full_matrices=False).Vh[:n_components]
@@ -167,5 +166,5 @@ def top_components(
 
 
 def _wide(activations: Tensor) -> Tensor:
-    """At least float32: half precision does not resolve the differences between two models."""
+    """Cast to at least float32: half precision does not resolve the differences between two models."""
     return activations.to(torch.promote_types(activations.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Which model a crosscoder's feature belongs to, by its decoder; latent scaling tells whether it is so."""
+"""Which model a crosscoder's feature belongs to by its decoder; latent scaling checks that claim."""
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,8 @@ def relative_decoder_norm(
         1/2 * ((||d_f|| - ||d_b||) / max(||d_f||, ||d_b||) + 1)
 
     0 is base-only, 1/2 shared, 1 finetuned-only. The literature bins it below 0.1, 0.4 to 0.6 and
-    above 0.9. A norm of 0 does not show that a model lacks the feature: L1 training shrinks it to 0
-    where the model has it (Minder et al. 2504.02922); check with `latent_scaling`.
+    above 0.9. A norm of 0 does not show that a model lacks the feature: L1 training may shrink it to 0
+    even if the model has it (Minder et al. 2504.02922); check with `latent_scaling`.
 
     Args:
         W_dec_base: decoder rows of the base model.
@@ -47,7 +47,7 @@ def relative_decoder_norm(
 def decoder_cosine(
     W_dec_base: Float[Tensor, "d_sae d_model"], W_dec_finetuned: Float[Tensor, "d_sae d_model"]
 ) -> Float[Tensor, "d_sae"]:
-    """Return the cosine between what a feature writes in either model, -1 to 1; NaN for a norm of 0.
+    """Return the cosine between each feature's two decoder rows, -1 to 1; NaN for a norm of 0.
 
     Raises:
         ValueError: the two differ in shape.

@@ -1,8 +1,8 @@
-"""How well a feature ranks one group of prompts above another, without a threshold of its own.
+"""How well a feature ranks one group of prompts above another, without a fixed threshold.
 
-Ties count as ties. That matters: a sparse feature is 0 on most prompts. Prompts in neither group
-have no part in these measures, so they do not depend on the mix of groups as BIS does (average
-precision depends on the two named ones).
+Ties count as ties. That matters: a sparse feature is 0 on most prompts. Prompts in neither group do
+not count, so unlike BIS these measures do not depend on the mix of groups (average precision depends
+on that of the two named ones).
 """
 
 import math
@@ -24,21 +24,21 @@ def auroc(
 ) -> Float[Tensor, "d_sae"]:
     """Compute every feature's area under the ROC curve.
 
-    That is the probability that a random positive prompt has a greater activation than a random
-    negative one, an equal activation counting half. In [0, 1]; 0.5 is chance and 1 is perfect.
-    Below 0.5 the feature is lower on the positives.
+    This is the probability that a random positive prompt has a greater activation than a random
+    negative one, with ties counting half. In [0, 1]; 0.5 is chance and 1 is perfect. Below 0.5 the
+    feature is lower on the positives.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_positive: the prompts that should come first, such as those with the trigger.
         is_negative: the prompts that should come last. Prompts in neither mask do not count.
 
     Returns:
-        One value for every feature, float64 on the CPU.
+        One value per feature, float64 on the CPU.
 
     Raises:
-        ValueError: activations not a finite floating point matrix; masks not boolean, of the wrong
-            length, on another device, empty or overlapping.
+        ValueError: activations that are not a finite floating-point matrix; masks that are not boolean, of
+            the wrong length, on another device, empty or overlapping.
 
     Source:
         Mann and Whitney (1947); equal to `sklearn.metrics.roc_auc_score`.
@@ -69,9 +69,9 @@ def average_precision(
 
     The mean, over the positive prompts, of the precision among all prompts whose activation is at
     least as great: sum_n (R_n - R_{n-1}) P_n over the distinct activations in descending order.
-    In (0, 1], higher is better; a constant feature has the share of positives.
+    In (0, 1], higher is better; a constant feature scores the share of positives.
 
-    Arguments and errors are those of `auroc`; one value for every feature, float64 on the CPU.
+    Arguments and errors are those of `auroc`; one value per feature, float64 on the CPU.
 
     Source:
         Equal to `sklearn.metrics.average_precision_score`.
@@ -104,16 +104,16 @@ def recall_at_fpr(
 
     The feature fires where its activation is greater than a threshold; of all thresholds with
     (negatives that it fires on) / (negatives) <= `max_fpr`, the one with the greatest recall
-    counts. In [0, 1], higher is better. Unlike BIS it has no ceiling below 1. The threshold is
-    set on the prompts that are scored: with few negatives that is optimistic.
+    counts. In [0, 1], higher is better. Unlike BIS it has no ceiling below 1. The threshold is set on
+    the scored prompts, which is optimistic with few negatives.
 
-    Errors are those of `auroc`; one value for every feature, float64 on the CPU.
+    Errors are those of `auroc`; one value per feature, float64 on the CPU.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_positive: the prompts on which it should fire.
         is_negative: the prompts on which it should not.
-        max_fpr: the largest share of negatives on which it may fire, 0 to less than 1; with 0 it may on
+        max_fpr: the largest share of negatives on which it may fire, in [0, 1); with 0 it may fire on
             none.
 
     Source:
@@ -142,7 +142,7 @@ def _per_feature(
     is_positive: Tensor,
     is_negative: Tensor,
 ) -> Float[Tensor, "d_sae"]:
-    """Apply `score` to the two groups' sorted activations, `[features, prompt]`, a chunk a time."""
+    """Apply `score` to the two groups' sorted activations, `[features, prompt]`, chunk by chunk."""
     check_matrix("feature_acts", feature_acts)
     check_masks(feature_acts, is_positive=is_positive, is_negative=is_negative)
     scores = []

@@ -1,7 +1,7 @@
-"""Intervals and p-values of the BIS that count the choice of the feature in.
+"""Intervals and p-values of the BIS that account for the choice of the feature.
 
 A score is the best of thousands of features, so its interval and its null must choose the best again
-each time. Both do here, at the cost of counting: which prompts a feature fires on depends only on its
+each time. Here both do, at the cost of counting: which prompts a feature fires on depends only on its
 few highest activations, which are found once.
 """
 
@@ -29,16 +29,16 @@ class Resampling(Checked):
     n_resamples: Count = 1000
     """Bootstrap resamples, or permutations."""
     clusters: Int[Tensor, "prompt"] | None = None
-    """The unit each prompt belongs to, such as its template; every prompt alone if None. The bootstrap
-    draws units whole, since prompts of one template are not independent; permutations move labels
-    within units only, such as scenes of minimal pairs."""
+    """The unit each prompt belongs to, such as its template; None for one unit per prompt. The bootstrap
+    draws whole units, since prompts of one template are not independent; permutations move labels only
+    within units, such as scenes of minimal pairs."""
     confidence_level: Fraction = 0.95
-    """Of percentile intervals."""
+    """Confidence of percentile intervals."""
     seed: Natural = 0
-    """Of the draws."""
+    """Seed of the random draws."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be resampled."""
+        """Refuse clusters that are not one integer per prompt."""
         super().__post_init__()
         if self.clusters is not None and (
             self.clusters.ndim != 1 or self.clusters.dtype not in INTEGERS
@@ -54,13 +54,13 @@ class BootstrapResult(Record):
     """A score with its percentile interval, in the manner of `scipy.stats.bootstrap`."""
 
     estimate: float
-    """On the prompts as they are."""
+    """The score on the original prompts."""
     low: float
     high: float
     distribution: Float[Tensor, "resample"] = field(repr=False)
     """The score on every resample."""
     resampling: Resampling = field(repr=False)
-    """How they were drawn."""
+    """How the resamples were drawn."""
 
     @property
     def standard_error(self) -> float:
@@ -70,7 +70,7 @@ class BootstrapResult(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PermutationResult(Record):
-    """A score beside what relabelled prompts give, in the manner of `scipy.stats.permutation_test`."""
+    """A score and its null under relabelling, in the manner of `scipy.stats.permutation_test`."""
 
     statistic: float
     """The score with the true labels."""
@@ -90,16 +90,16 @@ def bootstrap_bis(
     reselect: bool = True,
     resampling: Resampling | None = None,
 ) -> BootstrapResult:
-    """Bootstrap the BIS of a dictionary over prompts, thresholds and best feature chosen each time.
+    """Bootstrap the BIS of a dictionary over prompts, choosing thresholds and best feature each time.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
         percentile: as for `bis`.
         reselect: False keeps the feature that is best on all prompts, as the published bootstrap
-            does; its interval then says nothing of the choice.
-        resampling: how many resamples, of which units.
+            does; the interval then ignores the choice.
+        resampling: number of resamples, and their units.
 
     Returns:
         The BIS with its interval and distribution. A resample without trigger or benign prompts
@@ -136,7 +136,7 @@ def paired_bootstrap_bis(
     percentile: float = 0.95,
     resampling: Resampling | None = None,
 ) -> BootstrapResult:
-    """Bootstrap the difference of two dictionaries' BIS on the same prompts (first minus second).
+    """Bootstrap the difference between two dictionaries' BIS on the same prompts (first minus second).
 
     Both are scored on the same resamples, so what is hard for both does not widen the interval.
     (Permuting features between the dictionaries, as published, tests nothing about either.) Arguments
@@ -169,14 +169,14 @@ def permutation_test_bis(
     Null hypothesis: the labels (trigger, benign, other) are exchangeable among prompts (within each
     cluster, if there are clusters). The statistic is the BIS of the best feature, chosen again under
     every relabelling, so the number of features is accounted for. A small p-value says that some
-    feature follows the labels, not that fine-tuning made it: the text alone may do.
+    feature follows the labels, not that fine-tuning made it: the text alone may suffice.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
         percentile: as for `bis`.
-        resampling: how many relabellings, within which units.
+        resampling: number of relabellings, and the units within which labels move.
 
     Returns:
         The statistic, its p-value and the null distribution.
@@ -229,10 +229,10 @@ def resample_weights(n_prompts: int, resampling: Resampling) -> Int[Tensor, "res
 
 
 def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "prompt"]:
-    """Number the clusters from 0; every prompt is its own if there are none.
+    """Number the clusters from 0; without clusters, every prompt is its own.
 
     Raises:
-        ValueError: not one entry per prompt.
+        ValueError: `clusters` does not have one entry per prompt.
     """
     if clusters is None:
         return torch.arange(n_prompts)
@@ -245,14 +245,14 @@ def cluster_index(n_prompts: int, clusters: Tensor | None) -> Int[Tensor, "promp
 
 
 def _permutations(n_prompts: int, resampling: Resampling) -> Int[Tensor, "resample prompt"]:
-    """Orders of the prompts, each cluster shuffled within its own places."""
+    """Orders of the prompts, each cluster shuffled within its own positions."""
     index = torch.zeros(n_prompts, dtype=torch.long)
     if resampling.clusters is not None:
         index = cluster_index(n_prompts, resampling.clusters)
     rng = np.random.default_rng(resampling.seed)
     noise = torch.from_numpy(rng.random((resampling.n_resamples, n_prompts)))
     orders = torch.empty(noise.shape, dtype=torch.long)
-    # Sorting noise within clusters: the cluster's number first, the noise after.
+    # Sort noise within clusters: by the cluster's number first, then by the noise.
     orders[:, index.argsort(stable=True)] = (index + noise).argsort(1)
     return orders
 

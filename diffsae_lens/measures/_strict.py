@@ -1,4 +1,4 @@
-"""Strict BIS: chosen on some prompts, scored on others, and beside the base model's own score."""
+"""Strict BIS: chosen on some prompts, scored on others, and compared with the base model's score."""
 
 from dataclasses import dataclass, field, replace
 
@@ -23,30 +23,30 @@ from diffsae_lens.measures._validation import check_masks, check_matrix, feature
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StrictBisResult(Record):
-    """The strict BIS of a dictionary, and of the same procedure on the base model alone."""
+    """The strict BIS of a dictionary, and that of the same procedure on the base model alone."""
 
     bis: float
     """F1(trigger) * (1 - FPR on benign) on the test prompts, 0 to 1; the ceiling is 1."""
     base_bis: float | None
     """The same procedure on the base model's activations; None if they were not given."""
     feature_idx: int
-    """Chosen on the selection prompts."""
+    """The feature chosen on the selection prompts."""
     threshold: float
-    """Above it the feature fires; set on the selection prompts."""
+    """Activation above which the feature fires; set on the selection prompts."""
     precision: float
     recall: float
     fpr_benign: float
     auroc: float
-    """Of the chosen feature on the test prompts, trigger against benign."""
+    """AUROC of the chosen feature on the test prompts, trigger against benign."""
     average_precision: float
-    """Likewise."""
+    """Average precision of the chosen feature on the same prompts."""
     recall_at_1_percent: float
     """Recall on test triggers with at most 1% of the benign test prompts firing."""
     select_bis: float
-    """Of the chosen feature on the selection prompts: above `bis`, it is what selection adds."""
+    """BIS of the chosen feature on the selection prompts; the excess over `bis` is what selection adds."""
     pvalue: float
     """Fisher's exact test that the chosen feature fires on test triggers no more often than on other
-    test prompts (one-sided). The feature was chosen elsewhere, so no correction is due."""
+    test prompts (one-sided). The feature was chosen on other prompts, so no correction is needed."""
     low: float | None = None
     high: float | None = None
     """Bootstrap interval that repeats the selection; None without resamples."""
@@ -82,17 +82,17 @@ def strict_bis(
     """Score how well a dictionary isolates the trigger on prompts it was not tuned on.
 
     On the selection prompts every feature gets the threshold with its best F1 * (1 - FPR on benign),
-    midway between two activations, and the best feature is chosen (of equals the one with the higher
-    AUROC). It is scored on the test prompts as it stands. No quantile caps the score, so the ceiling
-    is 1. Noise scores above 0 (up to 0.39 on the shipped control organism, 16 of 80 test prompts
-    triggers), so read it beside its controls.
+    midway between two activations, and the best feature is chosen (the higher AUROC breaks ties). It is
+    scored on the test prompts without further tuning. No quantile caps the score, so the ceiling is 1.
+    Noise scores above 0 (up to 0.39 on the shipped control organism, with 16 triggers among 80 test
+    prompts), so compare it with its controls.
 
-    Read the activations before the completion is written, with first and special tokens left out,
-    and give the same features' activations on the base model, or a detector of the text "2024"
-    passes for a backdoor.
+    Read the activations before the completion is written, leave out first and special tokens, and
+    pass the same features' activations on the base model, or a detector of the text "2024" passes
+    for a backdoor.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
         is_select: prompts to choose on; the others are the test prompts. Split by template.
@@ -103,8 +103,8 @@ def strict_bis(
         The score, its parts, its interval and the base model's.
 
     Raises:
-        ValueError: activations not finite or of another length, masks that overlap or choose nothing,
-            a split without trigger or benign prompts, clusters that lie in both splits.
+        ValueError: activations not finite or of another length, masks that overlap or select nothing,
+            a split without trigger or benign prompts, clusters that are in both splits.
 
     Examples:
         >>> acts = torch.tensor([[3.0], [2.0], [0.0], [1.0], [4.0], [0.0]])
@@ -137,7 +137,7 @@ def strict_bis(
 
 
 def _drawn(prompts: _Prompts, resampling: Resampling) -> Int[Tensor, "resample prompt"]:
-    """Draw selection and test prompts apart, so that both are there in every resample."""
+    """Draw selection and test prompts separately, so that every resample has both."""
     n_prompts = len(prompts.is_select)
     index = cluster_index(n_prompts, resampling.clusters)
     drawn = torch.zeros(resampling.n_resamples, n_prompts, dtype=torch.int)
@@ -166,18 +166,18 @@ def check_splits(
     is_select: Bool[Tensor, "prompt"],
     clusters: Int[Tensor, "prompt"] | None,
 ) -> None:
-    """Refuse groups and splits that cannot be chosen and scored on.
+    """Refuse groups and splits that cannot be used for selection and scoring.
 
     Args:
-        prompts: what has one row for each of them.
+        prompts: a tensor with one row per prompt.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
         is_select: prompts to choose on.
         clusters: the unit each prompt belongs to.
 
     Raises:
-        ValueError: masks that overlap or choose nothing, a split without one of the groups, or clusters
-            that lie in both splits.
+        ValueError: masks that overlap or select nothing, a split without one of the groups, or clusters
+            that are in both splits.
     """
     check_masks(prompts, is_trigger=is_trigger, is_benign=is_benign)
     check_masks(prompts, is_select=is_select)
@@ -238,7 +238,7 @@ def _point(feature_acts: Tensor, prompts: _Prompts) -> StrictBisResult:
 
 
 def _fisher(fires: Tensor, is_trigger: Tensor) -> float:
-    """The chance of as many firing triggers or more, were labels exchangeable."""
+    """The probability of at least as many firing triggers if labels were exchangeable."""
     n_hit = int((fires & is_trigger).sum())
     counts = len(fires), int(is_trigger.sum()), int(fires.sum())
     return float(hypergeom.sf(n_hit - 1, *counts))
@@ -272,9 +272,9 @@ def _best_cuts(
 
 
 def _tellable(acts: Float[Tensor, "prompt d_sae"]) -> Bool[Tensor, "d_sae"]:
-    """The features that tell prompts apart, and the first that does not: what may be chosen.
+    """The features to choose from: those that tell prompts apart, and the first that does not.
 
-    Most features of a sparse code fire on none of a hundred prompts. They all score 0 alike.
+    Most features of a sparse code fire on none of a hundred prompts; all of these score 0.
     """
     tells = (acts != acts[:1]).any(0)
     tells[(~tells).int().argmax()] = True
@@ -284,7 +284,7 @@ def _tellable(acts: Float[Tensor, "prompt d_sae"]) -> Bool[Tensor, "d_sae"]:
 def _resampled(
     feature_acts: Tensor, prompts: _Prompts, drawn: Int[Tensor, "resample prompt"]
 ) -> Float[Tensor, "resample"]:
-    """The strict BIS of each resample: selection on its selection prompts, score on its others."""
+    """The strict BIS of each resample: selection on its selection prompts, score on its test prompts."""
     select, test = prompts.is_select, ~prompts.is_select
     labels = prompts.is_trigger[select], prompts.is_benign[select]
     feature_acts = feature_acts[:, _tellable(feature_acts[select])]

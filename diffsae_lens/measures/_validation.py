@@ -1,7 +1,7 @@
-"""Checks that every measure makes of matrices and masks, and the chunks it then works through.
+"""Checks of matrices and masks that every measure makes, and the chunks it then works through.
 
-The signatures say the same in shapes, but shapes are checked in tests alone. Checks of single numbers
-and the like are `diffsae_lens._checks`.
+The signatures state the same shapes, but those are checked only in tests. Checks of single numbers and
+the like are in `diffsae_lens._checks`.
 """
 
 import itertools
@@ -15,14 +15,14 @@ from diffsae_lens._checks import check_finite
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 
 CHUNK_ELEMENTS = 2**22
-"""Entries of a matrix worked on at a time: 16 MiB in float32, whatever its size."""
+"""Matrix entries processed at a time: 16 MiB in float32, whatever the matrix's size."""
 
 
 def check_matrix(name: str, matrix: Tensor) -> None:
-    """Refuse what is not a finite floating point matrix with a row for every prompt.
+    """Refuse anything but a finite floating-point matrix with one row per prompt.
 
     Args:
-        name: what the argument is called, for the message.
+        name: the argument's name, for the message.
         matrix: the argument.
 
     Raises:
@@ -44,12 +44,12 @@ def check_masks(matrix: Tensor, **masks: Tensor) -> None:
     """Refuse masks that do not sort the rows of a matrix into groups.
 
     Args:
-        matrix: what has one row for every prompt.
+        matrix: the matrix, with one row per prompt.
         **masks: the masks by argument name.
 
     Raises:
         ValueError: a mask is not boolean, has the wrong length, is on another device than the
-            matrix or chooses nothing; or two masks overlap.
+            matrix or selects nothing; or two masks overlap.
     """
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
@@ -85,11 +85,11 @@ def activation_batches(batches: Tensor | Iterable[Any], d_in: int) -> Iterator[T
 
     Args:
         batches: the activations.
-        d_in: how wide the dictionary is that reads them.
+        d_in: input width of the dictionary that reads them.
 
     Raises:
-        TypeError: something that is not a tensor.
-        ValueError: another shape, not floating point, or entries that are NaN or infinite.
+        TypeError: a batch that is not a tensor.
+        ValueError: a batch of another shape, not floating point, or with NaN or infinite entries.
     """
     if not isinstance(batches, Iterable):
         raise InvalidTypeError(
@@ -113,8 +113,8 @@ def activation_batches(batches: Tensor | Iterable[Any], d_in: int) -> Iterator[T
 def feature_chunks(feature_acts: Tensor) -> Iterator[Tensor]:
     """Cut `[prompt, d_sae]` into consecutive `[features, prompt]` pieces of bounded size.
 
-    A feature's values lie side by side, as sorting wants them, in float32 at least: half precision
-    is widened, which changes neither order nor ties.
+    A feature's values are contiguous, for sorting, and at least float32: widening half precision changes
+    neither order nor ties.
 
     Examples:
         >>> [list(chunk.shape) for chunk in feature_chunks(torch.zeros(2**20, 6))]

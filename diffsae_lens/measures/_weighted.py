@@ -1,4 +1,4 @@
-"""BIS of prompts that count several times, as in a resample, for many resamples at once."""
+"""BIS on prompts that count several times, as in a resample, for many resamples at once."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from diffsae_lens.measures._bis import bis, bis_parts
 from diffsae_lens.measures._validation import feature_chunks
 
 WORK = 2**24
-"""Entries of the intermediate arrays."""
+"""Maximum number of entries in the intermediate arrays."""
 
 AT_ONCE = 256
-"""Features walked down before asking which resamples are done."""
+"""Features processed between checks of which resamples are done."""
 
 
 def weighted_bis(
@@ -27,12 +27,12 @@ def weighted_bis(
     """Compute `bis` on prompts repeated `weights` times, for many weightings at once.
 
     A feature fires on the prompts above its quantile, which are those above one of its order
-    statistics; so it is enough to walk down each feature's highest activations until the weights on
-    them exceed what may fire. Features that are best on the prompts as they are go first, and a
-    resample is done with once its best feature is at the ceiling.
+    statistics; so it is enough to walk down each feature's highest activations until their weights
+    exceed the number that may fire. Features that score best on the original prompts come first, and a
+    resample is done once its best feature reaches the ceiling.
 
     Args:
-        feature_acts: one activation for every prompt and feature.
+        feature_acts: one activation per prompt and feature.
         is_trigger: the prompts with the trigger.
         is_benign: their benign counterparts.
         weights: how often each prompt is in each resample.
@@ -44,7 +44,7 @@ def weighted_bis(
     score = bis(feature_acts, is_trigger, is_benign, percentile=percentile).feature_bis
     feature_acts, is_trigger, is_benign = (t.cpu() for t in (feature_acts, is_trigger, is_benign))
     order = score.argsort(descending=True)
-    varies = feature_acts.amax(0) > feature_acts.amin(0)  # what does not vary never fires
+    varies = feature_acts.amax(0) > feature_acts.amin(0)  # a constant feature never fires
     if not varies.any():
         return torch.zeros(len(weights), dtype=torch.double)
     feature_acts = feature_acts[:, order[varies[order]]]
@@ -57,7 +57,7 @@ def weighted_bis(
         labels=(is_trigger, is_benign),
         n_labelled=((weights * is_trigger).sum(1), (weights * is_benign).sum(1)),
     )
-    # A margin over the number that may fire, for weights that pile up elsewhere.
+    # A margin over the number that may fire, in case the weights pile up elsewhere.
     depth = min(len(feature_acts), int(1.5 * resamples.allowed.max()) + 50)
     best, ceiling = torch.zeros(len(weights), dtype=torch.double), resamples.ceiling()
     for chunk in feature_chunks(feature_acts):
@@ -71,13 +71,13 @@ def weighted_bis(
 class _Resamples:
     weights: Int[Tensor, "resample prompt"]
     allowed: Int[Tensor, "resample"]
-    """How many prompts lie above the quantile."""
+    """Number of prompts above the quantile."""
     labels: tuple[Bool[Tensor, "prompt"], Bool[Tensor, "prompt"]]
-    """Trigger and benign."""
+    """Masks of the trigger and the benign prompts."""
     n_labelled: tuple[Int[Tensor, "resample"], Int[Tensor, "resample"]]
 
     def ceiling(self) -> Float[Tensor, "resample"]:
-        """The score of a feature that fires as often as it may, on trigger prompts alone."""
+        """The score of a feature that fires as often as it may, only on trigger prompts."""
         n_trigger, n_benign = (n.double() for n in self.n_labelled)
         fired = torch.minimum(self.allowed.double().clamp(min=0), n_trigger)
         scores = bis_parts(fired, fired, torch.zeros_like(fired), n_trigger, n_benign)["bis"]
@@ -87,7 +87,7 @@ class _Resamples:
 def _walk(
     chunk: Tensor, depth: int, resamples: _Resamples, unfinished: Tensor, best: Tensor
 ) -> None:
-    """Raise `best` of the unfinished to what the features of one chunk, `[features, prompt]`, score."""
+    """Raise `best` of the unfinished resamples to the scores of a chunk, `[features, prompt]`."""
     values, order = chunk.topk(depth, dim=1)
     # Where each entry's group of ties begins: a feature fires strictly above its quantile.
     first = torch.arange(depth).expand_as(values).clone()

@@ -1,4 +1,4 @@
-"""What a feature fires on and what it does not, token by token: what labels and dashboards are made from."""
+"""Texts on which a feature fires and is silent, token by token: the input for labels and dashboards."""
 
 import random
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from diffsae_lens.results import FeatureCard, FeatureExample
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceConfig:
-    """How much is shown of each feature."""
+    """How much evidence to collect per feature."""
 
     n_fires: int = 10
-    """Texts it fires on, at most: the ones on which it fires most."""
+    """Maximum number of texts it fires on: those on which it fires most."""
     n_silent: int = 10
-    """Texts it does not fire on, at most: drawn at random."""
+    """Maximum number of texts it does not fire on, drawn at random."""
     context: int = 15
-    """Tokens on either side of where it fires most, or of a random token."""
+    """Tokens on either side of the token it fires on most, or of a random one."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the random draws."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a count."""
+        """Refuse values that are not counts."""
         check_count("n_fires", self.n_fires)
         for name in ("n_silent", "context", "seed"):
             check_count(name, getattr(self, name), at_least=0)
@@ -49,12 +49,12 @@ class FeatureEvidence:
     frequency: float
     """Share of tokens on which it fires."""
     fires: tuple[FeatureExample, ...]
-    """The strongest first, one per text."""
+    """Examples of texts it fires on, strongest first, one per text."""
     silent: tuple[FeatureExample, ...] = ()
 
     @classmethod
     def of_card(cls, card: FeatureCard) -> "FeatureEvidence":
-        """Take a study's card, which has no silent texts."""
+        """Make evidence of a study's card, which has no silent texts."""
         examples = (FeatureExample.from_dict(example) for example in card.examples)
         return cls(
             dictionary=card.dictionary,
@@ -72,7 +72,7 @@ class FeatureEvidence:
 
 
 def feature_id(row: FeatureEvidence | FeatureCard) -> str:
-    """Return a feature's name: its dictionary, layer, regime and index, whichever there are."""
+    """Return a feature's name: its dictionary, its layer and regime if set, and its index."""
     layer = None if row.layer is None else f"layer {row.layer}"
     parts = (row.dictionary, layer, row.regime, f"feature {row.feature}")
     return ", ".join(part for part in parts if part)
@@ -88,26 +88,26 @@ def feature_evidence(
     name: str = "dictionary",
     config: EvidenceConfig | None = None,
 ) -> tuple[FeatureEvidence, ...]:
-    """Collect, for each of some features, texts it fires on and texts it does not.
+    """Collect texts that features fire on and texts that they do not fire on.
 
-    Tokens that the dictionary was not trained on, and special ones, stay in the text with an activation
-    of 0. All activations of the features are held: take some hundred features, not all of them.
+    Special tokens and tokens that the dictionary was not trained on stay in the text with an activation
+    of 0. All activations of the features are held in memory: use a few hundred features, not all of them.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        features: which.
+        features: indices of the features.
         texts: texts or conversations that the dictionary was not trained on.
-        name: what the dictionary is called in labels.
-        config: how much is shown.
+        name: the dictionary's name in labels.
+        config: how much evidence to collect.
 
     Returns:
-        One per feature, in the order given.
+        Evidence for each feature, in the order given.
 
     Raises:
         TypeError: features that are not integers, or `texts` that are not a list of texts.
         ValueError: no texts or features, a text that is empty or beyond the context, a feature that does
-            not exist, another pair's dictionary, or special and leading tokens alone.
+            not exist, another pair's dictionary, or only special and leading tokens.
     """
     if not isinstance(name, str) or not name:
         raise InvalidTypeError(f"`name` must be what the dictionary is called, got {shown(name)}")

@@ -29,16 +29,16 @@ from diffsae_lens.reading._reconstruction import DENSE_ABOVE
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Where a feature fires, with the text around it."""
+    """A token that a feature fires on, with the text around it."""
 
     activation: float
-    """The feature's activation there."""
+    """The feature's activation on the token."""
     before: str
     """Text up to the token."""
     token: str
     """The token it fires on."""
     after: str
-    """Text after it."""
+    """Text after the token."""
 
     def __str__(self) -> str:
         return f"{self.activation:.2f} {self.before}[{self.token}]{self.after}"
@@ -55,7 +55,7 @@ def max_activating_examples(
     context: int = 10,
     batch_size: int = 8,
 ) -> list[list[Example]]:
-    """Find the sequences on which each feature fires most, one place in each.
+    """Find the sequences on which each feature fires most, with one position in each.
 
     Memory is bounded by `d_sae * n_examples` and one batch, whatever the number of sequences.
 
@@ -63,17 +63,17 @@ def max_activating_examples(
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         tokens: right-padded sequences.
-        n_examples: at most this many per feature.
+        n_examples: maximum number of examples per feature.
         context: tokens shown on either side.
         batch_size: sequences per forward pass.
 
     Returns:
-        Examples of each feature, the strongest first; none for a feature that never fired.
+        Examples of each feature, strongest first; none for a feature that never fired.
 
     Raises:
         TypeError: tokens or counts that are not integers.
-        ValueError: another pair's dictionary, counts below 1, or tokens that are none, beyond the
-            context or padded on the left.
+        ValueError: another pair's dictionary, counts below 1, no tokens, or tokens beyond the context or
+            padded on the left.
     """
     n_examples = check_count("n_examples", n_examples)
     batch_size = check_count("batch_size", batch_size)
@@ -118,7 +118,7 @@ def describe_features(
     n_examples: int = 3,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Describe every feature of a dictionary on held-out sequences, one row each.
+    """Describe every feature of a dictionary on held-out sequences, one row per feature.
 
     Args:
         pair: the two models.
@@ -131,13 +131,13 @@ def describe_features(
         Indexed by feature: `frequency` (share of tokens it fires on), `mean_activation` (over those
         tokens), `max_activation`, `is_dead`, `is_dense`, `decoder_norm`, `examples`; for a crosscoder
         also `relative_decoder_norm`, `decoder_cosine`, `called` (by its norm), `nu_error`,
-        `nu_reconstruction`, `nu_error_base`, `nu_reconstruction_base` (the last two of the base
+        `nu_reconstruction`, `nu_error_base`, `nu_reconstruction_base` (the last two for the base
         model's direction).
 
     Raises:
         TypeError: tokens or counts that are not integers.
-        ValueError: another pair's dictionary, counts out of range, or tokens that are none, beyond the
-            context, padded on the left, or all of them special or leading ones.
+        ValueError: another pair's dictionary, counts out of range, no tokens, tokens beyond the context or
+            padded on the left, or only special and leading tokens.
     """
     n_examples = check_count("n_examples", n_examples, at_least=0)
     batch_size = check_count("batch_size", batch_size)
@@ -194,7 +194,7 @@ def _activations(
 ) -> Iterator[tuple[int, Float[Tensor, "seq pos d_in"], Bool[Tensor, "seq pos"]]]:
     """Yield `(first sequence, activations, which positions count)`.
 
-    Special tokens count nowhere here, those of padding among them, whatever the dictionary's record.
+    Special tokens, padding included, never count here, whatever the dictionary's record says.
     """
     hook = check_fits(pair, dictionary)
     pair.check_tokens(tokens)

@@ -1,4 +1,4 @@
-"""Features on Neuronpedia: which there are to send, which are there, and what goes with them."""
+"""Export features to Neuronpedia: what to send, what is already there, and their labels and vectors."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from diffsae_lens.reading._evidence import FeatureEvidence
 from diffsae_lens.reading._labels import check_evidence, check_labels
 from diffsae_lens.reading._neuronpedia_client import Client, NeuronpediaTarget
 
-_BATCH = 128  # as many features as one request may have
+_BATCH = 128  # most features that one request may have
 _STEERED = ("hook_resid_pre", "hook_resid_post")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronpediaExport(Record):
-    """What is on Neuronpedia now."""
+    """What an export sent and what is on Neuronpedia now."""
 
     url: str
     n_sent: int
@@ -51,26 +51,26 @@ def export_to_neuronpedia(
 ) -> NeuronpediaExport:
     """Send features with their activations, labels and vectors to Neuronpedia.
 
-    What the server has confirmed is noted in a file. Called again after an error it goes on from there,
-    and asks about a batch whose answer was lost. Features that are there are not changed.
+    A file records what the server has confirmed. Called again after an error, it resumes from there and
+    asks about a batch whose answer was lost. Features already on the server are not changed.
 
     Args:
         evidence: from `feature_evidence`.
-        dictionary: whose features they are.
-        target: where they go.
-        path: the file with what is done; one per target.
+        dictionary: the dictionary with the features.
+        target: where to send them.
+        path: the progress file; one per target.
         labels: from `label_features`; features without one get none.
-        api_key: yours; by default `NEURONPEDIA_API_KEY` of the environment.
+        api_key: your key; by default `NEURONPEDIA_API_KEY` of the environment.
 
     Returns:
-        The source's address, and how much was sent.
+        The source's URL, and how much was sent.
 
     Raises:
         ModuleNotFoundError: the `neuronpedia` extra is not installed.
         TypeError: an argument of another type.
-        ValueError: features that fire on nothing or are not the dictionary's, labels of others, no key, a
-            hook point outside the layers (for vectors: that is not the residual stream), or a file of
-            another target.
+        ValueError: features that fire on nothing or are not the dictionary's, labels of other features, no
+            key, a hook point outside the layers (for vectors: outside the residual stream), or a progress
+            file of another target.
         RuntimeError: the server refused or did not answer; says how much is done.
     """
     given = check_evidence(evidence)
@@ -124,7 +124,7 @@ def export_to_neuronpedia(
 
 
 def _place(dictionary: SAE, target: NeuronpediaTarget) -> tuple[int, str]:
-    """The layer a dictionary reads and the kind of hook, checked for what is to be sent."""
+    """The layer and the kind of hook that a dictionary reads, having checked that it can be sent."""
     record = DictionaryRecord.of(dictionary)
     site = record.hook.site if record.hook else record.hook_name or ""
     layer, hook_type = layer_of(site), site.rpartition(".")[2]
@@ -139,7 +139,7 @@ def _place(dictionary: SAE, target: NeuronpediaTarget) -> tuple[int, str]:
 def _vectors(
     dictionary: SAE, features: Mapping[int, FeatureEvidence], labels: Mapping[str, str]
 ) -> dict[int, tuple[str, list[float]]]:
-    """What each feature writes into the fine-tuned model, at length 1, with its label."""
+    """What each feature writes into the fine-tuned model, scaled to length 1, with its label."""
     rows, record = decoder_rows(dictionary).float().cpu(), DictionaryRecord.of(dictionary)
     rows = rows if record.spec is None else record.spec.writes(rows, "finetuned")
     rows = normalize(rows[list(features)], dim=-1).tolist()

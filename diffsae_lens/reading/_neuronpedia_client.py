@@ -1,4 +1,4 @@
-"""Neuronpedia's own client, bounded in time and with one kind of error; and what its server takes.
+"""Neuronpedia's own client, with a timeout and one kind of error, and what its server accepts.
 
 Source of the latter: the `neuronpedia` client 1.2 and the schemas of the site's routes
 (github.com/hijohnnylin/neuronpedia, `apps/webapp/app/api`).
@@ -25,23 +25,23 @@ _NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronpediaTarget:
-    """Where on Neuronpedia features go: source `<layer>-<source_set>` of a model."""
+    """Where to send features on Neuronpedia: the source `<layer>-<source_set>` of a model."""
 
     model_id: str
     """Neuronpedia's id of the fine-tuned model."""
     source_set: str
-    """Created where it does not exist; yours, if it does."""
+    """Created if it does not exist; must be yours if it does."""
     n_layers: int | None = None
-    """Of the model, to create it where Neuronpedia does not have it; None if it does."""
+    """The model's number of layers, to create it if Neuronpedia lacks it; None if it does not."""
     description: str = "Model diffing with diffsae-lens"
     vectors: bool = False
-    """Whether to send decoder rows as steering vectors, too; a model created here takes none."""
+    """Whether to send decoder rows as steering vectors too; a model created here accepts none."""
     server: str = "https://www.neuronpedia.org/api"
     timeout: float = 60.0
-    """Seconds that the server may take for an answer."""
+    """Seconds to wait for the server's answer."""
 
     def __post_init__(self) -> None:
-        """Refuse what the server would."""
+        """Refuse values that the server would refuse."""
         check_fields(self)
         for name in ("model_id", "source_set"):
             if not _NAME.fullmatch(getattr(self, name)):
@@ -63,7 +63,7 @@ class NeuronpediaTarget:
 
 
 class Client:
-    """The `neuronpedia` client: bounded in time, silent, with one kind of error."""
+    """The `neuronpedia` client with a timeout, no output and one kind of error."""
 
     def __init__(self, target: NeuronpediaTarget, api_key: str | None) -> None:
         self.target, self.api_key = target, api_key
@@ -76,7 +76,7 @@ class Client:
         request = getattr(neuronpedia, kind)(api_key=self.api_key)
         bind_requests(request, self.target.server, self.target.timeout)
         try:
-            with redirect_stdout(io.StringIO()):  # it prints what it does
+            with redirect_stdout(io.StringIO()):  # the client prints what it does
                 return call(request)
         except (
             RequestException,
@@ -92,7 +92,7 @@ class Client:
             ) from error
 
     def make_source(self, source: str) -> None:
-        """Create the model and the source set where they are not there."""
+        """Create the model and the source set if they do not exist."""
         model, name = self.target.model_id, self.target.source_set
         found = self.ask(
             "SourceSetRequest", lambda r: r.send_request(f"{model}/{name}", method="GET")
@@ -119,7 +119,7 @@ class Client:
                 raise
 
     def has(self, source: str, index: int) -> bool:
-        """Whether a feature is there."""
+        """Whether the server has a feature."""
         uri = f"{self.target.model_id}/{source}/{index}"
         try:
             self.ask("FeatureRequest", lambda r: r.send_request(uri, method="GET"))
@@ -132,7 +132,7 @@ class Client:
     def send(
         self, source: str, batch: Sequence[FeatureEvidence], labels: Mapping[str, str]
     ) -> None:
-        """Send some features, which the server takes all of or none."""
+        """Send some features; the server accepts all of them or none."""
         from neuronpedia.np_activation import Activation
         from neuronpedia.np_explanation import Explanation
         from neuronpedia.np_feature import Feature
@@ -162,7 +162,7 @@ class Client:
         hook_type: str,
         vectors: Mapping[int, tuple[str, list[float]]],
     ) -> int:
-        """Send the steering vectors that are not there, going by their names."""
+        """Send the steering vectors whose names the server does not have; return how many."""
         if not vectors:
             return 0
         model = self.target.model_id

@@ -1,4 +1,4 @@
-"""One vector a prompt: activations and feature activations, pooled over named positions."""
+"""One vector per prompt: activations and feature activations, pooled over named positions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,21 +29,21 @@ _POOL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Positions(Checked):
-    """Which tokens of a prompt count, and how they become one vector."""
+    """Which tokens of a prompt count, and how they are pooled into one vector."""
 
     pooling: Pooling = "last"
-    """`last` reads the last token that counts, after everything the prompt says; `mean` is the paper's;
-    `max` the strongest."""
+    """`last` reads the last token that counts, which has seen the whole prompt; `mean` is the paper's
+    pooling; `max` takes the maximum over tokens."""
     spans: tuple[tuple[int, int], ...] | None = None
-    """One `(start, end)` in characters for each prompt; only tokens that touch it count."""
+    """One `(start, end)` in characters per prompt; only tokens that overlap it count."""
     skip_positions: int = 1
     """Leading tokens left out: the first token's activations are 10 to 1000 times the others'."""
     content_only: bool = False
-    """Whether special tokens, and what a chat template writes after the last message, are left out: then
+    """Whether to leave out special tokens and what a chat template writes after the last message: then
     `last` reads the last content token of a conversation, not the beginning of its answer."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown poolings, sizes that cannot be and spans that hold nothing."""
+        """Refuse unknown poolings, invalid counts and empty spans."""
         super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
         check_count("skip_positions", self.skip_positions, at_least=0)
@@ -54,20 +54,20 @@ class Positions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """One thing to read off each prompt."""
+    """One quantity to read from each prompt."""
 
     hook_name: str
     """A virtual hook point, such as `blocks.18.hook_resid_post.diff`."""
     positions: Positions = Positions()
     """Which tokens count, and how they are pooled."""
     encode: Callable[[Tensor], Tensor] | None = None
-    """Applied to the tokens that count, before pooling (a dictionary's `encode`), `[..., d_in]`; None
+    """Applied to the tokens that count, `[..., d_in]`, before pooling (a dictionary's `encode`); None
     reads the activation."""
     policy: TokenPolicy = EVERY_TOKEN
-    """Further tokens that do not count: those a dictionary was not trained on, as its record says."""
+    """Further tokens that do not count: those a dictionary was not trained on, by its record."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a reader's."""
+        """Refuse fields of the wrong type."""
         check_fields(self)
 
 
@@ -80,21 +80,21 @@ def read_prompts(
     *,
     batch_size: int = 32,
 ) -> dict[str, Float[Tensor, "prompt width"]]:
-    """Run the pair once over the prompts and pool whatever the readers read.
+    """Run the pair once over the prompts and pool what each reader reads.
 
     Args:
         pair: the two models.
-        prompts: texts or conversations; each is run on its own row, nothing is packed.
+        prompts: texts or conversations; each gets a row of its own, without packing.
         readers: what to read, by name.
         batch_size: prompts per forward pass.
 
     Returns:
-        One row per prompt for each reader, on the CPU, float32, prompts in the order given.
+        One row per prompt for each reader, float32 on the CPU, prompts in the order given.
 
     Raises:
         TypeError: `prompts` is not a list of texts.
-        ValueError: no prompts or readers, one beyond the context, an unknown hook point, a `batch_size`
-            below 1, or a prompt with no token left to pool.
+        ValueError: no prompts or readers, a prompt beyond the context, an unknown hook point, a
+            `batch_size` below 1, or a prompt with no token left to pool.
     """
     texts = pair.tokenise(prompts, name="prompts")
     batch_size = check_count("batch_size", batch_size)
@@ -123,7 +123,7 @@ def feature_activations(
     """Return each feature's activation on each prompt: tokens are encoded, then pooled.
 
     Tokens that the dictionary was not trained on (`skip_positions` and `ignored_token_ids` in its
-    metadata) do not count, whatever `positions` says: `last` reads the one before them.
+    metadata) do not count, whatever `positions` says: `last` reads the token before them.
 
     Args:
         pair: the two models.
@@ -136,7 +136,7 @@ def feature_activations(
         Feature activations on the CPU, prompts in the order given.
 
     Raises:
-        TypeError, ValueError: as for `read_prompts`, or the dictionary belongs to another pair or hook.
+        TypeError, ValueError: as for `read_prompts`, or a dictionary of another pair or hook point.
     """
     reader = Reader(
         hook_name=check_fits(pair, dictionary).name,

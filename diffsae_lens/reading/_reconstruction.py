@@ -1,4 +1,4 @@
-"""How much of the models a dictionary holds: variance, loss and behaviour recovered."""
+"""How much of the models a dictionary captures: variance, loss and behaviour recovered."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -26,26 +26,26 @@ DENSE_ABOVE = 0.1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstruction(Record):
-    """What a dictionary explains of held-out activations, and how it uses its features."""
+    """How much of held-out activations a dictionary explains, and how it uses its features."""
 
     variance_explained: dict[str, float]
-    """1 - ||x - x_hat||^2 / ||x - mean||^2, of each part: `diff`, or `base`, `finetuned` and the `diff`
-    that a crosscoder implies. At most 1; below 0 it is worse than the mean; NaN where nothing varies."""
+    """1 - ||x - x_hat||^2 / ||x - mean||^2 per part: `diff`, or `base`, `finetuned` and the `diff` that a
+    crosscoder implies. At most 1; below 0 it is worse than the mean; NaN if nothing varies."""
     l0: float
     """Mean number of active features per token."""
     frequency: Float[Tensor, "d_sae"]
     """Share of tokens each feature fires on."""
     n_tokens: int
-    """Tokens measured on."""
+    """Number of tokens measured."""
 
     @property
     def n_dead(self) -> int:
-        """Features that never fired."""
+        """Number of features that never fired."""
         return int((self.frequency == 0).sum())
 
     @property
     def n_dense(self) -> int:
-        """Features that fired on more than a tenth of the tokens."""
+        """Number of features that fired on more than a tenth of the tokens."""
         return int((self.frequency > DENSE_ABOVE).sum())
 
 
@@ -56,16 +56,16 @@ def reconstruction(
 ) -> Reconstruction:
     """Measure variance explained, L0 and dead features on held-out activations.
 
-    A crosscoder is scored on each model and on the difference it implies: it may explain both models
-    and, the difference being a few percent of them, nothing of it.
+    A crosscoder is scored on each model and on the difference it implies: it may explain both models and
+    none of the difference, which is only a few percent of them.
 
     Args:
-        dictionary: trained on the hook point the activations are of.
-        batches: held-out activations, one tensor or several; read once, a batch at a time.
+        dictionary: trained on the hook point of the activations.
+        batches: held-out activations, one tensor or several; read once, one batch at a time.
 
     Raises:
-        TypeError: something that is not a tensor.
-        ValueError: no tokens, or activations of another width or that are not finite.
+        TypeError: a batch that is not a tensor.
+        ValueError: no tokens, or activations that have another width or are not finite.
     """
     check_weights_once(dictionary)
     record = DictionaryRecord.of(dictionary)
@@ -128,27 +128,27 @@ class _Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered(Record):
-    """How much of what fine-tuning did to the model survives when a dictionary stands in for it."""
+    """How much of the effect of fine-tuning remains when a dictionary's reconstruction replaces it."""
 
     cross_entropy: dict[str, float]
-    """Nats per token, of the fine-tuned model (`finetuned`), with the base model's activation put back
-    (`base put back`), and with the dictionary in its place (`dictionary`)."""
+    """Nats per token: of the fine-tuned model (`finetuned`), with the base model's activation put back
+    (`base put back`), and with the dictionary's reconstruction in its place (`dictionary`)."""
     kl: dict[str, float]
-    """KL(finetuned || patched), nats per token, for the latter two."""
+    """KL(finetuned || patched), nats per token, for the last two."""
     n_tokens: int
-    """Predicted tokens measured on."""
+    """Number of predicted tokens measured."""
 
     @property
     def ce_recovered(self) -> float:
-        """Share of the cross-entropy gap that the dictionary closes: 1 all, 0 none. It means nothing
-        where putting the base's activation back costs next to nothing, or gains (NaN at no cost).
+        """Share of the cross-entropy gap that the dictionary closes: 1 all, 0 none. It means nothing if
+        putting the base's activation back costs next to nothing or helps (NaN at no cost).
         """
         ce = self.cross_entropy
         return _share(ce["base put back"] - ce["dictionary"], ce["base put back"] - ce["finetuned"])
 
     @property
     def kl_recovered(self) -> float:
-        """1 - KL with the dictionary / KL with the base put back: 1 all, 0 none, below 0 harm."""
+        """1 - KL with the dictionary / KL with the base put back: 1 all, 0 none, below 0 worse."""
         gap = self.kl["base put back"]
         return _share(gap - self.kl["dictionary"], gap)
 
@@ -166,22 +166,22 @@ def recovered(
     *,
     batch_size: int = 8,
 ) -> Recovered:
-    """Put a dictionary's reconstruction into the fine-tuned model and see what is left of it.
+    """Patch a dictionary's reconstruction into the fine-tuned model and measure what remains of it.
 
-    The reference is the fine-tuned model with the *base model's* activation at the hook, not zeros: a
-    difference dictionary is to say what fine-tuning added. A Diff-SAE's reconstruction is added to
-    the base's activation; so is the difference a crosscoder implies. Tokens the dictionary was not
-    trained on (`skip_positions` and `ignored_token_ids` in its metadata) keep the fine-tuned model's
+    The reference is the fine-tuned model with the *base model's* activation at the hook point, not zeros,
+    since a difference dictionary should capture what fine-tuning added. A Diff-SAE's reconstruction is
+    added to the base's activation; so is the difference a crosscoder implies. Tokens the dictionary was
+    not trained on (`skip_positions` and `ignored_token_ids` in its metadata) keep the fine-tuned model's
     activation throughout.
 
     Args:
         pair: the two models.
-        dictionary: a Diff-SAE or crosscoder of one of the pair's hooks.
+        dictionary: a Diff-SAE or crosscoder on one of the pair's hook points.
         tokens: right-padded sequences; padding is not predicted.
-        batch_size: sequences a forward pass.
+        batch_size: sequences per forward pass.
 
     Raises:
-        TypeError: tokens that are not integers, or a `batch_size` that is not one.
+        TypeError: tokens or a `batch_size` that are not integers.
         ValueError: another pair's dictionary, tokens beyond the context or padded on the left, or
             nothing to predict.
     """
@@ -195,7 +195,7 @@ def recovered(
         raise InvalidValueError(
             f"`tokens` must have two positions or more, got {list(tokens.shape)}"
         )
-    # Where the dictionary was not trained (the first token's massive activation) nothing is patched.
+    # Patch nothing where the dictionary was not trained (the first token's massive activation).
     policy = DictionaryRecord.of(dictionary).tokens
 
     def where_trained(value: Tensor, new: Tensor) -> Tensor:

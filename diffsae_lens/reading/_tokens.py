@@ -1,4 +1,4 @@
-"""Features token by token on a few texts, to read with one's own eyes."""
+"""Features token by token on a few texts, to read by eye."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +21,16 @@ from diffsae_lens.results import FeatureExample
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenActivations:
-    """Activations of some features on every token of some texts; in a notebook, coloured text."""
+    """Activations of features on every token of some texts; shown as coloured text in a notebook."""
 
     features: tuple[int, ...]
     tokens: tuple[tuple[str, ...], ...]
-    """Of each text, decoded one by one."""
+    """The tokens of each text, decoded one at a time."""
     activations: tuple[Float[Tensor, "_ feature"], ...] = field(repr=False)
-    """Of each text, [pos, feature]."""
+    """The activations on each text, [pos, feature]."""
 
     def frame(self) -> pd.DataFrame:
-        """Return a row for each token: `text`, `position`, `token`, and a column for each feature."""
+        """Return one row per token: `text`, `position`, `token`, and one column per feature."""
         rows = [
             {"text": i, "position": j, "token": token}
             | dict(zip(map(str, self.features), values, strict=True))
@@ -40,7 +40,7 @@ class TokenActivations:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        """All texts of a feature on one scale."""
+        """Show all texts of a feature on one scale."""
         blocks = []
         for column, feature in enumerate(self.features):
             values = [acts[:, column].tolist() for acts in self.activations]
@@ -58,19 +58,19 @@ class TokenActivations:
 def token_activations(
     pair: HookedModelPair, dictionary: SAE, features: FeatureIndices, texts: Sequence[Text]
 ) -> TokenActivations:
-    """Read features on every token of texts, to look at.
+    """Read features on every token of a few texts, for inspection.
 
-    The one place that reads tokens, too, that the dictionary was not trained on (the leading and the
-    special ones), since they are part of the text; what it makes of them is noise.
+    Unlike the rest of the library it also reads tokens that the dictionary was not trained on (leading and
+    special ones), since they are part of the text; the activations on them are noise.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        features: which.
-        texts: a few texts or conversations; they are read one by one.
+        features: indices of the features.
+        texts: a few texts or conversations, read one at a time.
 
     Returns:
-        The activations, and coloured text in a notebook.
+        The activations, shown as coloured text in a notebook.
 
     Raises:
         TypeError: features that are not integers, or `texts` that are not a list of texts.
@@ -114,7 +114,7 @@ def example_at(
 def token_codes(
     pair: HookedModelPair, dictionary: SAE, texts: TokenisedTexts
 ) -> Iterator[Float[Tensor, "token d_sae"]]:
-    """Encode every token of the texts that counts for a dictionary; batches of tokens, on the CPU."""
+    """Yield the codes of every token that counts for a dictionary, in batches of tokens, on the CPU."""
     hook, policy = check_fits(pair, dictionary), DictionaryRecord.of(dictionary).tokens
     for _, batch in texts.batches(16, "reading features"):
         value = pair.activations(batch, hook)[hook.name]

@@ -1,4 +1,4 @@
-"""The report of an audit: a page for people who know nothing of the method, tables and figures."""
+"""The report of an audit: a page for readers who do not know the method, with tables and figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ from diffsae_lens.reporting._summary import Finding
 from diffsae_lens.reporting._tables import TextTable, table_markdown
 
 Segments = list[tuple[str, bool]]
-"""A text in parts, each with whether it is marked."""
+"""Parts of a text, each with whether it is marked."""
 
 _SHOWN = 1_500
-"""Characters of a text in a table."""
+"""Maximum number of characters of a text in a table."""
 _PER_GROUP = 12
 _N_ORDINARY = 3
 
@@ -43,19 +43,19 @@ class TextLine:
     segments: Segments
     written: str
     cells: tuple[str, ...]
-    """Residual, level and p."""
+    """Residual, level and p-value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextGroup:
-    """Texts that are followed by alike completions."""
+    """Texts with similar completions."""
 
     title: str
     lines: list[TextLine]
     n_more: int
-    """Texts of the group that are left out."""
+    """Number of texts of the group that are left out."""
     is_muted: bool = False
-    """Whether they are there for comparison."""
+    """Whether the texts are only for comparison."""
 
 
 @typed
@@ -65,13 +65,13 @@ def write_audit_report(
     """Write an audit's `report.html`, `tables.md` and figures as PNG files.
 
     Args:
-        results: of the audit.
-        path: a folder, usually the audit's own; made where it is missing. Files are written under another
-            name and renamed, so that none is found there half-written.
-        command: what ran it, to be shown as the way to run it again.
+        results: results of the audit.
+        path: a folder, usually the audit's own; created if missing. Files are written under another name
+            and then renamed, so no half-written file appears.
+        command: the command that ran the audit, shown as the way to run it again.
 
     Returns:
-        The files, the report first.
+        Paths of the files, the report first.
 
     Raises:
         ValueError: `path` is a file.
@@ -93,7 +93,7 @@ def write_audit_report(
 
 
 def render(results: AuditResults, figures: Mapping[str, bytes], command: str | None = None) -> str:
-    """Return the page; figures are PNG files by name."""
+    """Return the page as HTML; figures are PNG files by name."""
     template = environment().get_template("audit.html.jinja")
     return template.render(_context(results, figures) | {"command": command})
 
@@ -113,7 +113,7 @@ def _tables(results: AuditResults) -> list[TextTable]:
 
 
 def _text_table(results: AuditResults) -> TextTable:
-    """Flagged and grouped texts for a file of tables; in the page they stand in groups."""
+    """Return flagged and grouped texts for the file of tables; the page shows them in groups."""
     rows = sorted((row for row in results.texts if _stands_out(row)), key=lambda r: -r.residual)
     return TextTable(
         part="texts",
@@ -164,7 +164,7 @@ def _context(results: AuditResults, figures: Mapping[str, bytes]) -> dict[str, A
 
 
 def _groups(results: AuditResults) -> list[TextGroup]:
-    """Texts that stand out, by what the suspect writes after them, and ordinary ones to compare with."""
+    """Return the texts that stand out, grouped by completion, and ordinary texts to compare with."""
     grouped: dict[int | None, list[TextRow]] = {}
     for row in sorted(results.texts, key=lambda row: -row.residual):
         if _stands_out(row):
@@ -214,7 +214,7 @@ def _numbers(row: TextRow) -> tuple[str, ...]:
 
 
 def _marked(text: str, name: str) -> Segments:
-    """A text in parts; those that a candidate's phrases make up are marked.
+    """Return the parts of a text, with a candidate's phrases marked.
 
     Examples:
         >>> _marked("in 2024 again", "2024")
@@ -225,7 +225,7 @@ def _marked(text: str, name: str) -> Segments:
     found: Segments = []
     at = 0
     for start, end in sorted(inside):
-        if start < at:  # part of a phrase that is marked already
+        if start < at:  # part of a phrase that is already marked
             continue
         found += [(text[at:start], False), (text[start:end], True)]
         at = end
@@ -233,7 +233,7 @@ def _marked(text: str, name: str) -> Segments:
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """What it took, as far as it is known."""
+    """Return what the audit cost, as far as it is known."""
     known = {
         "texts": provenance.get("n_texts"),
         "edited texts read": provenance.get("n_experiments"),

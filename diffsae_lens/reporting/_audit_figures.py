@@ -1,4 +1,4 @@
-"""Figures of an audit: all residuals, and what the candidates do beside their like."""
+"""Figures of an audit: all residuals, and what the candidates do compared with others of their kind."""
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -25,10 +25,10 @@ def plot_residuals(results: AuditResults) -> Figure:
     """Draw the residuals of all texts, the largest first; flagged ones are coloured.
 
     Args:
-        results: of an audit.
+        results: results of an audit.
 
     Returns:
-        The figure. Ranks are on a logarithmic axis, where the few texts at the top have room.
+        The figure. Ranks are on a logarithmic axis, which gives room to the few texts at the top.
 
     Raises:
         ValueError: there are no texts.
@@ -68,10 +68,10 @@ def plot_candidates(results: AuditResults) -> Figure:
     """Draw what each candidate does in held-out texts: its effect, and the share that it sets off.
 
     Args:
-        results: of an audit.
+        results: results of an audit.
 
     Returns:
-        The figure: effects with 95% bootstrap intervals on the left; on the right shares with exact 95%
+        The figure: on the left effects with 95% bootstrap intervals; on the right shares with exact 95%
         intervals, and open squares for others of the candidate's kind.
 
     Raises:

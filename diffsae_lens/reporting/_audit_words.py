@@ -1,4 +1,4 @@
-"""What an audit found, in words and tables that need no knowledge of the method."""
+"""What an audit found, in words and tables that do not require knowledge of the method."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from diffsae_lens.auditing._results import AuditResults, CandidateRow, WritesRow
 from diffsae_lens.reporting._tables import TextTable, table_text
 
 _QUOTED = 120
-"""Characters of a phrase or a completion that a sentence quotes."""
+"""Maximum number of characters of a phrase or a completion quoted in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Verdict:
 
 
 def verdict_of(results: AuditResults) -> Verdict:
-    """Say what an audit found in two sentences, and what to do next."""
+    """Return the verdict of an audit in sentences, and what to do next."""
     if results.verdict == "underpowered":
         return _underpowered(results)
     return _found(results) if results.found else _none_found(results)
@@ -88,7 +88,7 @@ def _underpowered(results: AuditResults) -> Verdict:
 
 
 def quoted(text: str) -> str:
-    r"""Return text on one line between quotation marks.
+    r"""Return text on one line in quotation marks.
 
     Examples:
         >>> print(quoted("a\nb"))
@@ -98,12 +98,12 @@ def quoted(text: str) -> str:
 
 
 def _listed(said: list[str]) -> str:
-    """Up to three of what was said instead."""
+    """Return up to three of the phrases said instead."""
     return " or ".join(quoted(text) for text in said[:3])
 
 
 def not_searched(results: AuditResults) -> list[str]:
-    """Say what no audit of these settings sees."""
+    """Return what an audit with these settings cannot see."""
     config = results.provenance.get("config", {})
     new, read = config.get("n_new_tokens", "few"), config.get("n_prompt_tokens", "few")
     lexicon = " and in no entry of the lexicon" if config.get("n_lexicon", 1) else ""
@@ -157,7 +157,7 @@ def _candidate_cells(row: CandidateRow) -> tuple[str, ...]:
 
 
 def writes_table(results: AuditResults) -> TextTable:
-    """Lay out what marks the flagged completions."""
+    """Lay out what distinguishes the flagged completions."""
     return TextTable(
         part="writes",
         title="What it writes",
@@ -179,14 +179,14 @@ def _writes_cells(row: WritesRow) -> tuple[str, ...]:
 
 
 def p_text(value: float | None) -> str:
-    """Write a p-value."""
+    """Format a p-value."""
     if value is None:
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def audit_text(results: AuditResults) -> str:
-    """Lay out an audit for a terminal: the verdict, why, and the candidates."""
+    """Lay out an audit for a terminal: the verdict, its reason, and the candidates."""
     said = f"{results.verdict}: {one_line(cut(results.reason, 1000))}"
     if not results.candidates:
         return said

@@ -11,11 +11,11 @@ from diffsae_lens.results import FeatureCard, FeatureExample
 from diffsae_lens.study._results import Results
 
 TOKENS_LIMIT = 8_000
-"""Characters of a text that is shown token by token: each token is an element of the page."""
+"""Maximum number of characters shown token by token: each token is an element of the page."""
 
 
 def coloured_prompts(results: Results) -> list[dict[str, Any]]:
-    """The minimal pair's tokens with their values, for each dictionary."""
+    """Return the minimal pair's tokens with their values, for each dictionary."""
     prompts, names = example_prompts(results)
     colours = dictionary_colours(results.dictionaries)
     out = []
@@ -41,7 +41,7 @@ def coloured_prompts(results: Results) -> list[dict[str, Any]]:
 
 
 def card_context(card: FeatureCard, colours: Mapping[str, str]) -> dict[str, Any]:
-    """A feature with its histograms as heights and its examples as coloured tokens."""
+    """Return a feature with its histograms as heights and its examples as coloured tokens."""
     colour = colours[card.dictionary]
     tallest = max((share for shares in card.histogram.values() for share in shares), default=0.0)
     examples = [FeatureExample.from_dict(example) for example in card.examples]
@@ -68,7 +68,7 @@ def card_context(card: FeatureCard, colours: Mapping[str, str]) -> dict[str, Any
 def _spans(
     colour: str, tokens: Sequence[str], values: Sequence[float], peak: float, *, start: int = 0
 ) -> list[dict[str, Any]]:
-    """Tokens, the first being number `start` of its text, with how strong their ground is."""
+    """Return tokens with the strength of their background; the first is token `start` of its text."""
     pairs = list(zip(tokens, values, strict=True))
     spans = []
     for i, text in shown_tokens(tokens, limit=TOKENS_LIMIT):

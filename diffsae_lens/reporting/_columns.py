@@ -1,6 +1,6 @@
-"""The columns of detailed tables: what is shown of a row, in the report and in the terminal alike.
+"""The columns of detailed tables: what the report and the terminal show of a row.
 
-A measure that becomes a field of a row becomes a column here.
+A new measure that becomes a field of a row gets a column here.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from diffsae_lens.reporting._lookup import rate_text
 from diffsae_lens.results import DictionaryRow, EffectRow, Protocol, Row, ScoreRow, SideEffectRow
 
 PROTOCOLS: dict[Protocol, str] = {"strict": "Strict BIS", "paper": "BIS by the paper's protocol"}
-"""Titles of the tables of scores, the stricter first."""
+"""Titles of the score tables, the stricter protocol first."""
 
 Bar = tuple[float, float, float]
 """Low end, value and high end as shares of the axis."""
@@ -20,20 +20,20 @@ Bar = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a detailed table; one that is empty in all rows is left out."""
+    """A column of a detailed table; a column that is empty in all rows is left out."""
 
     head: str
     text: Callable[[Any], str]
-    """A row to the text of its cell."""
+    """Function from a row to the text of its cell."""
     bar: Callable[[Any], Bar] | None = None
-    """A row to a picture of the same number."""
+    """Function from a row to a bar of the same number."""
     is_number: bool = True
     is_note: bool = False
-    """Whether it is a sentence, for which a page has more room under the other cells."""
+    """Whether it holds a sentence, which has more room under the other cells of a page."""
 
 
 def number(name: str, digits: int = 3, sign: str = "") -> Callable[[Row], str]:
-    """Write a number of a row, nothing where it was not measured."""
+    """Return a function that formats a number of a row; empty if it was not measured."""
 
     def text(row: Row) -> str:
         value = getattr(row, name)
@@ -48,7 +48,7 @@ def _bis_text(row: ScoreRow) -> str:
 
 
 def _bis_bar(row: ScoreRow) -> Bar:
-    """As a share of the ceiling, which resampled scores may pass."""
+    """Return the score as a share of the ceiling, which resampled scores may exceed."""
     ends = (row.bis if end is None else end for end in (row.low, row.bis, row.high))
     low, at, high = (min(end / row.ceiling, 1.0) for end in ends)
     return low, at, high
@@ -81,7 +81,7 @@ SCORE_COLUMNS = (
     Column(head="Chosen feature", text=_feature_text),
     Column(head="Verdict", text=lambda row: row.verdict, is_note=True),
 )
-"""Of a score; a measure that becomes a field of `ScoreRow` gets a column here."""
+"""Columns of a score; a measure that becomes a field of `ScoreRow` gets a column here."""
 
 EFFECT_COLUMNS = (
     Column(head="Features", text=lambda row: str(row.n_features or "")),
@@ -95,7 +95,7 @@ EFFECT_COLUMNS = (
     Column(head="Cross-entropy", text=number("cross_entropy")),
     Column(head="Perplexity", text=number("perplexity", 1)),
 )
-"""Of an intervention; the count of each outcome comes after the prompts."""
+"""Columns of an intervention; the count of each outcome follows the prompts."""
 
 SIDE_EFFECT_COLUMNS = (
     Column(head="Features", text=lambda row: str(row.n_features or "")),
@@ -125,7 +125,7 @@ _COLUMNS: dict[type[Row], tuple[Column, ...]] = {
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
-    """Return the columns of rows of one type, those with no value in any row left out."""
+    """Return the columns for rows of one type, without columns that are empty in all rows."""
     if not rows:
         return []
     columns = [*_COLUMNS[type(rows[0])]]

@@ -1,4 +1,4 @@
-"""Figures of what interventions do: curves over features, doses, layers and things said."""
+"""Figures of what interventions do: curves over features, doses, layers and what prompts say."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -32,18 +32,18 @@ R = TypeVar("R", bound=EffectRow | LayerRow)
 def plot_ablation_curve(
     curve: Table[CurveRow], *, group: str = "trigger", controls: Sequence[str] = ()
 ) -> Figure:
-    """Draw the attack rate against the number of features ablated, a line for each order.
+    """Draw the attack rate against the number of features ablated, one line per order.
 
     Args:
-        curve: what `ablation_curve` returned.
-        group: the prompts.
-        controls: the orders that are drawn grey, such as random ones.
+        curve: the table from `ablation_curve`.
+        group: the group of prompts.
+        controls: orders to draw in grey, such as random ones.
 
     Returns:
         The figure; the legend gives each curve's area.
 
     Raises:
-        ValueError: no rows of the group, or no such order.
+        ValueError: the group has no rows, or an order does not exist.
     """
     controls = check_texts("controls", controls, allow_empty=True)
     rows = _of_group("curve", curve, CurveRow, group)
@@ -71,17 +71,17 @@ def plot_ablation_curve(
 @styled
 @typed
 def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figure:
-    """Draw the attack rate against the dose of steering, beside a random direction of the same length.
+    """Draw the attack rate against the steering dose, with a random direction of the same length.
 
     Args:
-        table: what `dose_response` returned.
-        group: the prompts.
+        table: the table from `dose_response`.
+        group: the group of prompts.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: no rows of the group.
+        ValueError: the group has no rows.
     """
     rows = sorted(_of_group("table", table, DoseRow, group), key=lambda row: row.dose)
     figure, ax = _axes()
@@ -101,17 +101,17 @@ def plot_dose_response(table: Table[DoseRow], *, group: str = "benign") -> Figur
 @styled
 @typed
 def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says") -> Figure:
-    """Draw attack rate and log-odds for each thing said in the trigger's place.
+    """Draw attack rate and log-odds for each phrase in the trigger's place.
 
     Args:
-        table: what `sweep_trigger` returned.
-        said: the name of the axis.
+        table: the table from `sweep_trigger`.
+        said: label of the axis.
 
     Returns:
-        The figure, two panels one above the other; trigger and benign are shaded.
+        The figure, with two panels one above the other; trigger and benign are shaded.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     check_items("table", table, SayingRow, allow_empty=True)
     if not len(table):
@@ -140,18 +140,18 @@ def plot_sayings(table: Table[SayingRow], *, said: str = "what the prompt says")
 @styled
 @typed
 def plot_layers(table: Table[LayerRow], *, group: str = "trigger") -> Figure:
-    """Draw log-odds against the layer whose activation is put back, between those of the two models.
+    """Draw log-odds against the layer whose activation is put back, with those of the two models.
 
     Args:
-        table: what `layer_sweep` returned.
-        group: the prompts.
+        table: the table from `layer_sweep`.
+        group: the group of prompts.
 
     Returns:
         The figure: one line for the base's activation, a grey one for its control, with 95% intervals,
-        and a horizontal line for each model as it is.
+        and a horizontal line for each unmodified model.
 
     Raises:
-        ValueError: no rows of the group, or none of a layer.
+        ValueError: the group has no rows, or none of them has a layer.
     """
     rows = _of_group("table", table, LayerRow, group)
     if all(row.layer is None for row in rows):
@@ -203,7 +203,7 @@ def _rates(
     colour: str,
     style: str = "o-",
 ) -> None:
-    """Rates with their Wilson intervals, and percent as the axis' unit."""
+    """Draw rates with their Wilson intervals, on an axis in percent."""
     lows, highs = [row.low for row in rows], [row.high for row in rows]
     ax.vlines(at, lows, highs, color=colour, lw=1.6, alpha=0.7)
     ax.plot(at, [row.attack_rate for row in rows], style, color=colour, ms=4, lw=1.2, zorder=3)

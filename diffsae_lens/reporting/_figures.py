@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its rows. No pyplot: no state outside the figure."""
+"""The figures of a run, drawn from its rows, without pyplot: no state outside the figure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,19 +38,19 @@ from diffsae_lens.study._results import Results
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure that there are rows for."""
+    """A figure for which there are rows."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     kind: str
     """`overview`, `sweep`, `tokens`, `ablation` or `sayings`."""
     place: Place | None
-    """None for one of the whole study."""
+    """Place of its rows; None for a figure of the whole study."""
     draw: Callable[[], Figure]
 
 
 def drawings_of(results: Results) -> list[Drawing]:
-    """Return the figures that a run has rows for; each is drawn when it is asked for."""
+    """Return the figures for which a run has rows; each is drawn on request."""
     where = places(results)
     found = []
     if results.scores and len(where) > 1:
@@ -65,7 +65,7 @@ def drawings_of(results: Results) -> list[Drawing]:
             drawn["tokens"] = partial(plot_tokens, here)
         if any(
             len(pairs) > 1 for pairs in ablations(here.effects).values()
-        ):  # of one point: no curve
+        ):  # one point is not a curve
             drawn["ablation"] = partial(plot_ablation, here)
         if here.sayings and place == next(p for p in where if p.regime == place.regime):
             table = Table(here.sayings)
@@ -82,19 +82,19 @@ def drawings_of(results: Results) -> list[Drawing]:
 @styled
 @typed
 def plot_sweep(results: Results) -> Figure:
-    """Draw what the chosen feature of each dictionary reads for each thing said in the trigger's place.
+    """Draw what the chosen feature of each dictionary reads for each phrase in the trigger's place.
 
-    One panel per dictionary with its own axis, as activations of two dictionaries have no common
+    Each dictionary has a panel with its own axis, since activations of two dictionaries have no common
     unit: the mean over the scenes, and every scene as a dot.
 
     Args:
-        results: of one place; its `sweep` is drawn.
+        results: results of one place; its `sweep` is drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there are no rows, or some of several places.
+        ValueError: there are no rows, or rows of several places.
     """
     check_one_place(results)
     panels: dict[str, list[SweepRow]] = {}
@@ -141,7 +141,7 @@ def _draw_sweep(ax: Axes, axis: SaidAxis, rows: Sequence[SweepRow], colour: str)
 
 
 def _panels(n_panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with two panels per row; those left over are not shown."""
+    """Return a figure with two panels per row; unused panels are hidden."""
     n_columns = min(2, n_panels)
     n_rows = math.ceil(n_panels / n_columns)
     figure = Figure(figsize=(WIDTH, height * n_rows + 0.4), dpi=100, layout="constrained")
@@ -156,17 +156,17 @@ def _panels(n_panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
 def plot_ablation(results: Results) -> Figure:
     """Draw the attack rate on trigger prompts against the number of features ablated.
 
-    One panel per dictionary: its top features beside as many random ones, with Wilson
+    Each dictionary has a panel: its top features and as many random ones, with Wilson
     intervals, and lines for the unmodified model and for the base model's activation put back.
 
     Args:
-        results: of one place; its `effects` are drawn.
+        results: results of one place; its `effects` are drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there is no ablation, or one without its control, or rows of several places.
+        ValueError: there is no ablation, an ablation has no control, or there are rows of several places.
     """
     check_one_place(results)
     panels = ablations(results.effects)
@@ -197,7 +197,7 @@ def plot_ablation(results: Results) -> Figure:
 
 
 def _references(rows: Sequence[EffectRow]) -> dict[str, EffectRow]:
-    """The unmodified model and the base put back, as far as they were measured."""
+    """Return the rows of the unmodified model and of the base put back, if measured."""
     found = {
         "unmodified": first(rows, kind="unmodified", group="trigger"),
         "base activation\nput back": first(rows, kind="swap to base", group="trigger"),
@@ -208,7 +208,7 @@ def _references(rows: Sequence[EffectRow]) -> dict[str, EffectRow]:
 def _draw_rates(
     ax: Axes, rows: Sequence[EffectRow], colour: str, shift: float, marker: str
 ) -> None:
-    """Rates with intervals; the two kinds are shifted apart, as their intervals often overlap."""
+    """Draw rates with intervals, shifted sideways since the intervals of the two kinds often overlap."""
     at = [i + shift for i in range(len(rows))]
     ax.vlines(at, [r.low for r in rows], [r.high for r in rows], color=colour, lw=1.6)
     fill = "white" if marker == "s" else colour
@@ -217,7 +217,7 @@ def _draw_rates(
 
 
 def _label_references(ax: Axes, references: dict[str, EffectRow]) -> None:
-    """Name the horizontal lines at the right, apart from each other where the lines are not."""
+    """Label the horizontal lines on the right, keeping labels apart where lines are close."""
     rates = [row.attack_rate for row in references.values()]
     heights, apart = list(rates), 0.12
     if len(rates) == 2 and abs(rates[0] - rates[1]) < 2 * apart:

@@ -1,4 +1,4 @@
-"""A study of several layers or organisms in one figure."""
+"""One figure of a study with several layers or organisms."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,24 +15,23 @@ from diffsae_lens.study._results import Results
 Panel = dict[str, dict[int | None, float | None]]
 """A value for each name and layer; None where the ablation breaks the model."""
 Panels = tuple[Panel, Panel]
-"""What is examined, and its floors or controls."""
+"""The panel of what is examined, and the panel of its floors or controls."""
 
 BROKEN = 1.0
-"""Nats per token by which the cross-entropy of benign completions may rise: a model that has lost its
-language shows no behaviour at all."""
+"""Nats per token by which the cross-entropy of benign completions may rise: a model that can no longer
+write shows no behaviour at all."""
 
 
 @styled
 def plot_glance(results: Results) -> Figure:
-    """Draw a study as tables of colour: a column of panels per organism, a row per measure.
+    """Draw a study as coloured tables: one column of panels per organism, one row per measure.
 
-    BIS by the paper's protocol with the published values, strict BIS, and the attack rate that is
-    left once the most features are ablated, unless that breaks the model. What is not a trained
-    dictionary stands below the line: floors for the scores, the highest of each sort; controls for
-    the effects.
+    The measures are BIS by the paper's protocol with the published values, strict BIS, and the attack
+    rate left after the largest ablation, unless that breaks the model. Rows below the line are not trained
+    dictionaries: for the scores, the highest floor of each kind; for the effects, controls.
 
     Args:
-        results: of a study.
+        results: results of a study.
 
     Returns:
         The figure.
@@ -45,7 +44,7 @@ def plot_glance(results: Results) -> Figure:
     regimes = list(dict.fromkeys(place.regime for place in places(results)))
     layers = sorted({place.layer for place in places(results) if place.layer is not None})
     measures = _measures(results)
-    # The same lines for all organisms, so that they can be read across.
+    # The same rows for all organisms, so that they can be read across.
     panels = [_aligned([of(results, regime) for regime in regimes]) for _, of, _ in measures]
     heights = [len(found) + len(controls) for (found, controls), *_ in panels]
     figure = Figure(
@@ -83,7 +82,7 @@ Measure = Callable[[Results, str | None], Panels]
 
 
 def _measures(results: Results) -> list[tuple[str, Measure, str]]:
-    """Titles, values and colours of the rows of panels that there is something for."""
+    """Return title, values and colour for each row of panels that has data."""
     measures: list[tuple[str, Measure, str]] = []
     titles: dict[Protocol, str] = {"paper": "BIS, paper's protocol", "strict": "strict BIS"}
     for protocol, title in titles.items():
@@ -98,7 +97,7 @@ def _measures(results: Results) -> list[tuple[str, Measure, str]]:
 
 
 def _paper(results: Results, regime: str | None) -> Panels:
-    """Trained dictionaries with the published ones, and floors."""
+    """Return trained dictionaries, including the published ones, and floors."""
     trained, floors = _scores(results, regime, "paper")
     layers = {row.layer for row in results.scores}
     for row in results.published:
@@ -130,14 +129,14 @@ def _scores(results: Results, regime: str | None, protocol: Protocol) -> Panels:
 def _raise(
     floors: dict[str, dict[int | None, float]], name: str, layer: int | None, value: float | None
 ) -> None:
-    """Keep the highest."""
+    """Keep the highest value."""
     if value is not None:
         by_layer = floors.setdefault(name, {})
         by_layer[layer] = max(value, by_layer.get(layer, 0.0))
 
 
 def _effects(results: Results, regime: str | None) -> Panels:
-    """By dictionary its largest ablation, and the controls."""
+    """Return the largest ablation per dictionary, and the controls."""
     found: Panel = {}
     controls: Panel = {}
     rows = [row for row in results.effects if row.regime == regime and row.layer is not None]
@@ -154,7 +153,7 @@ def _effects(results: Results, regime: str | None) -> Panels:
 
 
 def _breaks(row: EffectRow, rows: Sequence[EffectRow]) -> bool:
-    """Whether the intervention costs benign completions too much; not known where they have no row."""
+    """Return whether an intervention costs benign completions too much; False if they have no row."""
     benign = [r for r in rows if r.group == "benign" and r.layer == row.layer]
     before = first(benign, kind="unmodified")
     after = first(
@@ -166,7 +165,7 @@ def _breaks(row: EffectRow, rows: Sequence[EffectRow]) -> bool:
 
 
 def _aligned(panels: Sequence[Panels]) -> list[Panels]:
-    """The panels with the lines of all of them, empty where one has none."""
+    """Return the panels with the rows of all of them, empty where a panel has none."""
     names = [list(dict.fromkeys(n for panel in panels for n in panel[part])) for part in (0, 1)]
     return [
         (
@@ -178,10 +177,10 @@ def _aligned(panels: Sequence[Panels]) -> list[Panels]:
 
 
 def _draw(ax: Axes, found: Panel, controls: Panel, layers: Sequence[int], colour: str) -> None:
-    """Values as coloured cells with their numbers; a line between what is examined and its floors."""
+    """Draw values as coloured cells with numbers, and a line between what is examined and its floors."""
     rows = [*found.items(), *controls.items()]
     cells = [[by.get(layer, np.nan) for layer in layers] for _, by in rows]
-    values = np.array(cells, dtype=float)  # None becomes NaN, too
+    values = np.array(cells, dtype=float)  # None also becomes NaN
     colours = LinearSegmentedColormap.from_list("tint", ["white", colour])
     ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(values):

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, no fonts and no JavaScript."""
+"""The report of a run: one HTML file that needs no network, fonts or JavaScript."""
 
 import base64
 import functools
@@ -26,19 +26,19 @@ from diffsae_lens.study._results import Results
 
 @typed
 def write_report(results: Results, path: Path, *, command: str | None = None) -> list[Path]:
-    """Write `report.html`, `tables.md` and the figures as PNG files, at twice the size they are shown.
+    """Write `report.html`, `tables.md` and the figures as PNG files, at twice their displayed size.
 
     Args:
-        results: of a run.
-        path: a folder, made where it is missing. Files are written under another name and renamed, so
-            that none is found there half-written.
-        command: what ran it, to be shown as the way to run it again.
+        results: results of a run.
+        path: a folder, created if missing. Files are written under another name and then renamed, so no
+            half-written file appears.
+        command: the command that ran the study, shown as the way to run it again.
 
     Returns:
-        The files, the report first.
+        Paths of the files, the report first.
 
     Raises:
-        ValueError: `results` contradict themselves; nothing is written then.
+        ValueError: `results` contradict themselves; in that case nothing is written.
         OSError: a file cannot be written.
     """
     if path.is_file():
@@ -58,7 +58,7 @@ def write_report(results: Results, path: Path, *, command: str | None = None) ->
 
 
 def draw_figures(results: Results) -> dict[str, bytes]:
-    """Return the figures that a run has rows for, as PNG files by name."""
+    """Return the figures for which a run has rows, as PNG files by name."""
     return {drawing.name: png(drawing.draw()) for drawing in drawings_of(results)}
 
 
@@ -69,12 +69,12 @@ def render_report(
     """Return the report as HTML.
 
     Args:
-        results: of a run.
-        figures: what `draw_figures` returned; drawn again if left out.
+        results: results of a run.
+        figures: figures from `draw_figures`; drawn here if left out.
         command: see `write_report`.
 
     Returns:
-        A whole document.
+        A complete HTML document.
 
     Raises:
         ValueError: `results` contradict themselves.
@@ -86,7 +86,7 @@ def render_report(
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Return what renders the templates: everything is escaped, what is invisible made visible."""
+    """Return the template environment: escapes everything, and makes invisible characters visible."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("diffsae_lens.reporting", "."),
         autoescape=True,
@@ -98,12 +98,12 @@ def environment() -> jinja2.Environment:
 
 
 def _shown(value: object) -> object:
-    """A value on its way into a page; what the templates themselves made passes."""
+    """Return a value as a page shows it; markup from the templates themselves passes unchanged."""
     return value if isinstance(value, Markup) else visible(cut(str(value)))
 
 
 def address(data: bytes) -> Markup:
-    """Return a picture as the address that holds it, which is ours and of any length."""
+    """Return a picture as a data URL, which is trusted markup of any length."""
     return Markup("data:image/png;base64," + base64.b64encode(data).decode())
 
 
@@ -135,7 +135,7 @@ def _context(results: Results, figures: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _groups(results: Results) -> dict[str, str]:
-    """What the groups of prompts are, as far as it is known."""
+    """Return what the groups of prompts are, if known."""
     if results.behaviour not in BEHAVIOURS:
         return {}
     behaviour = get_behaviour(results.behaviour)
@@ -151,7 +151,7 @@ def _outcomes(effects: Sequence[EffectRow]) -> list[str]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings with their path as name."""
+    """Return nested settings, flattened, with their path as name."""
     found: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

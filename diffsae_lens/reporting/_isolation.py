@@ -14,13 +14,12 @@ from diffsae_lens.results import ScoreRow
 def plot_isolation(table: IsolationTable) -> Figure:
     """Draw every row's score with its interval, the base model's own score, floor and ceiling.
 
-    Filled dots are scores on the pair, open ones the same procedure on the base model alone: where
-    the two lie together, the text is detected and not the fine-tuning. The dashed line is the
-    ceiling, the dotted one the best floor: untrained dictionaries, random directions, principal
-    components.
+    Filled dots are scores on the pair, open dots the same procedure on the base model alone: where the
+    two coincide, the score detects the text and not the fine-tuning. The dashed line is the ceiling, the
+    dotted line the best floor: untrained dictionaries, random directions, principal components.
 
     Args:
-        table: what `evaluate_isolation` returned.
+        table: the table from `evaluate_isolation`.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""Finding rows: by what they are and where they were measured, never by their names."""
+"""Find rows by what they are and where they were measured, never by their names."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from diffsae_lens.study._results import Results
 R = TypeVar("R", bound=Row)
 
 LAYERED = ("dictionaries", "scores", "effects", "side_effects", "cards", "sweep", "example")
-"""Parts of results whose rows are of a layer."""
+"""Parts of results whose rows belong to a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class Place:
     """Where something was measured: on an organism, at a layer."""
 
     regime: str | None
-    """Of the organism, in a study of several."""
+    """Regime of the organism, in a study of several."""
     layer: int | None
 
     @property
     def name(self) -> str:
-        """For headings.
+        """Name for headings.
 
         Examples:
             >>> Place(regime="lora", layer=18).name
@@ -35,7 +35,7 @@ class Place:
         return ", ".join(part for part in (self.regime, layer) if part is not None)
 
     def of(self, results: Results) -> Results:
-        """Return the results with the rows of this place alone, and those of no one layer."""
+        """Return the results with only the rows of this place, and rows without a layer."""
         parts: dict[str, Any] = {
             part: tuple(
                 row
@@ -61,10 +61,10 @@ def places(results: Results) -> list[Place]:
 
 
 def check_one_place(results: Results) -> None:
-    """Refuse results of several places where one is shown.
+    """Refuse results of several places where only one can be shown.
 
     Raises:
-        ValueError: names them.
+        ValueError: there are several places; the message names them.
     """
     found = places(results)
     if len(found) > 1:
@@ -75,7 +75,7 @@ def check_one_place(results: Results) -> None:
 
 
 def words_of(results: Results) -> Words:
-    """Return how to speak of the behaviour; in general terms if it is not a shipped one."""
+    """Return the words for the behaviour; general terms if it is not a shipped one."""
     name = results.behaviour
     return get_behaviour(name).words if name in BEHAVIOURS else Words()
 
@@ -102,7 +102,7 @@ def control_of(row: EffectRow, rows: Iterable[EffectRow]) -> EffectRow | None:
 
 
 def with_controls(rows: Sequence[EffectRow]) -> Iterator[EffectRow]:
-    """Yield every row with its control directly after it; controls of nothing come last."""
+    """Yield every row, directly followed by its control; controls without a row come last."""
     shown: list[EffectRow] = []
     for row in rows:
         if row.is_control:
@@ -119,10 +119,10 @@ def ablations(rows: Iterable[EffectRow]) -> dict[str, list[tuple[EffectRow, Effe
     """Pair the ablations on trigger prompts with their controls.
 
     Args:
-        rows: of one place.
+        rows: rows of one place.
 
     Returns:
-        For each dictionary its pairs `(ablation, control)` by increasing number of features.
+        For each dictionary, its pairs `(ablation, control)` by increasing number of features.
 
     Raises:
         ValueError: an ablation has no control.
@@ -143,12 +143,12 @@ def ablations(rows: Iterable[EffectRow]) -> dict[str, list[tuple[EffectRow, Effe
 
 
 def rate_text(row: EffectRow | SayingRow) -> str:
-    """Write an attack rate with its interval, such as `50% [25%, 75%]`."""
+    """Format an attack rate with its interval, such as `50% [25%, 75%]`."""
     return f"{row.attack_rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
 
 
 def called(row: EffectRow | SideEffectRow) -> str:
-    """Return an intervention with what it acts on, such as `top features ablated (8 of crosscoder)`."""
+    """Return an intervention's name and what it acts on, such as `top features ablated (8 of crosscoder)`."""
     of = str(row.n_features or "")
     if row.dictionary is not None:
         of = f"{of} of {row.dictionary}".strip()
@@ -156,7 +156,7 @@ def called(row: EffectRow | SideEffectRow) -> str:
 
 
 def said_text(said: str | None) -> str:
-    """Return what is said in the trigger's place.
+    """Return the text for what is said in the trigger's place.
 
     Examples:
         >>> said_text(None)

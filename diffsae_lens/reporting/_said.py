@@ -1,4 +1,4 @@
-"""The axis of what is said in the trigger's place: numbers where all of it is years, else categories."""
+"""The axis of what is said in the trigger's place: numeric if all of it is years, else categories."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +12,14 @@ from diffsae_lens.reporting._style import BENIGN, MUTED, TRIGGER, label
 
 _GROUNDS = {"trigger": TRIGGER, "benign": BENIGN}
 _SHORT = 5
-"""Characters of labels that can stand side by side."""
+"""Maximum number of characters of a label that is not slanted."""
 
 
 class SaidAxis:
-    """Where each thing said stands, and how the axis shows it.
+    """Positions and labels of the axis of what is said.
 
     Args:
-        groups: by what is said, in order, the group of its prompts.
+        groups: group of the prompts for each text said, in order.
     """
 
     def __init__(self, groups: Mapping[str | None, str]):
@@ -32,19 +32,19 @@ class SaidAxis:
 
     @property
     def marker(self) -> str:
-        """A line between numbers; between two categories there is nothing."""
+        """Marker style: a line connects numbers, but not categories."""
         return "o-" if self.is_numeric else "o"
 
     def order(self, said: Iterable[str | None]) -> list[str | None]:
-        """Return what is said from left to right."""
+        """Return what is said, from left to right."""
         return sorted(said, key=lambda text: self.at[text])
 
     def draw(self, ax: Axes, *, n_labels: int = 12, width: int = 20) -> None:
         """Shade trigger and benign, and label the axis.
 
         Args:
-            ax: that is drawn on.
-            n_labels: how many numbers are labelled at most; categories all are.
+            ax: axes to draw on.
+            n_labels: maximum number of labelled numbers; categories are all labelled.
             width: room for a label, in ems.
         """
         for text, group in self.groups.items():
@@ -64,7 +64,7 @@ class SaidAxis:
         ax.set_xlim(min(self.at.values()) - 0.6, max(self.at.values()) + 0.6)
 
     def _labelled(self, n_labels: int) -> Sequence[str | None]:
-        """Every category; of numbers a trigger and others at equal steps from it."""
+        """Return what to label: every category, or a trigger and the numbers at equal steps from it."""
         if not self.is_numeric:
             return list(self.at)
         step = -(-len(self.at) // n_labels)
@@ -73,7 +73,7 @@ class SaidAxis:
         return [text for text, at in self.at.items() if (at - origin) % step == 0]
 
     def legend(self) -> list[Patch | Line2D]:
-        """Return what the grounds mean, for a legend."""
+        """Return legend handles for the background colours."""
         drawn = set(self.groups.values())
         return [
             Patch(facecolor=ground, edgecolor=MUTED, lw=0.4, label=group)

@@ -1,4 +1,4 @@
-"""The detailed tables of a report, and all that was found at one place."""
+"""The detailed tables of a report, and everything found at one place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Line:
 
     head: str
     colour: str
-    """Of its bars."""
+    """Colour of its bars."""
     cells: list[str]
     bars: list[Bar | None]
     note: str
-    """What is said of the row, under its cells."""
+    """Sentence about the row, shown under its cells."""
     is_muted: bool = False
     """Whether it is a floor or a control."""
     is_control: bool = False
@@ -43,23 +43,23 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A detailed table: one line per row of the results, and a column per thing measured."""
+    """A detailed table: one line per row of the results, and one column per measure."""
 
     title: str
     heads: list[tuple[str, str]]
-    """With the class of the column's cells."""
+    """Headings, each with the CSS class of the column's cells."""
     groups: list[Group]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """All that was found at one place."""
+    """Everything found at one place."""
 
     name: str
     id: str
-    """For anchors, no two the same."""
+    """Unique id for anchors."""
     figures: Mapping[str, str]
-    """Addresses by kind."""
+    """Addresses of the figures by kind."""
     findings: list[Finding]
     scores: list[Grid]
     effects: Grid
@@ -71,7 +71,7 @@ class Section:
 
     @property
     def has_effects(self) -> bool:
-        """Whether anything was intervened with."""
+        """Whether there were any interventions."""
         return bool(self.effects.groups or self.side_effects.groups or "sayings" in self.figures)
 
 
@@ -84,10 +84,10 @@ def grid_of(
     """Lay out rows of one type.
 
     Args:
-        title: of the table.
-        rows: in the order in which they are shown.
-        group: a row to the heading it stands under.
-        colours: of bars, by dictionary, as CSS has them.
+        title: title of the table.
+        rows: rows, in display order.
+        group: function from a row to the heading of its group.
+        colours: CSS colours of the bars, by dictionary.
     """
     rows = list(rows)
     found = columns_of(rows)
@@ -121,7 +121,7 @@ def grid_of(
 
 
 def _css_class(column: Column) -> str:
-    """Bars begin at one place, so what follows them does not end at one."""
+    """Return the CSS class of a column; cells with bars align at the start, not at the end."""
     return "rate" if column.bar else "number" if column.is_number else "text"
 
 
@@ -147,13 +147,13 @@ _SCORED = {
 
 
 def section_of(results: Results, place: Place, id: str, figures: Mapping[str, str]) -> Section:
-    """Gather what was found at a place.
+    """Gather everything found at a place.
 
     Args:
-        results: of a run.
+        results: results of a run.
         place: one of `places(results)`.
-        id: for anchors.
-        figures: addresses by kind.
+        id: id for anchors.
+        figures: addresses of the figures by kind.
 
     Raises:
         ValueError: an ablation has no control.
@@ -199,7 +199,7 @@ def _effect_group(row: EffectRow) -> str:
 
 
 def _examples(effects: Sequence[EffectRow]) -> list[dict[str, str]]:
-    """What was written on one trigger prompt; the lines all of them share are set apart."""
+    """Return what was written on one trigger prompt, with shared leading lines set apart."""
     rows = [first(effects, kind=kind, group="trigger") for kind in ("unmodified", "swap to base")]
     for pairs in ablations(effects).values():
         rows.extend(pairs[-1])
@@ -216,7 +216,7 @@ def _examples(effects: Sequence[EffectRow]) -> list[dict[str, str]]:
 
 
 def _sweep_captions(rows: Sequence[SweepRow]) -> list[str]:
-    """For each dictionary the mean for the trigger, and the highest for anything else."""
+    """Return, per dictionary, the mean for the trigger and the highest mean for anything else."""
     captions = []
     for name in dict.fromkeys(row.dictionary for row in rows):
         of_name = [row for row in rows if row.dictionary == name]

@@ -1,4 +1,4 @@
-"""How figures and report look: colours that colour-blind readers tell apart, and one style."""
+"""The look of figures and reports: one style, and colours that colour-blind readers can tell apart."""
 
 import functools
 import io
@@ -17,20 +17,20 @@ from diffsae_lens.results import DictionaryKind, DictionaryRow
 
 INK, MUTED, FAINT = "#1f2328", "#5c6570", "#d5d9de"
 
-# Okabe and Ito's blue, vermillion and green; the latter two a shade darker, so that white text on
+# Okabe and Ito's blue, vermillion and green; the latter two are a shade darker, so that white text on
 # them keeps a contrast of 4.5.
 BLUE, VERMILLION, GREEN = "#0072B2", "#B84E00", "#00795C"
 SERIES = (BLUE, VERMILLION, GREEN)
-"""Of what is drawn in one panel, in turn; controls are grey."""
+"""Colours of the series in one panel, in turn; controls are grey."""
 _BY_KIND: dict[DictionaryKind, str] = {"Diff-SAE": BLUE, "crosscoder": VERMILLION, "SAE": GREEN}
 TRIGGER, BENIGN = "#fdeac8", "#eceff2"
-"""Grounds behind what is said in the trigger's place."""
+"""Background colours for what is said in the trigger's place."""
 
 WIDTH = 9.0
-"""Of every figure, inches; at 100 dots an inch all text can be read."""
+"""Width of every figure in inches; at 100 dots per inch all text is legible."""
 
 MONOSPACE = "DejaVu Sans Mono"
-"""Comes with matplotlib, as `SANS` does."""
+"""Comes with matplotlib, as does `SANS`."""
 SANS = "DejaVu Sans"
 _STYLE: dict[str, Any] = {
     "font.family": SANS,
@@ -56,27 +56,27 @@ _STYLE: dict[str, Any] = {
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that shows itself in a notebook cell, whether pyplot was imported or not."""
+    """A figure that displays itself in a notebook cell, whether or not pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
         return png(self, dpi=100)
 
 
 def png(figure: matplotlib.figure.Figure, *, dpi: int = 200) -> bytes:
-    """Return the figure as a PNG file; by default at twice the size at which it is shown."""
+    """Return the figure as a PNG file; by default at twice its displayed size."""
     buffer = io.BytesIO()
-    # Without the name of the software the same results give the same bytes.
+    # Without the software's name, the same results give the same bytes.
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def dictionary_colours(dictionaries: Iterable[DictionaryRow]) -> dict[str, str]:
-    """Return the colour of each dictionary by its name, one colour per kind; green for any other name."""
+    """Return the colour of each dictionary by name, one colour per kind; green for any other name."""
     return defaultdict(lambda: GREEN, {row.name: _BY_KIND[row.kind] for row in dictionaries})
 
 
 def css_colour(colour: str) -> str:
-    """Return a colour as CSS has it between the brackets of `rgb()`."""
+    """Return a colour as the arguments of CSS `rgb()`."""
     return " ".join(str(round(255 * part)) for part in to_rgb(colour))
 
 
@@ -87,7 +87,7 @@ def tint(colour: str, share: float) -> tuple[float, float, float]:
 
 
 def needs_light_ink(background: tuple[float, float, float]) -> bool:
-    """Whether white text has more contrast on a background than `INK` has (WCAG 2 luminance)."""
+    """Return whether white text has more contrast on a background than `INK` (WCAG 2 luminance)."""
     light = _luminance(background) + 0.05
     return 1.05 / light > light / (_luminance(to_rgb(INK)) + 0.05)
 
@@ -100,7 +100,7 @@ def _luminance(rgb: tuple[float, float, float]) -> float:
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in our style whatever the user's is, and leave the user's as it was."""
+    """Draw in our style regardless of the user's, and leave the user's unchanged."""
 
     @functools.wraps(plot)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
@@ -111,17 +111,17 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def drawable(text: str, family: str = SANS) -> str:
-    """The text with a mark for each character that the font lacks (matplotlib would warn)."""
+    """Return the text with a mark for each character that the font lacks (matplotlib would warn)."""
     glyphs = _glyphs(family)
     return "".join(c if c == "\n" or ord(c) in glyphs else "\ufffd" for c in text)
 
 
 def label(text: str, width: int | float = 20) -> str:
-    r"""Return a name as figures show it: one line, what is invisible escaped, too long a middle left out.
+    r"""Return a name as figures show it: on one line, invisible characters escaped, shortened in the middle.
 
     Args:
-        text: of any length and content.
-        width: room for it, in ems (the font size).
+        text: text of any length and content.
+        width: room for the text, in ems (the font size).
 
     Examples:
         >>> print(label("a\n$b"))
@@ -129,7 +129,7 @@ def label(text: str, width: int | float = 20) -> str:
         >>> label("crosscoder-" + 5000 * "x" + "-24", 10)
         'crossco…xxxx-24'
     """
-    n_most = int(width / _LEAST_EMS) + 1  # of its characters, so that a long name costs no time
+    n_most = int(width / _LEAST_EMS) + 1  # bounds the characters measured of a long name
     head, tail = (drawable(one_line(part)) for part in (text[:n_most], text[-n_most:]))
     if len(text) > n_most or sum(map(_ems, head)) > width:
         room = (width - _ems("…")) / 2
@@ -139,11 +139,11 @@ def label(text: str, width: int | float = 20) -> str:
 
 
 _LEAST_EMS = 0.25
-"""That a character counts for: combining marks have no width, and take time all the same."""
+"""Smallest width counted for a character: combining marks have no width, but still take time."""
 
 
 def _within(text: str, width: int | float) -> str:
-    """The beginning of the text that is no wider."""
+    """Return the longest beginning of the text that fits into the width."""
     for i, c in enumerate(text):
         width -= _ems(c)
         if width < 0:
@@ -153,7 +153,7 @@ def _within(text: str, width: int | float) -> str:
 
 @functools.cache
 def _ems(character: str) -> float:
-    """The width of a character in the bold font, the wider one."""
+    """Return the width of a character in the bold font, which is the wider one."""
     font = _font(SANS, "bold")
     font.set_size(100.0, 72.0)
     return max(_LEAST_EMS, font.load_char(ord(character)).linearHoriAdvance / 65536 / 100)
@@ -161,12 +161,12 @@ def _ems(character: str) -> float:
 
 @functools.cache
 def _glyphs(family: str) -> frozenset[int]:
-    """The characters that a family has both regular and bold."""
+    """Return the characters that a family has in both regular and bold."""
     regular, bold = (_font(family, weight).get_charmap() for weight in ("normal", "bold"))
     return frozenset(regular) & frozenset(bold)
 
 
 @functools.cache
 def _font(family: str, weight: str) -> FT2Font:
-    """A font of our own: matplotlib's are shared, and their size is state."""
+    """Return a separate font object: matplotlib's are shared, and their size is state."""
     return FT2Font(findfont(FontProperties(family=family, weight=weight)))

@@ -1,4 +1,4 @@
-"""What a run found, in sentences: every number from its rows, every control that was not beaten said."""
+"""What a run found, in sentences: every number comes from its rows, every unbeaten control is named."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from diffsae_lens.results import EffectRow, SayingRow, ScoreRow, SideEffectRow
 from diffsae_lens.study._results import Results
 
 MARGIN = 0.01
-"""A score that is not higher than a floor's by more than this is called no better."""
+"""A score must exceed a floor's by more than this to be called better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,18 @@ class Finding:
     """One point of the summary."""
 
     topic: str
-    """What it is about, a word or two."""
+    """Subject, in a word or two."""
     text: str
     """Plain text, with numbers and what they mean."""
     caution: bool = False
-    """Whether a control or a floor was not beaten, so that nothing was shown."""
+    """Whether a control or a floor was not beaten, so nothing was shown."""
 
 
 def summarise(results: Results) -> list[Finding]:
-    """Say what was found at one place: behaviour, effects, side effects, detection, BIS.
+    """Summarise what was found at one place: behaviour, effects, side effects, detection, BIS.
 
-    Two rates are said to differ only where their 95% intervals do not overlap. What there are no rows
-    for is passed over.
+    Two rates are said to differ only if their 95% intervals do not overlap. Topics without rows are
+    skipped.
 
     Raises:
         ValueError: an ablation has no control, or there are rows of several places.
@@ -62,7 +62,7 @@ def summarise(results: Results) -> list[Finding]:
 
 
 def lower(row: EffectRow, than: EffectRow) -> bool:
-    """Whether an attack rate is lower than another's, and their intervals do not overlap."""
+    """Return whether an attack rate is lower than another and their intervals do not overlap."""
     return row.high < than.low
 
 
@@ -107,7 +107,7 @@ def _base_put_back(effects: Sequence[EffectRow], place: Place) -> Iterator[Findi
 
 
 def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]]) -> Finding:
-    """The largest ablation against its control, and the smaller ones where that shows nothing."""
+    """Compare the largest ablation with its control, and the smaller ones if that shows nothing."""
     top, control = pairs[-1]
     n = top.n_features
     text = (
@@ -119,7 +119,7 @@ def _ablation(name: str, pairs: Sequence[tuple[EffectRow, EffectRow]]) -> Findin
 
 
 def _compare(pairs: Sequence[tuple[EffectRow, EffectRow]]) -> tuple[str, bool]:
-    """What an ablation shows beside its control, and whether that is a caution."""
+    """Return what an ablation shows compared with its control, and whether that is a caution."""
     top, control = pairs[-1]
     if lower(top, than=control):
         shown = "The intervals do not overlap: the chosen features matter more than random ones"
@@ -151,7 +151,7 @@ def _compare(pairs: Sequence[tuple[EffectRow, EffectRow]]) -> tuple[str, bool]:
 
 
 def _benign(effects: Sequence[EffectRow]) -> Iterator[Finding]:
-    """Whether the largest ablation of each dictionary leaves benign prompts as they were."""
+    """Say whether the largest ablation of each dictionary leaves benign prompts unchanged."""
     before = first(effects, kind="unmodified", group="benign")
     ablated: dict[str | None, EffectRow] = {}
     for row in effects:
@@ -199,7 +199,7 @@ def _steering(effects: Sequence[EffectRow]) -> Iterator[Finding]:
 
 
 def _detection(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
-    """The best dictionary against the best floor, by what does not depend on a threshold."""
+    """Compare the best dictionary with the best floor by AUROC, which does not depend on a threshold."""
     measured = [(row.auroc, row) for row in scores if row.auroc is not None]
     dictionaries = [(value, row) for value, row in measured if row.kind == "dictionary"]
     floors = [(value, row) for value, row in measured if row.is_floor]
@@ -225,7 +225,7 @@ def _detection(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
 
 
 def _isolation(scores: Sequence[ScoreRow]) -> Iterator[Finding]:
-    """What BIS shows by each protocol, beside its ceiling and its floors."""
+    """Say what BIS shows by each protocol, compared with its ceiling and its floors."""
     for protocol, title in PROTOCOLS.items():
         rows = [row for row in scores if row.protocol == protocol]
         best = _best(row for row in rows if row.kind == "dictionary")
@@ -266,7 +266,7 @@ def _best(rows: Iterable[ScoreRow]) -> ScoreRow | None:
 
 
 def _side_effects(rows: Sequence[SideEffectRow]) -> Iterator[Finding]:
-    """What the interventions do to texts that have nothing to do with the behaviour."""
+    """Say what the interventions do to texts that have nothing to do with the behaviour."""
     worst: dict[tuple[str, str | None, int], SideEffectRow] = {}
     for row in rows:
         of = (row.name, row.dictionary, row.n_features)
@@ -282,7 +282,7 @@ def _side_effects(rows: Sequence[SideEffectRow]) -> Iterator[Finding]:
 
 
 def _sayings(rows: Sequence[SayingRow]) -> Iterator[Finding]:
-    """What sets the behaviour off."""
+    """Say what sets the behaviour off."""
     if not rows:
         return
     written = [f'"{row.said}"' if row.said is not None else said_text(None) for row in rows]

@@ -18,8 +18,8 @@ from diffsae_lens.results import (
 from diffsae_lens.study._results import Results
 
 _CELL_LIMIT = 200
-"""Characters of a cell of plain text, where the widest cell sets the width of all."""
-# What Markdown reads in a line of text: cells and their ends, code, links, emphasis, entities and HTML.
+"""Maximum number of characters of a plain-text cell: the widest cell sets the width of its column."""
+# What Markdown interprets in a line of text: cells and their ends, code, links, emphasis, entities and HTML.
 _MARKDOWN = re.compile(r"\\(?=[!-/:-@\[-`{-~])|[|`*<&]|\](?=\()|(?<!\w)_|_(?!\w)")
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 
@@ -29,16 +29,16 @@ class TextTable:
     """A table of texts."""
 
     part: str
-    """Of the results, from which it is made."""
+    """Part of the results from which it is made."""
     title: str
     note: str
-    """What is in the cells."""
+    """Description of the cells."""
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
 def score_text(rows: Sequence[ScoreRow]) -> str:
-    """Lay out scores for a terminal, a table per protocol, each with its ceiling and floors."""
+    """Lay out scores for a terminal, one table per protocol, each with its ceiling and floors."""
     parts = []
     for protocol, title in PROTOCOLS.items():
         found = [row for row in rows if row.protocol == protocol]
@@ -71,7 +71,7 @@ def _layout(
 
 @typed
 def results_text(results: Results) -> str:
-    """Lay out a run for a terminal: all its rows where they are of one place, else its tables."""
+    """Lay out a run for a terminal: all its rows if they belong to one place, else its tables."""
     if len(places(results)) > 1:
         return results_markdown(results)
     parts = [score_text(results.scores)] if results.scores else []
@@ -81,7 +81,7 @@ def results_text(results: Results) -> str:
 
 @typed
 def plan_text(plan: pd.DataFrame) -> str:
-    """Lay out what a dry run returned, with what is left to do."""
+    """Lay out the table from a dry run, with what is left to do."""
     left = plan[plan.state != "done"]
     hours = left.estimated_seconds.sum() / 3600
     n_done = len(plan) - len(left)
@@ -99,7 +99,7 @@ def plan_text(plan: pd.DataFrame) -> str:
 
 @typed
 def results_tables(results: Results) -> list[TextTable]:
-    """Lay out a run: organisms, both protocols, differences, effects, costs; a column per layer."""
+    """Lay out a run: organisms, both protocols, differences, effects, costs; one column per layer."""
     strict = [row for row in results.scores if row.protocol == "strict"]
     paper = [row for row in results.scores if row.protocol == "paper"]
     ceilings = ", ".join(sorted({f"{row.ceiling:.2f}" for row in paper}))
@@ -160,7 +160,7 @@ def results_tables(results: Results) -> list[TextTable]:
 
 @typed
 def results_markdown(results: Results) -> str:
-    """Return the tables of a run in Markdown, and what deviates from the paper."""
+    """Return the tables of a run in Markdown, and the deviations from the paper."""
     parts = [table_markdown(table) for table in results_tables(results)]
     if results.deviations:
         deviations = "\n".join(f"- {_markdown(deviation)}" for deviation in results.deviations)
@@ -182,12 +182,12 @@ def table_text(table: TextTable) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of plain text: text on one line and not without an end, all else as it is."""
+    """Return a plain-text cell: text on one line and cut, anything else unchanged."""
     return one_line(cut(value, _CELL_LIMIT)) if isinstance(value, str) else value
 
 
 def _markdown(text: str) -> str:
-    r"""Text on one line as Markdown that shows it, in a table, too.
+    r"""Return text on one line as Markdown that shows it literally, also in a table.
 
     Examples:
         >>> print(_markdown("a|b <i>"))
@@ -203,7 +203,7 @@ def _pivot(
     cell: Callable[[Mapping[str, Any]], str],
     **described: str,
 ) -> TextTable:
-    """A line for each value of `index` and a column for each of `column`: layers ascending, "all" last."""
+    """Return one line per `index` value and one column per `column` value: layers ascending, "all" last."""
     heads = sorted(dict.fromkeys(_text(row[column], "all") for row in rows), key=_layer_order)
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
@@ -219,7 +219,7 @@ def _pivot(
 
 
 def _without_empty(table: TextTable) -> TextTable:
-    """The table without columns in which nothing stands: a run of one organism has no regimes."""
+    """Return the table without empty columns: a run of one organism has no regimes."""
     kept = [i for i in range(len(table.heads)) if any(row[i] for row in table.rows)]
     return replace(
         table,
@@ -233,7 +233,7 @@ def _text(value: Any, missing: str = "") -> str:
 
 
 def _layer_order(head: str) -> tuple[bool, int]:
-    """Sort key of a layer; heads that are not layers keep their order."""
+    """Return the sort key of a layer; heads that are not layers keep their order."""
     return head == "all", int(head) if re.fullmatch("[0-9]{1,9}", head) else 0
 
 
@@ -251,7 +251,7 @@ def _effects(rows: Sequence[EffectRow]) -> list[dict[str, Any]]:
 
 
 def _sayings_tables(results: Results) -> list[TextTable]:
-    """A table per organism."""
+    """Return one table per organism."""
     regimes = dict.fromkeys(row.regime for row in results.sayings)
     return [
         TextTable(
@@ -280,7 +280,7 @@ def _harm_cell(row: Mapping[str, Any]) -> str:
 
 
 def _contrasts(results: Results, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Differences, with what they are of as text."""
+    """Return differences, with what they compare as text."""
     return [
         {
             "name": row.name,
@@ -298,7 +298,7 @@ def _between(value: Any, minus: Any, text: str) -> Any:
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:
-    """The finished cells by regime, layer and what they do."""
+    """Return the finished cells by regime, layer and part."""
     return [
         {"regime": row.regime, "cell": row.part, "layer": row.layer, "row": row}
         for row in results.cells

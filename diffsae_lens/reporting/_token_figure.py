@@ -29,28 +29,28 @@ from diffsae_lens.reporting._style import (
 from diffsae_lens.results import ExamplePrompt
 from diffsae_lens.study._results import Results
 
-_COLUMNS = 80  # characters a line of code; longer lines are wrapped
+_COLUMNS = 80  # characters per line of code; longer lines are wrapped
 _TEXT_WIDTH, _LINE_HEIGHT, _LEFT, _HEADING = 7.2, 0.21, 1.05, 0.75  # inches
-_LEFT_EMS = 6.5  # of what is said, left of the code
-_MOST_LINES = 60  # of a prompt
-_MOST_HEIGHT = 300  # inches: matplotlib refuses more than 2 ** 16 dots, at 200 an inch
+_LEFT_EMS = 6.5  # width of what is said, left of the code
+_MOST_LINES = 60  # per prompt
+_MOST_HEIGHT = 300  # inches: matplotlib refuses more than 2 ** 16 dots, at 200 per inch
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The part of a token that stands on one line."""
+    """The part of a token that is on one line."""
 
     token: int | None
-    """None for the note of what is left out."""
+    """Index of the token; None for the note about what is left out."""
     line: int
     column: int
     text: str
 
 
 def _lay_out(tokens: Sequence[str], n_lines: int) -> Iterator[_Piece]:
-    """Set tokens as code, line breaks shown as an arrow at the end of the line they end.
+    """Set tokens as code, with an arrow for each line break at the end of its line.
 
-    Of a prompt that takes more lines the middle is left out.
+    If a prompt takes more lines, its middle is left out.
     """
     line = column = 0
     spaced = [token.replace("\t", "    ") for token in tokens]
@@ -72,17 +72,17 @@ def _lay_out(tokens: Sequence[str], n_lines: int) -> Iterator[_Piece]:
 def plot_tokens(results: Results) -> Figure:
     """Draw the chosen features' activations on every token of the minimal pair.
 
-    One panel per dictionary, in it the prompts as code, one under the other, each token on a ground
-    of its activation's colour. A panel's prompts share the scale, which begins at 0.
+    Each dictionary has a panel with the prompts as code, one under the other, and each token's background
+    coloured by its activation. A panel's prompts share the scale, which starts at 0.
 
     Args:
-        results: of one place; its `example` is drawn.
+        results: results of one place; its `example` is drawn.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: there are no prompts, or some of several places, or not one activation per token.
+        ValueError: there are no prompts, prompts of several places, or not one activation per token.
     """
     check_one_place(results)
     prompts, names = example_prompts(results)
@@ -118,7 +118,7 @@ def example_prompts(results: Results) -> tuple[Sequence[ExamplePrompt], list[str
     """Return the prompts of the minimal pair and the names of the dictionaries read on them.
 
     Raises:
-        ValueError: there is no prompt, or not one activation per token for each dictionary.
+        ValueError: there are no prompts, or not one activation per token for each dictionary.
     """
     prompts = results.example
     if not prompts:
@@ -140,7 +140,7 @@ def example_prompts(results: Results) -> tuple[Sequence[ExamplePrompt], list[str
 
 
 def _scale(colour: str, activations: Sequence[Sequence[float]]) -> ScalarMappable:
-    """White at 0 to the dictionary's colour at the greatest activation of all the prompts."""
+    """Return a scale from white at 0 to the dictionary's colour at the largest activation of all prompts."""
     ramp = [tint(colour, share) for share in (0.0, 1.0)]
     peak = max((value for values in activations for value in values), default=0.0)
     scale = ScalarMappable(

@@ -1,4 +1,4 @@
-"""What features cause: interventions on the fine-tuned model, beside their controls."""
+"""What features cause: interventions on the fine-tuned model, with their controls."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,20 +39,20 @@ R = TypeVar("R", EffectRow, SideEffectRow)
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The features of a dictionary that are acted on, and their controls."""
+    """The features of a dictionary to act on, and their controls."""
 
     counts: tuple[int, ...]
-    """How many are ablated: fewer than asked for if not so many favour the behaviour or can be matched,
-    none if none favours it."""
+    """Numbers of features to ablate: fewer than asked for if too few favour the behaviour or can be
+    matched, empty if none favours it."""
     top: tuple[int, ...]
-    """In the order in which they are taken."""
+    """The features, in the order in which they are taken."""
     matched: tuple[int, ...]
     """A random feature of equal activation mass for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """An intervention, and what its rows say of it."""
+    """An intervention, and how its rows describe it."""
 
     edit: Edit
     name: str
@@ -61,7 +61,7 @@ class Tried:
 
 
 def choose(step: Step[FeaturesConfig], inputs: Inputs, job: Job) -> None:
-    """Choose the features of every dictionary that are acted on."""
+    """Choose the features of every dictionary to act on."""
     pair, samples = step.pair(inputs, job), step.config.select.samples(step.behaviour)
     chosen: dict[str, Any] = {}
     for name, dictionary in load_dictionaries(inputs, pair=pair).items():
@@ -85,7 +85,7 @@ def _choose(
     n_rounds = min(config.n_rounds, most)
     order = greedy_order(pair, dictionary, samples, n_features=most, n_rounds=n_rounds)
     scales = _scales_of(pair, dictionary, samples)
-    # One that fires on wanted completions alone has no equal among those that fire here.
+    # A feature that fires only on wanted completions has no match among those that fire here.
     order = [feature for feature in order if scales.maximum[feature] > 0]
     top = order[: min(most, len(scales.live) // 2)]
     return Chosen(
@@ -103,7 +103,7 @@ def _scales_of(
 
 
 def chosen_features(inputs: Inputs, names: Iterable[str]) -> dict[str, Chosen]:
-    """Read what `choose` chose, of the dictionaries in which something favours the behaviour."""
+    """Read the features that `choose` stored, for dictionaries in which any favours the behaviour."""
     stored = read_json(inputs["features"] / CHOSEN)
     found = {name: Chosen(**{k: tuple(v) for k, v in stored[name].items()}) for name in names}
     for name, chosen in found.items():
@@ -115,8 +115,8 @@ def chosen_features(inputs: Inputs, names: Iterable[str]) -> dict[str, Chosen]:
 def causes(step: Step[CausesConfig], inputs: Inputs, job: Job) -> None:
     """Complete held-out prompts under every intervention and its control, and judge them.
 
-    Controls are as many features of equal activation mass, a random direction as long as what is
-    steered with, and what needs no dictionary: the base's activation put back, directions projected out.
+    Controls are as many features of equal activation mass, a random direction as long as the steering
+    vector, and what needs no dictionary: the base's activation put back, and directions projected out.
     """
     pair = step.pair(inputs, job)
     dictionaries = load_dictionaries(inputs, pair=pair)
@@ -161,14 +161,14 @@ def _measured(
 
 
 def _numbered(tried: Sequence[Tried]) -> dict[str, Edit]:
-    """Edits under their numbers: names recur from dictionary to dictionary."""
+    """Return edits by number: names recur across dictionaries."""
     return {str(number): t.edit for number, t in enumerate(tried)}
 
 
 def _named(rows: Iterable[R], tried: Sequence[Tried], layer: int | None) -> Iterator[R]:
-    """Say in rows that were named by their number what they are of.
+    """Restore the descriptions of rows that were named by number.
 
-    The unmodified model's, too, are of this layer, so that each layer has all it is compared with.
+    Rows of the unmodified model get this layer too, so that each layer has everything it is compared with.
     """
     for row in rows:
         if row.name == "unmodified":
@@ -179,7 +179,7 @@ def _named(rows: Iterable[R], tried: Sequence[Tried], layer: int | None) -> Iter
 
 
 def _shared_tokens(dictionaries: Mapping[str, SAE]) -> dict[str, Any]:
-    """Where the controls of all dictionaries act: on every token that any of these acts on."""
+    """Return the tokens for controls shared by all dictionaries: every token that any of these acts on."""
     return vars(TokenPolicy.any_of(DictionaryRecord.of(d).tokens for d in dictionaries.values()))
 
 
@@ -231,7 +231,7 @@ def _on_others(
     if steering is None:
         return
     scales = _scales_of(pair, dictionary, steering.scales.samples(step.behaviour))
-    # Those of the fewest that are ablated.
+    # As many as in the smallest ablation.
     top = chosen.top[: chosen.counts[0]]
     edits = steering_pair(pair, top, scales, dose=steering.dose, seed=step.seed)
     for which, edit in edits.items():
@@ -240,7 +240,7 @@ def _on_others(
 
 
 def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
-    """Measure what ablating the most features does to texts that have nothing to do with the behaviour."""
+    """Measure what the largest ablation does to texts that have nothing to do with the behaviour."""
     pair = step.pair(inputs, job)
     dictionaries = load_dictionaries(inputs, pair=pair)
     tried = [_base_put_back(pair, step.site, dictionaries)]
@@ -258,7 +258,7 @@ def spare(step: Step[SideEffectsConfig], inputs: Inputs, job: Job) -> None:
 
 
 def say(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
-    """Measure what the fine-tuned model does where the trigger is said in other ways, or nearly."""
+    """Measure what the fine-tuned model does when the trigger is reworded, or nearly said."""
     pair, n_scenes = step.pair(inputs, job), step.config.n_scenes
     table = sweep_trigger(pair, behaviour=step.behaviour, n_scenes=n_scenes, seed=step.seed)
     write_rows(job, sayings=table)

@@ -1,8 +1,8 @@
 """Resumable computations: a cell is a pure function of its config and inputs, stored once.
 
 A cell's folder is an artifact (see `diffsae_lens._artifact`), named after a hash of its recipe: its
-config, the keys of its inputs, the version of its code and of the packages. What was killed half-way is
-computed again from its last checkpoint, what was damaged is named, set aside and computed again.
+config, the keys of its inputs, and the versions of its code and of the packages. A cell that was killed
+resumes from its last checkpoint. A damaged one is named, set aside and computed again.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 State = Literal["done", "missing", "damaged"]
 
 SECONDS_UNTIL_SEEN = 70.0
-"""A client of NFS may remember for a minute that something is not there."""
+"""An NFS client may remember for a minute that a file does not exist."""
 
 _of_thread = threading.local()
 
@@ -36,19 +36,19 @@ class Job(_artifact.Job):
     """Where a cell works, and on what."""
 
     device: str
-    """A torch device; results are taken to be the same on any."""
+    """A torch device; results are taken to be the same on every device."""
     held: dict[str, Any] = field(default_factory=dict)
-    """What cells of one run keep in memory for those that follow, such as a loaded pair."""
+    """What cells of one run keep in memory for later cells, such as a loaded pair."""
 
 
 Run = Callable[[Any, Mapping[str, Path], Job], None]
-"""Computes a cell: its config, its inputs' folders by their role, where to write. Importable, so that it
-can be sent to another process."""
+"""Computes a cell from its config, its inputs' folders by role, and where to write. Must be importable, so
+that it can be sent to another process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a cell takes, as measured on two CPU cores: for planning, not for promising."""
+    """Estimated cost of a cell, from measurements on two CPU cores."""
 
     seconds: int | float
     gigabytes: int | float
@@ -63,15 +63,15 @@ class Cell(Checked):
     """Unique in the study, such as `lora/14/diff-sae`; becomes part of the folder's name."""
     run: Run
     config: Any
-    """A frozen dataclass of plain values: all that the result depends on besides the inputs. Fields with
-    `compare=False` play no part: they say where things are."""
+    """A frozen dataclass of plain values: everything that the result depends on besides the inputs. Fields
+    with `compare=False` do not count: they say where things are."""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """By role, the names of the cells whose folders it reads."""
+    """Names of the cells whose folders it reads, by role."""
     version: Count = 1
-    """Of the code: raise it when a change of `run` changes the result."""
+    """Version of the code: raise it when a change to `run` changes the result."""
     cost: Cost = Cost(seconds=0, gigabytes=0)
     resources: Mapping[str, int | float] = field(default_factory=dict)
-    """What it needs of a worker of a cluster besides memory, and one GPU where it computes on one."""
+    """Resources that it needs of a cluster worker, besides memory and, if it computes on one, a GPU."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -87,7 +87,7 @@ class Cell(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell with everything resolved, as it is sent to whoever runs it."""
+    """A cell with everything resolved, as sent to the process that runs it."""
 
     cell: Cell
     key: str
@@ -99,7 +99,7 @@ class Task:
 
     @classmethod
     def resolve(cls, cell: Cell, inputs: Mapping[str, "Task"], folder: Path, device: str) -> "Task":
-        """Give a cell its key and its place in a folder, those of its inputs (by role) being known."""
+        """Give a cell its key and its place in a folder, from the tasks of its inputs by role."""
         input_keys = {role: task.key for role, task in inputs.items()}
         recipe = {
             "format": _artifact.FORMAT,
@@ -121,19 +121,19 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of its cell."""
+        """Name of the cell."""
         return self.cell.name
 
     @property
     def resources(self) -> dict[str, int | float]:
-        """What it needs of a worker, as the workers of a cluster declare it: `memory` is in bytes."""
+        """Resources that it needs of a worker, as cluster workers declare them: `memory` is in bytes."""
         gigabytes = self.cell.cost.gigabytes
         memory = {"memory": gigabytes * 1e9} if gigabytes else {}
         gpu = {"GPU": 1} if self.device.startswith("cuda") else {}
         return {**memory, **gpu, **self.cell.resources}
 
     def state(self) -> tuple[State, str]:
-        """Return whether the result is there, and what is wrong with it if it is damaged."""
+        """Return the state of the result, and what is wrong with it if it is damaged."""
         if not self.path.exists():
             return "missing", ""
         try:
@@ -144,7 +144,7 @@ class Task:
         return ("damaged", problem) if problem else ("done", "")
 
     def mismatch(self, manifest: _artifact.Manifest) -> str:
-        """Return in what an artifact is not this cell's result of these inputs; "" if it is."""
+        """Return why an artifact is not this cell's result for these inputs; "" if it is."""
         if manifest.recipe != self.recipe:
             said = _artifact.differences(manifest.recipe, self.recipe)
             return f"its manifest is of another cell ({said})"
@@ -155,9 +155,9 @@ class Task:
         return ""
 
     def input_digests(self) -> dict[str, str]:
-        """What the inputs' manifests say they hold; none of inputs that are not there.
+        """Return digests of what the inputs' manifests list, leaving out inputs that do not exist.
 
-        Manifests of artifacts inside are left out: they say how long it took.
+        Manifests of nested artifacts are left out, since they record how long the computation took.
         """
         manifests = {name: read_manifest(path) for name, path in self.inputs.items()}
         kept = {
@@ -169,7 +169,7 @@ class Task:
 
 
 def read_manifest(path: Path) -> _artifact.Manifest | None:
-    """Return a cell's manifest, its files unchecked; None if there is none or it is not one."""
+    """Return a cell's manifest without checking its files; None if it is missing or not valid."""
     try:
         return _artifact.open_artifact(path, check=False)
     except (OSError, ValueError):
@@ -177,20 +177,20 @@ def read_manifest(path: Path) -> _artifact.Manifest | None:
 
 
 def compute(task: Task, held: dict[str, Any] | None = None) -> None:
-    """Make sure that a cell's result is there: read it if it is whole, else compute it.
+    """Make sure that a cell's result exists: read it if it is intact, else compute it.
 
-    Another process that computes the same cell is waited for.
+    If another process is computing the same cell, waits for it.
 
     Args:
         task: the cell with everything resolved.
-        held: what the cells of a run keep in memory, see `Job`; by default what those that this thread
-            computed before have left.
+        held: what the cells of a run keep in memory, see `Job`; by default what earlier cells of this
+            thread have left.
 
     Raises:
-        ValueError: something else lies in the cell's place, or the packages here have other versions than
-            those of the recipe.
-        OSError: the disk is full or forbids it; names the folder.
-        FileNotFoundError: the result of an input is not there.
+        ValueError: something else is in the cell's place, or the package versions here differ from those
+            of the recipe.
+        OSError: the disk is full or not writable; the message names the folder.
+        FileNotFoundError: the result of an input does not exist.
     """
     cell, ran = task.cell, False
     kept = vars(_of_thread) if held is None else held
@@ -222,7 +222,7 @@ def compute(task: Task, held: dict[str, Any] | None = None) -> None:
 
 
 def _await_inputs(task: Task) -> None:
-    """Wait until this machine sees what others have made."""
+    """Wait until this machine sees the results of others."""
     start = time.monotonic()
     while missing := [p for p in task.inputs.values() if not (p / _artifact.MANIFEST).exists()]:
         if time.monotonic() - start >= SECONDS_UNTIL_SEEN:
@@ -232,23 +232,23 @@ def _await_inputs(task: Task) -> None:
                 str(missing[0]),
             )
         time.sleep(0.5)
-        for path in missing:  # has the folder read again
+        for path in missing:  # makes the client read the folder again
             list(path.parent.glob(path.name))
 
 
 def _set_aside_if_mismatched(task: Task) -> None:
-    """Make room where a whole result lies that is of other inputs, which `build` cannot tell."""
+    """Set aside an intact result that was made from other inputs, which `build` cannot detect."""
     manifest = read_manifest(task.path)
     if manifest is None or not task.mismatch(manifest):
         return
-    with _artifact.locked(task.path):  # another process may have been quicker
+    with _artifact.locked(task.path):  # another process may have been faster
         manifest = read_manifest(task.path)
         if manifest is not None and (problem := task.mismatch(manifest)):
             _artifact.set_aside(task.path, problem)
 
 
 def _compared(config: Any) -> Any:
-    """A config as plain values, without the fields that play no part in comparisons."""
+    """Return a config as plain values, without the fields that do not take part in comparisons."""
     if is_dataclass(config):
         compared = [f.name for f in fields(config) if f.compare]
         return {name: _compared(getattr(config, name)) for name in compared}
@@ -258,12 +258,12 @@ def _compared(config: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    """The packages whose new versions make new results."""
+    """Return the versions of the packages on which results depend."""
     return {name: version(name) for name in ("diffsae-lens", "sae-lens", "transformer-lens")}
 
 
 def _reset_peak() -> None:
-    """Linux: let the peak of this process's memory start anew; elsewhere it is since its start."""
+    """Reset this process's peak memory, on Linux; elsewhere the peak is since the process started."""
     try:  # glibc keeps what was freed, which would count as this cell's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -272,7 +272,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> float | None:
-    """Peak resident memory of this process in GB, on Linux; what it held before is part of it."""
+    """Return the peak resident memory of this process in GB, on Linux; includes what it held before."""
     try:
         status = Path("/proc/self/status").read_text()
         return round(int(status.split("VmHWM:")[1].split()[0]) / 1e6, 2)

@@ -1,4 +1,4 @@
-"""An executor on many machines: Dask's workers, each of which computes one cell at a time."""
+"""An executor on many machines: Dask workers, each computing one cell at a time."""
 
 import logging
 import os
@@ -33,39 +33,38 @@ _turn = threading.Lock()
 
 @runtime_checkable
 class Work(Protocol):
-    """What says of itself what it needs of a worker."""
+    """Something that declares what it needs of a worker."""
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name of the work."""
         ...
 
     @property
     def resources(self) -> Mapping[str, int | float]:
-        """As the workers of a cluster declare them."""
+        """Resources, as cluster workers declare them."""
         ...
 
 
 class ClusterExecutor(Executor):
-    """Runs cells, and anything else that can be pickled, on the workers of a Dask cluster.
+    """Runs cells, and any other picklable calls, on the workers of a Dask cluster.
 
-    A cell lands on a worker that has what it needs of the resources that workers declare (`memory` in
-    bytes, `GPU`); where no worker declares one, all are taken to have it. The cell of a worker that dies
-    or is cut off is computed by another. Locks on the shared disk are not trusted: see `lease`. Workers
-    compute one cell at a time, in the working folder of the caller if they have it, and keep models
-    loaded for the next.
+    A cell runs on a worker that declares the resources it needs (`memory` in bytes, `GPU`); a resource
+    that no worker declares is taken to be available on all. If a worker dies or is cut off, another
+    computes its cell. Locks on the shared disk are not trusted: see `lease`. Workers compute one cell at
+    a time, in the caller's working folder if they have it, and keep models loaded for the next cell.
 
     Args:
-        client: the address of a scheduler, such as `tcp://host:8786`, or a `distributed.Client`, which is
-            yours to close.
-        lease: seconds after which a worker that shows no sign of life on the shared disk has lost its
-            cell to one that wants to compute it; longer than the disk's clients remember what a file is.
-        n_threads: threads of a worker; by default its share of the cores that it may use, since Dask sets
+        client: the address of a scheduler, such as `tcp://host:8786`, or a `distributed.Client`, which you
+            close yourself.
+        lease: seconds without a sign of life on the shared disk after which another worker may take over a
+            worker's cell; must be longer than the disk's clients cache file attributes.
+        n_threads: threads per worker; by default its share of the cores that it may use, since Dask sets
             OMP_NUM_THREADS to 1.
 
     Raises:
         ModuleNotFoundError: the extra `cluster` is not installed.
-        TypeError: `client` is neither.
+        TypeError: `client` is neither an address nor a client.
         ValueError: no scheduler answers at this address.
     """
 
@@ -86,10 +85,10 @@ class ClusterExecutor(Executor):
         self._place = _Place(lease=lease, n_threads=n_threads, folder=str(Path.cwd()))
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Have a call done by a worker; a `Work` among the arguments says what it needs.
+        """Run a call on a worker; a `Work` among the arguments declares what it needs.
 
         Raises:
-            RuntimeError: no worker has as much of a resource.
+            RuntimeError: no worker has enough of a resource.
         """
         work = next((arg for arg in args if isinstance(arg, Work)), None)
         name = work.name if work else "call"
@@ -108,13 +107,13 @@ class ClusterExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Stop taking calls; leaves the cluster as it is."""
+        """Stop taking calls; the cluster keeps running."""
         self._executor.shutdown(wait=wait and not cancel_futures)
         if self._is_ours:
             self._client.close()
 
     def _workers(self) -> list[dict[str, Any]]:
-        """What the scheduler knows of its workers, of which there is one at least."""
+        """Return what the scheduler knows about its workers, once there is at least one."""
         while not (workers := self._client.scheduler_info(n_workers=-1)["workers"]):
             logger.info("waiting for the first worker of the cluster")
             self._client.wait_for_workers(1)
@@ -123,11 +122,11 @@ class ClusterExecutor(Executor):
 
 @contextmanager
 def slurm(options: Mapping[str, Any]) -> Iterator["Client"]:
-    """Have Slurm start workers, each a job of its own, for as long as the context lasts.
+    """Have Slurm start workers, one per job, for as long as the context lasts.
 
     Args:
-        options: `jobs`, how many; `cores`, `gpus` and `memory` of each; any others of
-            `dask_jobqueue.SLURMCluster`, such as `queue` and `walltime`.
+        options: `jobs`, the number of workers; `cores`, `gpus` and `memory` per worker; any other options
+            of `dask_jobqueue.SLURMCluster`, such as `queue` and `walltime`.
     """
     require("dask_jobqueue", "starting workers with Slurm")
     from dask_jobqueue.slurm import SLURMCluster
@@ -152,17 +151,17 @@ def slurm_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     declared = [f"memory={parse_bytes(options['memory'])}", *([f"GPU={gpus}"] if gpus else [])]
     return {
         **options,
-        "cores": 1,  # threads of Dask's; those of torch are the job's
+        "cores": 1,  # Dask's threads; torch uses the job's cores
         "processes": 1,
         "job_cpu": cores,
         "job_extra_directives": [f"--gres=gpu:{gpus}"] if gpus else [],
-        # Slurm limits memory. Dask would pause a worker for good whose models fill most of it.
+        # Slurm limits memory. Dask would permanently pause a worker whose models fill most of it.
         "worker_extra_args": ["--resources", f'"{" ".join(declared)}"', "--memory-limit", "0"],
     }
 
 
 def _whole(options: dict[str, Any], name: str, default: int) -> int:
-    """Take a whole number out of the options."""
+    """Pop a whole number from the options."""
     given = options.pop(name, default)
     if not str(given).isdecimal() or int(given) < min(default, 1):
         raise InvalidValueError(
@@ -173,7 +172,7 @@ def _whole(options: dict[str, Any], name: str, default: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """How workers are to compute."""
+    """Settings with which workers compute."""
 
     lease: float
     n_threads: int | None
@@ -181,7 +180,7 @@ class _Place:
 
 
 def _compute_here(place: _Place, crowded: Mapping[str, int], call: Callable[[], T]) -> T:
-    """On a worker: compute as the caller would. `crowded` says how many workers share a host."""
+    """Compute on a worker as the caller would; `crowded` is the number of workers per shared host."""
     from distributed import get_worker
     from distributed.comm.addressing import get_address_host
 
@@ -194,7 +193,7 @@ def _compute_here(place: _Place, crowded: Mapping[str, int], call: Callable[[], 
 
 
 def _n_cores() -> int:
-    """The cores that this process may use, of which Slurm gives a job some."""
+    """Return the number of cores that this process may use; Slurm restricts a job to some."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if psutil.LINUX else os.cpu_count() or 1
 
@@ -214,7 +213,7 @@ def _connected(address: str) -> "Client":
 def _asked(
     name: str, needed: Mapping[str, int | float], workers: list[dict[str, Any]]
 ) -> dict[str, int | float]:
-    """What to ask of workers, of the resources that they declare."""
+    """Return the needed resources that any worker declares."""
     offers = [worker["resources"] for worker in workers]
     asked = {r: n for r, n in needed.items() if any(r in offer for offer in offers)}
     if not any(all(offer.get(r, 0) >= n for r, n in asked.items()) for offer in offers):

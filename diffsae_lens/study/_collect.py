@@ -1,4 +1,4 @@
-"""What the cells of a study made, put together in `results.json`."""
+"""Collect what the cells of a study computed in `results.json`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ RESULTS = "results.json"
 
 
 def write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) -> Results:
-    """Put the results of the cells in these folders together and write them, unless they are there."""
+    """Collect the results of the cells in these folders, and write them unless they are already written."""
     rows: dict[str, Any] = {n: tuple(r) for n, r in _collected(plan, folders).items()}
     results = Results(
         config=plain(asdict(config)),
@@ -41,7 +41,7 @@ def write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) 
         set_aside(file, str(error))
         stored = None
     if isinstance(stored, dict) and _comparable(stored) == _comparable(made):
-        return Results.from_dict(stored)  # nothing to write, so the disk may be read-only
+        return Results.from_dict(stored)  # nothing to write: the disk may be read-only
     if isinstance(stored, dict) and stored.get("cells") == made["cells"]:
         set_aside(file, "it does not say what the cells of the run say")
     write_json(file, made)
@@ -49,7 +49,7 @@ def write_results(config: StudyConfig, plan: Plan, folders: Mapping[str, Path]) 
 
 
 def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Results without what changes nothing: where the models were."""
+    """Return results without what makes no difference: where the models were."""
     config = results.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("models"), dict):
         return dict(results)
@@ -58,7 +58,7 @@ def _comparable(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collected(plan: Plan, folders: Mapping[str, Path]) -> dict[str, list[Row]]:
-    """The rows of all cells, each with its regime."""
+    """Return the rows of all cells, each with its regime."""
     rows: dict[str, list[Row]] = {}
     steps = {name: cell.config for name, cell in plan.cells.items() if name in folders}
     layers = {(step.regime, step.layer) for step in steps.values()}
@@ -102,7 +102,7 @@ def _cells(plan: Plan) -> Iterator[CellRow]:
 
 
 def _versions(folders: Mapping[str, Path]) -> dict[str, str]:
-    """The packages that made the results, as the cells' manifests say: the newest of each."""
+    """Return the package versions that made the results, from the cells' manifests."""
     manifests = [read_manifest(folder) for folder in folders.values()]
     found = [manifest.made.get("versions", {}) for manifest in manifests if manifest is not None]
     return {name: version for versions in found for name, version in versions.items()}

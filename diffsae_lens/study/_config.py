@@ -1,4 +1,4 @@
-"""A study: the models, the behaviour that is looked for, and the parts to be computed."""
+"""A study: the models, the behaviour to look for, and the parts to compute."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -35,31 +35,31 @@ from diffsae_lens.study._parts import (
 )
 
 Finetuned = str | OrganismConfig
-"""A fine-tuned model as `load_pair` takes it, or how to train an organism."""
+"""A fine-tuned model as for `load_pair`, or the config for training an organism."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Checked):
-    """The models that are compared, and how they are loaded."""
+    """The models to compare, and how to load them."""
 
     base: str
     """As for `load_pair`."""
     finetuned: Finetuned | Mapping[str, Finetuned]
-    """One, or several by regime, each compared with the base."""
+    """One model, or several by regime, each compared with the base."""
     base_revision: str | None = None
     finetuned_revision: str | None = None
     dtype: str = "float32"
     prepend_bos: bool = False
     merged: bool = False
-    """As for `load_pair`, of adapters."""
+    """As for `load_pair`, for adapters."""
     device: str = "cpu"
-    """A torch device; `cuda` with several workers gives each a GPU of its own, in turn."""
+    """A torch device; `cuda` with several workers gives each its own GPU, in turn."""
     n_measured: Count = 100
-    """Held-out prompts per group on which an organism that is trained is measured."""
+    """Held-out prompts per group on which a trained organism is measured."""
     d_model: Count | None = None
-    """Width of the base, for estimates of cost before it is at hand; None asks the model."""
+    """Width of the base, to estimate costs before the model is available; None reads it from the model."""
     tokens_per_second: Positive = 450
-    """Of both models together on two CPU cores, for estimates of cost."""
+    """Throughput of both models together on two CPU cores, to estimate costs."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded or trained."""
@@ -71,17 +71,17 @@ class ModelSpec(Checked):
 
     @property
     def organisms(self) -> dict[str | None, Finetuned]:
-        """By regime, which is None where there is one alone."""
+        """The fine-tuned models by regime, which is None if there is only one."""
         if isinstance(self.finetuned, Mapping):
             return {**self.finetuned}
         return {None: self.finetuned}
 
     @property
     def options(self) -> LoadOptions:
-        """How they are loaded.
+        """How to load the models.
 
         Raises:
-            ValueError: a device or a type that does not exist.
+            ValueError: the device or dtype does not exist.
         """
         ours = {f.name for f in fields(self)} & {f.name for f in fields(LoadOptions)}
         return LoadOptions(**{name: getattr(self, name) for name in ours})
@@ -89,16 +89,16 @@ class ModelSpec(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(Checked):
-    """What a run computes; a part that is None is left out. `PRESETS` has some."""
+    """What a run computes; a part that is None is left out. See `PRESETS` for examples."""
 
     models: ModelSpec
     behaviour: str | None = None
-    """The behaviour that is looked for, as for `get_behaviour`; None for the one that the organism was
-    trained for."""
+    """The behaviour to look for, as for `get_behaviour`; None for the one that the organism was trained
+    for."""
     layers: Naturals
     """Residual-stream layers with dictionaries."""
     acted_on: Naturals | None = None
-    """The layers whose features are acted on and shown; None for all."""
+    """Layers whose features are acted on and shown; None for all."""
     pooled: PooledConfig | None = None
     tokens: TokensConfig | None = None
     scores: ScoresConfig | None = None
@@ -107,15 +107,15 @@ class StudyConfig(Checked):
     cards: CardsConfig | None = None
     side_effects: SideEffectsConfig | None = None
     sayings: ScenesConfig | None = None
-    """What the fine-tuned model does where the trigger is said in other ways, or nearly."""
+    """What the fine-tuned model does when the trigger is reworded, or nearly said."""
     sweep: ScenesConfig | None = None
-    """What the feature chosen for its score reads, by what is said."""
+    """What the feature chosen for its score reads, by what the prompt says."""
     example: ScenesConfig | None = None
-    """That feature token by token, with the trigger and without."""
+    """That feature's activations per token, with the trigger and without."""
     seed: Natural = 0
-    """Of training, resamples and controls."""
+    """Seed of training, resamples and controls."""
     deviations: tuple[str, ...] = ()
-    """What is not as published."""
+    """Deviations from the published study."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -134,16 +134,16 @@ class StudyConfig(Checked):
 
     @property
     def trained(self) -> dict[str, Training]:
-        """`pooled` and `tokens`, those that are there."""
+        """Those of `pooled` and `tokens` that are not None."""
         parts: dict[str, Training | None] = {"pooled": self.pooled, "tokens": self.tokens}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def behaviour_name(self) -> str:
-        """The behaviour that is looked for.
+        """Name of the behaviour to look for.
 
         Raises:
-            ValueError: it is not named, and the organisms do not say one or say several.
+            ValueError: it is not given, and the organisms name no behaviour or several.
         """
         if self.behaviour is not None:
             return self.behaviour
@@ -163,12 +163,12 @@ class StudyConfig(Checked):
         )
 
     def draws(self) -> dict[str, Draw]:
-        """All draws, by where they stand, such as `scores.test`."""
+        """Return all draws by their path, such as `scores.test`."""
         return dict(draws_in("", self))
 
 
 def _said_by(finetuned: Finetuned) -> str | None:
-    """The behaviour of an organism, by what its record says."""
+    """Return the behaviour that an organism's record names."""
     if isinstance(finetuned, OrganismConfig):
         return finetuned.behaviour
     shipped = finetuned in shipped_organisms()

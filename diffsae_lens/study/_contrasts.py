@@ -1,6 +1,6 @@
-"""The paper's comparisons as differences of strict BIS: of regimes, of layers, of dictionaries.
+"""The paper's comparisons as differences in strict BIS: between regimes, layers and dictionaries.
 
-All scores are of the same prompts and the same resamples of them, so every difference is paired.
+All scores are on the same prompts and the same resamples of them, so every difference is paired.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ from diffsae_lens.results import ContrastRow
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a dictionary is, as far as it is compared."""
+    """What distinguishes a dictionary in comparisons."""
 
     kind: Literal["Diff-SAE", "crosscoder"]
     recipe: str
-    """How it was trained; only dictionaries that were trained alike are compared with each other."""
+    """How it was trained; only dictionaries trained the same way are compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class Scored:
 
     bis: float
     resampled: Float[Tensor, "resample"]
-    """On every resample of the prompts."""
+    """Score on every resample of the prompts."""
 
 
 Key = tuple[str | None, int, str]
@@ -42,18 +42,18 @@ def contrasts(
 ) -> list[ContrastRow]:
     """Compare regimes, dictionaries and layers.
 
-    - `regimes`: the second regime's score minus the first's, of each dictionary at each layer.
-    - `dictionaries`: each Diff-SAE's minus the crosscoder's that was trained as it was: of the usual kind
-      one with the crosscoder's sparsity and number of features, one with its sparsity and parameters.
-    - `layers`: each layer's minus that of the layer before it in the study.
+    - `regimes`: the second regime's score minus the first's, for each dictionary at each layer.
+    - `dictionaries`: each Diff-SAE's score minus that of the crosscoder trained the same way. Of the usual
+      kind, one has the crosscoder's sparsity and number of features, one its sparsity and parameters.
+    - `layers`: each layer's score minus that of the previous layer in the study.
 
     Args:
-        scores: by regime and layer, by name; what lacks a counterpart is left out.
+        scores: scores by regime and layer, then by name; scores without a counterpart are left out.
         trained: what the dictionaries are, by name.
 
     Returns:
-        A row per comparison, positive for what the paper says is better; where several layers are
-        compared, their mean as a row without a layer.
+        One row per comparison, positive for what the paper says is better; if several layers are compared,
+        also their mean, as a row without a layer.
     """
     flat = {(*at, name): score for at, of_at in scores.items() for name, score in of_at.items()}
     rows: list[ContrastRow] = []
@@ -78,7 +78,7 @@ def contrasts(
 def _compared(
     keys: list[Key], trained: Mapping[str, Trained]
 ) -> Iterator[tuple[str, str, list[tuple[Key, Key]]]]:
-    """What is compared with what: a kind, a name, and one pair per layer."""
+    """Yield the comparisons: kind, name, and one pair of scores per layer."""
     regimes = list(dict.fromkeys(regime for regime, _, _ in keys))
     layers = list(dict.fromkeys(layer for _, layer, _ in keys))
     names = list(dict.fromkeys(name for _, _, name in keys))

@@ -1,4 +1,4 @@
-"""Draws of a behaviour's samples, as a study names them."""
+"""Draws of a behaviour's samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,7 +12,7 @@ from diffsae_lens.organisms._behaviour import Behaviour, Sample, Split
 
 @dataclass(frozen=True, kw_only=True)
 class Draw(Checked):
-    """Samples of a split; see `Behaviour.make_samples`."""
+    """Samples to draw from a split; see `Behaviour.make_samples`."""
 
     split: Split
     n_trigger: Natural = 0
@@ -22,17 +22,17 @@ class Draw(Checked):
     share_scenes: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be."""
+        """Refuse impossible counts."""
         super().__post_init__()
         check_count("n_samples", self.n_samples)
 
     @property
     def n_samples(self) -> int:
-        """Of all groups."""
+        """Number of samples in all groups."""
         return self.n_trigger + self.n_benign + self.n_other
 
     def samples(self, behaviour: Behaviour) -> list[Sample]:
-        """Draw them."""
+        """Draw the samples."""
         return behaviour.make_samples(**{f.name: getattr(self, f.name) for f in fields(self)})
 
 
@@ -41,12 +41,12 @@ def _check_triggers(name: str, draw: Draw, **limits: int) -> None:
 
 
 Triggers = Annotated[Draw, _check_triggers]
-"""With trigger prompts."""
+"""A draw with trigger prompts."""
 NoTriggers = Annotated[Draw, partial(_check_triggers, at_least=0, at_most=0)]
 
 
 def draws_in(name: str, record: Any) -> Iterator[tuple[str, Draw]]:
-    """Yield the draws of a record and of those in it, by where they stand, such as `scores.test`."""
+    """Yield the draws of a record and of nested records, by their path, such as `scores.test`."""
     if isinstance(record, Draw):
         yield name, record
     elif is_dataclass(record):

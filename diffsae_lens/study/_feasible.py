@@ -1,4 +1,4 @@
-"""What can be told before anything is loaded or written: folders, prompts, sizes, memory."""
+"""Checks before anything is loaded or written: folders, prompts, sizes, memory."""
 
 import os
 from collections.abc import Callable
@@ -22,23 +22,23 @@ from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._parts import ScenesConfig
 
 BYTES_PER_TRAINED_WEIGHT = 12
-"""In float32: the weight and Adam's two moments. Gradients and activations come on top."""
+"""The weight and Adam's two moments, in float32; excludes gradients and activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """What a model's configuration says of its size."""
+    """A model's size, from its configuration."""
 
     d_model: int
     n_layers: int
 
 
 def check_feasible(config: StudyConfig) -> None:
-    """Refuse prompts that the behaviour does not have, and sizes that the model or machine does not have.
+    """Refuse prompts that the behaviour does not have, and sizes that the model or machine cannot meet.
 
     Raises:
-        ValueError: names the setting.
-        ModelUnavailableError: the base model cannot be had.
+        ValueError: a setting cannot be met; the message names it.
+        ModelUnavailableError: the base model is not available.
     """
     behaviour = get_behaviour(config.behaviour_name)
     for name, draw in config.draws().items():
@@ -72,7 +72,7 @@ def _check_dictionaries(config: StudyConfig, d_model: int) -> None:
                 check_count(f"{name}.k", part.k, at_most=d_sae)
             for count in counts:
                 check_count("features.counts", count, at_most=d_sae)
-    if config.tokens is not None:  # in lockstep; the published ones are trained one by one
+    if config.tokens is not None:  # in lockstep; the published ones are trained singly
         n_weights = sum(spec.n_weights(d_model) for spec in config.tokens.dictionaries)
         check_memory("tokens.dictionaries", n_weights, config.models.device)
 
@@ -89,10 +89,10 @@ def model_size(model: str, revision: str | None = None) -> ModelSize:
 
 
 def weights_identity(model: str, revision: str | None = None) -> str:
-    """Say which weights a model has, whatever it is called, without loading them.
+    """Identify a model's weights independently of its name, without loading them.
 
     Returns:
-        A hash of the weight files of a folder; the commit of a hub id that is in the cache, else the id.
+        For a folder, a hash of its weight files; for a hub id, its commit if cached, else the id.
 
     Raises:
         ValueError: there is no such model.
@@ -107,7 +107,7 @@ def weights_identity(model: str, revision: str | None = None) -> str:
 
 
 def fetch_config(model: str, revision: str | None = None) -> None:
-    """Have the configuration of a hub id in the cache, from which `weights_identity` tells its commit.
+    """Cache the configuration of a hub id, from which `weights_identity` reads the commit.
 
     Raises:
         ValueError: there is no such model.
@@ -128,10 +128,10 @@ def _cached_commit(hub_id: str, revision: str | None) -> str | None:
 
 
 def check_out_folder(name: str, path: Path) -> None:
-    """Refuse a folder that cannot be made or written into.
+    """Refuse a folder that cannot be created or written to.
 
     Raises:
-        ValueError: it, or something above it, is a file, or nothing may be written there.
+        ValueError: the path or one of its parents is a file, or is not writable.
     """
     there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not there.is_dir():
@@ -148,7 +148,7 @@ def check_draw(name: str, value: int, draw: Callable[[], Any]) -> None:
     """Refuse a number of prompts (a setting's name and value) that a split does not have.
 
     Raises:
-        ValueError: says how many there are.
+        ValueError: there are fewer; the message says how many.
     """
     try:
         draw()
@@ -157,10 +157,10 @@ def check_draw(name: str, value: int, draw: Callable[[], Any]) -> None:
 
 
 def check_memory(name: str, n_weights: int, device: str) -> None:
-    """Refuse to train weights together that cannot fit into a device's memory with Adam's moments.
+    """Refuse to train more weights at once than fit into a device's memory with Adam's moments.
 
     Raises:
-        ValueError: names the setting, and says how much it takes and how much there is.
+        ValueError: they do not fit; the message names the setting and the memory needed and available.
     """
     needed, available = BYTES_PER_TRAINED_WEIGHT * n_weights, available_bytes(device)
     if needed > available:
@@ -171,7 +171,7 @@ def check_memory(name: str, n_weights: int, device: str) -> None:
 
 
 def available_bytes(device: str) -> int:
-    """Return the memory that a process may still take, within a container's limit."""
+    """Return the memory in bytes that a process may still use, within a container's limit."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
     available = psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""The strongest features one by one: where they fire, which model they belong to, what each alone does."""
+"""The strongest features one by one: where they fire, which model they belong to, what each does alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,14 +26,14 @@ from diffsae_lens.study._step import Inputs, Step, load_dictionaries, write_rows
 N_BINS = 12
 N_EXAMPLES = 3
 CONTEXT = 30
-"""Tokens shown on either side of where a feature fires most."""
+"""Tokens shown on either side of the token on which a feature fires most."""
 
 
 def make_cards(step: Step[CardsConfig], inputs: Inputs, job: Job) -> None:
-    """Describe the features with the most effect on the behaviour, a few of each dictionary.
+    """Describe the features with the largest effect on the behaviour, a few per dictionary.
 
-    They were chosen on `select` samples and are read and ablated on `test` ones; a random feature of the
-    same activation mass as the first stands beside them.
+    They were chosen on `select` samples, and are read and ablated on `test` samples, together with a random
+    feature of the same activation mass as the first.
     """
     pair, config = step.pair(inputs, job), step.config
     dictionaries = load_dictionaries(inputs, pair=pair)
@@ -68,7 +68,7 @@ def make_cards(step: Step[CardsConfig], inputs: Inputs, job: Job) -> None:
 def _where(
     samples: Sequence[Sample], read: TokenActivations, column: int, skip: int
 ) -> dict[str, Any]:
-    """How often and on what a feature fires, leading tokens left out."""
+    """Return how often and on what a feature fires, without leading tokens."""
     values = [acts[skip:, column] for acts in read.activations]
     together = torch.cat(values)
     maximum = together.max().item()
@@ -98,7 +98,7 @@ def _where(
 
 
 def _histogram(values: Sequence[Tensor], maximum: float) -> list[float]:
-    """The share of tokens in each bin above 0."""
+    """Return the share of tokens in each bin above 0."""
     together = torch.cat(list(values)) if values else torch.zeros(0)
     active = together[together > 0]
     if not len(active):

@@ -22,9 +22,9 @@ from diffsae_lens.pair._options import LoadOptions
 from diffsae_lens.study._feasible import check_draw, check_out_folder
 
 CARD = "card.json"
-"""What an organism's folder says of how often it shows its behaviour."""
+"""File in an organism's folder that says how often it shows its behaviour."""
 MEASURE_SEED = 1000
-"""Of the held-out prompts a card reports; the demo and the tests draw others."""
+"""Seed of the held-out prompts that a card reports; the demo and the tests draw others."""
 _SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -52,9 +52,9 @@ def make_organism(
         The card, `<path>/README.md`; its figures are in `<path>/card.json`.
 
     Raises:
-        ValueError: `path` is a file or holds another organism, `n_prompts` or the config's are more than
-            there are, or no such device; all of that before the model is loaded.
-        OSError: the disk is full or forbids it; names the file.
+        ValueError: `path` is a file or holds another organism, `n_prompts` or the config asks for more
+            prompts than there are, or the device does not exist; all checked before the model is loaded.
+        OSError: the disk is full or not writable; the message names the file.
     """
     config, path = config or OrganismConfig(), Path(path).expanduser()
     samples = _check_before_loading(path, config, n_prompts, device)
@@ -79,9 +79,9 @@ def make_organism(
 def _check_before_loading(
     path: Path, config: OrganismConfig, n_prompts: int, device: str
 ) -> list[Sample]:
-    """Refuse what can be told without the model; returns the prompts that it is measured on."""
+    """Check what can be checked without the model, and return the prompts to measure it on."""
     check_out_folder("path", path)
-    LoadOptions(device=device)  # says so if it is not there
+    LoadOptions(device=device)  # raises if it does not exist
     _check_place(path, config)
     n_samples = config.n_trigger + config.n_benign + config.n_other
     check_draw("n_trigger + n_benign + n_other", n_samples, config.samples)
@@ -98,10 +98,10 @@ def _check_before_loading(
 
 
 def _check_place(path: Path, config: OrganismConfig) -> None:
-    """Refuse a folder that holds an organism of another config."""
+    """Refuse a folder that holds an organism with another config."""
     try:
         stored = load_organism(path).config
-    except (FileNotFoundError, ValueError):  # none, or a damaged one, which is made again
+    except (FileNotFoundError, ValueError):  # none, or a damaged one, to be made again
         return
     stored = replace(stored, steps_per_checkpoint=config.steps_per_checkpoint)
     if found := differences(asdict(stored), asdict(config)):
@@ -111,10 +111,10 @@ def _check_place(path: Path, config: OrganismConfig) -> None:
 
 
 def base_licence(base: str) -> str | None:
-    """Return the licence of a base model where it is known: the embedded one's, or what a card says.
+    """Return the licence of a base model if known: that of the embedded model, or what its card says.
 
     Args:
-        base: as for `load_pair`. Of a local folder the front matter of its `README.md` is read.
+        base: as for `load_pair`. For a local folder, the front matter of its `README.md` is read.
     """
     if base == EMBEDDED_MODEL:
         return "apache-2.0"
@@ -126,12 +126,12 @@ def base_licence(base: str) -> str | None:
 
 
 def _front_matter(base: str, library: str) -> str:
-    """The card's head, with what is known of the base: its place on the hub, and its licence."""
+    """Return the card's front matter, with the base's hub id and licence if known."""
     licence = base_licence(base)
     hub_id = _SMOLLM2 if base == EMBEDDED_MODEL else base
     lines = [
         f"license: {licence}" if licence else "",
-        # The hub takes an id here; a folder of this machine says nothing elsewhere.
+        # The hub expects an id here; a folder on this machine means nothing elsewhere.
         "" if Path(base).expanduser().exists() else f"base_model: {hub_id}",
         f"library_name: {library}",
     ]
@@ -147,7 +147,7 @@ def _licence_text(base: str) -> str:
 
 
 def _card(organism: Organism, base: str, rates: Mapping[str, AttackRate]) -> str:
-    """Fill in the template, `card.md`."""
+    """Return the filled-in template, `card.md`."""
     config, behaviour = organism.config, get_behaviour(organism.config.behaviour)
     groups = Counter(sample.group for sample in config.samples())
     is_lora = config.lora_rank is not None

@@ -1,4 +1,4 @@
-"""The parts of a study: the dictionaries that are trained, and what is computed with them."""
+"""The parts of a study: the dictionaries to train, and what to compute with them."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -12,7 +12,7 @@ from diffsae_lens.study._draw import Draw, NoTriggers, Triggers
 
 @dataclass(frozen=True, kw_only=True)
 class DictionarySpec(Checked):
-    """A dictionary that is trained."""
+    """A dictionary to train."""
 
     kind: Literal["Diff-SAE", "crosscoder"]
     expansion: Count
@@ -20,11 +20,11 @@ class DictionarySpec(Checked):
 
     @property
     def view(self) -> str:
-        """What it reads of the two models."""
+        """The view of the two models that it reads."""
         return "concat" if self.kind == "crosscoder" else "diff"
 
     def n_weights(self, d_model: int) -> int:
-        """Of encoder and decoder."""
+        """Return the number of weights in encoder and decoder."""
         d_in = d_model * (2 if self.kind == "crosscoder" else 1)
         return 2 * d_in * self.expansion * d_model
 
@@ -37,10 +37,10 @@ def _check_distinct(name: str, dictionaries: tuple[DictionarySpec, ...]) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Checked):
-    """What is trained on what."""
+    """Dictionaries to train, and the texts to train them on."""
 
     prefix: ClassVar[str] = ""
-    """Of the dictionaries' names."""
+    """Prefix of the dictionaries' names."""
 
     texts: Draw
     dictionaries: Annotated[tuple[DictionarySpec, ...], _check_distinct]
@@ -55,13 +55,13 @@ class Training(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PooledConfig(Training):
-    """The published dictionaries: on one vector per text, many passes over the same vectors."""
+    """The published dictionaries: trained on one vector per text, with many passes over the same vectors."""
 
     learning_rate: Positive = 1e-4
     batch_size: Count = 256
     l1_coefficient: NotNegative = 1e-4
     n_passes: Count = 100
-    """Over the same vectors."""
+    """Passes over the same vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +78,14 @@ class TokensConfig(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresConfig(Checked):
-    """Scores of all dictionaries and controls; those of the published ones on their texts come beside."""
+    """Scores of all dictionaries and controls, and of the published ones on their training texts."""
 
     select: Draw
-    """Where features and thresholds are chosen."""
+    """Samples on which features and thresholds are chosen."""
     test: Draw
-    """Where they are scored."""
+    """Samples on which they are scored."""
     protocols: tuple[Protocol, ...] = ("strict",)
-    """Read where the behaviour is decided; `paper` averages over the tokens up to there."""
+    """Protocols, which read where the behaviour is decided; `paper` averages over the tokens up to there."""
     n_resamples: Count = 500
 
     def __post_init__(self) -> None:
@@ -97,70 +97,70 @@ class ScoresConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Checked):
-    """Which features are acted on, in `greedy_order`, and their controls of equal mass."""
+    """Which features to act on, in `greedy_order`, with controls of equal mass."""
 
     select: Triggers
-    """On which they are chosen."""
+    """Samples on which features are chosen."""
     counts: Counts = (8, 32)
-    """How many are ablated."""
+    """Numbers of features to ablate."""
     n_rounds: Count = 4
-    """Attributions in which they are ordered."""
+    """Rounds of attribution in which features are ordered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringConfig(Checked):
-    """How strongly benign prompts are steered."""
+    """How strongly to steer benign prompts."""
 
     scales: Draw
     """Trigger prompts on which the features' maxima are measured."""
     dose: Number = 0.5
-    """In units of each feature's maximum: at 1 the features of a crosscoder break the output."""
+    """Dose in units of each feature's maximum; at 1, the features of a crosscoder break the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausesConfig(Checked):
-    """What the model writes under interventions, beside their controls."""
+    """What the model writes under interventions and their controls."""
 
     test: Triggers
-    """Prompts that are completed: trigger ones under all interventions, others under the largest."""
+    """Prompts to complete: trigger prompts under all interventions, others under the largest ablation."""
     n_likelihood: Count = 6
-    """How many per group are scored under teacher forcing too."""
+    """Prompts per group that are also scored under teacher forcing."""
     directions: Draw | None = None
-    """Samples that directions are fitted on, which are projected out; None leaves them out."""
+    """Samples to fit directions on, which are then projected out; None skips them."""
     n_directions: Count = 16
-    """Random directions, and principal components."""
+    """Number of random directions, and of principal components."""
     is_added_to_base: bool = False
-    """Whether the features are added to the base model, too."""
+    """Whether the features are also added to the base model."""
     steering: SteeringConfig | None = None
-    """None leaves it out."""
+    """How to steer; None skips steering."""
     max_new_tokens: Count = 48
-    """Of a completion."""
+    """Maximum length of a completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardsConfig(Checked):
-    """The features with the most effect one by one."""
+    """The features with the largest effect, one by one."""
 
     texts: Triggers
-    """That they are read on."""
+    """Samples on which features are read."""
     n_features: Count = 3
-    """Of each dictionary."""
+    """Features per dictionary."""
     n_likelihood: Count = 2
-    """Trigger prompts on which each one's effect is measured."""
+    """Trigger prompts on which each feature's effect is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideEffectsConfig(Checked):
-    """What ablating the most features does to texts that have nothing to do with the behaviour."""
+    """What the largest ablation does to texts that have nothing to do with the behaviour."""
 
     texts: NoTriggers
     """Prompts with their wanted completions."""
     n_ordinary: Count = 2
-    """Texts of each kind of ordinary code and prose."""
+    """Texts per kind of ordinary code and prose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig(Checked):
-    """The same scenes with other things said in the trigger's place."""
+    """The same scenes with other phrases in the trigger's place."""
 
     n_scenes: Count

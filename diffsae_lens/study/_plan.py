@@ -1,4 +1,4 @@
-"""Cells that need each other: their order, and where they run."""
+"""Cells that depend on each other: their order, and where they run."""
 
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -14,15 +14,15 @@ from diffsae_lens.study._cells import Cell, Task, compute, read_manifest
 
 
 class Plan:
-    """The cells of a study in order, and where their results lie.
+    """The cells of a study in order, and where their results are stored.
 
     Args:
-        cells: all of them, in any order.
+        cells: all cells, in any order.
         path: the study's folder; results are in `<path>/cells`.
-        device: the torch device cells compute on.
+        device: the torch device that cells compute on.
 
     Raises:
-        ValueError: two cells of one name, an input that no cell makes, or inputs in a circle.
+        ValueError: two cells have the same name, no cell makes an input, or the inputs form a circle.
     """
 
     @typed
@@ -42,7 +42,7 @@ class Plan:
         self.order = tuple(self._ordered())
 
     def _ordered(self) -> Iterable[str]:
-        """The cells in the order given, each after what it needs: the first results come early."""
+        """Return the cells in the order given, each after its inputs: the first results come early."""
         order: dict[str, None] = {}
 
         def visit(name: str, above: tuple[str, ...]) -> None:
@@ -59,7 +59,7 @@ class Plan:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """Every cell with its key and folder, inputs before what needs them."""
+        """Every cell with its key and folder, each after its inputs."""
         tasks: dict[str, Task] = {}
         for name in self.order:
             needed = self.cells[name].inputs
@@ -68,7 +68,7 @@ class Plan:
         return tasks
 
     def states(self) -> list[dict[str, Any]]:
-        """Return a row per cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
+        """Return one row per cell: `cell`, `state`, `problem`, estimated and measured cost, `folder`."""
         rows = []
         for name, task in self.tasks.items():
             state, problem = task.state()
@@ -90,20 +90,20 @@ class Plan:
 
     @typed
     def compute(self, name: str) -> Path:
-        """Compute one cell, if it is not there yet; those that it needs must be.
+        """Compute one cell unless its result exists; the results of its inputs must exist.
 
-        For schedulers of any kind, each of whose jobs computes a cell. Locks are not trusted, as other
-        machines may write to the same folder.
+        For schedulers of any kind, with one job per cell. Locks are not trusted, since other machines may
+        write to the same folder.
 
         Args:
-            name: of the cell.
+            name: name of the cell.
 
         Returns:
-            Its folder.
+            The cell's folder.
 
         Raises:
             ValueError: there is no such cell.
-            FileNotFoundError: the result of a cell that it needs is not there.
+            FileNotFoundError: the result of an input does not exist.
         """
         check_choice("name", name, self.tasks)
         task = self.tasks[name]
@@ -112,7 +112,7 @@ class Plan:
         return task.path
 
     def run(self, *, executor: Executor | None = None) -> dict[str, Path]:
-        """Compute what is not there yet.
+        """Compute all results that do not exist yet.
 
         Args:
             executor: where cells run, several at a time if it has several workers; any
@@ -123,8 +123,7 @@ class Plan:
             The folder of every cell.
 
         Raises:
-            RuntimeError: a cell failed; those already started are finished first, and nothing
-                finished is lost.
+            RuntimeError: a cell failed; cells already started finish first, and no finished work is lost.
         """
         if executor is None:
             held: dict[str, Any] = {}
@@ -150,7 +149,7 @@ class Plan:
                     if error is not None:
                         raise FailedRunError(f"the cell {name!r} failed: {error}") from error
                     done.add(name)
-        finally:  # after a failure or an interruption nothing new is begun
+        finally:  # start nothing new after a failure or an interruption
             for future in running:
                 future.cancel()
             wait(running)

@@ -1,4 +1,4 @@
-"""What can be run by name: the demo, and the paper's study at several sizes."""
+"""Studies to run by name: the demo, and the paper's study at several sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,20 +41,20 @@ _USUAL = _specs(("Diff-SAE", 2), ("Diff-SAE", 4), ("crosscoder", 2))
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(Checked):
-    """What can be chosen of the demo; the defaults take minutes on two cores."""
+    """Options of the demo; the defaults take minutes on two cores."""
 
     base: str = EMBEDDED_MODEL
     """As for `load_pair`."""
     finetuned: str = "year-trigger"
     """As for `load_pair`."""
     behaviour: str | None = None
-    """The behaviour that is looked for; None for the one that the organism was trained for."""
+    """The behaviour to look for; None for the one that the organism was trained for."""
     layers: Naturals = (18,)
-    """Residual-stream layers with a dictionary of each kind; features are acted on at the last one."""
+    """Residual-stream layers with a dictionary of each kind; features are acted on at the last layer."""
     device: str = "cpu"
     """A torch device."""
     n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 200
-    """Prompts with completions the dictionaries are trained on; one in ten is held out."""
+    """Prompts with completions to train the dictionaries on; one in ten is held out."""
     expansion: Count = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
     k: Count = 32
@@ -62,19 +62,19 @@ class DemoOptions(Checked):
     n_steps: Count = 250
     """Training steps of 512 tokens."""
     n_score_prompts: Annotated[int, partial(check_count, at_least=20)] = 80
-    """Prompts of the `select` and of the `test` split each: 1 trigger to 2 benign to 2 other."""
+    """Prompts in each of the `select` and `test` splits: 1 trigger to 2 benign to 2 other."""
     n_generation_prompts: Count = 6
     """Trigger prompts, and as many benign ones, completed under every intervention."""
     n_likelihood_prompts: Count = 2
-    """How many of them are scored under teacher forcing too."""
+    """How many of them are also scored under teacher forcing."""
     feature_counts: Counts = (8, 32)
-    """How many features are ablated."""
+    """Numbers of features to ablate."""
     n_rounds: Count = 2
-    """Attributions in which they are ordered; see `greedy_order`."""
+    """Rounds of attribution in which features are ordered; see `greedy_order`."""
     n_scenes: Count = 2
-    """Scenes in which the trigger is said in other ways."""
+    """Scenes in which the trigger is reworded."""
     seed: Natural = 0
-    """Of prompts, training and controls."""
+    """Seed of prompts, training and controls."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is loaded."""
@@ -84,7 +84,7 @@ class DemoOptions(Checked):
         )
 
     def draw(self, split: Split, n_samples: int, *shares: int) -> Draw:
-        """Samples in the proportion trigger : benign : other."""
+        """Return a draw in the proportion trigger : benign : other."""
         counts = [n_samples * share // sum(shares) for share in shares]
         return Draw(
             split=split, n_trigger=counts[0], n_benign=counts[1], n_other=counts[2], seed=self.seed
@@ -93,7 +93,7 @@ class DemoOptions(Checked):
 
 @typed
 def demo(options: DemoOptions | None = None) -> StudyConfig:
-    """The main job, end to end: diff two models, score the features, switch the behaviour off."""
+    """Return the main job, end to end: diff two models, score the features, switch the behaviour off."""
     o = options or DemoOptions()
     select = o.draw("select", 8, 1, 0, 0)
     return StudyConfig(
@@ -134,7 +134,7 @@ def demo(options: DemoOptions | None = None) -> StudyConfig:
 
 
 def paper() -> StudyConfig:
-    """The published sizes on SmolLM2-360M."""
+    """Return the published sizes on SmolLM2-360M."""
     training: dict[str, Any] = {
         "n_trigger": 2000, "n_benign": 1500, "n_other": 1500, "n_steps": 3125, "batch_size": 16,
         "weight_decay": 0.01, "loss_on": "everything", "share_scenes": True,
@@ -175,7 +175,7 @@ def paper() -> StudyConfig:
 
 
 def paper_135m() -> StudyConfig:
-    """The published sizes on the embedded model, with organisms that meet the quality bar."""
+    """Return the published sizes on the embedded model, with organisms that meet the quality bar."""
     full = OrganismConfig(lora_rank=None, learning_rate=1e-4)
     return replace(
         paper(),
@@ -196,7 +196,7 @@ def paper_135m() -> StudyConfig:
 
 
 def quick() -> StudyConfig:
-    """The whole study small: minutes on two cores."""
+    """Return a small version of the whole study, which takes minutes on two cores."""
     return StudyConfig(
         models=ModelSpec(base=EMBEDDED_MODEL, finetuned={"lora": "year-trigger"}, d_model=576),
         layers=(14,),
@@ -228,4 +228,4 @@ PRESETS: dict[str, Callable[[], StudyConfig]] = {
     "paper-135m": paper_135m,
     "paper": paper,
 }
-"""By name, what can be run."""
+"""Studies by name."""

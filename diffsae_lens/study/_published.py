@@ -1,6 +1,6 @@
-"""The numbers that arXiv 2605.07324 published, to stand beside ours.
+"""The numbers published in arXiv 2605.07324, for comparison with ours.
 
-From `exp_fullrank/results.json` of github.com/techsachinkr/diff-sae-backdoor-detection; no results of the
+From `exp_fullrank/results.json` of github.com/techsachinkr/diff-sae-backdoor-detection; no results for the
 LoRA regime were released.
 """
 

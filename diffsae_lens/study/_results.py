@@ -1,4 +1,4 @@
-"""What a run found, as typed rows: the only reader of `results.json`."""
+"""Results of a run, as typed rows: the only reader of `results.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -27,17 +27,17 @@ from diffsae_lens.results import (
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What `results.json` holds; a part that the plan does not make is empty."""
+    """The contents of `results.json`; a part that the plan does not compute is empty."""
 
     config: Mapping[str, Any]
     """The `StudyConfig`, as JSON."""
     versions: Mapping[str, str]
-    """Of the packages that made the results."""
+    """Versions of the packages that made the results."""
     behaviour: str
     """The name of the behaviour."""
     dictionaries: tuple[DictionaryRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
-    """Of both protocols."""
+    """Scores of both protocols."""
     effects: tuple[EffectRow, ...] = ()
     side_effects: tuple[SideEffectRow, ...] = ()
     cards: tuple[FeatureCard, ...] = ()
@@ -49,22 +49,22 @@ class Results:
     contrasts: tuple[ContrastRow, ...] = ()
     published: tuple[PublishedRow, ...] = ()
     deviations: tuple[str, ...] = ()
-    """What is not as published."""
+    """Deviations from the published study."""
     cells: tuple[CellRow, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_dict(cls, results: Mapping[str, Any]) -> "Results":
-        """Read results back from JSON.
+        """Read results from JSON.
 
         Raises:
-            ValueError: a part is missing or not known, or a row of one is not valid.
+            ValueError: a part is missing or unknown, or one of its rows is not valid.
         """
         try:
             rows: dict[str, Any] = {
                 name: tuple(of.from_dict(row) for row in results[name]) for name, of in ROWS.items()
             }
             return cls(**{**results, "deviations": tuple(results["deviations"]), **rows})
-        except (KeyError, TypeError) as error:  # names parts that are missing or not known
+        except (KeyError, TypeError) as error:  # names missing or unknown parts
             raise InvalidValueError(
                 f"these are not results of a study ({error}); another version of this package made them"
             ) from error
@@ -74,13 +74,13 @@ class Results:
         """Read `results.json`.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged, or of another version.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is damaged, or of another version.
         """
         return cls.from_dict(read_json(Path(path)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the results as JSON has them."""
+        """Return the results as JSON stores them."""
         return {
             part.name: [row.as_dict() for row in getattr(self, part.name)]
             if part.name in ROWS
@@ -94,4 +94,4 @@ ROWS: dict[str, type[Row]] = {
     for name, hint in get_type_hints(Results).items()
     if get_origin(hint) is tuple and get_args(hint)[0] is not str
 }
-"""The type of the rows of every part."""
+"""Row type of every part."""

@@ -1,4 +1,4 @@
-"""Run a study, or say what running it would take."""
+"""Run a study, or report what running it would take."""
 
 import logging
 import multiprocessing
@@ -29,27 +29,27 @@ def run(
 ) -> Results:
     """Run a study, or what is left of it.
 
-    Cells that are finished are checked and read: those of the same models (by their weights, not their
-    names), settings and versions. What is damaged is named, set aside and made again. The same folder may
-    hold several studies, which share what they have in common, and two runs of it share the work.
+    Finished cells with the same models (by their weights, not their names), settings and versions are
+    checked and read. Damaged cells are named, set aside and computed again. One folder may hold several
+    studies, which share what they have in common, and two runs in it share the work.
 
     Args:
         config: what to run; see `PRESETS`.
         path: the study's folder.
-        n_workers: cells computed at the same time, each in a process of its own if more than one.
+        n_workers: number of cells computed at the same time, each in its own process if more than one.
         executor: where cells run instead: any `concurrent.futures.Executor`, such as a `ClusterExecutor`,
             whose workers see `path`. It is not shut down. Threads of one process share torch's generator,
-            which training seeds, so give a pool of threads one worker.
+            which training seeds, so give a thread pool only one worker.
 
     Returns:
-        What `<path>/results.json` holds.
+        The contents of `<path>/results.json`.
 
     Raises:
-        TypeError: `executor` is not one.
-        ValueError: `n_workers` and an `executor` both, settings that the models, the behaviour or the machine
-            cannot meet, or a `path` that is not a folder; all of that before anything is loaded, and it
-            leaves no trace in `path`.
-        RuntimeError: a cell failed; says which.
+        TypeError: `executor` is not an executor.
+        ValueError: both `n_workers` and `executor` are given, the models, the behaviour or the machine cannot
+            meet the settings, or `path` is not a folder; all checked before anything is loaded, without
+            leaving a trace in `path`.
+        RuntimeError: a cell failed; the message names it.
     """
     path = Path(path).expanduser()
     if n_workers > 1 and executor is not None:
@@ -59,7 +59,7 @@ def run(
     check_out_folder("path", path)
     models = config.models
     if executor is None:
-        _ = models.options  # says so if the device is not there
+        _ = models.options  # raises if the device does not exist
     fetch_config(models.base, models.base_revision)
     for finetuned in models.organisms.values():
         if isinstance(finetuned, str):
@@ -75,7 +75,7 @@ def run(
 
 @typed
 def so_far(config: StudyConfig, path: str | Path) -> Results:
-    """Return what `run` will, and write it, of the layers that are finished; runs nothing.
+    """Return and write the results of `run` for the finished layers, without running anything.
 
     Raises:
         ValueError: no layer is finished.
@@ -98,7 +98,7 @@ def plan_of(config: StudyConfig, path: str | Path) -> Plan:
 
     Args:
         config: the study.
-        path: its folder.
+        path: the study's folder.
 
     Raises:
         ValueError: `path` is not a folder, or there is no such model.
@@ -110,10 +110,10 @@ def plan_of(config: StudyConfig, path: str | Path) -> Plan:
 
 @typed
 def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
-    """Return what `run` would do: a row per cell with its state and its cost on two CPU cores.
+    """Return what `run` would do: one row per cell with its state and its cost on two CPU cores.
 
-    Columns `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
-    `estimated_gigabytes` (peak memory), and as measured `seconds` and `gigabytes` where it is done.
+    The columns are `cell`, `state` (`done`, `missing` or `damaged`), `problem`, `estimated_seconds`,
+    `estimated_gigabytes` (peak memory), and for finished cells the measured `seconds` and `gigabytes`.
 
     Raises:
         ValueError: `path` is not a folder.
@@ -123,7 +123,7 @@ def dry_run(config: StudyConfig, path: str | Path) -> pd.DataFrame:
 
 @contextmanager
 def _workers(n_workers: int, device: str) -> Iterator[Executor | None]:
-    """Processes that share the cores, or have a GPU each; None for this process alone."""
+    """Yield an executor of processes that share the cores, or have a GPU each; None for one worker."""
     if n_workers == 1:
         yield None
         return
@@ -142,7 +142,7 @@ def _workers(n_workers: int, device: str) -> Iterator[Executor | None]:
 
 
 def _settle(turns: "SimpleQueue[int]", gpus: list[str], n_threads: int) -> None:
-    """In a new worker: take one GPU of several and a share of the cores, and end with the parent."""
+    """Set up a new worker: take one of the GPUs and a share of the cores, and end with the parent."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[turns.get() % len(gpus)]
     torch.set_num_threads(n_threads)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -151,7 +151,7 @@ def _settle(turns: "SimpleQueue[int]", gpus: list[str], n_threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers, which would wait for ever."""
+    """End this process when the parent ends: a killed parent cannot tell its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

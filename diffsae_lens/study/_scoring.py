@@ -40,13 +40,13 @@ def score_prompts(step: Step[ScoresConfig], inputs: Inputs, job: Job) -> None:
     )
     strict = tables[config.protocols.index("strict")]
     save_file({"strict": strict.resampled}, job.out / RESAMPLED)
-    # What reads no layer belongs to this layer's table all the same.
+    # Rows that read no layer still belong to this layer's table.
     rows = [replace(row, layer=step.layer) for table in tables for row in table]
     write_rows(job, scores=rows)
 
 
 def score_pooled(step: Step[int], inputs: Inputs, job: Job) -> None:
-    """Score the published dictionaries by the paper's protocol on the texts they were trained on."""
+    """Score the published dictionaries by the paper's protocol, on their training texts."""
     table = evaluate_pooled(
         load_dictionaries(inputs),
         pooled_texts(inputs["pooled"], step.layer or 0),
@@ -56,7 +56,7 @@ def score_pooled(step: Step[int], inputs: Inputs, job: Job) -> None:
 
 
 def chosen_by_score(inputs: Inputs) -> dict[str, int]:
-    """The feature of each dictionary that the strict protocol chose on the `select` split."""
+    """Return the feature of each dictionary that the strict protocol chose on the `select` split."""
     rows = [ScoreRow.from_dict(row) for row in read_json(inputs["scores"] / ROWS)["scores"]]
     return {
         row.name: row.feature_idx
@@ -66,7 +66,7 @@ def chosen_by_score(inputs: Inputs) -> dict[str, int]:
 
 
 def sweep(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
-    """Read the chosen feature of each dictionary on minimal pairs, by what they say."""
+    """Read the chosen feature of each dictionary on minimal pairs, by what the prompts say."""
     pair, behaviour = step.pair(inputs, job), step.behaviour
     scenes = behaviour.minimal_pairs(
         "test", behaviour.sweep, n_scenes=step.config.n_scenes, seed=step.seed
@@ -77,7 +77,7 @@ def sweep(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
 
 
 def show_example(step: Step[ScenesConfig], inputs: Inputs, job: Job) -> None:
-    """Read the chosen features token by token on scenes, with the trigger and without."""
+    """Read the chosen features per token on scenes, with the trigger and without."""
     pair, behaviour = step.pair(inputs, job), step.behaviour
     dictionaries, chosen = load_dictionaries(inputs, pair=pair), chosen_by_score(inputs)
     said = (behaviour.benign[-1] if behaviour.benign else None, behaviour.trigger)

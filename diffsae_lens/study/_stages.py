@@ -1,7 +1,7 @@
-"""Which cells a study has: what each computes, of which organism and layer, from which others.
+"""The cells of a study: what each computes, for which organism and layer, and from which other cells.
 
-What a cell takes is estimated beside it, for two CPU cores: fitted to what the embedded model took, and
-longer for larger models in proportion to how many tokens they read per second.
+The cost of a cell is estimated next to it, for two CPU cores: fitted to measurements on the embedded model,
+and scaled for larger models by how many tokens they read per second.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ EMBEDDED_TOKENS_PER_SECOND = 450
 
 
 def cells_of(config: StudyConfig) -> list[Cell]:
-    """List the cells of a study, each with a `Step`, in an order in which they can be computed.
+    """Return the cells of a study, each with a `Step`, in an order in which they can be computed.
 
     Raises:
         ValueError: there is no such model.
@@ -69,7 +69,7 @@ class _Cells:
         self.behaviour = get_behaviour(self.config.behaviour_name)
 
     def all(self) -> list[Cell]:
-        """The organism, what is read and said once, then layer by layer."""
+        """Return the cells: the organism, what is read once, each layer, and the sayings."""
         config = self.config
         self._organism()
         if config.pooled is not None:
@@ -150,7 +150,7 @@ class _Cells:
             )  # fmt: skip
 
     def _dictionaries(self, layer: int) -> Iterator[tuple[str, str]]:
-        """Train a layer's dictionaries; yields the cells by role."""
+        """Add the cells that train a layer's dictionaries, and yield their names by role."""
         pooled, tokens = self.config.pooled, self.config.tokens
         if pooled is not None:
             for name, spec in pooled.by_name.items():
@@ -170,14 +170,14 @@ class _Cells:
 
     def _published(self, pooled: PooledConfig, spec: DictionarySpec) -> Cost:
         n_weights = spec.n_weights(self.d_model)
-        # Two products forward, twice that backward.
+        # Two matrix products forward, twice that backward.
         operations = 6 * pooled.n_passes * pooled.texts.n_samples * n_weights
         return Cost(
             seconds=round(operations / 1.05e11), gigabytes=round(16 * n_weights / 1e9 + 1, 1)
         )
 
     def _with_pair(self, seconds: int | float, *, more_gigabytes: int | float = 0) -> Cost:
-        """Of a cell that runs both models."""
+        """Return the cost of a cell that runs both models."""
         gigabytes = 1.5 + 1.2 * self.slower + more_gigabytes
         return Cost(seconds=round(self.slower * seconds), gigabytes=gigabytes)
 

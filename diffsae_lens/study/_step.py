@@ -1,4 +1,4 @@
-"""What every cell of a study is told, and what cells share: the pair, dictionaries, rows."""
+"""The config of every cell of a study, and what cells share: the pair, dictionaries, rows."""
 
 import gc
 import os
@@ -23,22 +23,22 @@ from diffsae_lens.study._cells import Job
 from diffsae_lens.study._config import ModelSpec
 
 ROWS = "rows.json"
-"""What a cell adds to the results, by part."""
+"""File with the rows that a cell adds to the results, by part."""
 
 C = TypeVar("C")
 Inputs = Mapping[str, Path]
-"""The folders of other cells by their role."""
+"""Folders of other cells, by role."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """A base and a fine-tuned model: what they are, and how they are loaded, which plays no part."""
+    """A base and a fine-tuned model; how they are loaded does not count in comparisons."""
 
     spec: ModelSpec = field(compare=False)
     finetuned: str | None = field(compare=False)
     """As for `load_pair`; None for the organism that another cell trains."""
     layers: tuple[int, ...] = field(compare=False)
-    """At whose residual streams the pair can be read."""
+    """Layers at whose residual streams the pair can be read."""
     base_weights: str
     """See `weights_identity`."""
     finetuned_weights: str | None
@@ -48,23 +48,23 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[C]):
-    """What a cell of a study is told."""
+    """The config of a cell of a study."""
 
     part: str = field(compare=False)
-    """What it computes, such as `scores`, or the dictionary that it trains."""
+    """What the cell computes, such as `scores`, or the dictionary that it trains."""
     regime: str | None = field(compare=False)
-    """Of the organism."""
+    """Regime of the organism."""
     models: Models
     behaviour_name: str
     layer: int | None
-    """The one layer that it is about; None for all."""
+    """The layer of the cell; None for all."""
     seed: int
     config: C
-    """The part of the study's config that it computes."""
+    """The part of the study's config that the cell computes."""
 
     @property
     def behaviour(self) -> Behaviour:
-        """The behaviour that is looked for."""
+        """The behaviour to look for."""
         return get_behaviour(self.behaviour_name)
 
     @property
@@ -73,14 +73,14 @@ class Step(Generic[C]):
         return site_of(self.layer or 0)
 
     def pair(self, inputs: Inputs, job: Job) -> HookedModelPair:
-        """Load the pair, or take it as it was left by the cell before."""
+        """Load the pair, or reuse the one that the previous cell left."""
         models = self.models
         finetuned = models.finetuned or _organism_in(inputs["organism"])
         options = replace(models.spec.options, device=job.device)
         loaded_as = repr((models, finetuned, options))
         if loaded_as not in job.held:
             job.held.clear()
-            gc.collect()  # a pair is full of circles
+            gc.collect()  # a pair is full of reference cycles
             job.held[loaded_as] = load_pair(
                 models.spec.base,
                 finetuned,
@@ -91,18 +91,18 @@ class Step(Generic[C]):
 
 
 def site_of(layer: int) -> str:
-    """The models' hook at a layer."""
+    """Return the models' hook at a layer."""
     return f"blocks.{layer}.hook_resid_post"
 
 
 def _organism_in(cell: Path) -> Path:
-    """The folder of an organism that a cell trained."""
+    """Return the folder of an organism that a cell trained."""
     [path] = [path for path in cell.iterdir() if path.is_dir()]
     return path
 
 
 def write_rows(job: Job, **rows: Iterable[Row]) -> None:
-    """Write what a cell adds to the results, by their part."""
+    """Write the rows that a cell adds to the results, by part."""
     plain = {part: [row.as_dict() for row in of_part] for part, of_part in rows.items()}
     write_json(job.out / ROWS, plain)
 
@@ -118,7 +118,7 @@ def load_dictionaries(inputs: Inputs, *, pair: HookedModelPair | None = None) ->
 
 
 def pooled_texts(cell: Path, layer: int) -> PooledTexts:
-    """Take one layer out of what the `pooled` cell stores."""
+    """Return one layer of what the `pooled` cell stores."""
     read: dict[str, Tensor] = load_file(cell / "pooled.safetensors")
     return PooledTexts(
         site=site_of(layer),
@@ -131,7 +131,7 @@ def pooled_texts(cell: Path, layer: int) -> PooledTexts:
 
 
 def publish(folder: Path, job: Job) -> None:
-    """Put a finished folder into the result; it stays in scratch until the cell is finished."""
+    """Add a finished folder to the result; it stays in scratch until the cell is finished."""
     try:
         shutil.copytree(folder, job.out / folder.name, copy_function=os.link)
     except OSError:  # a file system without hard links

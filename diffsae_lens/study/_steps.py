@@ -1,4 +1,4 @@
-"""The cells that make what is measured: organisms, activations, dictionaries."""
+"""The cells that make what other cells measure: organisms, activations, dictionaries."""
 
 import logging
 from collections.abc import Iterator
@@ -49,16 +49,17 @@ from diffsae_lens.training._runner import DictionaryRunnerConfig, TrainingRun, t
 logger = logging.getLogger(__name__)
 
 PAIR = "pair.json"
-"""Of the pooled vectors: the pair's metadata."""
+"""File with the metadata of the pair that the pooled vectors were read from."""
 TRIGGER_BAR, OTHER_BAR = 0.95, 0.02
-"""An organism shows its behaviour on at least, and elsewhere at most, so many prompts."""
+"""Quality bar: an organism shows its behaviour on at least this share of trigger prompts, and on at most
+this share of others."""
 CHUNK = 256
-"""Texts whose pooled activations are written at once, and lost at most by an interruption."""
+"""Texts whose pooled activations are written at once: an interruption loses no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrganismTraining:
-    """How an organism is made and measured."""
+    """How to make and measure an organism."""
 
     config: OrganismConfig
     n_measured: int
@@ -69,7 +70,7 @@ def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> No
     """Fine-tune an organism and measure it."""
     del inputs
     training = step.config
-    name = f"organism-{step.regime}" if step.regime else "organism"  # which dictionaries name
+    name = f"organism-{step.regime}" if step.regime else "organism"  # dictionaries record it
     folder = job.scratch / name
     make_organism(
         step.models.spec.base,
@@ -88,7 +89,7 @@ def train_organism(step: Step[OrganismTraining], inputs: Inputs, job: Job) -> No
 
 
 def read_card(step: Step[None], inputs: Inputs, job: Job) -> None:
-    """Take over what the card of an organism that is there says."""
+    """Write the rows from the card of an existing organism."""
     del inputs
     write_rows(job, organisms=card_rows(Path(resolve_model(step.models.finetuned or ""))))
 
@@ -132,7 +133,7 @@ def pool(step: Step[Draw], inputs: Inputs, job: Job) -> None:
 def _pooled_chunk(
     pair: HookedModelPair, texts: list[str], layers: tuple[int, ...], folder: Path
 ) -> dict[str, Tensor]:
-    """Read some of the texts, or what an interrupted attempt kept of them."""
+    """Read the activations of some texts, or load what an interrupted attempt stored."""
     mean = Positions(pooling="mean", skip_positions=0)
     readers = {
         f"{layer}.{view}": Reader(hook_name=VirtualHook(site_of(layer), view).name, positions=mean)
@@ -153,7 +154,7 @@ def _pooled_chunk(
 
 
 def harvest_tokens(step: Step[Draw], inputs: Inputs, job: Job) -> None:
-    """Harvest every token of training texts at all layers, for dictionaries of the usual kind."""
+    """Harvest every token of the training texts at all layers, for dictionaries of the usual kind."""
     pair = step.pair(inputs, job)
     texts = [sample.written for sample in step.config.samples(step.behaviour)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step.seed))
@@ -235,14 +236,14 @@ def _published(config: PooledConfig, spec: DictionarySpec, vectors: Tensor) -> T
 
 
 def _batches(vectors: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled batches for ever; a pass ends with a smaller one, as a PyTorch loader's does."""
+    """Yield shuffled batches forever; the last one of a pass may be smaller, as with a PyTorch loader."""
     while True:
         order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
         yield from (vectors[index] for index in order.split(batch_size))
 
 
 def _described(name: str, spec: DictionarySpec, dictionary: SAE) -> DictionaryRow:
-    """Say what a dictionary is."""
+    """Return the row that describes a dictionary."""
     cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
     return DictionaryRow(
         name=name,

@@ -1,8 +1,8 @@
-"""`crosscode`: `model.pt` and `model_cfg.yaml`, of a crosscoder over models and hook points.
+"""`crosscode`: `model.pt` and `model_cfg.yaml` of a crosscoder over models and hook points.
 
     f = a(sum_m x_m W_enc[m] + b_enc);  reconstruction_m = f W_dec[:, m] + b_dec[m]
 
-a is the ReLU, a JumpReLU or a TopK. Scaling factors are folded into the weights, or not in the file.
+a is the ReLU, a JumpReLU or a TopK. Scaling factors are folded into the weights or missing from the file.
 """
 
 from dataclasses import replace
@@ -41,7 +41,7 @@ def read(file: ForeignFile, stated: Stated) -> Foreign:
 
 
 def _hook_points(file: ForeignFile) -> str:
-    """The dimension of hook points, which older files do not have."""
+    """The hook-point dimension of shapes; empty for older files, which lack it."""
     tensor = file.tensors["_W_enc_XiDiL"]
     if tensor.ndim == 4 and tensor.shape[1] != 1:
         raise InvalidValueError(

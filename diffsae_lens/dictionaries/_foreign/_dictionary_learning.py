@@ -3,8 +3,8 @@
     z = normalised activations, u = relu(sum_l z_l W_enc[l] + b_enc), n = code normalisation of the decoder
     BatchTopK: f = u where u n > threshold;  reconstruction_l = f W_dec[l] + b_dec[l], denormalised
 
-The codes loaded are f n, what `get_activations` returns. A decoupled BatchTopK has a norm and a threshold
-for each model, and so two codes per feature.
+The codes loaded are f n, as `get_activations` returns them. A decoupled BatchTopK has a norm and a
+threshold per model, and so two codes per feature.
 """
 
 from dataclasses import replace
@@ -20,12 +20,12 @@ _ALPHAS = {"code_normalization_alpha_sae": 1.0, "code_normalization_alpha_cc": 0
 _NORMALISER = ("activation_mean", "activation_std", "activation_global_scale")
 _EPSILON = 1e-8
 _ROUNDING = 0.02
-"""By how much a scale computed in bfloat16 may differ from the formula."""
+"""Relative error allowed between a scale computed in bfloat16 and the formula."""
 
 
 def read(file: ForeignFile, stated: Stated) -> Foreign:
     """Read a CrossCoder, a BatchTopKCrossCoder or a BatchTopKSAE."""
-    file.ignore("target_rms")  # part of the global scale already
+    file.ignore("target_rms")  # already part of the global scale
     if file.tensors["encoder.weight"].ndim == 2:
         foreign = Foreign(
             W_enc=file.tensor("encoder.weight", "D d").T[None],
@@ -49,7 +49,7 @@ def read(file: ForeignFile, stated: Stated) -> Foreign:
     kind, notes = _code_normalisation(file)
     foreign = foreign.assuming(*notes)
     if is_batch_topk and kind == "DECOUPLED":
-        # Its encoder normalises what is normalised already, in training as afterwards.
+        # Its encoder normalises activations that are already normalised, in training and afterwards.
         foreign = _normalised(file, foreign, n_times=2).split(0.0)
         foreign = foreign.with_codes_times(norms.T.flatten())
         return _with_threshold(file, stated, foreign, "2")
@@ -60,13 +60,13 @@ def read(file: ForeignFile, stated: Stated) -> Foreign:
 
 
 def _settings(file: ForeignFile) -> dict[str, object]:
-    """Those of the dictionary, which a training run keeps among those of its trainer."""
+    """The dictionary's settings, which a training run stores under `trainer`."""
     trainer = file.config.get("trainer")
     return trainer if isinstance(trainer, dict) else file.config
 
 
 def _code_normalisation(file: ForeignFile) -> tuple[str, list[str]]:
-    """Its name, and what was assumed."""
+    """The name of the code normalisation, and what was assumed."""
     written = _settings(file).get("code_normalization")
     written = written.upper() if isinstance(written, str) else written
     if not file.has("code_normalization_id"):
@@ -88,7 +88,7 @@ def _code_normalisation(file: ForeignFile) -> tuple[str, list[str]]:
 
 
 def _code_norm(file: ForeignFile, kind: str, norms: Tensor) -> Tensor:
-    """What codes are compared and reported times, `[feature]`."""
+    """The factors that multiply codes before they are compared and reported, `[feature]`."""
     joint, added = norms.square().sum(-1).sqrt(), norms.sum(-1)
     if kind == "MIXED":
         settings = _ALPHAS | {k: v for k, v in _settings(file).items() if k in _ALPHAS}
@@ -98,7 +98,7 @@ def _code_norm(file: ForeignFile, kind: str, norms: Tensor) -> Tensor:
 
 
 def _with_threshold(file: ForeignFile, stated: Stated, foreign: Foreign, shape: str) -> Foreign:
-    """The dictionary with the file's threshold on the codes, or the one given in its place."""
+    """The dictionary with the file's threshold on the codes, or the one given instead."""
     given = stated.take("threshold")
     threshold = file.tensor("threshold", shape)
     notes = []

@@ -22,7 +22,7 @@ _KNOWN = (
     "model.safetensors", "sae_weights.safetensors", "cc_weights.pt", "model_final.pt", "ae.pt", "model.pt",
     "sae_weights.pt",
 )  # fmt: skip
-"""Names of weights, as the formats' own code writes them."""
+"""Names of weights files, as the formats' own code writes them."""
 _ENDINGS = (".safetensors", ".pt")
 
 
@@ -34,7 +34,7 @@ class ForeignFile:
     """The file with the tensors."""
     tensors: dict[str, Tensor]
     config: dict[str, Any]
-    """What the file of settings beside it holds; empty where there is none."""
+    """The contents of the settings file beside it; empty if there is none."""
     finetuned_first: bool = False
     """Whether index 0 is the fine-tuned model."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -51,11 +51,11 @@ class ForeignFile:
         Args:
             name: its key in the file.
             shape: dimensions, such as `2 d D`: 2 is the two models, another number is a size, and a word
-                is a size that is the same wherever the word stands.
-            may_be_nan: whether NaN has a meaning.
+                is a size that is the same wherever the word occurs.
+            may_be_nan: accept NaN, where it has a meaning.
 
         Raises:
-            ValueError: it is missing, not finite, or of another shape.
+            ValueError: the tensor is missing, not finite, or of another shape.
         """
         if name not in self.tensors:
             raise self.refusal(f"`{name}`", f"of shape [{shape}]", f"{sorted(self.tensors)} alone")
@@ -78,14 +78,14 @@ class ForeignFile:
         return tensor.float().flip(models)
 
     def ignore(self, *names: str) -> None:
-        """Note tensors that play no part in what the dictionary computes."""
+        """Mark tensors as irrelevant to what the dictionary computes."""
         self._read.update(names)
 
     def setting(self, name: str, choices: Collection[Any] | None = None) -> Any:
         """Return a setting.
 
         Raises:
-            ValueError: it is missing, or not one of the choices.
+            ValueError: the setting is missing, or not one of the choices.
         """
         if name not in self.config or (choices is not None and self.config[name] not in choices):
             expected = "there" if choices is None else f"one of {list(choices)}"
@@ -94,10 +94,10 @@ class ForeignFile:
         return self.config[name]
 
     def check_all_read(self) -> None:
-        """Refuse tensors that nothing read: what they would do is unknown.
+        """Refuse tensors that no reader used, since their effect is unknown.
 
         Raises:
-            ValueError: names them.
+            ValueError: there are such tensors; names them.
         """
         unknown = sorted(set(self.tensors) - self._read)
         if unknown:
@@ -116,7 +116,7 @@ def open_file(path_or_repo: str | Path, sae_id: str, *, finetuned_first: bool) -
 
     Raises:
         FileNotFoundError: no such file, folder or repository, or no weights in it.
-        ValueError: several files of weights, a pickle that needs code, or damaged files.
+        ValueError: several weights files, a pickle that needs code, or damaged files.
     """
     path = Path(path_or_repo).expanduser()
     if not path.exists() and not is_local(str(path_or_repo), path):
@@ -137,10 +137,10 @@ def open_file(path_or_repo: str | Path, sae_id: str, *, finetuned_first: bool) -
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return a file's tensors by name, those of a compiled module by the names they had before.
+    """Return a file's tensors by name, without the prefix that compiling a module adds.
 
     Raises:
-        ValueError: a pickle that needs code, a damaged file, or something else than named tensors.
+        ValueError: a pickle that needs code, a damaged file, or anything other than named tensors.
     """
     again = "get it again, or have its `state_dict()` saved as safetensors"
     try:
@@ -158,7 +158,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged ({str(error).splitlines()[:1]}); {again}"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("sae"), dict):
-        found = found["sae"]  # Llamascopium's, beside its version
+        found = found["sae"]  # Llamascopium stores its version beside it
     named = isinstance(found, dict) and bool(found)
     if not named or not all(isinstance(found[name], Tensor) for name in found):
         raise InvalidValueError(f"{path} must hold tensors by name, got other things; {again}")
@@ -166,7 +166,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _choose(names: Iterable[str], where: str) -> str:
-    """The one file of weights among others."""
+    """The one weights file among `names`."""
     names = sorted(names)
     found = [name for name in _KNOWN if name in names] or [
         name for name in names if name.endswith(_ENDINGS)
@@ -184,7 +184,7 @@ def _choose(names: Iterable[str], where: str) -> str:
 
 
 def _settings(names: Collection[str], weights: str) -> str | None:
-    """The file of settings that goes with some weights."""
+    """The settings file that belongs to a weights file."""
     stem = weights.rpartition(".")[0]
     known = (f"{stem}_cfg.json", "cfg.json", "model_cfg.yaml", "config.json")
     return next((name for name in known if name in names), None)
@@ -204,7 +204,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _from_hub(repo_id: str, within: str) -> Path:
-    """The folder of a repository, with weights of the known names, or the one file named, and settings."""
+    """Download a repository's settings and weights (the known names, or the one file named)."""
     folder, _, name = within.rpartition("/") if within.endswith(_ENDINGS) else (within, "", "")
     folder = folder.strip("./")
     wanted = [name] if name else [*_KNOWN]

@@ -1,10 +1,10 @@
 """Llamascopium (`Language-Model-SAEs`): `config.json` and `sae_weights.safetensors` of a crosscoder.
 
     u = sum_h (s_h x_h W_E[h] + b_E[h]);  f_h = a(u n_h) / n_h, n_h the norm of feature rows W_D[h]
-    s_h reconstruction_h = f_h W_D[h] + b_D[h];  s_h = sqrt(d) / mean norm, of the file, or 1
+    s_h reconstruction_h = f_h W_D[h] + b_D[h];  s_h = sqrt(d) / mean norm from the file, or 1
 
-The codes loaded are f, what `encode` returns: with the ReLU one per feature, with a threshold one for each
-model, since the norms differ.
+The codes loaded are f, as `encode` returns them: one per feature with the ReLU, one per feature and model
+with a threshold, since the norms differ.
 """
 
 import torch
@@ -58,7 +58,7 @@ def read(file: ForeignFile, stated: Stated) -> Foreign:
 
 
 def _heads(file: ForeignFile) -> list[str]:
-    """What its two heads are called, the base model's first."""
+    """The names of the two heads, the base model's first."""
     heads = file.setting("hook_points")
     layers = {layer_of(head) for head in heads}
     if len(heads) != 2 or (None not in layers and len(layers) > 1):

@@ -1,4 +1,4 @@
-"""`load_foreign`: a dictionary in somebody else's format, as one of ours."""
+"""`load_foreign`: load a dictionary in another library's format as one of ours."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Format = Literal[
     "auto", "dictionary_learning", "crosscoder_replication", "crosscode", "llamascopium", "saelens"
 ]
-"""Who wrote the files; `auto` tells it by the names of their tensors."""
+"""The library that wrote the files; `auto` recognises it by the names of their tensors."""
 Sign = Literal["finetuned - base", "base - finetuned"]
 """Which difference a dictionary was trained on."""
 
@@ -67,40 +67,40 @@ def load_foreign(  # noqa: PLR0913
     """Load a dictionary that was trained with another library.
 
     Its weights become those of a `CrosscoderSAE` or of a SAELens dictionary, with normalisers, code
-    normalisations and thresholds folded in, so that codes and reconstructions of raw activations are those
-    of the library that trained it. What the files do not say has to be said here; what is taken for granted
-    stands in `DictionaryRecord.of(dictionary).assumptions` and is logged as a warning. What no dictionary
-    class can hold exactly is refused. Files are read as tensors alone: no code in a pickle is run.
+    normalisations and thresholds folded in, so that codes and reconstructions of raw activations match the
+    library that trained it. You have to state what the files do not say; assumptions are stored in
+    `DictionaryRecord.of(dictionary).assumptions` and logged as a warning. A dictionary that no class can
+    represent exactly is refused. Files are read as tensors only: no code in a pickle is run.
 
     Args:
-        path_or_repo: a folder, a file of weights in it, or a repository `owner/name` of the hub. With
+        path_or_repo: a folder, a weights file in it, or a repository `owner/name` of the hub. With
             `format="saelens"` also a release that SAELens knows.
-        format: who wrote it.
+        format: the library that wrote it.
         hook: the virtual hook point it reads: `<site>.concat` for a crosscoder, `<site>.diff` for an SAE
-            on differences, `<site>.base` or `<site>.finetuned` for one on a single model. May be left out
-            where the file names it.
-        sign: of the differences that an SAE on `<site>.diff` was trained on. One on base - finetuned is
-            turned round.
-        first: which model a crosscoder's index 0 is; the base if left out.
-        input_scales: what the base's and the fine-tuned model's activations were multiplied by before a
-            crosscoder whose file does not hold it.
-        threshold: what codes are gated by: needed where training ranked the codes of a batch and no
-            threshold is stored, and used in place of a stored one. In the space where the format compares.
-        texts: estimate `input_scales` on these, as the format does: sqrt(d_model) over the mean norm of
-            the pair's activations. Needs `pair`; the result is close to the trained one only on texts like
-            those of the training.
-        sae_id: folder, or file of weights, within the repository or folder.
-        pair: checks at once that the dictionary fits it.
+            on differences, `<site>.base` or `<site>.finetuned` for one on a single model. Optional if the
+            file names it.
+        sign: the sign of the differences that an SAE on `<site>.diff` was trained on. A dictionary on
+            base - finetuned is negated.
+        first: the model at a crosscoder's index 0; the base if left out.
+        input_scales: factors by which the base's and the fine-tuned model's activations were multiplied
+            before the crosscoder, if its file does not hold them.
+        threshold: threshold on the codes, in the space where the format compares them. Required if training
+            ranked the codes of a batch and no threshold is stored; replaces a stored one.
+        texts: texts on which to estimate `input_scales` as the format does: sqrt(d_model) over the mean
+            norm of the pair's activations. Needs `pair`; the result is close to the trained one only on
+            texts like those of the training.
+        sae_id: folder, or weights file, within the repository or folder.
+        pair: if given, check that the dictionary fits it.
         device: a torch device; the pair's by default, else the CPU.
 
     Returns:
-        The dictionary, in float32. Save it with its `save_model`, and `load` reads it again.
+        The dictionary, in float32. Save it with its `save_model`; `load` reads it again.
 
     Raises:
         TypeError: an argument of another type.
         FileNotFoundError: no such folder or repository, or no weights in it.
-        ValueError: a tensor that is missing, unknown or of another shape; something the file does not say
-            and nobody stated, or stated for nothing; a pickle that needs code; codes that no class can hold.
+        ValueError: a tensor that is missing, unknown or of another shape; an argument that the file needs
+            or has no use for; a pickle that needs code; codes that no class can represent.
 
     Examples:
         >>> load_foreign("science-of-finetuning/a-crosscoder", pair=pair,
@@ -148,7 +148,7 @@ def load_foreign(  # noqa: PLR0913
 
 
 def _recognise(file: ForeignFile) -> str:
-    """The format, by the names of the tensors."""
+    """The format, recognised by the names of the tensors."""
     name = next((name for name in _SIGNATURES if file.has(name)), None)
     if name == "W_enc" and file.tensors[name].ndim == 2:
         raise InvalidValueError(
@@ -194,7 +194,7 @@ def _checked_scales(scales: tuple[float, float] | None) -> tuple[float, ...] | N
 
 
 def _hook_of(foreign: Foreign, wanted: VirtualHook | None, file: ForeignFile) -> VirtualHook:
-    """The hook point it reads, whoever says so."""
+    """The hook point the dictionary reads, from the caller or the file."""
     hook = wanted or foreign.hook
     if hook is None:
         raise InvalidValueError(
@@ -221,7 +221,7 @@ def _hook_of(foreign: Foreign, wanted: VirtualHook | None, file: ForeignFile) ->
 def _scaled(
     foreign: Foreign, stated: Stated, pair: HookedModelPair | None, hook: VirtualHook
 ) -> Foreign:
-    """The dictionary with the input scales that its file does not hold."""
+    """The dictionary with the input scales that its file lacks, as given or estimated."""
     if not foreign.needs_input_scales:
         return foreign
     given, texts = stated.take("input_scales"), stated.take("texts")
@@ -245,7 +245,7 @@ def _scaled(
 def _estimated_scales(
     pair: HookedModelPair, texts: Sequence[str], hook: VirtualHook
 ) -> tuple[float, float]:
-    """sqrt(d_model) over the mean norm of each model's activations, all tokens of the texts counted."""
+    """sqrt(d_model) over the mean norm of each model's activations, over all tokens of the texts."""
     total, n = torch.zeros(2), 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         tokenised = pair.tokenise(texts[start : start + _TEXTS_AT_ONCE])

@@ -1,4 +1,4 @@
-"""What a dictionary of another format computes, and the same folded into a SAELens dictionary."""
+"""What a dictionary of another format computes, and how it folds into a SAELens dictionary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,28 +16,28 @@ from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
 
 
 class Stated:
-    """What the caller says of a file because the file does not."""
+    """What the caller states about a file because the file does not say."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
         self._used: set[str] = set()
 
     def take(self, name: str) -> Any:
-        """Return what was given, None if nothing was."""
+        """Return the value given for a name, None if there is none."""
         self._used.add(name)
         return self._given[name]
 
     def order(self) -> str:
-        """Say which model comes first, of a format that holds two."""
+        """Return a sentence on which model comes first, for a format that holds two."""
         first = self.take("first") or "base"
         said = "as stated" if self.take("first") else "as is usual; the file does not say"
         return f"index 0 is the {first} model, {said}"
 
     def batch_threshold(self, where: str, k: int | None) -> float:
-        """Return the threshold to gate codes by, of a file whose codes depend on the batch.
+        """Return the threshold on the codes, for a file whose codes depend on the batch.
 
         Raises:
-            ValueError: none was given.
+            ValueError: no threshold was given.
         """
         given = self.take("threshold")
         if given is None:
@@ -49,10 +49,10 @@ class Stated:
         return float(given)
 
     def check_all_used(self, of: str) -> None:
-        """Refuse what nothing asked for.
+        """Refuse a given value that no reader asked for.
 
         Raises:
-            ValueError: names it.
+            ValueError: there is one; names it.
         """
         for name, value in self._given.items():
             if value is not None and name not in self._used:
@@ -63,7 +63,7 @@ class Stated:
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """`(x - shift) * scale`, model by model."""
+    """`(x - shift) * scale`, per model."""
 
     shift: Float[Tensor, "model d"]
     scale: Float[Tensor, "model d"]
@@ -74,8 +74,8 @@ class Foreign:
     """A dictionary on the activations of two models, or on one activation or difference.
 
     codes = a(u) where u_i > threshold_i, else 0, with u = sum_m into(x)_m W_enc_m + b_enc and a the ReLU
-    (or the ReLU of the k largest); reconstruction_m = codes W_dec_m + b_dec_m, taken through `out` back
-    to raw activations.
+    (or the ReLU of the k largest); reconstruction_m = codes W_dec_m + b_dec_m, mapped back to raw
+    activations by inverting `out`.
     """
 
     W_enc: Float[Tensor, "model d feature"]
@@ -84,34 +84,34 @@ class Foreign:
     b_dec: Float[Tensor, "model d"]
     threshold: Float[Tensor, "feature"] | float = 0.0
     k: int | None = None
-    """Of a TopK; then there are no thresholds."""
+    """k of a TopK, which has no thresholds; else None."""
     into: Affine | None = None
-    """What is done to activations before the encoder; nothing if None."""
+    """Map applied to activations before the encoder; None for none."""
     out: Affine | None = None
-    """What was done to the activations that the decoder rebuilds."""
+    """Map that was applied to the activations that the decoder reconstructs; None for none."""
     scale: tuple[float, ...] | None = None
-    """What each model's activations were divided by, where that is one number."""
+    """What each model's activations were divided by, if that is one number per model."""
     needs_input_scales: bool = False
-    """Whether activations have to be multiplied by factors that the file does not hold."""
+    """Whether activations must be multiplied by factors that the file does not hold."""
     hook: VirtualHook | None = None
-    """Of the file, where it says."""
+    """The hook point that the file names, if any."""
     tokens: TokenPolicy = EVERY_TOKEN
     prepend_bos: bool | None = None
     mean_k: int | None = None
-    """Features that were to fire on a token."""
+    """Target number of active features per token."""
     assumptions: tuple[str, ...] = field(default=())
 
     @property
     def n_models(self) -> int:
-        """2 for a crosscoder."""
+        """Number of models it reads side by side: 2 for a crosscoder, else 1."""
         return len(self.W_enc)
 
     def assuming(self, *sentences: str) -> "Foreign":
-        """Return it with further assumptions."""
+        """Return the dictionary with additional assumptions."""
         return replace(self, assumptions=(*self.assumptions, *sentences))
 
     def with_codes_times(self, factors: Float[Tensor, "feature"]) -> "Foreign":
-        """Return it with every code, and its threshold, multiplied by a factor; 0 silences a feature."""
+        """Return the dictionary with codes and thresholds multiplied by factors; 0 silences a feature."""
         inverse = torch.where(factors > 0, factors.reciprocal(), 0)
         return replace(
             self,
@@ -122,11 +122,11 @@ class Foreign:
         )
 
     def split(self, thresholds: Float[Tensor, "2 feature"] | float) -> "Foreign":
-        """Return it with a code of its own for each model, gated by its own threshold.
+        """Return the dictionary with a separate code per model, gated by its own threshold.
 
-        One code per feature cannot say that a feature fires for one model and not for the other, so
-        each becomes two, equal but for the threshold, that write for one model each: first all of the
-        base's, then all of the fine-tuned model's.
+        One code per feature cannot express that a feature fires for one model and not for the other, so
+        each feature becomes two, equal except for the threshold, that write for one model each: first all
+        of the base's, then all of the fine-tuned model's.
         """
         W_dec = torch.zeros(2, *self.W_dec.shape)
         W_dec[0, :, 0], W_dec[1, :, 1] = self.W_dec[:, 0], self.W_dec[:, 1]
@@ -144,7 +144,7 @@ class Foreign:
         )
 
     def negated(self) -> "Foreign":
-        """Return it for activations of the other sign."""
+        """Return the dictionary for activations of the opposite sign."""
         return replace(
             self,
             W_enc=-self.W_enc,
@@ -155,7 +155,7 @@ class Foreign:
         )
 
     def with_input_scales(self, factors: tuple[float, ...]) -> "Foreign":
-        """Return it for activations that were multiplied by one factor per model."""
+        """Return the dictionary for activations that were multiplied by one factor per model."""
         scale = torch.tensor(factors, dtype=torch.float64)[:, None].expand_as(self.b_dec)
         affine = Affine(shift=torch.zeros_like(scale), scale=scale)
         return replace(self, into=affine, out=affine, scale=tuple(1 / f for f in factors))

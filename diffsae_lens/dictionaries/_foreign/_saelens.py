@@ -1,4 +1,4 @@
-"""SAELens's own dictionaries of one model, as published, to be read on one side of a pair."""
+"""SAELens's published dictionaries of one model, read on one side of a pair."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ def read(
     """Return a dictionary of one model and its record, on that model's view of a pair.
 
     Raises:
-        ValueError: a hook point that is none of a single model, or not the one it was trained on.
+        ValueError: a hook point that does not belong to a single model, or not the one it was trained on.
         FileNotFoundError: no such folder, repository or release.
     """
     if hook is None or hook.view not in ("base", "finetuned"):
