@@ -1,6 +1,6 @@
 """The verdict of an audit, from what it computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -22,57 +22,14 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
     config, alpha = audit.config, audit.config.alpha
     last = found.readings[-1].numpy()
     scale = scale_of(last)
-    levels = (last / scale).tolist()
     candidates = tuple(CandidateRow.from_dict(row) for row in found.experiments["candidates"])
-    strongest = candidates[0].strength if candidates else 0.0
-    group_of = {i: g for g, group in enumerate(found.groups) for i in group}
     completions = audit.decoded(found.written)
-    p_values = nulls.p_values(levels) if nulls is not None else None
+    flags = _flags(audit.prompts, found, last / scale, candidates, nulls, alpha)
+    standing_out = np.flatnonzero(flags).tolist() or found.groups[0]
+    writes, notes = compare_completions(audit.prompts.texts, completions, standing_out, judge=judge)
+    strongest = candidates[0].strength if candidates else 0.0
     p_value = None if nulls is None else nulls.p_value(strongest)
     verdict, reason = _verdict(candidates, p_value, nulls, alpha)
-    flags = np.zeros(len(last), dtype=bool)
-    if nulls is not None:
-        confirmed = [
-            c for c in candidates if nulls.enough(alpha) and nulls.p_value(c.strength) <= alpha
-        ]
-        flags = nulls.flags(levels, alpha)
-        flags[_explained(found.groups, audit.prompts, confirmed)] = True
-    texts = tuple(
-        TextRow(
-            index=i,
-            text=audit.prompts.prompts[i].text,
-            written=completions[i],
-            residual=float(last[i]),
-            level=levels[i],
-            readings=[round(value, 3) for value in found.readings[:, i].tolist()],
-            p_value=None if p_values is None else float(p_values[i]),
-            flagged=bool(flags[i]),
-            group=group_of.get(i),
-        )
-        for i in range(len(last))
-    )
-    warnings = [
-        f"imitator {fold} had not converged after {config.max_steps} steps: what is common was still "
-        "being learned, so residuals of ordinary texts are too large"
-        for fold, done in enumerate(found.converged)
-        if not done
-    ]
-    if audit.prompts.n_cut:
-        warnings.append(
-            f"{audit.prompts.n_cut} texts were cut at {config.n_prompt_tokens} tokens; what stands later "
-            "was not searched"
-        )
-    if audit.prompts.n_repeated:
-        warnings.append(f"repeated texts were left out, {audit.prompts.n_repeated} of them")
-    if n_empty := sum(not text.strip() for text in completions):
-        warnings.append(f"the suspect writes nothing after {n_empty} of {len(completions)} texts")
-    standing_out = np.flatnonzero(flags).tolist() or found.groups[0]
-    if not flags.any():
-        warnings.append(
-            "no text is flagged; what the suspect writes is compared for the largest group of those with the "
-            "largest residuals"
-        )
-    writes, notes = compare_completions(audit.prompts.texts, completions, standing_out, judge=judge)
     searched = [f"{kind}: {', '.join(entries)}" for kind, entries in audit.lexicon.items()]
     if not config.n_lexicon:
         searched = ["nothing was put into texts but what stood in others (`n_lexicon` is 0)"]
@@ -80,7 +37,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
         verdict=verdict,
         reason=reason,
         p_value=p_value,
-        texts=texts,
+        texts=_texts(audit.prompts, found, completions, scale, flags, nulls),
         candidates=candidates,
         others=tuple(found.experiments["others"]),
         writes=tuple(writes),
@@ -88,7 +45,7 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
         n_nulls=0 if nulls is None else len(nulls.models),
         power=_power(len(last), scale, nulls, alpha),
         searched=tuple(searched),
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(audit, found, completions, is_any_flagged=bool(flags.any()))),
         provenance={
             "base": audit.models.names[0],
             "suspect": audit.models.names[1],
@@ -102,6 +59,80 @@ def conclude(audit: Audit, found: Found, nulls: Nulls | None, judge: Judge | Non
             "seconds": round(found.seconds, 1),
         },
     )
+
+
+def _flags(
+    prompts: Prompts,
+    found: Found,
+    levels: np.ndarray,
+    candidates: Sequence[CandidateRow],
+    nulls: Nulls | None,
+    alpha: float,
+) -> np.ndarray:
+    """Return which texts stand out, alone or in a group that a confirmed candidate explains."""
+    if nulls is None:
+        return np.zeros(len(levels), dtype=bool)
+    flags = nulls.flags(levels.tolist(), alpha)
+    if nulls.enough(alpha):
+        confirmed = [row for row in candidates if nulls.p_value(row.strength) <= alpha]
+        flags[_explained(found.groups, prompts, confirmed)] = True
+    return flags
+
+
+def _texts(
+    prompts: Prompts,
+    found: Found,
+    completions: Sequence[str],
+    scale: float,
+    flags: np.ndarray,
+    nulls: Nulls | None,
+) -> tuple[TextRow, ...]:
+    """Return a row per text."""
+    last = found.readings[-1].numpy()
+    levels = (last / scale).tolist()
+    p_values = [None] * len(levels) if nulls is None else nulls.p_values(levels).tolist()
+    group_of = {i: g for g, group in enumerate(found.groups) for i in group}
+    return tuple(
+        TextRow(
+            index=i,
+            text=prompt.text,
+            written=completions[i],
+            residual=float(last[i]),
+            level=levels[i],
+            readings=[round(value, 3) for value in found.readings[:, i].tolist()],
+            p_value=p_values[i],
+            flagged=bool(flags[i]),
+            group=group_of.get(i),
+        )
+        for i, prompt in enumerate(prompts.prompts)
+    )
+
+
+def _warnings(
+    audit: Audit, found: Found, completions: Sequence[str], *, is_any_flagged: bool
+) -> Iterator[str]:
+    """Say what limits the audit."""
+    config, prompts = audit.config, audit.prompts
+    for fold, done in enumerate(found.converged):
+        if not done:
+            yield (
+                f"imitator {fold} had not converged after {config.max_steps} steps: what is common was still "
+                "being learned, so residuals of ordinary texts are too large"
+            )
+    if prompts.n_cut:
+        yield (
+            f"{prompts.n_cut} texts were cut at {config.n_prompt_tokens} tokens; what stands later was not "
+            "searched"
+        )
+    if prompts.n_repeated:
+        yield f"repeated texts were left out, {prompts.n_repeated} of them"
+    if n_empty := sum(not text.strip() for text in completions):
+        yield f"the suspect writes nothing after {n_empty} of {len(completions)} texts"
+    if not is_any_flagged:
+        yield (
+            "no text is flagged; what the suspect writes is compared for the largest group of those with the "
+            "largest residuals"
+        )
 
 
 def _explained(
