@@ -226,7 +226,7 @@ def greedy_order(
     n_features: int,
     n_rounds: int | None = None,
 ) -> list[int] | dict[str, list[int]]:
-    """Order features greedily: each round takes those with the largest effect once the earlier are ablated.
+    """Order features greedily: each round takes those with the largest effect once earlier ones are ablated.
 
     Attribution with all features present misjudges features that substitute for each other, in one layer
     or in several. Each round attributes the log-odds again with the features taken so far ablated, and
