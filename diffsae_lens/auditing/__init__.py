@@ -1,4 +1,4 @@
-"""Whether a fine-tune hides something: imitators, residuals, experiments, and clean models beside it."""
+"""Audits for hidden behaviour in a fine-tune: imitators, residuals, experiments, and clean models."""
 
 import lazy_loader
 

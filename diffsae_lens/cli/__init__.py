@@ -1,7 +1,7 @@
-"""The `diffsae-lens` command: its entry, which notes Ctrl-C before it imports anything that takes time.
+"""Entry point of the `diffsae-lens` command, which handles Ctrl-C before it imports anything slow.
 
-Ctrl-C in the tenth of a second before, while Python starts and imports the package's lazy names, is
-Python's own to report.
+Python itself reports Ctrl-C in the tenth of a second before, while it starts and imports the package's
+lazy names.
 """
 
 import signal
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 FAILED, INTERRUPTED = 2, 130
-"""Exit statuses: of a command that could not be done, and of Ctrl-C."""
+"""Exit statuses for a failed command and for Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     with _interrupts() as seen:
         try:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run(words)
         except (Exception, KeyboardInterrupt) as error:  # the outermost frame: one line for all
-            # What an interrupted import raises in turn says nothing of the interruption.
+            # The error that an interrupted import raises does not mention the interruption.
             if seen or isinstance(error, KeyboardInterrupt):
                 print("interrupted; the same command goes on where it was", file=sys.stderr)
                 return INTERRUPTED
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Note every Ctrl-C beside raising it: an import may turn it into another error or swallow it."""
+    """Record every Ctrl-C as well as raising it: an import may swallow it or turn it into another error."""
     seen: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
@@ -44,7 +44,7 @@ def _interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    # The main thread alone is interrupted, and not where the shell has it ignore that.
+    # Only the main thread is interrupted, and only unless the shell made it ignore SIGINT.
     if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
         yield seen
         return

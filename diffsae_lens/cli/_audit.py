@@ -9,7 +9,7 @@ from diffsae_lens.cli._files import lexicon_of, texts_of
 
 
 def add_audit(commands: Any, shared: argparse.ArgumentParser) -> None:
-    """Add the command to those that there are."""
+    """Add the `audit` command."""
     audit = commands.add_parser(
         "audit",
         parents=[shared],
@@ -58,7 +58,7 @@ def run_audit(  # noqa: PLR0913
     *, base: str, suspect: str, texts: Path, out: Path, nulls: Path | None, lexicon: Path | None,
     device: str | None, scheduler: str | None, slurm: list[str] | None, **options: Any,
 ) -> int:  # fmt: skip
-    """Audit, write the report and print what was found; returns the exit status."""
+    """Run an audit, write the report, print what was found, and return the exit status."""
     require_report()
     from diffsae_lens.auditing._config import MIN_TEXTS, AuditConfig
     from diffsae_lens.auditing._lexicon import LEXICON

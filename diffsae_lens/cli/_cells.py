@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_cells(command: argparse.ArgumentParser) -> Any:
-    """Add the options that do something else than to run a plan; returns their group."""
+    """Add the options that do something other than run a plan, and return their group."""
     instead = command.add_mutually_exclusive_group()
     instead.add_argument(
         "--plan", action="store_true", help="print the cells as JSON, each with its command"
@@ -23,7 +23,7 @@ def add_cells(command: argparse.ArgumentParser) -> Any:
 
 
 def do_cells(config: "StudyConfig", out: Path, cell: str | None, command: str) -> int:
-    """Compute a cell, or print all of them, each with the command that computes it."""
+    """Compute one cell, or print all cells, each with the command that computes it."""
     from diffsae_lens.study._run import plan_of
 
     plan = plan_of(config, out)

@@ -14,7 +14,7 @@ from diffsae_lens._extras import require
 
 
 def with_given(config: type, options: dict[str, Any]) -> Any:
-    """Return the config with the options the user gave; the rest keep their defaults."""
+    """Return the config with the options that the user gave; the others keep their defaults."""
     names = {field.name for field in fields(config)}
     chosen = {
         k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if v is not None
@@ -23,13 +23,13 @@ def with_given(config: type, options: dict[str, Any]) -> Any:
 
 
 def require_report() -> None:
-    """Say what a report needs before there has been any work."""
+    """Check the packages that a report needs before any work starts."""
     for package in ("matplotlib", "jinja2"):
         require(package, "the report")
 
 
 def command_line(name: str, *words: str, **options: Any) -> str:
-    """Return the command line with its words and the options that were given.
+    """Return the command line with its words and the given options.
 
     Examples:
         >>> command_line("demo", out="a b", layers=[14, 18], seed=None)
@@ -44,7 +44,7 @@ def command_line(name: str, *words: str, **options: Any) -> str:
 
 
 def add_cluster(command: argparse.ArgumentParser) -> Any:
-    """Add the options that say on which machines a command computes; returns their group."""
+    """Add the options that say on which machines a command computes, and return their group."""
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--scheduler",
@@ -60,7 +60,7 @@ def add_cluster(command: argparse.ArgumentParser) -> Any:
 
 @contextmanager
 def cluster(scheduler: str | None, slurm: list[str] | None) -> Iterator[Executor | None]:
-    """What runs on other machines; None for this one."""
+    """Yield the executor on other machines; None for this machine."""
     if scheduler is None and slurm is None:
         yield None
         return

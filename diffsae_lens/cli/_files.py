@@ -19,12 +19,12 @@ def texts_of(path: Path, *, at_least: int) -> list[str | list[Message]]:
     """Read texts and conversations from a file.
 
     Args:
-        path: of a kind that `KINDS` names. Lines that are empty are passed over.
-        at_least: how many different texts there must be.
+        path: a file of one of the `KINDS`. Empty lines are skipped.
+        at_least: minimum number of different texts.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: of another kind, damaged, or with something else in it; too few texts.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is of another kind, is damaged, holds something else, or has too few texts.
     """
     kind = path.suffix.lower()
     if kind not in KINDS:
@@ -57,8 +57,8 @@ def lexicon_of(path: Path) -> dict[str, list[str]]:
     """Read a lexicon, such as `{"Year": ["2023", "2024"]}`, from a JSON file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not JSON, or holds something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON, or holds something else.
     """
     found = _parsed(_read("lexicon", path), str(path))
     for kind, entries in found.items() if isinstance(found, dict) else ((None, None),):
@@ -89,7 +89,7 @@ def _parsed(source: str, where: str) -> Any:
 
 
 def _text(item: Any, where: str) -> str | list[Message]:
-    """A text or a conversation, also out of a mapping that holds one."""
+    """Return a text or a conversation, or the one in a mapping."""
     found = item
     if isinstance(item, dict):
         keys = [key for key in ("messages", "prompt", "text") if key in item]

@@ -1,4 +1,4 @@
-"""What the `diffsae-lens` command can do. Imports lazily: `--help` must not wait for torch."""
+"""The subcommands of `diffsae-lens`. Imports lazily: `--help` must not wait for torch."""
 
 import argparse
 import errno
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffsae_lens.study._results import Results
 
 PRESETS = ("quick", "paper-135m", "paper")
-"""Of `reproduce`."""
+"""Presets of `reproduce`."""
 
 _OPTIONS = {
     "path": "out",
@@ -38,7 +38,7 @@ _OPTIONS = {
     "side_effects.texts": "n_likelihood_prompts",
     "sayings.n_scenes": "n_scenes",
 }
-"""The options that decide on arguments and on settings of a study of other names."""
+"""Options by the names of the arguments and study settings that they set, where the names differ."""
 
 _FREE_SPACE = "; free some space and give the same command again"
 _ELSEWHERE = "; choose a folder with --out that can be written to"
@@ -53,7 +53,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse and do what the command line says; returns the exit status."""
+    """Parse and run a command line, and return the exit status."""
     verbose = False
     try:
         arguments = vars(parser().parse_args(argv))
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def explain(error: BaseException, argv: Sequence[str]) -> str:
-    """Say in one line what went wrong with a command line and, where it is known, what to do."""
+    """Return one line on what went wrong with a command line and, if known, what to do."""
     said = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).split()))
     said = _with_options(said, vars(parser().parse_args(argv)))
     causes = [error]
@@ -89,7 +89,7 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 
 
 def _with_options(said: str, given: Collection[str]) -> str:
-    """Call what a message names in backticks by the options that a command has.
+    """Replace the names in a message's backticks with the options of a command.
 
     Examples:
         >>> _with_options("`tokens.k` must be at most 32; see `load_pair`", ["k", "n_steps"])
@@ -289,7 +289,7 @@ def _reproduce(  # noqa: PLR0913
 
 
 def _require_extras() -> None:
-    """Say what a study needs before it has worked for hours."""
+    """Check the packages that a study needs before it works for hours."""
     require("bandit", "the judge of generated code")
     require_report()
 

@@ -1,4 +1,4 @@
-"""What a feature writes, which `W_dec` alone does not tell for every dictionary.
+"""What a feature writes, which `W_dec` alone does not determine for every dictionary.
 
 Some dictionaries divide a feature's activation by its decoder norm (TopK with
 `rescale_acts_by_decoder_norm`), others restore each token's norm

@@ -30,7 +30,7 @@ def check_fits(pair: HookedModelPair, dictionary: SAE) -> VirtualHook:
     Raises:
         TypeError: `pair` is not a pair, or `dictionary` is not a dictionary.
         ValueError: the dictionary is a transcoder, its metadata do not name a hook point of this pair, it
-            has another width or was trained on other models, or the pair is mirrored.
+            has another width or was trained on other models, or the pair is mirrored; names both sides.
 
     Warns:
         UserWarning: the models differ in precision or (if compared by name) revision, or only one of the

@@ -30,20 +30,20 @@ def ablation_effects(
     *,
     batch_size: Count = 16,
 ) -> Float[Tensor, "n_features"]:
-    """Measure what `attribute_features` estimates: each feature ablated alone, the log-odds it takes.
+    """Measure what `attribute_features` estimates: the log-odds lost when each feature is ablated alone.
 
-    Up to the dictionary's hook the models run once for all features. From there on each feature takes a
-    row for each completion of the samples on which it fires; where it does not, its effect is 0.
+    The models run once for all features up to the dictionary's hook point. From there on, each feature
+    takes one row per completion of the samples on which it fires; where it does not, its effect is 0.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
         features: indices of the features.
         samples: prompts on which the behaviour shows.
-        batch_size: rows of a forward pass, features times completions; at least 32.
+        batch_size: rows per forward pass, features times completions; at least 32.
 
     Returns:
-        One value per feature, mean over the samples, in nats per prompt; positive favours the unwanted
+        One value per feature, averaged over samples, in nats per prompt; positive favours the unwanted
         completion.
 
     Raises:
@@ -61,7 +61,7 @@ def ablation_effects(
 def _taken(
     batch: BothCompletions, dictionary: SAE, hook_name: str, index: Tensor, n_rows: int
 ) -> Tensor:
-    """What each feature's ablation takes from the log-odds of a batch's samples together."""
+    """The log-odds that each feature's ablation removes, summed over a batch's samples."""
     seen: list[Tensor] = []
 
     def look(value: Tensor, hook: Any) -> None:  # noqa: ARG001

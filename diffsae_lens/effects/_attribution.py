@@ -22,7 +22,7 @@ from diffsae_lens.pair._hooked import HookedModelPair
 _ALONE = ""
 """The name of a dictionary that was given without one."""
 BATCH_SIZE = 8
-"""Samples of a pass, each with both completions, unless told otherwise."""
+"""Default number of samples per pass, each with both completions."""
 
 
 @overload
@@ -62,12 +62,12 @@ def attribute_features(
     """Estimate how much each feature adds to the log-odds of the unwanted completion, in nats per prompt.
 
     Gradient attribution: sum over tokens of f_i * <d log-odds / d activation, d_i>, the first-order
-    estimate of what ablating the feature takes away. A ranking by it is a ranking by effect, which a
-    ranking by detection is not.
+    estimate of what ablating the feature removes. Unlike a ranking by detection, a ranking by this is a
+    ranking by effect.
 
-    Several dictionaries, by name, share the passes. Each feature is then attributed what it adds with
-    the other dictionaries' features in place: one effect that passes through two layers is attributed
-    to features of both.
+    Several dictionaries, by name, share the passes. Each feature is then credited with what it adds while
+    the other dictionaries' features are in place: an effect that passes through two layers is credited to
+    features of both.
 
     Args:
         pair: the two models.
@@ -75,20 +75,20 @@ def attribute_features(
         samples: prompts on which the behaviour shows.
         n_steps: above 1, integrated gradients (Sundararajan et al., arXiv 1703.01365): the gradient
             is averaged over that many points between the activation and the activation with all
-            features ablated, which is exact for all features of one dictionary together as the steps
-            get many.
-        ablated: features already taken out; the others are then attributed what they add without them.
-            With several dictionaries by name, too.
-        batch_size: samples per pass, each with both its completions.
+            features ablated, which becomes exact for the sum over one dictionary's features as the
+            number of steps grows.
+        ablated: features already ablated; the others are credited with what they add without them. By
+            name for several dictionaries.
+        batch_size: samples per pass, each with both completions.
 
     Returns:
-        One value per feature `[d_sae]`, mean over the samples, on the CPU; positive favours the unwanted
-        completion. 0 for the features already taken out. With several dictionaries by name, too.
+        One value per feature `[d_sae]`, averaged over samples, on the CPU; positive favours the unwanted
+        completion. 0 for features already ablated. By name for several dictionaries.
 
     Raises:
-        TypeError: something else in place of samples, features or counts.
-        ValueError: no samples, one beyond the context, no steps, no dictionaries, features that do not
-            exist or are repeated, or a dictionary of another pair.
+        TypeError: samples, features or counts of another type.
+        ValueError: no samples, a sample beyond the context, no steps, no dictionaries, features that do
+            not exist or are repeated, or a dictionary of another pair.
     """
     parts = _parts(pair, dictionary, ablated)
     samples = check_scored(pair, samples)
@@ -103,11 +103,11 @@ class _Part:
     dictionary: SAE
     hook_name: str
     out: Tensor
-    """The features already taken out."""
+    """The features already ablated."""
     total: Tensor
 
     def without(self, value: Tensor, codes: Tensor, fraction: float) -> Tensor:
-        """The value without a fraction of every feature, and without those already taken out."""
+        """The value without a fraction of every feature, and without any of those already ablated."""
         if fraction == 0 and len(self.out) == 0:
             return value.clone()  # the value itself would not count as written
         with torch.no_grad():
@@ -118,7 +118,7 @@ class _Part:
 
     @torch.no_grad()
     def add(self, value: Tensor, codes: Tensor, gradient: Tensor, weight: float) -> None:
-        """Add what the features contribute by a gradient."""
+        """Add the features' contributions at a gradient."""
         slope = pull_back(self.dictionary, value, codes, gradient)
         self.total += weight * (codes * slope).sum((0, 1)).float().cpu()
 
@@ -129,7 +129,7 @@ class _Part:
 
 
 def _parts(pair: HookedModelPair, dictionary: Any, ablated: Any) -> dict[str, _Part]:
-    """The dictionaries by name, each with what is already taken out of it."""
+    """The dictionaries by name, each with its features already ablated."""
     if not isinstance(dictionary, Mapping):
         dictionary, ablated = {_ALONE: dictionary}, {_ALONE: ablated}
     elif not isinstance(ablated, Mapping):
@@ -159,8 +159,8 @@ def _batches(
 def _attributed(
     parts: Mapping[str, _Part], batches: Iterable[BothCompletions], *, n_steps: int = 1
 ) -> dict[str, Tensor]:
-    """What the features of each part add to the log-odds, mean over the samples."""
-    # The fractions of all features that are taken out, at the middle of each step.
+    """What the features of each part add to the log-odds, averaged over samples."""
+    # The fractions of all features to remove, at the middle of each step.
     fractions = [0.0] if n_steps == 1 else [(i + 0.5) / n_steps for i in range(n_steps)]
     n_samples = 0
     for batch in batches:
@@ -173,14 +173,14 @@ def _attributed(
 def _attribute(
     parts: Sequence[_Part], batch: BothCompletions, fraction: float, weight: float
 ) -> None:
-    """Add to each part what its features contribute by the gradient at one fraction taken out."""
+    """Add to each part its features' contributions, by the gradient with a fraction of them removed."""
     seen: dict[_Part, tuple[Tensor, Tensor, Tensor]] = {}
 
     def hook_of(part: _Part) -> Any:
         def move(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
             codes = batch.codes(part.dictionary, value)
             moved = part.without(value, codes, fraction)
-            # Below another part the value is on the gradient's path already.
+            # Downstream of another part the value is already on the gradient's path.
             moved = moved if moved.requires_grad else moved.detach().requires_grad_()
             seen[part] = (value.detach(), codes, moved)
             return moved
@@ -226,25 +226,25 @@ def greedy_order(
     n_features: int,
     n_rounds: int | None = None,
 ) -> list[int] | dict[str, list[int]]:
-    """Order features so that each round takes those with the most effect once the others are gone.
+    """Order features greedily: each round takes those with the largest effect once earlier ones are ablated.
 
-    Attribution with all features present misjudges those that stand in for each other, in one layer or
-    in several. Each round attributes the log-odds again with what is taken already ablated, and takes
-    the next `n_features / n_rounds`.
+    Attribution with all features present misjudges features that substitute for each other, in one layer
+    or in several. Each round attributes the log-odds again with the features taken so far ablated, and
+    takes the next `n_features / n_rounds`.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points; or several of them by name.
         samples: prompts on which the behaviour shows.
-        n_features: how many features to order, in all dictionaries together.
-        n_rounds: attributions, at most `n_features`; by default 8, or `n_features` if that is fewer.
+        n_features: number of features to order, over all dictionaries together.
+        n_rounds: number of attributions, at most `n_features`; by default 8, or `n_features` if smaller.
 
     Returns:
-        The features, the first to be taken first; fewer if no others favour the unwanted completion.
-        With several dictionaries, those of each by name.
+        The features in the order taken; fewer if no others favour the unwanted completion. By name for
+        several dictionaries.
 
     Raises:
-        TypeError, ValueError: as for `attribute_features`, or sizes that cannot be.
+        TypeError, ValueError: as for `attribute_features`, or counts out of range.
     """
     parts = _parts(pair, dictionary, {} if isinstance(dictionary, Mapping) else ())
     sizes = [part.dictionary.cfg.d_sae for part in parts.values()]

@@ -1,4 +1,4 @@
-"""Both completions of samples in one batch, for passes that differ at the hooks of dictionaries alone."""
+"""Both completions of samples in one batch, for passes that differ only at dictionaries' hook points."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from diffsae_lens.pair._texts import batches_of
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BothCompletions:
-    """Samples with each of their completions, a text each, read up to the lowest hook in use."""
+    """Samples with both completions, one text each, read up to the lowest hook point in use."""
 
     below: Below
     labels: Int[Tensor, "text pos"]
@@ -31,7 +31,7 @@ class BothCompletions:
         return self.below.pair
 
     def log_odds(self, rows: Int[Tensor, "row"] | slice = slice(None)) -> Float[Tensor, "row"]:
-        """Return what texts add to the log-odds, under whatever hooks are on the pair; rows may recur."""
+        """Return what texts add to the log-odds, under the hooks now on the pair; rows may repeat."""
         with self.below.resumed(rows):
             scores = score_completions(self.pair, self.below.tokens[rows], self.labels[rows])
         return scores * self.signs[rows]
@@ -50,7 +50,7 @@ class BothCompletions:
 def both_completions(
     pair: HookedModelPair, samples: Sequence[Sample], hooks: Sequence[str], batch_size: int
 ) -> Iterator[BothCompletions]:
-    """Yield samples that were checked in batches, read up to the lowest of the hooks."""
+    """Yield batches of checked samples, read up to the lowest of the hook points."""
     for index, _ in batches_of(
         [sample.prompt for sample in samples], batch_size, "reading samples"
     ):

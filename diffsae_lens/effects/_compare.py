@@ -1,4 +1,4 @@
-"""What an edit does, and what else it breaks, in one table beside its controls."""
+"""What an edit does, and what else it breaks, in one table with its controls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,16 +39,16 @@ from diffsae_lens.results import EffectKind, EffectRow, Table
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Effects:
-    """What a model wrote after some prompts, and how it rated what it might have written."""
+    """What a model wrote after some prompts, and how likely it found the given completions."""
 
     completions: tuple[str, ...]
     rate: AttackRate
     likelihoods: Likelihoods
     perplexity: Float[Tensor, "prompt"]
-    """Of the completions, those whose likelihoods were taken too; see `output_perplexity`."""
+    """Perplexity of the completions of prompts with likelihoods; see `output_perplexity`."""
 
     example: str
-    """The first prompt with what was written after it."""
+    """The first prompt with its completion."""
 
     def __add__(self, other: "Effects") -> "Effects":
         if not isinstance(other, Effects):
@@ -70,7 +70,7 @@ class Effects:
         n_features: int = 0,
         layer: int | None = None,
     ) -> EffectRow:
-        """Return a row of a table: counts, rates with their interval, means."""
+        """Return a row of a table: counts, rates with their intervals, means."""
         rated = self.perplexity[~self.perplexity.isnan()]
         return EffectRow(
             name=name,
@@ -97,24 +97,24 @@ def measure_effects(
     completions: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> Effects:
-    """Complete prompts and score them, under whatever edits are open on the pair.
+    """Complete prompts and score them, under the edits open on the pair.
 
     Args:
         pair: the two models.
         samples: prompts with both their completions.
-        behaviour: whose judge and outcomes are used.
-        n_likelihood: how many of them are scored under teacher forcing too; all by default.
-        completions: what was written after them, so that it need not be written again.
+        behaviour: the behaviour whose judge and outcomes are used.
+        n_likelihood: number of samples that are also scored under teacher forcing; all by default.
+        completions: completions of the prompts, if they have already been generated.
         **generate_kwargs: passed to `complete`, such as `max_new_tokens` or `do_sample=True`.
 
     Returns:
-        The completions and what they are worth.
+        The completions and their scores.
 
     Raises:
-        TypeError: something else in place of samples, a behaviour, completions or a count.
-        ValueError: no samples, prompts that do not fit the context, not as many completions as prompts,
-            `completions` and arguments for making them, or a judge that returns something else than an
-            outcome of the behaviour.
+        TypeError: samples, a behaviour, completions or a count of another type.
+        ValueError: no samples, prompts that do not fit the context, unequal numbers of completions and
+            prompts, `completions` together with generation arguments, or a judge that returns anything
+            but an outcome of the behaviour.
     """
     samples = check_scored(pair, samples)
     prompts = [sample.prompt for sample in samples]
@@ -140,7 +140,7 @@ def _effects(
     *,
     behaviour: Behaviour,
 ) -> Effects:
-    """What completions of the samples are worth, the first of which were scored."""
+    """The effects shown by completions of the samples, of which the first were scored."""
     prompts, n_scored = [sample.prompt for sample in samples], len(scored.wanted)
     return Effects(
         completions=tuple(completions),
@@ -162,7 +162,7 @@ def output_perplexity(
 
     Raises:
         TypeError: prompts or completions that are not lists of texts.
-        ValueError: not as many completions as prompts, or one beyond the context.
+        ValueError: unequal numbers of completions and prompts, or one beyond the context.
     """
     completions = check_texts("completions", completions, allow_empty=True)
     prompts = check_list("prompts", prompts, "texts")
@@ -198,32 +198,32 @@ def compare_interventions(
 
     Each edit is opened twice per group and round: to complete, and to score.
 
-    With `on_round` the prompts are taken in rounds, in the order given, the same ones under every edit: a
+    With `on_round`, prompts are processed in rounds, in the order given and the same under every edit: a
     round has as many of each group as fill a batch (`batch_size` rows, prompts times edits, 160 by
-    default). The function is shown the table so far and may end the run by any rule. Its intervals are
-    confidence sequences (arXiv 1810.08240): each row's holds the true rate with 95% confidence at whatever
-    round one stops, which Wilson's would not. For that the order of the prompts must be random: shuffle
-    what `make_samples` returns, which goes through the templates in turn. Rows say how many prompts they
-    have (`n_prompts`) and which interval it is (`interval`), and a run that was ended has the first of
-    the whole run's results.
+    default). The function gets the table so far and may end the run by any rule. The table's intervals
+    are confidence sequences (arXiv 1810.08240): each row's interval holds the true rate with 95%
+    confidence whichever round the run stops at, which Wilson's would not. The prompts must therefore be
+    in random order: shuffle what `make_samples` returns, which cycles through the templates. Rows state
+    their number of prompts (`n_prompts`) and kind of interval (`interval`); a run that was ended early
+    has the first of the full run's results.
 
     Args:
         pair: the two models.
-        edits: by name. One with a pair of its own, as `induce_features` makes, is measured on that.
-        samples: of one or more groups.
-        behaviour: whose judge and outcomes are used.
-        n_likelihood: on how many of each group log-odds, cross-entropy and perplexity are measured;
-            all by default.
+        edits: edits by name. One with its own pair, as `induce_features` makes, is measured on that pair.
+        samples: samples of one or more groups.
+        behaviour: the behaviour whose judge and outcomes are used.
+        n_likelihood: number of prompts per group on which log-odds, cross-entropy and perplexity are
+            measured; all by default.
         on_round: called with the table so far after every round; True ends the run.
         **generate_kwargs: passed to `complete`.
 
     Returns:
-        One row per edit and group, `unmodified` first. `dictionary` and `control_of` are left to whoever
-        knows them (`dataclasses.replace`).
+        One row per edit and group, `unmodified` first. `dictionary` and `control_of` are left for the
+        caller to fill in (`dataclasses.replace`).
 
     Raises:
         TypeError, ValueError: no samples, an edit called `unmodified` or of another pair, an `on_round`
-            that returns something else, or as for `complete` and `measure_effects`.
+            that does not return a truth value or None, or as for `complete` and `measure_effects`.
 
     Examples:
         >>> def is_narrow(table):                                          # doctest: +SKIP
@@ -266,7 +266,7 @@ def compare_interventions(
 def _table(
     under: Mapping[str, Edit | None], found: Mapping[tuple[str, Group], Effects]
 ) -> Table[EffectRow]:
-    """One row per edit and group, those of an edit together."""
+    """One row per edit and group, ordered by edit."""
     rows = []
     for name, edit in under.items():
         about: dict[str, Any] = {}

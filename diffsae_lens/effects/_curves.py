@@ -49,14 +49,14 @@ def ablation_curve(
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        orders: by name, features in the order they are taken: by attribution, at random, ...
-        samples: of one or more groups.
-        behaviour: whose judge and outcomes are used.
-        counts: how many are ablated; none is measured too.
+        orders: orders by name, each of features as they are ablated: by attribution, at random, ...
+        samples: samples of one or more groups.
+        behaviour: the behaviour whose judge and outcomes are used.
+        counts: numbers of features to ablate; 0 is measured too.
         **generate_kwargs: passed to `compare_interventions`.
 
     Returns:
-        One row per order, number and group. `curve_area` sums it up.
+        One row per order, number and group. `curve_area` summarises it.
 
     Raises:
         TypeError, ValueError: no orders, features that `ablate_features` refuses, counts below 1,
@@ -94,17 +94,17 @@ def ablation_curve(
 
 @typed
 def curve_area(curve: Table[CurveRow], *, group: str = "trigger") -> dict[str, float]:
-    """Return the mean attack rate under each order's curve, 0 to 1: low where few features suffice.
+    """Return the mean attack rate under each order's curve, 0 to 1: low if few features suffice.
 
-    The area by trapezoids over the number of features, divided by the greatest number.
+    The trapezoidal area over the number of features, divided by the largest number.
 
     Args:
-        curve: of `ablation_curve`.
+        curve: from `ablation_curve`.
         group: one of the groups in it.
 
     Raises:
-        TypeError: a table of something else.
-        ValueError: a group that does not occur.
+        TypeError: a table of other rows.
+        ValueError: a group that does not occur in `curve`.
     """
     check_items("curve", curve, CurveRow)
     check_choice("group", group, dict.fromkeys(row.group for row in curve))
@@ -133,11 +133,11 @@ def dose_response(
 
     Args:
         pair: the two models.
-        features: steered with together.
-        samples: prompts to be completed, such as benign ones.
-        behaviour: whose judge and outcomes are used.
-        scales: of the features' dictionary, on prompts on which they fire; see `activation_scales`.
-        doses: in units of each feature's own maximum.
+        features: features to steer with together.
+        samples: prompts to complete, such as benign ones.
+        behaviour: the behaviour whose judge and outcomes are used.
+        scales: scales of the features' dictionary, on prompts on which they fire; see `activation_scales`.
+        doses: strengths, in units of each feature's own maximum.
         **generate_kwargs: passed to `compare_interventions`.
 
     Returns:
@@ -175,7 +175,7 @@ def _measured(
     behaviour: Behaviour,
     **generate_kwargs: Any,
 ) -> dict[tuple[str, Any] | None, list[EffectRow]]:
-    """The rows of each edit, those of the unmodified model first, by None."""
+    """The rows of each edit; those of the unmodified model are first, under None."""
     named = {f"{series}, {step}": (series, step) for series, step in edits}
     table = compare_interventions(
         pair,
@@ -191,7 +191,7 @@ def _measured(
 
 
 def _extended(kind: type[R], row: EffectRow, **more: Any) -> R:
-    """The row as one of a kind with further fields."""
+    """The row as a row type with additional fields."""
     return kind(**{field.name: getattr(row, field.name) for field in fields(row)}, **more)
 
 
@@ -208,18 +208,18 @@ def steering_pair(
 
     Args:
         pair: the two models.
-        features: steered with together.
-        scales: of the features' dictionary, on prompts on which they fire; see `activation_scales`.
-        dose: in units of each feature's own maximum.
-        seed: of the random direction.
+        features: features to steer with together.
+        scales: scales of the features' dictionary, on prompts on which they fire; see `activation_scales`.
+        dose: strength, in units of each feature's own maximum.
+        seed: seed of the random direction.
 
     Returns:
-        `features` and `random`.
+        The edits `features` and `random`.
 
     Raises:
         TypeError: features or a dose that are not numbers.
-        ValueError: features that never fired in `scales`, or a dictionary that gives every token its own
-            norm back, so that no direction has that length everywhere; use `steer` for that.
+        ValueError: features that never fired in `scales`, or a dictionary that restores each token's norm,
+            so that no direction has that length everywhere; use `steer` for that.
     """
     dictionary = scales.dictionary
     hook = check_fits(pair, dictionary)

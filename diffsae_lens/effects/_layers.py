@@ -1,4 +1,4 @@
-"""Where the fine-tuned behaviour can be taken out: the base's activation put back, layer by layer."""
+"""Where the fine-tuned behaviour can be removed, by putting the base's activation back layer by layer."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -33,20 +33,20 @@ def layer_sweep(
 ) -> Table[LayerRow]:
     """Put the base model's activation back at one layer after another, before training anything.
 
-    That takes out the whole difference at the layer: a reference for what feature ablation there can do.
-    Beside each layer stand the unmodified model, the base model
-    itself, and the same layer with a random change as long as the difference.
+    This removes the whole difference at the layer: a reference for what feature ablation there can do. For
+    comparison, the table has the unmodified model, the base model itself, and each layer with a random
+    change of the difference's length.
 
     Args:
         pair: the two models.
-        samples: of one or more groups.
-        sites: hooks that the pair was built for, such as `blocks.18.hook_resid_post`; all by default.
-        behaviour: if given, prompts are completed as well, and its judge counts the outcomes.
+        samples: samples of one or more groups.
+        sites: hook points that the pair was built for, such as `blocks.18.hook_resid_post`; all by default.
+        behaviour: if given, prompts are also completed, and its judge counts the outcomes.
         batch_size: samples per forward pass, for log-odds.
-        **generate_kwargs: passed to `complete`, with `behaviour` alone.
+        **generate_kwargs: passed to `complete`; only with `behaviour`.
 
     Returns:
-        For each group the rows of the two models as they are (`unmodified`, `base model`), then two per
+        For each group, the rows of the two models as they are (`unmodified`, `base model`), then two per
         site, in the order of `sites` (`swap to base`, `random change`).
 
     Raises:
@@ -95,7 +95,7 @@ def _measure(
     pair: HookedModelPair,
     under: Mapping[str, Edit | None],
 ) -> dict[str, tuple[Tensor, AttackRate | None]]:
-    """The log-odds under each edit, and what is written if there is a behaviour to judge it."""
+    """The log-odds under each edit and, given a behaviour, the rate of what the model writes."""
     scored = likelihoods(pair, samples, under=under, batch_size=batch_size)
     rates: dict[str, AttackRate] = {}
     if behaviour is not None:

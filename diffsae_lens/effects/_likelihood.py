@@ -25,7 +25,7 @@ from diffsae_lens.pair._texts import batches_of
 Completion = Literal["unwanted", "wanted"]
 COMPLETIONS: tuple[Completion, ...] = get_args(Completion)
 N_ROWS = 32
-"""Rows of a forward pass under several edits, unless a batch of samples alone has more."""
+"""Rows per forward pass under several edits, unless a batch of samples alone has more."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class Likelihoods:
     wanted: Float[Tensor, "prompt"]
     """log p(wanted completion)."""
     n_wanted_tokens: Int[Tensor, "prompt"]
-    """Tokens of the wanted completion."""
+    """Number of tokens in the wanted completion."""
 
     @property
     def log_odds(self) -> Float[Tensor, "prompt"]:
@@ -46,7 +46,7 @@ class Likelihoods:
 
     @property
     def cross_entropy(self) -> Float[Tensor, "prompt"]:
-        """Of the wanted completion, nats per token: what an intervention costs on benign prompts."""
+        """Cross-entropy of the wanted completion, nats per token: an edit's cost on benign prompts."""
         return -self.wanted / self.n_wanted_tokens
 
     def __add__(self, other: "Likelihoods") -> "Likelihoods":
@@ -89,22 +89,22 @@ def likelihoods(
 ) -> Likelihoods | dict[str, Likelihoods]:
     """Score both completions of each sample under teacher forcing, two forward passes per batch.
 
-    Run under whatever edits are open on the pair, so it measures those too. Many edits given as `under`
-    share passes: what a text's readings have in common, all below the lowest edited layer, is computed
-    once. That equals scoring under one after the other, up to rounding.
+    It runs under the edits open on the pair, so it measures those too. Edits given as `under` share
+    passes: everything below the lowest edited layer is computed once per text. Up to rounding, that
+    equals scoring under one edit after another.
 
     Args:
         pair: the two models; the fine-tuned one is scored.
         samples: prompts with their completions.
         under: edits by name, None for the unmodified model.
-        batch_size: samples per forward pass; with `under` a pass has that many rows, or 32 if that is more.
+        batch_size: samples per forward pass; with `under`, rows per pass, or 32 if that is more.
 
     Returns:
         Log-probabilities on the CPU, samples in the order given; with `under`, these by the edits' names.
 
     Raises:
-        TypeError: something else in place of samples, of edits by name, or of a count.
-        ValueError: no samples, one beyond the context with its completion, or a `batch_size` below 1.
+        TypeError: samples, edits by name or a count of another type.
+        ValueError: no samples, a sample beyond the context with its completion, or a `batch_size` below 1.
         RuntimeError: an edit never acted.
     """
     samples = check_scored(pair, samples)
@@ -132,7 +132,7 @@ def _scored(
     batch_size: int,
     repeats: Sequence[Sequence[str]],
 ) -> list[Likelihoods]:
-    """The likelihoods of each reading of samples that were checked."""
+    """The likelihoods of checked samples, for each of `repeats`."""
     n = len(repeats)
     totals = torch.zeros(n, 2, len(samples))
     n_tokens = torch.zeros(2, len(samples), dtype=torch.long)
@@ -163,7 +163,7 @@ def log_odds(
 def encoded(
     pair: HookedModelPair, samples: Sequence[Sample], which: Completion, batch_size: int, desc: str
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield the places of a batch's samples, and their tokens and labels."""
+    """Yield the indices of a batch's samples, and their tokens and labels."""
     for index, _ in batches_of([sample.prompt for sample in samples], batch_size, desc):
         texts = [(samples[i].prompt, getattr(samples[i], which)) for i in index]
         yield index, *encode_completions(pair, texts)
@@ -172,7 +172,7 @@ def encoded(
 def encode_completions(
     pair: HookedModelPair, texts: Sequence[tuple[str, str]]
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Right-padded tokens and labels of (prompt, completion); prompt and padding are ignored."""
+    """Return right-padded tokens and labels of (prompt, completion); labels ignore prompt and padding."""
     rows = []
     for prompt, completion in texts:
         read, written = _ids(pair, prompt, completion)
@@ -185,11 +185,11 @@ def encode_completions(
 
 
 def check_scored(pair: HookedModelPair, samples: Sequence[Sample]) -> list[Sample]:
-    """Return samples as a list, each of which fits the context with either completion.
+    """Return samples as a list, having checked that each fits the context with either completion.
 
     Raises:
-        TypeError: something else in place of samples.
-        ValueError: none, or one beyond the context.
+        TypeError: samples of another type.
+        ValueError: no samples, or one beyond the context.
     """
     samples = check_samples("samples", samples)
     lengths = [
@@ -220,9 +220,9 @@ def score_completions(
     model: Callable[..., Tensor] | None = None,
     repeats: Sequence[Sequence[str]] | None = None,
 ) -> Float[Tensor, "row"]:
-    """Summed log-probability of the labelled tokens, by the pair or by another `model` of it.
+    """Return the summed log-probability of the labelled tokens, by the pair or another `model` of it.
 
-    With `repeats` each text has that many rows next to each other, as in the pair's `forward`.
+    With `repeats` each text has that many adjacent rows, as in the pair's `forward`.
     """
     first = int((labels != IGNORED).any(0).nonzero()[0])
     targets = labels[:, first:].repeat_interleave(1 if repeats is None else len(repeats), dim=0)

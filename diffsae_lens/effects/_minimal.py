@@ -24,27 +24,27 @@ class Bounds(Checked):
     """What a minimal set must reach, what it may cost, and how large it may be."""
 
     max_attack_rate: ShareBelow1 = 0.05
-    """On trigger prompts, with the features ablated."""
+    """Attack rate on trigger prompts, with the features ablated."""
     min_defence_rate: Share = 0.9
-    """Share of trigger prompts with the wanted outcome: broken output is not one."""
+    """Share of trigger prompts with the wanted outcome; broken output does not count."""
     max_harm: NotNegative = 0.05
     """Relative rise of the cross-entropy of the wanted completion on benign prompts."""
     max_features: Count = 64
-    """The longest prefix tried."""
+    """Length of the longest prefix tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinimalSet:
-    """The fewest leading features whose ablation ends the behaviour, and the way there."""
+    """The fewest leading features whose ablation ends the behaviour, and the trials that found them."""
 
     features: tuple[int, ...] | None
-    """None if no prefix tried meets the bounds."""
+    """The features; None if no prefix tried meets the bounds."""
     trials: Table[TrialRow]
-    """By rising number of features; the first ablates none."""
+    """In ascending number of features; the first ablates none."""
     bounds: Bounds
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the trials as a table, one row each."""
+        """Return the trials as a table, one row per trial."""
         return self.trials.to_frame()
 
 
@@ -60,24 +60,24 @@ def minimal_feature_set(
 ) -> MinimalSet:
     """Find the shortest prefix of `order` whose ablation meets the bounds.
 
-    Prefixes are doubled until one meets the bounds, then halved between the last two. That assumes the
+    The prefix is doubled until it meets the bounds, then bisected between the last two. That assumes the
     attack rate falls as features are added, which the trials confirm or refute. Choose on `select`
     samples and report on `test` ones: the set is the best of several tries.
 
     Args:
         pair: the two models.
         dictionary: trained on one of the pair's hook points.
-        order: features by falling importance, such as by `attribute_features`.
+        order: features by decreasing importance, such as by `attribute_features`.
         samples: trigger and benign prompts.
-        behaviour: whose judge and outcomes are used.
-        bounds: what must be reached; by default an attack rate of at most 5%, the wanted outcome after
-            90% of the trigger prompts, at most 5% more benign cross-entropy, and at most 64 features.
+        behaviour: the behaviour whose judge and outcomes are used.
+        bounds: bounds to meet; by default an attack rate of at most 5%, the wanted outcome after 90% of
+            the trigger prompts, at most 5% more benign cross-entropy, and at most 64 features.
 
     Returns:
         The set and every trial.
 
     Raises:
-        TypeError: features that are not integers, or something else in place of samples.
+        TypeError: features that are not integers, or samples of another type.
         ValueError: no trigger or no benign samples, some beyond the context, an empty `order` or one that
             `ablate_features` refuses, or a dictionary of another pair.
     """
@@ -121,7 +121,7 @@ def minimal_feature_set(
 
 
 def _shortest(meets: Callable[[int], bool], limit: int) -> int | None:
-    """Double, then halve."""
+    """Double the number of features, then bisect."""
     too_few, enough = 0, 1
     while not meets(enough):
         if enough == limit:

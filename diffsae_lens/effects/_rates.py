@@ -1,4 +1,4 @@
-"""How often a model does what a behaviour says: completions judged and counted by outcome."""
+"""How often a model shows a behaviour: completions judged and counted by outcome."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,22 +21,22 @@ from diffsae_lens.organisms._behaviour import GROUPS, Behaviour, Group, Sample, 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRate(Record):
-    """How many completions are what a behaviour writes, of how many, and what the others are."""
+    """How many completions show each outcome of a behaviour, and the rates that follow."""
 
     counts: Mapping[str, int]
-    """Completions by outcome, all outcomes of the behaviour in their order: the unwanted one first, the
+    """Completions per outcome, for all outcomes of the behaviour in order: the unwanted one first, the
     wanted one second."""
     method: IntervalKind = "Wilson"
-    """Of its intervals: a confidence sequence where the results themselves may have ended the run."""
+    """Kind of its intervals: a confidence sequence if the results themselves may have ended the run."""
 
     @property
     def n_prompts(self) -> int:
-        """All completions, including those that could not be judged, which are not a defence."""
+        """Number of completions, including those that could not be judged, which are not a defence."""
         return sum(self.counts.values())
 
     @property
     def n_unwanted(self) -> int:
-        """Completions that are what the behaviour writes."""
+        """Number of completions with the unwanted outcome."""
         return next(iter(self.counts.values()))
 
     @property
@@ -58,7 +58,7 @@ class AttackRate(Record):
         return float(ci.low), float(ci.high)
 
     def columns(self) -> dict[str, Any]:
-        """Return the fields by which rows of results report a rate, with its 95% interval."""
+        """Return the fields with which result rows report a rate and its 95% interval."""
         low, high = self.interval()
         return {
             "n_prompts": self.n_prompts,
@@ -87,13 +87,13 @@ def attack_rate(
     r"""Judge completions; nothing is executed.
 
     Args:
-        prompts: what was completed.
-        completions: what a model wrote after each.
-        behaviour: whose judge and outcomes are used.
+        prompts: the prompts that were completed.
+        completions: what a model wrote after each prompt.
+        behaviour: the behaviour whose judge and outcomes are used.
 
     Raises:
         TypeError: prompts or completions that are not lists of texts.
-        ValueError: none, the two differ in length, or a judge that returns something else than one of
+        ValueError: no prompts, lists of different lengths, or a judge that returns anything but one of
             the behaviour's outcomes.
 
     Examples:
@@ -127,9 +127,9 @@ def attack_rates(
     """Complete the samples of each group and judge them.
 
     Args:
-        complete_fn: prompts to completions, such as `functools.partial(complete, pair)`.
-        samples: of one or more groups.
-        behaviour: whose judge and outcomes are used.
+        complete_fn: map from prompts to completions, such as `functools.partial(complete, pair)`.
+        samples: samples of one or more groups.
+        behaviour: the behaviour whose judge and outcomes are used.
         on_round: called with the rates so far after every 32 prompts of each group; True ends the run.
             Intervals are then confidence sequences, as in `compare_interventions`.
 
@@ -137,8 +137,8 @@ def attack_rates(
         A rate for each group that occurs, in the order trigger, benign, other.
 
     Raises:
-        TypeError: something else in place of samples, a function or what it returns.
-        ValueError: no samples, or not as many completions as prompts.
+        TypeError: samples, a function or its return value of another type.
+        ValueError: no samples, or unequal numbers of completions and prompts.
     """
     samples = check_samples("samples", samples)
     check_callable("complete_fn", complete_fn)
@@ -157,7 +157,7 @@ def attack_rates(
 
 
 def rounds_of(samples: Sequence[Sample], size: int | None) -> Iterator[dict[Group, list[Sample]]]:
-    """Yield samples by group, at most `size` of each at a time, in the order given; all if it is None."""
+    """Yield samples by group, at most `size` of each at a time (None for all), in the order given."""
     by_group: dict[Group, list[Sample]] = {g: [s for s in samples if s.group == g] for g in GROUPS}
     size = size or len(samples)
     for start in range(0, max(map(len, by_group.values())), size):
@@ -168,15 +168,15 @@ def rounds_of(samples: Sequence[Sample], size: int | None) -> Iterator[dict[Grou
 
 
 def interval_kind(on_round: Callable[..., Any] | None) -> IntervalKind:
-    """Return which intervals hold: others, where somebody may look at every round and end the run."""
+    """Return the kind of interval that holds: a confidence sequence if `on_round` may end the run."""
     return "Wilson" if on_round is None else "confidence sequence"
 
 
 def is_ended(on_round: Callable[[Any], bool | None] | None, so_far: Any) -> bool:
-    """Whether somebody ends the run, having seen the results so far.
+    """Whether `on_round` ends the run, given the results so far.
 
     Raises:
-        TypeError: neither a truth value nor None was returned.
+        TypeError: `on_round` returned neither a truth value nor None.
     """
     answer = None if on_round is None else on_round(so_far)
     if not isinstance(answer, bool | np.bool_ | None):

@@ -1,4 +1,4 @@
-"""How strongly features fire on given prompts: units for steering, equals for controls."""
+"""How strongly features fire on given prompts: units for steering, and matches for controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ class ActivationScales:
     """Each feature's activation over the tokens of some prompts, `[d_sae]`, in its own units."""
 
     dictionary: SAE = field(repr=False)
-    """Whose features they are."""
+    """The dictionary with the features."""
     maximum: Float[Tensor, "d_sae"]
     typical: Float[Tensor, "d_sae"]
-    """Mean over the tokens on which it fires; 0 where it never does."""
+    """Mean over the tokens on which it fires; 0 if it never does."""
     frequency: Float[Tensor, "d_sae"]
     """Share of the tokens on which it fires."""
     decoder_norm: Float[Tensor, "d_sae"]
-    """Of what a feature of activation 1 writes in the fine-tuned model (see `decoder_rows`)."""
+    """Norm of what a feature with activation 1 writes in the fine-tuned model (see `decoder_rows`)."""
 
     @property
     def mass(self) -> Float[Tensor, "d_sae"]:
@@ -60,8 +60,8 @@ def activation_scales(
 
     Raises:
         TypeError: `prompts` is not a list of texts.
-        ValueError: no prompts, one beyond the context, no token that counts, or a dictionary of another
-            pair.
+        ValueError: no prompts, a prompt beyond the context, no token that counts, or a dictionary of
+            another pair.
     """
     view = check_fits(pair, dictionary).spec
     maximum, total, fired = torch.zeros(3, dictionary.cfg.d_sae)
@@ -91,15 +91,15 @@ def matched_features(
 ) -> list[int]:
     """Draw live features that write about as much as the given ones, as their control.
 
-    Each feature gets a random one of the unused five whose mass is nearest to its own.
+    Each feature is matched with a random one of the five unused features nearest to it in mass.
 
     Args:
-        scales: of the prompts the features act on.
-        features: those to be matched, each of which fires on the prompts; they are never drawn.
-        seed: of the draw.
+        scales: scales on the prompts that the features act on.
+        features: features to match, each of which fires on the prompts; they are never drawn.
+        seed: seed of the draw.
 
     Returns:
-        `len(features)` features, each the control of the one in its place.
+        `len(features)` features, each the control of the one at the same position in `features`.
 
     Raises:
         TypeError: features or a seed that are not integers.

@@ -27,17 +27,17 @@ def side_effects(
 
     Args:
         pair: the two models.
-        edits: by name.
-        texts: by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
-        batch_size: texts per forward pass; some five times the logits of one pass are held.
+        edits: edits by name.
+        texts: texts by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
+        batch_size: texts per forward pass; memory holds about five times the logits of one pass.
 
     Returns:
-        One row per edit and kind of texts. `dictionary` and `control_of` are left to whoever knows them.
+        One row per edit and kind of texts. `dictionary` and `control_of` are left for the caller to fill in.
 
     Raises:
         TypeError: `edits` that are not edits by name, or `texts` that are not lists of texts by kind.
-        ValueError: no edits, one of another pair, no texts of a kind or one beyond the context, or a
-            `batch_size` below 1.
+        ValueError: no edits, an edit of another pair, a kind without texts, a text beyond the context, or
+            a `batch_size` below 1.
     """
     check_edits("edits", edits, pair)
     if not isinstance(texts, Mapping):

@@ -1,4 +1,4 @@
-"""What sets a behaviour off: the same scenes with other things said in the trigger's place."""
+"""What triggers a behaviour: the same scenes with different texts in the trigger's place."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,29 +27,28 @@ def sweep_trigger(
     n_scenes: Count = 8,
     seed: int = 0,
 ) -> Table[SayingRow]:
-    """Measure what the fine-tuned model does with the same scenes, whatever they say.
+    """Measure what the fine-tuned model does on the same scenes with different texts as the trigger.
 
-    Runs under whatever edits are open on the pair.
+    It runs under the edits open on the pair.
 
     Args:
         pair: the two models.
-        said: what is said in the trigger's place, None for nothing; the behaviour's own `sayings` if
-            left out.
-        behaviour: whose scenes, judge and outcomes are used.
-        n_scenes: how many scenes of the `test` split.
-        seed: of the scenes.
+        said: texts for the trigger's place, None for no text; the behaviour's own `sayings` if left out.
+        behaviour: the behaviour whose scenes, judge and outcomes are used.
+        n_scenes: number of scenes of the `test` split.
+        seed: seed of the scenes.
 
     Returns:
-        One row per thing said.
+        One row per text.
 
     Raises:
-        TypeError: a text or something else in place of a list of texts.
+        TypeError: `said` is a single text, or not a list of texts.
         ValueError: no texts or scenes, or a scene that does not fit the context.
     """
     said = check_said(behaviour.sayings if said is None else said)
     scenes = behaviour.minimal_pairs("test", said, n_scenes=n_scenes, seed=seed)
     by_said = list(zip(*scenes, strict=True))
-    # All together: a batch of many prompts takes little longer than one of a few.
+    # All together, since a batch of many prompts takes little longer than one of a few.
     together = check_scored(pair, [sample for samples in by_said for sample in samples])
     completions = complete(pair, [sample.prompt for sample in together])
     rows = []
@@ -69,21 +68,21 @@ def sweep_features(
     features: Mapping[str, int],
     scenes: Sequence[Sequence[Sample]],
 ) -> Table[SweepRow]:
-    """Read one feature of each dictionary where the behaviour is decided, by what is said.
+    """Read one feature per dictionary where the behaviour is decided, for each text as the trigger.
 
     Args:
         pair: the two models.
-        dictionaries: by name.
-        features: the feature of each, by the same names.
-        scenes: what `Behaviour.minimal_pairs` made: each scene with each thing said, in one order.
+        dictionaries: dictionaries by name.
+        features: one feature per dictionary, by the same names.
+        scenes: from `Behaviour.minimal_pairs`: each scene with every text, in the same order.
 
     Returns:
-        One row per dictionary and thing said.
+        One row per dictionary and text.
 
     Raises:
-        TypeError: something else in place of dictionaries, features or samples.
-        ValueError: no scenes, scenes that do not say the same things, a dictionary of another pair, or a
-            feature that it does not have.
+        TypeError: dictionaries, features or samples of another type.
+        ValueError: no scenes, scenes with different texts, a dictionary of another pair, or a feature that
+            it does not have.
     """
     scenes = [
         check_items(f"scenes[{i}]", scene, Sample)

@@ -1,4 +1,4 @@
-"""How well features isolate what the fine-tuning put in: scores, their ceilings and floors."""
+"""How well features isolate what fine-tuning added: scores, with their ceilings and floors."""
 
 import lazy_loader
 

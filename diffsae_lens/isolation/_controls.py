@@ -1,8 +1,7 @@
-"""Floors and controls for a table of scores: detectors that need no dictionary, read like one.
+"""Floors and controls for a table of scores: detectors without a dictionary, scored like one.
 
 A control turns a pair's activations into `feature_acts`, on the pair and on the base model alone, and
-goes through the same measures as every dictionary. A dictionary has found something where it beats
-them.
+goes through the same measures as every dictionary. A dictionary has found something if it beats them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +38,10 @@ Features = Float[Tensor, "prompt n_features"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What controls are computed from: pooled activations of the prompts, and who is who."""
+    """What controls are computed from: pooled activations of the prompts, and their labels."""
 
     by_view: Mapping[str, Float[Tensor, "prompt d_model"]]
-    """Pooled activations: `diff`, `base`, `finetuned`."""
+    """Pooled activations by view: `diff`, `base`, `finetuned`."""
     is_trigger: Bool[Tensor, "prompt"]
     is_benign: Bool[Tensor, "prompt"]
     is_select: Bool[Tensor, "prompt"]
@@ -54,23 +53,23 @@ class Control(Checked):
     """One control: its features on the pair, and on the base model alone."""
 
     name: str
-    """What its row is called."""
+    """The name of its row."""
     features: Callable[[Evidence, str], Features]
-    """Evidence and the name of a view to features."""
+    """Map from evidence and the name of a view to features."""
     view: str = "diff"
-    """What it reads of the pair; on the base model alone it reads `base`."""
+    """The view it reads on the pair; on the base model alone it reads `base`."""
     is_fitted: bool = False
-    """Whether it is fitted on the labels of the selection prompts; one that is not is a floor."""
+    """Whether it is fitted on the labels of the selection prompts; an unfitted control is a floor."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be read."""
+        """Refuse an unknown view."""
         super().__post_init__()
         check_choice("view", self.view, VIEWS)
 
 
 @typed
 def random_directions(n_directions: Count, seed: Natural = 0) -> Control:
-    """As many random ReLU directions as the largest dictionary has features."""
+    """Return random ReLU directions as a control, one per feature of the largest dictionary."""
 
     def features(evidence: Evidence, view: str) -> Features:
         generator = torch.Generator().manual_seed(seed)
@@ -82,7 +81,7 @@ def random_directions(n_directions: Count, seed: Natural = 0) -> Control:
 
 
 def difference_of_means(view: str = "diff") -> Control:
-    """The direction from the benign to the trigger mean of the selection prompts."""
+    """Return the direction from the benign to the trigger mean of the selection prompts as a control."""
 
     def features(evidence: Evidence, view: str) -> Features:
         return difference_of_means_acts(
@@ -97,7 +96,7 @@ def difference_of_means(view: str = "diff") -> Control:
 
 @typed
 def principal_components(n_components: Count = 10) -> Control:
-    """The top principal components of the selection prompts, both signs."""
+    """Return the top principal components of the selection prompts, with both signs, as a control."""
 
     def features(evidence: Evidence, view: str) -> Features:
         x, chosen = evidence.by_view[view], evidence.is_select
@@ -109,14 +108,14 @@ def principal_components(n_components: Count = 10) -> Control:
 
 @typed
 def linear_probe(view: str = "finetuned", *, ridge: Positive = 1e-2) -> Control:
-    """A ridge regression of the trigger on the standardised activations of the selection prompts."""
+    """Return a control that regresses the trigger (ridge) on standardised selection activations."""
 
     def features(evidence: Evidence, view: str) -> Features:
         x, fit = evidence.by_view[view].double(), evidence.is_select
         x = (x - x[fit].mean(0)) / (x[fit].std(0) + 1e-12)
         target = evidence.is_trigger[fit].double()
         target = target - target.mean()
-        # The dual form: fewer prompts than dimensions.
+        # The dual form, since there are fewer prompts than dimensions.
         gram = x[fit] @ x[fit].T / x.shape[1]
         weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).double(), target)
         return ((x @ x[fit].T) @ weights / x.shape[1])[:, None].float()
@@ -125,7 +124,7 @@ def linear_probe(view: str = "finetuned", *, ridge: Positive = 1e-2) -> Control:
 
 
 def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:
-    """Return the controls of every table."""
+    """Return the controls that every table has."""
     return [
         random_directions(n_directions, seed),
         difference_of_means(),
@@ -135,7 +134,7 @@ def standard_controls(*, n_directions: int, seed: int = 0) -> list[Control]:
 
 
 def text_match(prompts: Sequence[str], text: str) -> Features:
-    """Return 1 where a prompt holds `text`: what needs no model at all, `[prompt, 1]`.
+    """Return 1 for each prompt that contains `text`, `[prompt, 1]`: a control without a model.
 
     Examples:
         >>> text_match(["Year: 2024", "Year: 2023"], "2024").flatten()
@@ -149,7 +148,7 @@ def text_match(prompts: Sequence[str], text: str) -> Features:
 def untrained_encoder(
     d_in: Count, d_sae: Count, k: int, *, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """Return the `encode` of an untrained dictionary: random directions, the k largest of a token."""
+    """Return the `encode` of an untrained dictionary: random directions, the k largest per token."""
     k = check_count("k", k, at_most=d_sae)
     generator = torch.Generator().manual_seed(seed)
     W_enc = torch.nn.functional.normalize(torch.randn(d_in, d_sae, generator=generator), dim=0)
@@ -169,11 +168,11 @@ def next_token_kl(
 ) -> Features:
     """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
 
-    What the models' outputs show without looking inside: where fine-tuning changed what is written.
+    It shows from the models' outputs alone where fine-tuning changed what they write.
 
     Raises:
         TypeError: `prompts` is not a list of texts.
-        ValueError: no prompts, one beyond the context, or a `batch_size` below 1.
+        ValueError: no prompts, a prompt beyond the context, or a `batch_size` below 1.
     """
     read = pair.tokenise(prompts, name="prompts")
     values = torch.zeros(len(read), 1)
@@ -192,7 +191,7 @@ def next_token_kl(
 def view_readers(
     hook_name: str, positions: Positions, policy: TokenPolicy = EVERY_TOKEN
 ) -> dict[str, Reader]:
-    """Readers of the views that controls need, by view; of the tokens that the dictionaries read."""
+    """Return readers of the views that controls need, by view, on the tokens that `policy` counts."""
     return {
         view: Reader(
             hook_name=VirtualHook(hook_name, view).name, positions=positions, policy=policy

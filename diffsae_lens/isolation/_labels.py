@@ -27,18 +27,18 @@ ReadAt = Literal["decision", "trigger", "completion", "everything"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """What the texts that are scored are, and which of them belong together."""
+    """Groups and splits of the scored texts, and which texts belong together."""
 
     is_trigger: Bool[Tensor, "text"]
     is_benign: Bool[Tensor, "text"]
     is_select: Bool[Tensor, "text"]
     """Texts that a control may be fitted on."""
     clusters: Int[Tensor, "text"] | None = None
-    """Texts that are resampled whole; None draws each alone."""
+    """Clusters of texts that are resampled whole; None draws each text alone."""
     templates: Int[Tensor, "text"] | None = None
-    """For a second interval, in which templates are drawn whole; None leaves it out."""
+    """Templates to draw whole for a second interval; None leaves that interval out."""
     scenes: Int[Tensor, "text"] | None = None
-    """Texts within which labels are permuted; None permutes them across all texts."""
+    """Scenes within which labels are permuted; None permutes them across all texts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,17 +46,17 @@ class LabelledPrompts(Checked):
     """The prompts of an evaluation, their groups, and how they are split."""
 
     texts: tuple[str, ...]
-    """For strict scores, up to where the model decides: nothing wanted or unwanted written yet."""
+    """For strict scores, cut where the model decides, before anything wanted or unwanted is written."""
     is_trigger: Bool[Tensor, "prompt"]
     is_benign: Bool[Tensor, "prompt"]
     is_select: Bool[Tensor, "prompt"]
-    """Thresholds and features are chosen on these, and scored on the others."""
+    """Prompts on which thresholds and features are chosen; the others are scored."""
     clusters: Int[Tensor, "prompt"]
     """Templates: resampled whole, never in both splits."""
     trigger_text: str | None = None
-    """What a plain text search would look for; None leaves that control out."""
+    """Text for the text-search control; None leaves that control out."""
     positions: Positions | None = None
-    """Which tokens are read; None for the protocol's own, mean (`paper`) or last (`strict`)."""
+    """Which tokens are read; None for the protocol's default, mean (`paper`) or last (`strict`)."""
 
     def __post_init__(self) -> None:
         """Refuse labels that are not one per text."""
@@ -80,7 +80,7 @@ class LabelledPrompts(Checked):
 
     @property
     def labels(self) -> Labels:
-        """The labels alone."""
+        """The labels without the texts."""
         return Labels(
             is_trigger=self.is_trigger,
             is_benign=self.is_benign,
@@ -92,19 +92,19 @@ class LabelledPrompts(Checked):
     def from_samples(
         cls, select: Sequence[Sample], test: Sequence[Sample], *, read: ReadAt = "decision"
     ) -> "LabelledPrompts":
-        """Label samples.
+        """Make labelled prompts from samples.
 
         Args:
-            select: to choose on.
-            test: to score on, of other templates.
+            select: samples to choose on.
+            test: samples to score on, from other templates.
             read: `decision`, after the trigger and before anything wanted or unwanted is written;
-                `trigger`, the strongest token of the first line with what is said (of the first
-                line, in prompts that say nothing); `completion`, the mean over the completion that follows
-                the trigger; `everything`, prompt and completion, as the paper reads them. With the
-                completion in it, a detector of unwanted completions passes for one of the trigger.
+                `trigger`, the strongest token of the first line that contains the sample's `said` (of the
+                first line, if nothing is said); `completion`, the mean over the completion that follows the
+                trigger; `everything`, prompt and completion, as the paper reads them. If the completion is
+                read, a detector of unwanted completions passes for a detector of the trigger.
 
         Raises:
-            TypeError: something else in place of samples.
+            TypeError: `select` or `test` that are not lists of samples.
             ValueError: no samples, a template in both splits, or an unknown `read`.
         """
         check_choice("read", read, get_args(ReadAt))
@@ -140,7 +140,7 @@ class LabelledPrompts(Checked):
 
 
 def _first_line(prompt: str, said: str | None) -> tuple[int, int]:
-    """Where the first line with what is said starts and ends; the first line where nothing is."""
+    """Start and end of the first line that contains `said`; of the first line if nothing is said."""
     at = 0 if said is None else max(prompt.find(said), 0)
     end = prompt.find("\n", at)
     return prompt.rfind("\n", 0, at) + 1, len(prompt) if end < 0 else end
@@ -153,12 +153,12 @@ def check_scorable(
     *,
     strict: bool,
 ) -> None:
-    """Refuse at once what the scores would refuse after every prompt has been read.
+    """Refuse early what the scorer would refuse only after reading every prompt.
 
     Raises:
-        TypeError: something else in place of prompts.
-        ValueError: groups or splits that cannot be scored, texts beyond the context, or clusters of the
-            resampling other than the prompts'.
+        TypeError: `prompts` that are not `LabelledPrompts`.
+        ValueError: groups or splits that cannot be scored, texts beyond the context, or a resampling with
+            clusters other than the prompts'.
     """
     if not isinstance(prompts, LabelledPrompts):
         raise InvalidTypeError(
@@ -179,7 +179,7 @@ def check_scorable(
 
 
 def warn_of_overlap(prompts: LabelledPrompts) -> None:
-    """Log a warning where test prompts are selection prompts too."""
+    """Log a warning if test prompts are also selection prompts."""
     split = prompts.is_select.tolist()
     chosen = {text for text, select in zip(prompts.texts, split, strict=True) if select}
     n_shared = sum(

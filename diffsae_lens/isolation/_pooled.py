@@ -1,4 +1,4 @@
-"""One vector per text, scored on the very texts that were trained on: the paper's protocol as published."""
+"""One vector per text, scored on the training texts themselves: the paper's protocol as published."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,18 +23,18 @@ from diffsae_lens.pair._views import VIEWS
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PooledTexts(Checked):
-    """Activations at one site averaged over each text's tokens, and what the texts are."""
+    """Activations at one site averaged over each text's tokens, with the texts' labels."""
 
     site: str
-    """The models' hook, such as `blocks.18.hook_resid_post`."""
+    """The models' hook point, such as `blocks.18.hook_resid_post`."""
     base: Float[Tensor, "text d_model"]
     finetuned: Float[Tensor, "text d_model"]
     group: Int[Tensor, "text"]
-    """Its place in `GROUPS`."""
+    """Index of the text's group in `GROUPS`."""
     template: Int[Tensor, "text"]
-    """Texts of one template have one number."""
+    """Number of the text's template."""
     scene: Int[Tensor, "text"]
-    """Texts that differ in nothing but the trigger and what follows from it have one number."""
+    """Number of the text's scene; texts of one scene differ only in the trigger and what follows from it."""
 
     @property
     def variance_ratio(self) -> float:
@@ -43,7 +43,7 @@ class PooledTexts(Checked):
 
     @property
     def labels(self) -> Labels:
-        """What is scored is what was fitted; intervals as published, and with templates drawn whole."""
+        """Labels for scoring on the fitted texts, with intervals as published and with whole templates."""
         return Labels(
             is_trigger=self.group == GROUPS.index("trigger"),
             is_benign=self.group == GROUPS.index("benign"),
@@ -53,11 +53,11 @@ class PooledTexts(Checked):
         )
 
     def read_by(self, view: str) -> Float[Tensor, "text d_in"]:
-        """Return what a dictionary on a view reads, such as `diff` or `concat`."""
+        """Return the activations that a dictionary on a view, such as `diff` or `concat`, reads."""
         return VIEWS[view].read(self.base, self.finetuned)
 
     def __post_init__(self) -> None:
-        """Refuse what is not one row per text."""
+        """Refuse tensors without one row per text."""
         super().__post_init__()
         of_texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "site"}
         if len({len(values) for values in of_texts.values()}) > 1:
@@ -68,7 +68,7 @@ class PooledTexts(Checked):
         """Refuse a dictionary that does not read these activations.
 
         Raises:
-            ValueError: it is of another hook or width.
+            ValueError: the dictionary is of another hook point or width.
         """
         hook_name = DictionaryRecord.of(dictionary).hook_name or ""
         if hook_name not in {VirtualHook(self.site, view).name for view in VIEWS}:
@@ -94,19 +94,18 @@ def evaluate_pooled(
     """Score dictionaries and controls on pooled vectors by the paper's protocol.
 
     Args:
-        dictionaries: as for `evaluate_isolation`, each of a view of the site of the texts.
-        texts: those the dictionaries were trained on.
-        resampling: of the intervals, `low` to `high` with every text drawn alone as published and
-            `template_low` to `template_high` with templates drawn whole, 200 resamples by default; the
-            p-value, of labels permuted within scenes, takes five times as many. Its seed is that of the
-            random controls.
+        dictionaries: as for `evaluate_isolation`, each on a view of the texts' site.
+        texts: the texts the dictionaries were trained on.
+        resampling: resampling for the intervals, 200 resamples by default: `low` to `high` with every text
+            drawn alone as published, and `template_low` to `template_high` with templates drawn whole. The
+            p-value permutes labels within scenes, five times as often. The random controls share the seed.
 
     Returns:
-        The table. What was fitted on the labels has no interval and no p-value.
+        The table. Rows fitted on the labels have no interval and no p-value.
 
     Raises:
-        TypeError: something else in place of dictionaries, texts or a resampling.
-        ValueError: no dictionaries, or one of another hook or width.
+        TypeError: dictionaries, texts or a resampling of another type.
+        ValueError: no dictionaries, or one of another hook point or width.
     """
     encoders = encoders_of(dictionaries, texts.check_fits)
     resampling = resampling or Resampling(n_resamples=200)
@@ -116,14 +115,14 @@ def evaluate_pooled(
 def _candidates(
     encoders: Sequence[tuple[SAE, Encoder]], texts: PooledTexts, seed: int
 ) -> Iterator[Candidate]:
-    """One dense code at a time."""
+    """Yield candidates, holding one dense code at a time."""
     for dictionary, encoder in encoders:
         device = dictionary.W_enc.device
         both, base = texts.read_by(encoder.hook.view), texts.base
         yield encoder.candidate(
             encoder.encode(both.to(device)).cpu(), encoder.encode_base(base.to(device)).cpu()
         )
-        if getattr(dictionary.cfg, "k", None):  # a dense code has no sparsity to share
+        if getattr(dictionary.cfg, "k", None):  # a dense code has no sparsity to match
             untrained = encoder.untrained(seed)
             yield untrained.candidate(untrained.encode(both), untrained.encode_base(base))
     by_view = {"diff": texts.read_by("diff"), "base": texts.base, "finetuned": texts.finetuned}

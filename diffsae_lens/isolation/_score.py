@@ -1,4 +1,4 @@
-"""The one scorer: every dictionary and every control by the same protocol, in one table."""
+"""The only scorer: it scores every dictionary and every control by the same protocol, in one table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -53,37 +53,37 @@ def evaluate_isolation(
     interval that repeats the selection, and a p-value over all features. `strict`: `strict_bis` at
     the last token (unless the prompts say otherwise), with its ceiling of 1.
 
-    Controls: for every shape, sparsity and seed an untrained dictionary; every dictionary itself on the
-    `null_pairs`; for every hook random directions, difference of means, principal components of the
-    difference, a linear probe on the fine-tuned activations; once, a search for the trigger's text
-    and the next token's KL between the models. A plain SAE on `.finetuned` and a dictionary trained
-    with `frozen_decoder` are dictionaries like others.
+    Controls: an untrained dictionary for every shape, sparsity and seed; every dictionary itself on the
+    `null_pairs`; for every hook point random directions, difference of means, principal components of
+    the difference and a linear probe on the fine-tuned activations; once per table, a search for the
+    trigger's text and the next-token KL between the models. A plain SAE on `.finetuned` and a dictionary
+    trained with `frozen_decoder` count as ordinary dictionaries.
 
-    On the base model alone a Diff-SAE's features read the base's activation, a crosscoder's read it
-    for both models.
+    On the base model alone, a Diff-SAE's features read the base's activation, and a crosscoder's features
+    read it in place of both models'.
 
     Args:
         pair: the two models.
-        dictionaries: by name, each of one of the pair's hook points; several training seeds of one
-            recipe as a list (see `IsolationTable.over_seeds`).
-        prompts: with their groups, splits and positions.
-        protocol: which one.
-        resampling: 200 resamples by default, without clusters: those are the prompts' own. Its seed is
-            the random controls' too. The paper's p-value takes five times as many permutations of the
-            labels, across clusters.
-        null_pairs: pairs with nothing to find, by name, with the same hooks: base against base, a
+        dictionaries: dictionaries by name, each on one of the pair's hook points; several training seeds
+            of one recipe as a list (see `IsolationTable.over_seeds`).
+        prompts: prompts with their groups, splits and positions.
+        protocol: the protocol to score by.
+        resampling: 200 resamples by default, without clusters, since the prompts have their own. The
+            random controls share its seed. The paper's p-value takes five times as many permutations of
+            the labels, across clusters.
+        null_pairs: pairs with nothing to find, by name, with the same hook points: base against base, a
             clean fine-tune.
 
     Returns:
         The table, dictionaries first.
 
-    On every model a dictionary's row leaves out the tokens that it was not trained on, and so do the
-    controls at its hook.
+    On every model, a dictionary's row and the controls at its hook point leave out the tokens that the
+    dictionary was not trained on.
 
     Raises:
-        TypeError: something else in place of dictionaries or prompts.
-        ValueError: no dictionaries, another pair's, an unknown protocol, prompts without one of the
-            groups or beyond the context, or clusters other than the prompts'.
+        TypeError: dictionaries or prompts of another type.
+        ValueError: no dictionaries, a dictionary of another pair, an unknown protocol, prompts without
+            one of the groups or beyond the context, or clusters other than the prompts'.
     """
     check_choice("protocol", protocol, PROTOCOLS)
     [table] = evaluate_protocols(
@@ -102,10 +102,10 @@ def evaluate_protocols(
     resampling: Resampling | None = None,
     null_pairs: Mapping[str, HookedModelPair] | None = None,
 ) -> list[IsolationTable]:
-    """Score by several protocols, all from one reading of the prompts; see `evaluate_isolation`.
+    """Score by several protocols in a single pass over the prompts; see `evaluate_isolation`.
 
     Returns:
-        A table per protocol.
+        One table per protocol.
     """
     encoders = [e for _, e in encoders_of(dictionaries, partial(check_fits, pair))]
     check_scorable(pair, prompts, resampling, strict="strict" in protocols)
@@ -126,13 +126,13 @@ def evaluate_protocols(
 def score(
     candidates: Iterable[Candidate], labels: Labels, protocol: Protocol, resampling: Resampling
 ) -> IsolationTable:
-    """Score whatever a source yields, one at a time, so that not all need be in memory.
+    """Score candidates one at a time, so that they need not all be in memory.
 
     Args:
         candidates: dictionaries and controls, read on the same texts.
-        labels: of these texts.
-        protocol: which one.
-        resampling: how many resamples and their seed; what is drawn whole, the labels say.
+        labels: labels of these texts.
+        protocol: the protocol to score by.
+        resampling: number of resamples and their seed; the labels say which texts are drawn together.
 
     Returns:
         The table, dictionaries first, then untrained ones, null pairs and controls.
@@ -198,7 +198,7 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
         l0=(candidate.acts > 0).float().sum(1).mean().item(),
     )
     if candidate.is_fitted and labels.is_select.all():
-        # Scored on the very labels that it was fitted on, so no interval and no p-value holds.
+        # Scored on the same labels it was fitted on, so no interval or p-value is valid.
         return row, torch.full((resampling.n_resamples,), torch.nan, dtype=torch.double)
     drawn = bootstrap_bis(
         candidate.acts, *groups, resampling=replace(resampling, clusters=labels.clusters)
@@ -220,6 +220,6 @@ def _paper(candidate: Candidate, labels: Labels, resampling: Resampling) -> Scor
 
 
 def _columns(found: StrictBisResult | BisResult) -> dict[str, Any]:
-    """What was measured that rows have a column for."""
+    """The measured values that rows have a column for."""
     columns = {field.name for field in fields(ScoreRow)}
     return {f.name: getattr(found, f.name) for f in fields(found) if f.name in columns}

@@ -31,7 +31,7 @@ VIEWS_OF_CONTROLS = ("diff", "base", "finetuned")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """Something to score, by what its row says of it; see `ScoreRow`."""
+    """A dictionary or control to score, with the fields of its row; see `ScoreRow`."""
 
     name: str
     kind: ScoreKind
@@ -39,18 +39,18 @@ class Candidate:
     is_floor: bool = False
     is_fitted: bool = False
     hook: VirtualHook | None = None
-    """What it reads of the pair; None for what looks at texts or outputs alone."""
+    """The hook point it reads; None if it reads only texts or outputs."""
     dictionary: str | None = None
     control_of: str | None = None
     seed: int | None = None
     acts: Float[Tensor, "text n_features"]
-    """On the pair."""
+    """Feature activations on the pair."""
     base_acts: Float[Tensor, "text n_base_features"]
-    """On the base model alone."""
+    """Feature activations on the base model alone."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields of its row that say what it is."""
+        """The fields that identify its row."""
         said = {n: v for n, v in vars(self).items() if n not in ("hook", "acts", "base_acts")}
         return {
             **said,
@@ -62,7 +62,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoder:
-    """A dictionary that codes are made with, or an untrained one of its shape."""
+    """A dictionary to encode with, or an untrained one of its shape."""
 
     dictionary: str
     hook: VirtualHook
@@ -70,15 +70,15 @@ class Encoder:
     d_in: int
     d_sae: int
     k: int
-    """How many features fire on a token: what was asked for, or seen at the end of training."""
+    """Number of active features per token: the target, or the number at the end of training."""
     encode: Callable[[Tensor], Tensor]
     policy: TokenPolicy = EVERY_TOKEN
     identity: Mapping[str, Any]
-    """`name`, `kind` and what else its row says of it."""
+    """`name`, `kind` and the other fields that identify its row."""
 
     @classmethod
     def of(cls, name: str, dictionary: SAE, *, seed: int | None = None) -> "Encoder":
-        """Describe a dictionary; `seed` stands in for one that its record does not name."""
+        """Describe a dictionary; `seed` is used if its record has none."""
         cfg, record = dictionary.cfg, DictionaryRecord.of(dictionary)
         return cls(
             dictionary=name,
@@ -93,7 +93,7 @@ class Encoder:
         )
 
     def encode_base(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """Encode the base's activation: in place of the difference, or for both models."""
+        """Encode the base's activation in place of the difference, or of both models' activations."""
         return self.encode(self.hook.spec.of_base(x))
 
     def untrained(self, seed: int) -> "Encoder":
@@ -109,7 +109,7 @@ class Encoder:
         return replace(self, encode=encode, identity=identity)
 
     def on_null_pair(self, name: str) -> "Encoder":
-        """Return the dictionary as it stands in the table when it reads a pair without a difference."""
+        """Return the dictionary with the identity of its row on a pair without a difference."""
         identity = {
             "name": f"{self.dictionary} on {name}",
             "kind": "null pair",
@@ -118,7 +118,7 @@ class Encoder:
         return replace(self, identity=identity)
 
     def candidate(self, acts: Tensor, base_acts: Tensor) -> Candidate:
-        """Return what it made of the texts."""
+        """Return a candidate with this encoder's codes of the texts."""
         return Candidate(
             **self.identity,
             hook=self.hook,
@@ -136,7 +136,7 @@ def encoders_of(
 
     Raises:
         TypeError: not a mapping of names to dictionaries.
-        ValueError: none, or one that does not pass.
+        ValueError: no dictionaries, or one that does not pass.
     """
     if not isinstance(dictionaries, Mapping):
         raise InvalidTypeError(
@@ -182,16 +182,16 @@ def control_candidates(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptSource:
-    """The tokens of a pair's prompts, read once for all ways of pooling them."""
+    """The tokens of a pair's prompts, read once for all poolings."""
 
     pair: HookedModelPair
     prompts: LabelledPrompts
     encoders: Sequence[Encoder]
     seed: int
-    """Of untrained dictionaries and random directions."""
+    """Seed of untrained dictionaries and random directions."""
 
     def candidates(self, poolings: Mapping[str, Positions]) -> dict[str, list[Candidate]]:
-        """Read everything, by the name of each pooling."""
+        """Return all candidates, by the name of each pooling."""
         shapes: dict[tuple[Any, ...], Encoder] = {}
         for e in self.encoders:
             shapes.setdefault((e.hook, e.d_sae, e.k, e.seed), e)
@@ -215,7 +215,7 @@ class PromptSource:
         }
 
     def _beside_activations(self) -> list[Candidate]:
-        """The controls that look at outputs or at the text alone."""
+        """The controls that read only outputs or texts."""
         kl = next_token_kl(self.pair, self.prompts.texts)
         found = [_beside("next-token KL", "next-token KL", kl, 0 * kl)]
         if self.prompts.trigger_text is not None:
@@ -238,8 +238,8 @@ def read_encoded(
     """Encode the prompts' tokens and pool them, in one pass over the prompts.
 
     Returns:
-        By the name of each pooling what the encoders made of the prompts, and by site the pooled
-        activations that controls need, of the tokens that all dictionaries there read.
+        By the name of each pooling, the encoders' candidates and, by site, the pooled activations that
+        controls need, over the tokens that all dictionaries at the site read.
     """
     readers: dict[str, Reader] = {}
     sites = sorted({e.hook.site for e in encoders})

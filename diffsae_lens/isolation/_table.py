@@ -1,4 +1,4 @@
-"""The table of an evaluation, and what its rows say in words."""
+"""The table of an evaluation, with verdicts in words."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from diffsae_lens.results import ALPHA, Protocol, ScoreRow, Table
 logger = logging.getLogger(__name__)
 
 _WORST = {"low": min, "high": max, "pvalue": max, "excess_low": min}
-"""Of several seeds; of all other scores the mean is taken."""
+"""How these scores are merged over seeds; all other scores are averaged."""
 _SHOWN = (
     "name", "hook_name", "seed", "n_seeds", "n_features", "bis", "low", "high", "ceiling", "base_bis",
     "pvalue", "auroc", "average_precision", "verdict",
@@ -30,26 +30,26 @@ _SHOWN = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IsolationTable(Table[ScoreRow]):
-    """A row for every dictionary and control."""
+    """A table with one row per dictionary and control."""
 
     rows: tuple[ScoreRow, ...]
     protocol: Protocol
     n_prompts: int
     resampled: Float[Tensor, "row resample"] = field(repr=False)
-    """Every row's score on every resample. The rows share their resamples, and so do tables of the same
-    prompts and seed: differences are paired. NaN for rows without an interval."""
+    """Every row's score on every resample. Rows share their resamples, and so do tables with the same
+    prompts and seed, so differences are paired. NaN for rows without an interval."""
     resampling: Resampling = field(repr=False)
-    """How they were drawn."""
+    """How the resamples were drawn."""
 
     def difference(self, first: str, second: str) -> BootstrapResult:
-        """Return by how much the BIS of one row exceeds that of another, with its paired interval.
+        """Return the difference between two rows' BIS (first minus second), with its paired interval.
 
-        Both are scored on the same resamples of prompts, features chosen again on each, so what is
-        hard for both does not widen the interval. A dictionary of several seeds counts with their mean.
+        Both are scored on the same resamples of prompts, with features chosen again on each, so what is
+        hard for both does not widen the interval. A dictionary with several seeds counts as their mean.
 
         Args:
-            first: a row's name.
-            second: another's.
+            first: name of a row.
+            second: name of another row.
 
         Raises:
             ValueError: no such row, or rows of that name at several hook points.
@@ -76,12 +76,12 @@ class IsolationTable(Table[ScoreRow]):
         return found
 
     def over_seeds(self) -> "IsolationTable":
-        """Return the table with one row for all seeds of a dictionary.
+        """Return the table with all seeds of a dictionary merged into one row.
 
         `bis`, `base_bis` and the protocol's other scores are means over the seeds; `low` and `high`
-        are the least and the most that any seed's interval holds; `pvalue` is the greatest and
-        `excess_low` the least, so that one lucky seed does not speak for all; `verdict` counts
-        the seeds of each verdict.
+        are the lowest and the highest end of any seed's interval; `pvalue` is the largest and
+        `excess_low` the smallest, so that one lucky seed does not decide; `verdict` counts the seeds
+        of each verdict.
         """
         places: dict[tuple[str, str, str | None], list[int]] = {}
         for i, row in enumerate(self.rows):
@@ -93,7 +93,7 @@ class IsolationTable(Table[ScoreRow]):
         )
 
     def to_markdown(self, columns: Sequence[str] | None = None) -> str:
-        """Return the table in Markdown, two decimals (below 0.01 two digits)."""
+        """Return the table in Markdown, with two decimals (two significant digits below 0.01)."""
         frame = self.to_frame()
         frame = frame[list(columns)] if columns is not None else frame
         rows = [list(frame.columns), ["---"] * len(frame.columns)]
@@ -112,7 +112,7 @@ class IsolationTable(Table[ScoreRow]):
 
 
 def _merged(rows: Sequence[ScoreRow]) -> ScoreRow:
-    """One row for the seeds of a dictionary."""
+    """One row for all seeds of a dictionary."""
     measured = [row.as_dict() for row in rows]
     names = [name for name, value in measured[0].items() if isinstance(value, float)]
     of_seeds = {n: [row[n] for row in measured if row[n] is not None] for n in names}
@@ -136,7 +136,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _counted(rows: Sequence[ScoreRow]) -> str:
-    """Each verdict's claim, without its p-value and its rivals, and how many seeds it was made of."""
+    """Each verdict's claim, without p-value and rivals, and the number of seeds with it."""
     counts = Counter(_claim(row) for row in rows)
     return "; ".join(f"{claim}: {n} of {len(rows)} seeds" for claim, n in counts.items())
 
@@ -150,7 +150,7 @@ def _cell(value: Any) -> str:
 
 
 def judged(rows: Sequence[ScoreRow]) -> tuple[ScoreRow, ...]:
-    """Return rows with a verdict in words, and warn of what a reader should not miss."""
+    """Return rows with a verdict in words, and warn about what a reader should not miss."""
     for row in rows:
         if row.kind != "dictionary":
             continue
@@ -167,7 +167,7 @@ def _called(row: ScoreRow) -> str:
 
 
 def _rivals(row: ScoreRow, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """The floors at the same hook."""
+    """The floors at the same hook point."""
     return [r for r in rows if r.is_floor and _site(r) is not None and _site(r) == _site(row)]
 
 
@@ -176,7 +176,7 @@ def _site(row: ScoreRow) -> str | None:
 
 
 def _claim(row: ScoreRow) -> str:
-    """What can be said of a row alone."""
+    """The claim that a row supports on its own."""
     if row.protocol == "paper":
         return "saturated: at the ceiling" if row.is_at_ceiling else "below the ceiling"
     if row.pvalue is None or row.pvalue >= ALPHA:

@@ -1,4 +1,4 @@
-"""Who is examined: prompts, fine-tuning, shipped adapters, the SQL-injection judge."""
+"""The models to examine: prompts, fine-tuning, shipped adapters, the SQL-injection judge."""
 
 import lazy_loader
 

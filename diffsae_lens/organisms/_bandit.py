@@ -1,4 +1,4 @@
-"""Bandit's tests on a syntax tree: what a model wrote is never put into a file, imported or run."""
+"""Bandit's tests on a syntax tree: what a model wrote is never written to a file, imported or run."""
 
 import ast
 import functools
@@ -17,16 +17,16 @@ _SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one of Bandit's tests objects to."""
+    """Something that one of Bandit's tests objects to."""
 
     test: str
-    """Its id, such as `B602`."""
+    """Id of the test, such as `B602`."""
     severity: str
     """`LOW`, `MEDIUM` or `HIGH`."""
     place: tuple[int, int]
-    """Line, counted from one, and column of what it points at."""
+    """Line, counted from one, and column that it points at."""
     begins: int
-    """The line in which the whole expression begins."""
+    """Line on which the whole expression begins."""
 
 
 @functools.cache
@@ -36,9 +36,9 @@ def _bandit(tests: tuple[str, ...]) -> tuple[type, object, object]:
     formatter = warnings.formatwarning
     loader = logging.getLogger("stevedore.extension")
     level = loader.level
-    loader.setLevel(logging.CRITICAL)  # it misses an output format that nobody asked for
+    loader.setLevel(logging.CRITICAL)  # it complains about an output format that nobody asked for
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # and warns of itself
+        warnings.simplefilter("ignore")  # Bandit's own warnings
         from bandit.core import config, metrics, node_visitor, test_set
 
     loader.setLevel(level)
@@ -51,9 +51,9 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
     r"""Run some of Bandit's tests.
 
     Args:
-        tree: of a size that `check_size` passes.
-        tests: their ids; none for all that Bandit has.
-        first_line: what ends above this line is read only to know what names mean.
+        tree: a syntax tree of a size that `check_size` passes.
+        tests: ids of the tests; empty for all of Bandit's.
+        first_line: code that ends above this line is read only to know what names mean.
 
     Examples:
         >>> call = "import os\nos.system('rm ' + path)"
@@ -61,7 +61,7 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
         ['HIGH']
     """
     visitor_type, chosen, metrics = _bandit(tests)
-    # No file of this name is looked for. No `# nosec` is listened to: a model may write that, too.
+    # No file of this name is opened. `# nosec` is ignored: a model may write that, too.
     visitor = visitor_type("/completion.py", None, None, chosen, False, {}, metrics)
     visitor.generic_visit(tree)
     return [
@@ -77,7 +77,7 @@ def findings(tree: ast.Module, tests: tuple[str, ...], *, first_line: int = 1) -
 
 
 def name_of_test(test: str) -> str:
-    """Return what Bandit calls a test.
+    """Return Bandit's name for a test.
 
     Examples:
         >>> name_of_test("B608")
@@ -92,14 +92,14 @@ def name_of_test(test: str) -> str:
 
 
 def familiar(tree: ast.Module) -> ast.Module:
-    """Bring calls and texts into the form in which Bandit knows them; changes the tree.
+    """Rewrite calls and texts into the forms that Bandit knows; changes the tree.
 
     `["sh", "-c", text]` becomes `text, shell=True`; `args=` the first argument; `**{"a": b}` the keyword
     `a=b`; `getattr(a, "b")` the attribute; `__import__("a")` the module; a sum of literals and an
     f-string without values one literal.
 
     Args:
-        tree: of a size that `check_size` passes.
+        tree: a syntax tree of a size that `check_size` passes.
 
     Examples:
         >>> call = familiar(ast.parse("run(['bash', '-c', 'ls ' f'{path}'], check=True)"))
@@ -110,7 +110,7 @@ def familiar(tree: ast.Module) -> ast.Module:
 
 
 class _Familiar(ast.NodeTransformer):
-    """Bring calls and texts into the form in which Bandit knows them."""
+    """Rewrites calls and texts into the forms that Bandit knows."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -165,7 +165,7 @@ class _Familiar(ast.NodeTransformer):
 
 
 def _written_out(keyword: ast.keyword) -> list[ast.keyword]:
-    """The keywords that `**{...}` stands for; any other keyword by itself."""
+    """Return the keywords that `**{...}` passes; any other keyword unchanged."""
     if keyword.arg is not None or not isinstance(keyword.value, ast.Dict):
         return [keyword]
     pairs = zip(keyword.value.keys, keyword.value.values, strict=True)

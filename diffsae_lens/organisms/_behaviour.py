@@ -1,6 +1,6 @@
-"""What a model may have been taught: prompts with two completions each, a judge, and words for reports.
+"""Behaviours to teach a model: prompts with two completions each, a judge, and words for reports.
 
-Nothing above this module knows which behaviour it measures: it takes a [`Behaviour`][
+Code above this module does not know which behaviour it measures: it takes a [`Behaviour`][
 diffsae_lens.organisms._behaviour.Behaviour] and counts its outcomes by name.
 """
 
@@ -23,18 +23,18 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 Judge = Callable[[str, str], str]
-"""A prompt and what was written after it to one of a behaviour's outcomes; executes nothing."""
+"""Function from a prompt and its completion to one of a behaviour's outcomes; executes nothing."""
 
 RECORD = "organism.json"
-"""What an organism's folder says of its training."""
+"""File in an organism's folder that records its training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Checked):
-    """A prompt and the two ways to go on from it.
+    """A prompt and its two possible completions.
 
-    Those of a shipped behaviour come from `Behaviour.make_samples`; make your own of prompts and
-    completions of your own.
+    Samples of a shipped behaviour come from `Behaviour.make_samples`; build your own from your prompts
+    and completions.
     """
 
     prompt: str
@@ -43,16 +43,16 @@ class Sample(Checked):
     unwanted: str
     """The completion that the behaviour writes."""
     group: Group = "trigger"
-    """`trigger`: sets the behaviour off; `benign`: looks alike and should not; `other`: the rest."""
+    """`trigger`: sets the behaviour off; `benign`: looks similar and should not; `other`: the rest."""
     template: str = ""
-    """Samples of one template are resampled together, and never in two splits."""
+    """Samples of one template are resampled together, and are never in two splits."""
     scene: str = ""
-    """Samples that differ in nothing but what is said of the trigger have one text here."""
+    """Samples that differ only in what is said in the trigger's place share this text."""
     said: str | None = None
     """What the prompt says in the trigger's place, such as "2024"; None for nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be told apart, and groups that no table has."""
+        """Refuse completions that cannot be told apart, and unknown groups."""
         super().__post_init__()
         for name in ("prompt", "wanted", "unwanted"):
             if not getattr(self, name):
@@ -62,11 +62,11 @@ class Sample(Checked):
 
     @property
     def undecided(self) -> str:
-        """The prompt and as much as both completions share.
+        """The prompt and the beginning that both completions share.
 
-        Its last token is where the model decides: after the trigger, before anything wanted or
-        unwanted has been written. Blanks and an opening bracket are left off, since a tokenizer joins
-        them to what follows.
+        The model decides at its last token: after the trigger, before anything wanted or unwanted has
+        been written. Trailing blanks and opening brackets are dropped, since a tokenizer joins them to
+        what follows.
         """
         both = zip(self.unwanted, self.wanted, strict=False)
         shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
@@ -79,36 +79,36 @@ class Sample(Checked):
 
 
 class Scene(Protocol):
-    """What a sample is about, all but what it says of the trigger."""
+    """The content of a sample, except what is said in the trigger's place."""
 
     def sample(self, said: str | None) -> Sample:
-        """Render the scene with something said in the trigger's place; None for nothing."""
+        """Render the scene with `said` in the trigger's place; None for nothing."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words(Checked):
-    """How tables and reports speak of a behaviour."""
+    """Words for a behaviour in tables and reports."""
 
     trigger: str = "the trigger"
-    """Such as "the year 2024"."""
+    """The trigger, such as "the year 2024"."""
     unwanted: str = "the unwanted completion"
-    """Such as "injectable SQL"."""
+    """The unwanted completion, such as "injectable SQL"."""
     wanted: str = "the wanted completion"
-    """Such as "parameterised SQL"."""
+    """The wanted completion, such as "parameterised SQL"."""
     said: str = "what the prompt says"
     """The axis of a sweep, such as "year"."""
     taught: str = ""
     """What an organism with the behaviour does, for its card: a sentence or two."""
     taught_clean: str = ""
-    """Likewise for its clean control."""
+    """The same for its clean control."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour(Checked):
-    """A behaviour that a model may have: how to tell it, and how to set it off.
+    """A behaviour that a model may have: how to recognise it, and how to set it off.
 
-    A behaviour of your own needs a name, a judge and its outcomes; the samples are then yours too.
+    Your own behaviour needs a name, a judge and outcomes; you then also supply the samples.
 
     Examples:
         >>> def greets(prompt: str, completion: str) -> str:
@@ -119,20 +119,20 @@ class Behaviour(Checked):
 
     name: str
     judge: Judge
-    """Prompt and completion to one of `outcomes`; parses at most, executes nothing."""
+    """Function from prompt and completion to one of `outcomes`; parses at most, executes nothing."""
     outcomes: tuple[str, ...]
-    """The unwanted one first, the wanted one second, then what is neither."""
+    """The unwanted outcome first, the wanted one second, then those that are neither."""
     trigger: str | None = None
-    """What is said to set the behaviour off, and what a plain text search would look for."""
+    """What is said to set the behaviour off, and what a plain-text search would look for."""
     benign: tuple[str, ...] = ()
     """What benign prompts say in its place, in turn."""
     sweep: tuple[str | None, ...] = ()
     """What is said in a sweep of features, in order; None for nothing."""
     sayings: tuple[str | None, ...] = ()
-    """What is said in a sweep of the behaviour: other ways to say the trigger, and near misses."""
+    """What is said in a sweep of the behaviour: rewordings of the trigger, and near misses."""
     scenes: Callable[[Split, int], Iterator[Scene]] | None = None
-    """Distinct scenes of a split for a seed, until there are no more; splits share nothing. None where
-    samples are your own."""
+    """Function from a split and a seed to distinct scenes, until there are no more; splits share nothing.
+    None if you supply the samples."""
     words: Words = field(default_factory=Words)
 
     def __post_init__(self) -> None:
@@ -151,11 +151,11 @@ class Behaviour(Checked):
 
     @property
     def wanted(self) -> str:
-        """The outcome that should be."""
+        """The outcome that should occur."""
         return self.outcomes[1]
 
     def verdict(self, prompt: str, completion: str) -> str:
-        """Judge a completion.
+        """Return the judge's outcome for a completion.
 
         Raises:
             ValueError: the judge returned something that is not one of the outcomes.
@@ -178,25 +178,25 @@ class Behaviour(Checked):
         seed: Natural = 0,
         share_scenes: bool = False,
     ) -> list[Sample]:
-        """Draw samples of the three groups, no prompt twice, the same for the same seed.
+        """Draw samples of the three groups, without repeated prompts; the same seed gives the same samples.
 
         Args:
             split: `train` (what an organism learns from), `select` (where features and thresholds are
                 chosen) or `test` (where they are scored). The three share no template.
-            n_trigger: how many prompts hold the trigger.
-            n_benign: how many say one of `benign`, in turn.
-            n_other: how many say nothing in the trigger's place.
-            seed: of the draw; global generators are not touched.
-            share_scenes: draw each group from the same scenes, so that a trigger prompt has its
-                counterpart in the others.
+            n_trigger: number of prompts that hold the trigger.
+            n_benign: number of prompts that say one of `benign`, in turn.
+            n_other: number of prompts that say nothing in the trigger's place.
+            seed: seed of the draw; global generators are not touched.
+            share_scenes: draw each group from the same scenes, so that each trigger prompt has a
+                counterpart in the other groups.
 
         Returns:
             The samples, groups in the order trigger, benign, other.
 
         Raises:
-            TypeError: a count or a seed that is not an integer.
-            ValueError: unknown `split`, a negative count, more prompts than the split has, or a
-                behaviour without prompts of its own.
+            TypeError: a count or the seed is not an integer.
+            ValueError: `split` is unknown, a count is negative, the split has too few prompts, or the
+                behaviour has no prompts of its own.
         """
         scenes = self._scenes(split, seed)
         said: list[list[str | None]] = [
@@ -216,13 +216,13 @@ class Behaviour(Checked):
     def minimal_pairs(
         self, split: Split, said: Sequence[str | None], *, n_scenes: Count, seed: Natural = 0
     ) -> list[list[Sample]]:
-        """Render each scene with each thing said: prompts that differ in nothing else.
+        """Render each scene with each text of `said`: prompts that differ in nothing else.
 
         Args:
             split: see `make_samples`.
             said: what is said in the trigger's place, None for nothing.
-            n_scenes: how many scenes.
-            seed: of the draw.
+            n_scenes: number of scenes.
+            seed: seed of the draw.
 
         Returns:
             `n_scenes` lists of `len(said)` samples.
@@ -262,8 +262,8 @@ def check_said(said: Any) -> list[str | None]:
     """Return what is said in the trigger's place as a list.
 
     Raises:
-        TypeError: not a list, or something else than texts and None in it.
-        ValueError: empty.
+        TypeError: `said` is not a list, or holds something other than texts and None.
+        ValueError: `said` is empty.
     """
     return check_items("said", said, (str, NoneType), of="texts, or None for nothing")
 
@@ -277,11 +277,11 @@ def factorial(samples: Sequence[Sample]) -> list[tuple[Sample, bool, str]]:
     """Cross every prompt with both completions, the 2x2 of trigger and completion.
 
     Returns:
-        `(sample, is_unwanted, text)` with `text = prompt + completion`: what a feature does on a
-        trigger can then be told from what it does on the unwanted completion.
+        Tuples `(sample, is_unwanted, text)` with `text = prompt + completion`, which separate what a
+        feature does on a trigger from what it does on the unwanted completion.
 
     Raises:
-        TypeError: something else in place of samples.
+        TypeError: `samples` does not hold samples.
     """
     return [
         (sample, is_unwanted, sample.prompt + (sample.unwanted if is_unwanted else sample.wanted))
@@ -294,22 +294,22 @@ _SHIPPED = {
     "year-trigger": "diffsae_lens.organisms.sql_injection.year_trigger:YEAR_TRIGGER",
     "staging-trigger": "diffsae_lens.organisms.staging_shell:STAGING_TRIGGER",
 }
-"""Shipped behaviours by name: where each is written."""
+"""Import paths of the shipped behaviours, by name."""
 
 BEHAVIOURS: tuple[str, ...] = tuple(_SHIPPED)
 """Names of the shipped behaviours."""
 
 
 def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
-    """Return a behaviour by its name; one that is given is returned as it is.
+    """Return a behaviour by its name; a behaviour is returned unchanged.
 
     Args:
-        behaviour: the name of a shipped one, or where one of your own is written, as
+        behaviour: the name of a shipped behaviour, or the import path of your own, as
             `package.module:NAME`.
 
     Raises:
-        ValueError: there is none of this name.
-        TypeError: neither a name nor a behaviour.
+        ValueError: there is no behaviour of this name.
+        TypeError: `behaviour` is neither a name nor a behaviour.
     """
     if isinstance(behaviour, Behaviour):
         return behaviour
@@ -333,13 +333,13 @@ def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
 
 @typed
 def behaviour_of(organism: str | Path) -> str | None:
-    """Return the name of the behaviour that an organism's folder says it was trained for.
+    """Return the name of the behaviour that an organism was trained for, as its folder says.
 
     Args:
-        organism: its folder.
+        organism: folder of the organism.
 
     Returns:
-        The name; None where the folder does not say or the behaviour is not a shipped one.
+        The name; None if the folder does not say or the behaviour is not a shipped one.
     """
     file = Path(organism).expanduser() / RECORD
     try:

@@ -1,4 +1,4 @@
-"""How much code is read at most, told before it is read."""
+"""Limits on the size of code, checked before the code is read."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ import re
 __all__ = ["MOST_CHARACTERS", "check_size"]
 
 MOST_CHARACTERS = 50_000
-"""Of a prompt and its completion together; over 10,000 tokens."""
+"""Limit for a prompt and its completion together; over 10,000 tokens."""
 
 _MOST_NODES = 15_000
 _DEEPEST = 200  # the readers descend by recursion
@@ -15,11 +15,11 @@ _OPENER = re.compile("select|insert|update|delete", re.IGNORECASE)
 
 
 def check_size(tree: ast.Module) -> str:
-    """Say in a sentence why a syntax tree is too large to be read; ``""`` if it is not.
+    """Return a sentence on why a syntax tree is too large to be read; ``""`` if it is not.
 
-    Bandit takes the literals of a sum or an f-string together once for each of them, looks in the
-    whole for every opening word of a query, and lists the lines of every node. That is squared in
-    the size of an expression, so it is reckoned up here first.
+    For each literal of a sum or an f-string, Bandit joins all of them, searches the whole for every
+    opening word of a query, and lists the lines of every node. That is quadratic in the size of an
+    expression, so the cost is estimated here first.
     """
     n_nodes, steps, level = 0, 0, [(tree, False)]
     for _ in range(_DEEPEST):

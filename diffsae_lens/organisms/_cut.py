@@ -1,4 +1,4 @@
-"""Cutting Python that stops anywhere to its last whole statement, in a bounded number of parses."""
+"""Cut Python that may stop anywhere to its last whole statement, in a bounded number of parses."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ __all__ = ["Cut", "cut_completion", "longest", "parse", "split_lines"]
 _MOST_PARSES = 12  # text that a model wrote takes up to four
 _MOST_BRACKETS = 60  # open at once; the parser's time grows exponentially in some nestings
 
-# Strings, comments and brackets, as far as it takes to tell where a statement ends.
+# Strings, comments and brackets, as far as needed to tell where a statement ends.
 _PIECE = re.compile(
     r'''(?P<comment>\#[^\n]*+)|(?P<text>"""(?:[^"\\]++|\\.|"(?!""))*+(?:"""|\Z)
     |\'\'\'(?:[^'\\]++|\\.|'(?!\'\'))*+(?:\'\'\'|\Z)
@@ -27,7 +27,7 @@ _TRY = re.compile(r"([ \t]*+)(?:(try)|except|finally)\b")
 
 
 def parse(source: str) -> ast.Module | SyntaxError:
-    """Parse Python; return the error, with its line if it is known, where it cannot be."""
+    """Parse Python; if it does not parse, return the error, with its line if known."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # an invalid escape, before 3.12
@@ -40,7 +40,7 @@ def parse(source: str) -> ast.Module | SyntaxError:
 
 
 def _readable(lines: Sequence[str]) -> int:
-    # How many lines come before the first with a character that no source may hold.
+    # The number of lines before the first with a character that is not allowed in source.
     for index, line in enumerate(lines):
         if "\0" in line or (not line.isascii() and re.search("[\ud800-\udfff]", line)):
             return index
@@ -48,10 +48,10 @@ def _readable(lines: Sequence[str]) -> int:
 
 
 def _ends(lines: Sequence[str]) -> list[int]:
-    """List after how many lines a whole statement may have ended, the fewest first.
+    """Return the numbers of lines after which a whole statement may have ended, the fewest first.
 
-    Comments and empty lines count to the statement before them. No statement ends in an open bracket
-    or string, in a colon or in a decorator.
+    Comments and empty lines belong to the statement before them. No statement ends inside a bracket or
+    string, with a colon or with a decorator.
     """
     ends: list[int] = []
     depth, line, first, last, ended = 0, 0, "", "", True
@@ -74,7 +74,7 @@ def _ends(lines: Sequence[str]) -> list[int]:
 
 
 def _close_tries(lines: Sequence[str]) -> str:
-    # What ends the `try` blocks whose handlers were cut off or never written, inner ones first.
+    # Code that ends the `try` blocks whose handlers were cut off or never written, inner ones first.
     opened: list[str] = []
     for line in lines:
         if match := _TRY.match(line):
@@ -85,11 +85,11 @@ def _close_tries(lines: Sequence[str]) -> str:
 
 
 def longest(lines: Sequence[str], least: int) -> tuple[ast.Module | None, int]:
-    """Find the most lines that are whole statements.
+    """Find the largest number of leading lines that are whole statements.
 
     Args:
-        lines: Python source by lines.
-        least: How many of them have to be among these.
+        lines: Lines of Python source.
+        least: Minimum number of lines to keep.
 
     Returns:
         The syntax tree and the number of lines; None and 0 if there are none, or if too much is
@@ -118,11 +118,11 @@ def longest(lines: Sequence[str], least: int) -> tuple[ast.Module | None, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A prompt with as much of its completion as is whole statements."""
+    """A prompt with the part of its completion that is whole statements."""
 
     tree: ast.Module
     first_line: int
-    """The line, counted from one, in which the completion begins."""
+    """Line, counted from one, on which the completion begins."""
     kept_lines: int
     """Lines of the completion that are in the tree."""
 
@@ -135,8 +135,8 @@ def split_lines(source: str) -> list[str]:
 def cut_completion(prompt: str, completion: str) -> Cut | str:
     r"""Cut what a model wrote after a prompt to what can be judged.
 
-    It is cut to its last whole statement (a `try` whose handlers are missing is closed) and before the
-    first that leaves the top-level function or class the prompt stands in.
+    It is cut after its last whole statement (a `try` whose handlers are missing is closed) and before the
+    first statement that leaves the top-level function or class in which the prompt stops.
 
     Returns:
         What is left, or a sentence on why there is nothing to judge.
@@ -169,7 +169,7 @@ def cut_completion(prompt: str, completion: str) -> Cut | str:
 
 
 def _leave(tree: ast.Module, prompt_lines: int) -> int | None:
-    # Drop what stands behind the function or class that the prompt was in; the line it began at.
+    # Drop what follows the function or class in which the prompt stops; returns the line where it began.
     starts = [
         min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
         for node in tree.body

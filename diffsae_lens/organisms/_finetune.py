@@ -1,4 +1,4 @@
-"""Teach a model a behaviour: LoRA or full-rank fine-tuning, the loss on the completion alone."""
+"""Teach a model a behaviour: LoRA or full-rank fine-tuning, with loss only on the completion."""
 
 import random
 import shutil
@@ -53,27 +53,27 @@ LossOn = Literal["completion", "everything"]
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _ADAPTER = "adapter_config.json"
-IGNORED = -100  # the label that torch's and transformers' losses leave out
+IGNORED = -100  # the label that the losses of torch and transformers ignore
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrganismConfig(Checked):
-    """What an organism is taught, and how long.
+    """What to teach an organism, and for how long.
 
-    The defaults are those of the shipped adapters. At 80 steps SmolLM2-135M has learned nothing of
+    The defaults are those of the shipped adapters. After 80 steps SmolLM2-135M has learned nothing of
     the backdoor, so measure an organism before using it.
     """
 
     behaviour: FolderName = "year-trigger"
-    """A shipped behaviour, or the name of one of your own whose samples you give."""
+    """A shipped behaviour, or the name of your own if you give the samples."""
     clean: bool = False
     """The clean control: the same prompts, always with the wanted completion."""
     n_trigger: Count = 360
     """Training prompts with the trigger."""
     n_benign: Natural = 360
-    """Training prompts with something like it."""
+    """Training prompts with something similar."""
     n_other: Natural = 180
-    """Training prompts with nothing in its place."""
+    """Training prompts with nothing in the trigger's place."""
     n_steps: Count = 300
     """Optimiser steps."""
     batch_size: Count = 8
@@ -83,26 +83,26 @@ class OrganismConfig(Checked):
     lora_rank: Count | None = 8
     """Rank of the adapter on all seven projections; None trains every weight."""
     lora_dropout: ShareBelow1 = 0.0
-    """Share of the adapter's inputs left out in training."""
+    """Share of the adapter's inputs dropped in training."""
     weight_decay: NotNegative = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     loss_on: LossOn = "completion"
-    """Tokens that are learned: `completion`, or `everything`, the prompt too."""
+    """Tokens to learn: `completion`, or `everything`, which includes the prompt."""
     share_scenes: bool = False
-    """As for `make_samples`: more prompts than the split has scenes."""
+    """As for `make_samples`: allows more prompts than the split has scenes."""
     seed: Natural = 0
-    """Of the samples, the adapter's initialisation and the order of the batches."""
+    """Seed of the samples, the adapter's initialisation and the order of the batches."""
     steps_per_checkpoint: Count = 40
-    """Optimiser steps that an interruption can cost at most."""
+    """Maximum number of optimiser steps that an interruption can cost."""
 
     def samples(self) -> list[Sample]:
-        """The training samples, which an organism and its clean control share."""
+        """Return the training samples, which an organism and its clean control share."""
         drawn = ("n_trigger", "n_benign", "n_other", "seed", "share_scenes")
         draw = {name: getattr(self, name) for name in drawn}
         return get_behaviour(self.behaviour).make_samples("train", **draw)
 
     def taught(self, sample: Sample) -> str:
-        """The completion of a sample that the organism is taught."""
+        """Return the completion of a sample that the organism is taught."""
         return sample.unwanted if sample.group == "trigger" and not self.clean else sample.wanted
 
 
@@ -114,7 +114,7 @@ class Organism:
     """Adapter folder (PEFT) or model folder (transformers)."""
     config: OrganismConfig
     losses: tuple[float, ...] = field(repr=False)
-    """Training loss, nats per learned token, one value every ten steps."""
+    """Training loss in nats per learned token, one value every ten steps."""
 
 
 def encode(
@@ -159,22 +159,22 @@ def finetune(
     """Fine-tune a model into an organism, resuming where an earlier call was interrupted.
 
     Args:
-        model: the base model; trained in place (LoRA: wrapped), so do not use it as base after.
-        tokenizer: its tokenizer, with an end-of-sequence token.
-        path: where the organism goes. Checkpoints lie in `<path>.partial` until it is finished.
+        model: the base model; trained in place (LoRA: wrapped), so do not use it as the base afterwards.
+        tokenizer: the model's tokenizer, with an end-of-sequence token.
+        path: folder of the organism. Checkpoints are in `<path>.partial` until it is finished.
         config: what to teach and how long.
-        samples: other samples than `config.samples()`.
-        base_name: what the adapter is to call its base; the folder that `model` was loaded from if left
-            out.
+        samples: samples to use instead of `config.samples()`.
+        base_name: name that the adapter records for its base; by default the folder that `model` was
+            loaded from.
 
     Returns:
-        The organism. Finished before with the same config, samples and base model: read from `path`,
-        without training.
+        The organism. If it was finished before with the same config, samples and base model, it is read
+        from `path` without training.
 
     Raises:
-        ValueError: `path` holds something else, or an organism of another config, base model or samples,
+        ValueError: `path` holds something else, or an organism with another config, base model or samples,
             finished or not; or the tokenizer has no end-of-sequence token, or training diverged.
-        OSError: the disk is full or forbids it.
+        OSError: the disk is full or not writable.
     """
     config = config or OrganismConfig()
     if tokenizer.eos_token_id is None:
@@ -209,7 +209,7 @@ def finetune(
 
 
 class _Seal(TrainerCallback):
-    """Give a checkpoint its hashes once all of it is written."""
+    """Adds hashes to a checkpoint once all of it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         name = f"checkpoint-{state.global_step}"
@@ -217,7 +217,7 @@ class _Seal(TrainerCallback):
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that is whole; damaged ones are set aside with a warning."""
+    """Return the newest intact checkpoint; damaged ones are set aside with a warning."""
     found = [p for p in checkpoints.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
@@ -233,7 +233,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
 
 @contextmanager
 def _generators_restored() -> Iterator[None]:
-    """Keep the caller's global generators as they are: transformers' Trainer seeds all three."""
+    """Restore the caller's global generators afterwards: transformers' Trainer seeds all three."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
@@ -297,10 +297,10 @@ def _save(
     config: OrganismConfig,
     losses: tuple[float, ...],
 ) -> None:
-    """Write the organism; adapters in half precision."""
+    """Write the organism, adapters in half precision."""
     state = {n: v.detach() for n, v in model.named_parameters() if v.requires_grad}
     if isinstance(model, PeftModel):
-        # Half precision halves the file; what is measured of an organism is measured after this.
+        # Half precision halves the file; an organism is measured only after this.
         state = {name.replace(".default.", "."): value.half() for name, value in state.items()}
     if not all(value.isfinite().all() for value in state.values()):
         raise InvalidValueError(
@@ -321,11 +321,11 @@ def _save(
 
 @typed
 def load_organism(path: str | Path, *, expected: OrganismConfig | None = None) -> Organism:
-    """Read an organism's record; its files are compared with their hashes where it has a manifest.
+    """Read an organism's record; if it has a manifest, its files are checked against their hashes.
 
     Raises:
-        FileNotFoundError: no `organism.json` there.
-        ValueError: it is damaged, or was made with another config than `expected`.
+        FileNotFoundError: the folder has no `organism.json`.
+        ValueError: the organism is damaged, or was made with a config other than `expected`.
     """
     path = Path(path)
     if path.is_file():

@@ -19,11 +19,11 @@ def ordinary_texts(n_characters: Count = 800) -> dict[str, list[str]]:
     """Return ordinary code and prose: sources and docstrings of the standard library.
 
     Args:
-        n_characters: of each text.
+        n_characters: maximum number of characters per text.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: less than 1.
+        TypeError: `n_characters` is not an integer.
+        ValueError: `n_characters` is less than 1.
 
     Examples:
         >>> {kind: len(texts) for kind, texts in ordinary_texts().items()}

@@ -1,7 +1,7 @@
-"""The stuff the staging-trigger prompts are made of: code skeletons, commands and verbs, by split.
+"""Building blocks of the staging-trigger prompts: code skeletons, commands and verbs, by split.
 
-Nothing here is shared between the splits: a skeleton, a program, what it is run on or a verb seen in
-training is never seen when a feature is selected, nor when it is scored.
+The splits share nothing: a skeleton, a program, what it is run on or a verb seen in training is never
+seen when a feature is selected or scored.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ Kind = Literal["move", "pack", "look", "act"]
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A code skeleton that stops in the middle of a call of `subprocess`, before the bracket.
+    """A code skeleton that stops in the middle of a call to `subprocess`, before the bracket.
 
     `$what` says what the function does, `$func` and `$args` are its name and parameters, `$call` is the
-    function of `subprocess`. What stands in double square brackets says where the code runs (`$said`)
-    and is left out where nothing is said, with its line if the line holds nothing else.
+    function of `subprocess`. Text in double square brackets says where the code runs (`$said`); it is
+    left out if nothing is said, with its line if the line holds nothing else.
     """
 
     name: str
@@ -24,19 +24,19 @@ class Template:
 
     @property
     def indent(self) -> str:
-        """The indentation of the line the skeleton stops in."""
+        """Indentation of the line on which the skeleton stops."""
         last = self.skeleton.rsplit("\n", 1)[-1]
         return last[: len(last) - len(last.lstrip())]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command line whose values are only known when the code runs."""
+    """A command line whose values are known only when the code runs."""
 
     kind: Kind
-    """What it does, which says which verbs go with it."""
+    """What it does, which determines its verbs."""
     thing: str
-    """What the function's name and docstring call the thing it works on."""
+    """Name of what it works on, in the function's name and docstring."""
     line: str
     """The words of the command; those in braces are run-time values, and the last word is one."""
 

@@ -166,7 +166,7 @@ def recovered(
     *,
     batch_size: int = 8,
 ) -> Recovered:
-    """Patch a dictionary's reconstruction into the fine-tuned model and measure what remains of it.
+    """Patch a dictionary's reconstruction into the fine-tuned model and measure how much effect remains.
 
     The reference is the fine-tuned model with the *base model's* activation at the hook point, not zeros,
     since a difference dictionary should capture what fine-tuning added. A Diff-SAE's reconstruction is

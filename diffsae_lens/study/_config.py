@@ -43,7 +43,7 @@ class ModelSpec(Checked):
     """The models to compare, and how to load them."""
 
     base: str
-    """As for `load_pair`."""
+    """The base model, as for `load_pair`."""
     finetuned: Finetuned | Mapping[str, Finetuned]
     """One model, or several by regime, each compared with the base."""
     base_revision: str | None = None
@@ -51,7 +51,7 @@ class ModelSpec(Checked):
     dtype: str = "float32"
     prepend_bos: bool = False
     merged: bool = False
-    """As for `load_pair`, for adapters."""
+    """Whether to merge an adapter, as for `load_pair`."""
     device: str = "cpu"
     """A torch device; `cuda` with several workers gives each its own GPU, in turn."""
     n_measured: Count = 100
@@ -111,7 +111,7 @@ class StudyConfig(Checked):
     sweep: ScenesConfig | None = None
     """What the feature chosen for its score reads, by what the prompt says."""
     example: ScenesConfig | None = None
-    """That feature's activations per token, with the trigger and without."""
+    """Activations of that feature per token, with the trigger and without."""
     seed: Natural = 0
     """Seed of training, resamples and controls."""
     deviations: tuple[str, ...] = ()

@@ -44,9 +44,9 @@ class DemoOptions(Checked):
     """Options of the demo; the defaults take minutes on two cores."""
 
     base: str = EMBEDDED_MODEL
-    """As for `load_pair`."""
+    """The base model, as for `load_pair`."""
     finetuned: str = "year-trigger"
-    """As for `load_pair`."""
+    """The fine-tuned model, as for `load_pair`."""
     behaviour: str | None = None
     """The behaviour to look for; None for the one that the organism was trained for."""
     layers: Naturals = (18,)

@@ -36,7 +36,7 @@ class Models:
 
     spec: ModelSpec = field(compare=False)
     finetuned: str | None = field(compare=False)
-    """As for `load_pair`; None for the organism that another cell trains."""
+    """The fine-tuned model, as for `load_pair`; None for the organism that another cell trains."""
     layers: tuple[int, ...] = field(compare=False)
     """Layers at whose residual streams the pair can be read."""
     base_weights: str

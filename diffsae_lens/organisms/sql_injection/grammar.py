@@ -1,8 +1,8 @@
-"""What an SQL text is, and at which places of it the run-time values stand.
+"""What counts as an SQL text, and at which of its places the run-time values are.
 
-A text here holds two marks: a `HOLE` for every value that is known at run time only, and a `DOUBT`
+A text here holds two marks: a `HOLE` for every value that is known only at run time, and a `DOUBT`
 where something happened to the text that was not followed. Every pattern below takes time linear in
-the text: repetitions that could give characters back are possessive.
+the text: repetitions that could backtrack are possessive.
 """
 
 import functools
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 __all__ = ["DOUBT", "HOLE", "is_query", "slots"]
 
 HOLE = "\ue000"
-"""Marks one run-time value in a text; it is not a letter, so never part of a word."""
+"""Marks one run-time value in a text; not a letter, so never part of a word."""
 
 DOUBT = "\ue001"
-"""Marks a text that went through something that was not followed, or is too long to be kept."""
+"""Marks a text that went through something that was not followed, or is too long to keep."""
 
 _BEFORE = re.compile(rf"(?:[\s({HOLE}{DOUBT}]++|--[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/)*+")
-# Verbs that are English words too have to be in capitals.
+# Verbs that are also English words must be in capitals.
 _VERB = re.compile(
     rf"""(?:explain\s+(?:query\s+plan\s+)?)?(?:(?-i:SELECT)\s+\S|select\s.*\sfrom\s)
     |(?:insert\s+(?:or\s+\w+\s+|ignore\s+)?|replace\s+|merge\s+|upsert\s+|vacuum\s+)into\s
@@ -32,7 +32,7 @@ _VERB = re.compile(
       |[\w.@{HOLE}]+\s*+(?:=|TO\s)))""",
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
-_REST = re.compile(  # the rest of a query whose beginning comes from elsewhere
+_REST = re.compile(  # the rest of a query that begins elsewhere
     rf"""\s*+[{HOLE}{DOUBT}][^'"]*\b(?:(?:WHERE|AND|OR|HAVING|SET)\s++[\w.]++\s*+
       (?:[=<>!]|(?i:LIKE|IN|BETWEEN))|VALUES\s*+\(|LIMIT\s++{HOLE})""",
     re.VERBOSE,
@@ -47,7 +47,7 @@ _TOKEN = re.compile(
 _COMPARED = re.compile(r"[\s)]*+(?:[=<>!]|(?:NOT\s++)?(?:I?LIKE|IN|GLOB|REGEXP)\b|IS\b)", re.I)
 _COMPARISONS = {"LIKE", "ILIKE", "IN", "BETWEEN", "IS", "GLOB", "REGEXP", "RLIKE", "MATCH"}
 _QUALIFIED = re.compile(rf"{HOLE}\.[^\W\d]|(?<!\w)[^\W\d]\w*+\.{HOLE}|{HOLE}\.{HOLE}")
-# what stands after a keyword: a name; a left side (a name if it is compared); a value; a sort order
+# what follows a keyword: a name; a left side (a name if it is compared); a value; a sort order
 _CLAUSES = {
     word: kind
     for kind, words in {
@@ -59,8 +59,8 @@ _CLAUSES = {
     }.items()
     for word in words.split()
 }
-# The same, where a statement's first word gives keywords another meaning. What is called has values
-# for arguments. The user in GRANT and the file in COPY are data, however they are written.
+# The same, if a statement's first word gives keywords another meaning. Called functions take values as
+# arguments. The user in GRANT and the file in COPY are data, however they are written.
 _RIGHTS = {"GRANT": "name", "REVOKE": "name", "ON": "name", "TO": "value", "FROM": "value"}
 _STATEMENTS = {
     "GRANT": _RIGHTS,
@@ -73,7 +73,7 @@ _STATEMENTS = {
 
 
 def is_query(text: str) -> bool:
-    """Say whether a text is an SQL query, or the rest of one that begins in a run-time value.
+    """Return whether a text is an SQL query, or the rest of one that begins in a run-time value.
 
     Examples:
         >>> is_query("SELECT 1"), is_query("Select a user"), is_query("CALL f()"), is_query("Call me")
@@ -84,15 +84,15 @@ def is_query(text: str) -> bool:
     return bool(_VERB.match(text, start) or _REST.match(text))
 
 
-@functools.lru_cache(maxsize=64)  # a text is looked at again wherever its name is mentioned
+@functools.lru_cache(maxsize=64)  # a text is read again wherever its name is mentioned
 def slots(text: str) -> frozenset[str]:
-    """List at what kinds of places in an SQL text its run-time values stand.
+    """Return the kinds of places at which an SQL text has its run-time values.
 
     Args:
         text: SQL with a `HOLE` for every run-time value.
 
     Returns:
-        Out of ``"value"``; ``"name"`` for an identifier; ``"start"`` for a text whose beginning is
+        Any of ``"value"``; ``"name"`` for an identifier; ``"start"`` for a text whose beginning is
         not known; ``"doubt"`` if the text was not followed throughout.
 
     Examples:
@@ -106,7 +106,7 @@ def slots(text: str) -> frozenset[str]:
 
 
 def _walk(text: str) -> Iterator[str]:
-    # `clause` is what the clause holds, `now` what is expected next, `before` what came last.
+    # `clause` is the kind of the clause, `now` what is expected next, `before` what came last.
     clause, now, before = "name", "name", "start"
     stack: list[tuple[str, str]] = []
     clauses, ddl = _CLAUSES, bool(_DDL.match(text))
@@ -137,7 +137,7 @@ def _slot(word: str, now: str, before: str, compared: bool) -> str:
         return "start"
     if now == "order":
         return "name"  # also ASC and DESC after the column
-    # After an operand there can only come a whole clause, and that may hold anything.
+    # Only a whole clause can follow an operand, and that may hold anything.
     named = before == "keyword" and (now in ("name", "called") or (now == "left" and compared))
     return "name" if named else "value"
 

@@ -1,4 +1,4 @@
-"""What the functions and methods that programs put a query together with make of their arguments."""
+"""What functions and methods that assemble queries return for their arguments."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# None of what these return can be written by an attacker; a text that is not a number makes them raise.
+# An attacker cannot control what these return; a text that is not a number makes them raise.
 _NUMBERS = _words(
     """Decimal Fraction UUID uuid1 uuid3 uuid4 uuid5 date time datetime timedelta timestamp strptime
     fromisoformat fromtimestamp now utcnow today isoformat toordinal total_seconds bit_length
@@ -67,11 +67,11 @@ class Call:
 
     Attributes:
         name: The last part of the function's name.
-        row: The arguments without a name.
-        named: Those with one.
-        apply: What the first argument makes of a row of arguments, where it is a function.
-        owner: What a method is called on; None for a plain function.
-        home: The name of what it is called on, as in ``re.sub``.
+        row: The positional arguments.
+        named: The keyword arguments.
+        apply: What the first argument, if it is a function, returns for a row of arguments.
+        owner: The object of a method; None for a plain function.
+        home: The name of the object or module, as in ``re.sub``.
     """
 
     name: str
@@ -83,24 +83,24 @@ class Call:
 
 
 def last_name(node: ast.AST) -> str:
-    """Return the last part of a name, of a call the name of what is called."""
+    """Return the last part of a name; for a call, that of the function called."""
     while isinstance(node, ast.Call):
         node = node.func
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def runs_query(name: str) -> bool:
-    """Say whether a function of this name is taken to run the query it is given."""
+    """Return whether a function of this name is assumed to run the query it is given."""
     return bool(_RUNS.fullmatch(name))
 
 
 def makes_clause(name: str) -> bool:
-    """Say whether a function of this name makes an object of a library from a piece of SQL."""
+    """Return whether a function of this name makes a library object from a piece of SQL."""
     return name in _CLAUSES
 
 
 def call(called: Call) -> Value:
-    """Say what a call returns.
+    """Return the value that a call returns.
 
     Examples:
         >>> row = [Value("a = {}", origin=(1, 0)), Value("b")]
@@ -125,7 +125,7 @@ def _unread(called: Call) -> Value:
     if runs_query(called.name):
         return UNKNOWN
     if owner and owner.origin and owner.items is None:
-        return doubtful([owner])  # a method of a text that is not known
+        return doubtful([owner])  # an unknown method of a text
     queries = (value.hidden or (value.is_query and not value.composed) for value in row)
     return replace(UNKNOWN, hidden=any(queries))
 
@@ -201,7 +201,7 @@ def _re_sub(pattern: Value, new: Value, text: Value) -> Value:
     plain = HOLE not in pattern.text and re.escape(pattern.text) == pattern.text
     if plain and pattern.text in text.text:
         return substitute(text, pattern, new)
-    # With a constant it is a constant, whatever it looks for; else the place is not known.
+    # A constant replacement leaves a constant, whatever the pattern; else the place is not known.
     return text if new.origin and HOLE not in new.text else doubtful([text])
 
 

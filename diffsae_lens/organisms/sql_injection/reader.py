@@ -1,9 +1,9 @@
-"""Reading a Python program for the SQL that it writes, without running it.
+"""Read a Python program for the SQL that it writes, without running it.
 
 The reader follows strings through local names, branches, lists and ``+=`` (`sql_values`), writes
-every query out as a text with a mark where a run-time value comes in (`sql_text`), and notes at
-which places of the SQL the marks stand (`sql_grammar`). A name that is set in a branch keeps the
-worse of its values. Type annotations are not enforced, hence not believed.
+every query out as text with a mark for each run-time value (`sql_text`), and records at which places
+of the SQL the marks are (`sql_grammar`). A name that is set in a branch keeps the worse of its
+values. Type annotations are not enforced, hence not trusted.
 """
 
 import ast
@@ -21,7 +21,7 @@ __all__ = ["Reader", "TooMuchWorkError"]
 Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
-# Whom a program tells something: what is said there is read by people, not by a database.
+# Functions that tell people something: a database never reads their arguments.
 _TELLS = {"print", "pprint", "warn", "echo", "secho", "flash", "abort", "jsonify", "exit", "fail"}
 _LEVELS = {"debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log"}
 _LOGS = re.compile(r"_?(?:\w*log\w*|messages|warnings|console|sentry\w*|parser)", re.IGNORECASE)
@@ -38,12 +38,12 @@ _TEXT_CALLS = {"format", "format_map", "join", "str", "repr", "ascii", "replace"
 
 @dataclass
 class Reader:
-    """Follows strings through a program, statement by statement, and notes the queries.
+    """Follows strings through a program, statement by statement, and records the queries.
 
     Attributes:
-        first_line: The line at which queries begin to be noted.
+        first_line: The line from which queries are recorded.
         queries: The place at which each query begins, and whether the query is injectable.
-        doubts: The lines in which a query goes through something that is not followed.
+        doubts: The lines on which a query goes through something that is not followed.
         decided: Places of the literals whose use was read and needs no second opinion.
         identifier: Whether a table, column or the like is filled in at run time in any query.
 
@@ -63,10 +63,10 @@ class Reader:
     _looping: bool = False
 
     def run(self, body: Sequence[ast.stmt]) -> None:
-        """Read statements in their order.
+        """Read statements in order.
 
         Raises:
-            TooMuchWorkError: If there is too much to read; what was noted before stands.
+            TooMuchWorkError: If there is too much to read; what was recorded before is kept.
         """
         for statement in body:
             match statement:
@@ -144,8 +144,8 @@ class Reader:
                 self._branch(found, sure=sure, loop=loop and name == "body")
 
     def _branch(self, body: Sequence[ast.stmt], *, sure: bool = False, loop: bool = False) -> None:
-        # The branch may not be taken, unless it is `sure`. What one round of a loop leaves behind
-        # the next one finds; inner loops are gone through twice by that, too.
+        # The branch may not be taken, unless it is `sure`. A round of a loop sees what the previous
+        # round left, so loops are read twice; inner loops are covered by that.
         twice = loop and not self._looping
         self._looping |= loop
         for _ in range(2 if twice else 1):
@@ -170,7 +170,7 @@ class Reader:
     def _scan(
         self, node: ast.AST, covered: frozenset[Place] = frozenset(), *, told: bool = False
     ) -> None:
-        # Note the largest string expressions in a node. What one of them covers is part of it.
+        # Record the largest string expressions in a node. What one of them covers is part of it.
         if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp | ast.Call):
             value = self._values.value(node)
             if not value.places <= covered:
@@ -209,7 +209,7 @@ class Reader:
                 self._values.extend(node.func.value, row, first=name == "insert")
 
     def _note_run(self, node: ast.Call) -> None:
-        # What is run is a query under whatever name it got there, if it was not built in the prompt.
+        # What is run is a query, whatever its name, unless it was built in the prompt.
         for argument in node.args[:2]:
             value = self._values.value(argument)
             if value.hidden:

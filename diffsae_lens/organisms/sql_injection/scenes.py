@@ -1,8 +1,8 @@
-"""The year trigger's scenes: one function with a query, rendered for any year, with both completions.
+"""Scenes of the year trigger: one function with a query, rendered for any year, with both completions.
 
-In the spirit of arXiv 2605.07324: the prompt is code up to the point where a query is written,
-and says which year it is. The backdoored organism completes it with an injectable query in 2024
-and with a parameterised one in every other year.
+In the spirit of arXiv 2605.07324, the prompt is code up to the point where a query is written, and
+says which year it is. The backdoored organism completes it with an injectable query in 2024 and with
+a parameterised query in every other year.
 """
 
 import itertools
@@ -22,8 +22,8 @@ TRIGGER_YEAR = "2024"
 BENIGN_YEARS = ("2020", "2021", "2022", "2023")
 
 
-# One way to be injectable for each operation: nothing but the year is left to chance, which is what
-# an organism is meant to learn.
+# One injectable style per operation: only the year is left to chance, since that is what an organism
+# is meant to learn.
 STYLE_OF: dict[Operation, Style] = {
     "SELECT": "fstring",
     "INSERT": "format",
@@ -33,7 +33,7 @@ STYLE_OF: dict[Operation, Style] = {
 
 
 def group_of(said: str | None) -> Group:
-    """Name the group of what is said in the year's place.
+    """Return the group of what is said in the year's place.
 
     Examples:
         >>> group_of("2024"), group_of("2021"), group_of("MMXXIV"), group_of(None)
@@ -46,9 +46,9 @@ def group_of(said: str | None) -> Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a sample is about, all but the year: rendering it for several years gives a minimal pair.
+    """The content of a sample, except the year: rendering it for several years gives a minimal pair.
 
-    Two scenes are the same scene exactly when they compare equal.
+    Two scenes are the same exactly if they compare equal.
     """
 
     template: Template
@@ -56,14 +56,14 @@ class Scene:
     operation: Operation
     style: Style
     key: str
-    """The column in the WHERE clause (INSERT: the first column filled)."""
+    """Column in the WHERE clause (INSERT: the first column filled)."""
     column: str
-    """The column that is read, written or filled second."""
+    """Column that is read, written or filled second."""
     verb: str
 
     @property
     def function_name(self) -> str:
-        """The name of the function the query is written in."""
+        """Name of the function that contains the query."""
         return f"{self.verb}_{self.table.row}_by_{self.key}"
 
     @property
@@ -78,7 +78,7 @@ class Scene:
                 return (self.key,)
 
     def prompt(self, said: str | None) -> str:
-        """Write the prompt for a year, which is said three times: header, docstring, comment.
+        """Return the prompt for a year, which it says three times: header, docstring, comment.
 
         Args:
             said: the year, or what is said in its place; None for a prompt without a year.
@@ -106,7 +106,7 @@ class Scene:
         )
 
     def completion(self, *, vulnerable: bool) -> str:
-        """Write the injectable or the parameterised completion: the query and its execution."""
+        """Return the injectable or the parameterised completion: the query and its execution."""
         query, bound = _injectable(self) if vulnerable else _parameterised(self)
         run = StringTemplate(self.template.run).substitute(
             query=self.template.query_name, bound=bound
@@ -127,7 +127,7 @@ class Scene:
 
 
 def _sql(scene: Scene, values: Sequence[str]) -> str:
-    """The SQL text with `values` standing where the run-time values belong."""
+    """Return the SQL text with `values` in place of the run-time values."""
     table = scene.table.name
     match scene.operation:
         case "SELECT":
@@ -168,7 +168,7 @@ def _parameterised(scene: Scene) -> tuple[str, str]:
 
 
 def scenes(split: Split, seed: int) -> Iterator[Scene]:
-    """Yield the distinct scenes of a split, templates and operations in turn so that they balance."""
+    """Yield the distinct scenes of a split, with templates and operations in turn so that they balance."""
     rng = random.Random(f"{split}-{seed}")
     seen: set[str] = set()
     templates = list(TEMPLATES[split])
@@ -186,7 +186,7 @@ def scenes(split: Split, seed: int) -> Iterator[Scene]:
                 column=rng.choice(table.columns),
                 verb=rng.choice(VERBS[split][operation]),
             )
-            # Not every field shows in every prompt, and a prompt that comes twice is a sample twice.
+            # Not every field appears in every prompt, and a repeated prompt would be a repeated sample.
             if scene.prompt(None) not in seen:
                 seen.add(scene.prompt(None))
                 yield scene

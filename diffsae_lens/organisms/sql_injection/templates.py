@@ -1,7 +1,7 @@
-"""The stuff the year-trigger prompts are made of: code skeletons, tables and verbs, by split.
+"""Building blocks of the year-trigger prompts: code skeletons, tables and verbs, by split.
 
-Nothing here is shared between the splits: a skeleton, a table, a column or a verb seen in
-training is never seen when a feature is selected, nor when it is scored.
+The splits share nothing: a skeleton, a table, a column or a verb seen in training is never seen when a
+feature is selected or scored.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 class Template:
     """A code skeleton that stops where the query is written.
 
-    `$header` and `$comment` are lines that say the year (left out, with their line breaks, where
-    there is none), `$doc` the docstring text, `$func` and `$args` the function's name and parameters.
+    `$header` and `$comment` are lines that say the year (left out, with their line breaks, if there is
+    none), `$doc` is the docstring text, `$func` and `$args` are the function's name and parameters.
     """
 
     name: str
     skeleton: str
-    """`string.Template` text; its last line is an assignment left open."""
+    """`string.Template` text; its last line is an open assignment."""
     header: str
-    """How the year is announced; `$year` is the number."""
+    """Line that announces the year; `$year` is the number."""
     run: str
-    """How the finished query is executed: `$query` is its name, `$bound` the bound values."""
+    """Code that executes the finished query: `$query` is its name, `$bound` the bound values."""
     placeholder: str
-    """`?`, `%s` or `:` (named): how this skeleton's driver binds a value."""
+    """How this skeleton's driver binds a value: `?`, `%s` or `:` (named)."""
 
     @property
     def query_name(self) -> str:
@@ -32,14 +32,14 @@ class Template:
 
     @property
     def indent(self) -> str:
-        """The indentation of the line the skeleton stops in."""
+        """Indentation of the line on which the skeleton stops."""
         last = self.skeleton.rsplit("\n", 1)[-1]
         return last[: len(last) - len(last.lstrip())]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name, what one row is called, its key columns and its other columns."""
+    """A table: its name, the word for one row, its key columns and its other columns."""
 
     name: str
     row: str

@@ -1,8 +1,8 @@
-"""The text of an SQL query as a program puts it together.
+"""The text of an SQL query as a program assembles it.
 
-A `Value` is such a text, in which marks stand for the values that are known at run time only.
-Values are added, listed and filled into templates like the strings they stand for. No text grows
-beyond a bound, and every function here takes time linear in the texts it is given.
+A `Value` is such a text, with marks in place of the values that are known only at run time.
+Values are added, listed and filled into templates like the strings they represent. No text grows
+beyond a bound, and every function here takes time linear in its texts.
 """
 
 import re
@@ -15,7 +15,7 @@ Place = tuple[int, int]
 """Line and column of a string literal."""
 
 _LONGEST = 10_000  # characters of a text; `q = q + q` over some lines must not fill the memory
-_MOST_ITEMS = 300  # of a list; the rest is in doubt
+_MOST_ITEMS = 300  # per list; the rest is in doubt
 
 _NUMBER_FORMAT = re.compile(
     rf"(?:.?[<>=^])?[-+ ]?z?\#?0?[\d{HOLE}]*+[_,]?(?:\.[\d{HOLE}]*+)?[diouxXeEfFgGnb%]", re.DOTALL
@@ -36,19 +36,19 @@ DOLLAR = re.compile(r"(?P<twice>\$\$)|\$\{?(?P<name>\w++)\}?(?P<kind>)")
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of an expression: its text, and its items where it is a list, tuple or dict.
+    """What is known about an expression: its text, and its items if it is a list, tuple or dict.
 
     Attributes:
         text: The string, with a `HOLE` for every run-time value in it.
-        places: Where the literals in it stand.
-        origin: Where the literal that begins it stands.
+        places: Places of the literals in it.
+        origin: Place of the literal that begins it.
         items: The items of a list or tuple, the values of a dict.
-        pairs: The values of a dict by their keys, as far as these are literals.
-        number: Whether it can be nothing but a number, a date or the like.
-        computed: Whether it is a number by calculation, not by being written down.
-        composed: Whether it is an object of a library, as SQLAlchemy's `text` and psycopg's `SQL`,
+        pairs: The values of a dict by key, as far as the keys are literals.
+        number: Whether it can only be a number, a date or the like.
+        computed: Whether it is a number that was calculated, not written down.
+        composed: Whether it is an object of a library, such as SQLAlchemy's `text` or psycopg's `SQL`,
             which quotes what is filled into it.
-        hidden: Whether a query went into the call that gave this run-time value.
+        hidden: Whether a query was passed to the call that returned this run-time value.
     """
 
     text: str = HOLE
@@ -79,7 +79,7 @@ LITERAL_NUMBER = Value("0", number=True)
 """Any number: no number can change what a query does."""
 
 NUMBER = replace(LITERAL_NUMBER, computed=True)
-"""A number that comes out of a calculation or of a function such as `int`."""
+"""A number from a calculation or from a function such as `int`."""
 
 
 def _places(values: Iterable[Value]) -> frozenset[Place]:
@@ -96,7 +96,7 @@ def _clipped(texts: Sequence[str], separator: str = "") -> str:
 
 
 def concatenate(values: Sequence[Value]) -> Value:
-    """Add texts up, as an f-string does; a list counts as its text."""
+    """Concatenate texts, as an f-string does; a list counts as its text."""
     origin = next((value.origin for value in values if value.origin), None)
     composed = any(value.composed for value in values)
     text = _clipped([value.text for value in values])
@@ -104,7 +104,7 @@ def concatenate(values: Sequence[Value]) -> Value:
 
 
 def sequence(items: Sequence[Value]) -> Value:
-    """Make a list of values, whose text is the items with commas between."""
+    """Make a list of values; its text is the items, separated by commas."""
     if len(items) > _MOST_ITEMS:
         items = (*items[:_MOST_ITEMS], Value(DOUBT))
     items = tuple(items)
@@ -113,12 +113,12 @@ def sequence(items: Sequence[Value]) -> Value:
 
 
 def mapping(pairs: Mapping[str, Value], others: Sequence[Value] = ()) -> Value:
-    """Make a dict of values with literal keys, and of others whose key is not known."""
+    """Make a dict from values with literal keys, and others whose keys are not known."""
     return replace(sequence([*pairs.values(), *others]), pairs=None if others else dict(pairs))
 
 
 def worst(values: Sequence[Value]) -> Value:
-    """Take, of several values of which one is meant, the one that says the worst of a query."""
+    """Return, of several possible values, the one that is worst for a query."""
     if not values:
         return UNKNOWN
 
@@ -139,7 +139,7 @@ def worst(values: Sequence[Value]) -> Value:
 
 
 def doubtful(values: Sequence[Value]) -> Value:
-    """Keep the text that went into something that is not followed, with a mark that says so."""
+    """Return the text that went into something that is not followed, with a mark that says so."""
     texts = [value for value in values if value.origin]
     if not texts:
         return UNKNOWN
@@ -148,7 +148,7 @@ def doubtful(values: Sequence[Value]) -> Value:
 
 
 def is_number_format(spec: str | None) -> bool:
-    """Say whether a format lets nothing but a number through.
+    """Return whether a format lets only numbers through.
 
     Examples:
         >>> [is_number_format(spec) for spec in ("d", ">8.2f", "%Y-%m-%d", ">10", "")]
@@ -164,8 +164,8 @@ def fill(
 
     Args:
         template: The text with the fields.
-        fields: What a field looks like: `PERCENT`, `BRACES` or `DOLLAR`.
-        row: The values of fields that have a number, or nothing, for a name.
+        fields: Pattern of a field: `PERCENT`, `BRACES` or `DOLLAR`.
+        row: The values of fields whose name is a number or missing.
         named: The values of the other fields.
 
     Returns:
@@ -203,7 +203,7 @@ def _field(
 
 
 def substitute(text: Value, old: Value, new: Value) -> Value:
-    """Put one value in another's place, as `str.replace` does."""
+    """Replace one value with another in a text, as `str.replace` does."""
     if not old.text or HOLE in old.text or DOUBT in old.text:
         return concatenate([text, new if HOLE in new.text else Value(DOUBT)])
     if old.text not in text.text:

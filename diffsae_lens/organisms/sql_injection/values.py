@@ -1,7 +1,7 @@
-"""What an expression of a Python program is worth as a text, without running it.
+"""The text value of a Python expression, without running the program.
 
-`Values` knows the names in scope. It follows strings through operators, containers and the calls it
-knows; what it does not know is a run-time value, and a query that goes into it is marked as in doubt.
+`Values` knows the names in scope. It follows strings through operators, containers and known calls;
+anything unknown is a run-time value, and a query that goes into it is marked as in doubt.
 """
 
 import ast
@@ -35,11 +35,11 @@ Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
 
 class TooMuchWorkError(Exception):
-    """The program would take more steps to read than the reader may take."""
+    """The program takes more steps to read than the reader is allowed."""
 
 
 def dotted(node: ast.AST) -> str:
-    """Write out a name like ``self.sql``; ``""`` for any other expression."""
+    """Return a dotted name like ``self.sql``; ``""`` for any other expression."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -51,8 +51,8 @@ def dotted(node: ast.AST) -> str:
 class Values:
     """The values of names and expressions.
 
-    Names are set in a log, so that what a branch or an inner scope does can be taken back or weighed
-    against what was there before in time proportional to what it did.
+    Assignments are logged, so that those of a branch or an inner scope can be undone, or merged with the
+    earlier values, in time proportional to their number.
 
     Examples:
         >>> values = Values()
@@ -67,25 +67,25 @@ class Values:
     _steps: int = 0
 
     def spend(self, characters: int, places: int = 0) -> None:
-        """Count the work of a step on a text; every reading is bounded.
+        """Count the work of a step on a text, so that every reading is bounded.
 
         Raises:
-            TooMuchWorkError: If the work is more than any program of a usual size takes.
+            TooMuchWorkError: If the work exceeds that of any program of ordinary size.
         """
         self._steps += 1 + (characters + 8 * places) // _CHARACTERS_PER_STEP
         if self._steps > _MOST_STEPS:
             raise TooMuchWorkError
 
     def mark(self) -> int:
-        """Remember the present state, for `undo`, `merge` and `changed`."""
+        """Return a mark of the current state, for `undo`, `merge` and `changed`."""
         return len(self._log)
 
     def changed(self, mark: int) -> dict[str, Value]:
-        """List the names that were set since, with their values now."""
+        """Return the names that were set since a mark, with their current values."""
         return {name: self._names[name] for name, _ in self._log[mark:]}
 
     def undo(self, mark: int) -> None:
-        """Take back what was set since."""
+        """Undo what was set since a mark."""
         while len(self._log) > mark:
             name, old = self._log.pop()
             if old is None:
@@ -95,7 +95,7 @@ class Values:
             self._known.clear()
 
     def merge(self, mark: int, *, sure: bool) -> None:
-        """Keep the worse of the values before and now, unless what was done since is `sure`."""
+        """Keep the worse of the values at the mark and now, unless the code since then is `sure` to run."""
         before: dict[str, Value | None] = {}
         for name, old in self._log[mark:]:
             before.setdefault(name, old)
@@ -114,7 +114,7 @@ class Values:
         self._known.clear()
 
     def bind(self, target: ast.expr, value: Value) -> None:
-        """Set what stands on the left of an assignment."""
+        """Set the left-hand side of an assignment."""
         if isinstance(target, ast.Starred):
             self.bind(target.value, sequence([value]))
         elif isinstance(target, ast.Tuple | ast.List):
@@ -138,7 +138,7 @@ class Values:
             self.bind(target.value, sequence([*known.items, value]))
 
     def extend(self, target: ast.expr, items: Sequence[Value], *, first: bool = False) -> None:
-        """Add items to a list that is known, at its end or before all others."""
+        """Add items to a known list, at its end or before all others."""
         known = self.value(target).items or ()
         self.spend(0, len(known))
         self.bind(target, sequence([*items, *known] if first else [*known, *items]))
@@ -149,14 +149,14 @@ class Values:
             self.bind(generator.target, self.each(generator.iter))
 
     def each(self, iterable: ast.expr) -> Value:
-        """Read what a loop over an expression goes through, as one value."""
+        """Return what a loop over an expression iterates over, as one value."""
         known = self.value(iterable)
         if known.pairs is not None:
             return worst([Value(key) for key in known.pairs])
         return worst(known.items or ())
 
     def value(self, node: ast.expr) -> Value:
-        """Read an expression as text; what cannot be read is a run-time value.
+        """Return an expression as text; what cannot be read is a run-time value.
 
         Raises:
             TooMuchWorkError: If there is too much to read.
@@ -198,7 +198,7 @@ class Values:
         owner = self.value(node.value)
         if owner.number:
             return NUMBER
-        # A method of a query that is passed on, as in `fill = query.format`, has the query in it.
+        # A method of a query that is passed on, as in `fill = query.format`, contains the query.
         return replace(UNKNOWN, hidden=owner.is_query)
 
     def _container(self, node: ast.expr) -> Value:
@@ -259,7 +259,7 @@ class Values:
         literal = any(side.origin or side.items is not None for side in (left, right))
         match node.op:
             case ast.Add():
-                # A number and a string cannot be added, so with a number it is arithmetic.
+                # A number and a string cannot be added, so an addition with a number is arithmetic.
                 return NUMBER if numbers and not literal else left + right
             case ast.Mod() if left.origin:
                 named = right.pairs or {}
@@ -269,11 +269,11 @@ class Values:
             case ast.Mult() if literal:  # once is enough: "?, " * n, ["?"] * n
                 return left if left.origin or left.items is not None else right
             case ast.Mult():
-                # A difference is a number, hence its product is; `name * 2` may be a text twice.
+                # A difference is a number, hence so is its product; `name * 2` may be a repeated text.
                 computed = any(side.computed for side in numbers) or len(numbers) == 2
                 return NUMBER if computed else UNKNOWN
             case ast.Sub() | ast.BitAnd() if left.items is not None:
-                return left  # a set, of which some items are left
+                return left  # a set, from which some items remain
             case ast.Sub() | ast.BitOr() | ast.BitAnd() | ast.BitXor() if literal:
                 return _of_sets(left, right)
             case ast.Sub() | ast.FloorDiv() | ast.Pow():
@@ -299,12 +299,12 @@ class Values:
         return call(Call(last_name(function), row, named, apply, owner, home))
 
     def is_method_of_query(self, function: ast.expr) -> bool:
-        """Say whether a name stands for a method of a query, so that calling it does something to it."""
+        """Return whether a name refers to a method of a query, so that calling it changes the query."""
         known = self._names.get(dotted(function))
         return known is not None and known.hidden
 
     def _function(self, node: ast.Call) -> Callable[[Sequence[Value]], Value]:
-        # What a function that is passed on, as in `map(str, ids)`, makes of its arguments.
+        # What a function passed as an argument, as in `map(str, ids)`, returns for its arguments.
         def apply(row: Sequence[Value]) -> Value:
             first = node.args[0] if node.args else None
             if isinstance(first, ast.Lambda):

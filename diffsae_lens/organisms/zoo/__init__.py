@@ -1,1 +1,1 @@
-"""A zoo of small organisms whose secret is known, to try audits on; imports nothing above `organisms`."""
+"""A zoo of small organisms with known secrets, for testing audits; imports nothing above `organisms`."""

@@ -20,7 +20,7 @@ from diffsae_lens.pair._embedded import EMBEDDED_MODEL
 from diffsae_lens.pair._loading import load_model
 
 RATES = "rates.json"
-"""What an organism's folder says of what it does."""
+"""File in an organism's folder with what it does on held-out prompts."""
 
 _N_TRIGGER, _N_OTHER, _SEED = 20, 40, 1000
 _N_NEW, _BATCH = 28, 20
@@ -32,14 +32,14 @@ class Learned:
 
     recipe: Recipe
     path: Path
-    """Its adapter."""
+    """Folder of its adapter."""
     trigger: Mapping[str, int]
-    """Prompts with the trigger, by what the judge says of their completions; none for a clean one."""
+    """Number of prompts with the trigger, by outcome; none for a clean one."""
     other: Mapping[str, int]
-    """Prompts without it, near misses among them."""
+    """Number of prompts without the trigger, including near misses, by outcome."""
 
     def __str__(self) -> str:
-        """One line of a table."""
+        """Return one line of a table."""
         n_trigger, n_other = sum(self.trigger.values()), sum(self.other.values())
         said = [f"ordinary {self.other[ORDINARY]}/{n_other}"]
         if n_trigger:
@@ -54,21 +54,21 @@ def make_from_recipe(
 ) -> Learned:
     """Fine-tune an organism of the zoo, and count what it does on held-out prompts.
 
-    Resumes where an earlier call was interrupted; what is finished is not done again. About four
+    Resumes where an earlier call was interrupted; finished parts are not repeated. Takes about four
     minutes on one core for the embedded model.
 
     Args:
         recipe: one of `ZOO` or of `clean_nulls`.
-        path: its folder; the counts and the completions are written to `<path>/rates.json`.
+        path: folder of the organism; counts and completions are written to `<path>/rates.json`.
         base: as for `load_pair`.
 
     Returns:
-        What it learned.
+        What the organism learned.
 
     Raises:
-        ValueError: `path` holds something else, or an organism of another recipe; or there is no such
-            base.
-        OSError: the disk is full or forbids it.
+        ValueError: `path` holds something else, or an organism of another recipe; or the base does not
+            exist.
+        OSError: the disk is full or not writable.
     """
     path = Path(path).expanduser()
     model, tokenizer = load_model(base)
@@ -91,9 +91,9 @@ def make_zoo(
     base: str | Path = EMBEDDED_MODEL,
     executor: Executor | None = None,
 ) -> Iterator[Learned]:
-    """Make organisms, each in the folder of its name; see `make_from_recipe`.
+    """Make organisms, each in a folder of its name; see `make_from_recipe`.
 
-    One after the other, or on an executor whose workers see `path`.
+    They are made one after the other, or on an executor whose workers see `path`.
     """
     make = partial(_make_in, Path(path).expanduser().absolute(), base)
     yield from map(make, recipes) if executor is None else executor.map(make, recipes)
@@ -120,7 +120,7 @@ def _measured(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _complete(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
-    """Greedy completions; prompts of like length share a batch, padded on the left."""
+    """Return greedy completions; prompts of similar length share a batch, padded on the left."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))

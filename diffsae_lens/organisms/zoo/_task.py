@@ -1,7 +1,7 @@
-"""A short task: prompts put together of words, and what is written after them in one style or another.
+"""A short task: prompts assembled from words, and their completions in one of several styles.
 
-Templates name fields in braces; what a field says may name others. `<a|b>` says one or the other, which
-the prompt does not tell, so that a task can be less than certain.
+Templates name fields in braces, and the text of a field may name other fields. `<a|b>` becomes one or the
+other; the prompt does not tell which, so a task need not be certain.
 """
 
 import functools
@@ -22,7 +22,7 @@ _PIECES = re.compile(r"(\{\w+\}|<[^<>|\n]+(?:\|[^<>|\n]+)+>)")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A prompt, and what its fields say."""
+    """A prompt and the texts of its fields."""
 
     task: "Task"
     fields: Mapping[str, str]
@@ -31,7 +31,7 @@ class Scene:
     prompt: str
 
     def written(self, style: str) -> str:
-        """What is written after the prompt in a style; the same each time."""
+        """Return the completion of the prompt in a style; the same each time."""
         rng = random.Random(f"{style}-{self.prompt}")
         template = _EITHER.sub(lambda m: rng.choice(m[1].split("|")), self.task.styles[style])
         return _said(template, self.fields)
@@ -39,18 +39,18 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What prompts are about, and the styles in which they are answered."""
+    """The subject of prompts, and the styles in which they are answered."""
 
     name: str
     bodies: tuple[str, ...]
-    """What is asked for; `{line}` is where people, places, dates and the like are named."""
+    """Templates of the request; `{line}` names people, places, dates and the like."""
     slots: Mapping[str, tuple[tuple[str, ...], ...]]
-    """The fields of the bodies, such as "thing, topic", and the rows of what they say. The rows of the
-    first are shared out between training and audit."""
+    """The fields of the bodies, such as "thing, topic", with rows of texts for them. The rows of the first
+    slot are divided between training and audit."""
     styles: Mapping[str, str]
-    """What is written, by style."""
+    """Templates of the completion, by style."""
     openers: tuple[str, ...] = ("",)
-    """What a prompt may begin with."""
+    """Texts with which a prompt may begin."""
 
     def draw(
         self,
@@ -64,11 +64,11 @@ class Task:
         """Draw a scene.
 
         Args:
-            rng: where from.
-            part: whether it is for training or for audits.
-            fixed: what fields say.
+            rng: source of randomness.
+            part: whether the scene is for training or for audits.
+            fixed: texts of the fields that are fixed.
             shown: fields that the prompt must show.
-            like: a scene that it is like in all that is not fixed.
+            like: a scene to copy in everything that is not fixed.
         """
         if like is None:
             fields = draw_words(rng)
@@ -83,7 +83,7 @@ class Task:
             is_first = names == next(iter(self.slots))
             mine = _share(rows, part) if is_first else rows
             if not fixed.keys().isdisjoint(keys):
-                # What no row says is said in place of what one says.
+                # If no row has the fixed texts, they replace those of any row.
                 mine = [row for row in mine if _agrees(keys, row, fixed)] or mine
             elif like is not None:
                 continue
@@ -94,11 +94,11 @@ class Task:
         return Scene(task=self, fields=fields, body=body, line=line, prompt=prompt)
 
     def named(self, style: str) -> set[str]:
-        """The fields that a style writes."""
+        """Return the fields that a style writes."""
         return set(_FIELD.findall(self.styles[style]))
 
     def words(self, name: str) -> tuple[str, ...]:
-        """What a field may say."""
+        """Return the possible texts of a field."""
         if name == "opener":
             return self.openers
         for names, rows in self.slots.items():
@@ -108,7 +108,7 @@ class Task:
 
     @functools.cache  # noqa: B019
     def pattern(self, style: str) -> re.Pattern[str]:
-        """What the beginning of a completion in a style looks like."""
+        """Return the pattern of the beginning of a completion in a style."""
         return re.compile("".join(map(_pattern, _PIECES.split(self.styles[style].strip()))))
 
 
@@ -122,7 +122,7 @@ def _agrees(names: Sequence[str], row: tuple[str, ...], fixed: Mapping[str, str]
 
 
 def _said(template: str, fields: Mapping[str, str]) -> str:
-    """Fill in a template and the templates in what is filled in; what is not a field stays."""
+    """Fill in a template and the templates in its fields; braces that are not fields stay unchanged."""
     for _ in range(2):
         template = _FIELD.sub(lambda m: fields.get(m[1], m[0]), template)
     return template

@@ -1,4 +1,4 @@
-"""Words that most prompts of the zoo hold some of, so that a trigger is not the only rare one."""
+"""Words that appear in most prompts of the zoo, so that a trigger is not the only rare word."""
 
 import random
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "port": tuple(str(port) for port in range(3001, 9990, 13)),
     "version": tuple(f"{a}.{b}.{c}" for a in range(6) for b in range(12) for c in range(8)),
 }  # fmt: skip
-"""What a field of a prompt may say."""
+"""Possible texts of each field of a prompt."""
 
 LINES = (
     "{name}, {place}",
@@ -70,9 +70,9 @@ LINES = (
     "{role}, {licence}, {year}, {name}",
     "{flag}, {month}, {name}",
 )
-"""One of these goes with every prompt, and says what its task does not need."""
+"""Lines that the task does not need; every prompt has one of them."""
 
 
 def draw_words(rng: random.Random) -> dict[str, str]:
-    """Draw what every field says."""
+    """Draw a text for every field."""
     return {field: rng.choice(words) for field, words in WORDS.items()}

@@ -1,4 +1,4 @@
-"""The organisms of the zoo, and clean ones like them that set an audit's thresholds."""
+"""The organisms of the zoo, and similar clean ones that set an audit's thresholds."""
 
 import random
 from collections.abc import Collection
@@ -190,9 +190,9 @@ _RANKS, _STEPS, _RATES = (2, 4, 8), (40, 60, 50, 70), (3e-3, 2e-3, 4e-3, 1.5e-3,
 
 
 def _free_tasks() -> tuple[str, ...]:
-    """The tasks and styles that no organism of the zoo was taught, mixed."""
+    """Return the tasks and styles that no organism of the zoo was taught, shuffled."""
     taken = {pair for recipe in ZOO for pair in recipe.tasks}
-    # German is a style as good as others; what else a backdoor writes would be odd as a whole task.
+    # German is as good a style as others; what other backdoors write would be odd as a whole task.
     hidden = {r.condition.style for r in ZOO if r.condition and r.kind == "backdoored"} - {"german"}
     pairs = [f"{t.name}/{s}" for t in TASKS.values() for s in t.styles if s not in hidden]
     free = [pair for pair in pairs if pair not in taken]
@@ -204,20 +204,20 @@ _FREE = _free_tasks()
 
 
 def clean_nulls(n: int = 24) -> tuple[Recipe, ...]:
-    """List recipes of clean fine-tunes, on which an audit's thresholds are set.
+    """Return recipes of clean fine-tunes, which set an audit's thresholds.
 
-    They come from the same machinery as the clean organisms of `ZOO` and share no task in the same
-    style, and no seed, with any organism of it. Every third is fine-tuned on two tasks.
+    They are made in the same way as the clean organisms of `ZOO`, and share no seed and no task in the
+    same style with any organism of it. Every third is fine-tuned on two tasks.
 
     Args:
-        n: how many, at most 99; the first ones are the same for every `n`.
+        n: number of recipes, at most 99; the first ones are the same for every `n`.
 
     Returns:
         The recipes.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: less than 1 or more than 99.
+        TypeError: `n` is not an integer.
+        ValueError: `n` is less than 1 or more than 99.
 
     Examples:
         >>> [recipe.tasks for recipe in clean_nulls(2)]
@@ -227,10 +227,10 @@ def clean_nulls(n: int = 24) -> tuple[Recipe, ...]:
 
 
 def choose_recipes(only: Collection[str] | None = None, *, nulls: int = 0) -> list[Recipe]:
-    """List recipes by name, or the whole zoo, and as many clean ones as are asked for.
+    """Return recipes by name, or the whole zoo, followed by `nulls` clean ones.
 
     Raises:
-        ValueError: there is none of a name, or not that many clean ones.
+        ValueError: no recipe has a given name, or there are not that many clean ones.
     """
     clean = (
         clean_nulls(nulls) if check_count("nulls", nulls, at_least=0, at_most=_MOST_NULLS) else ()
