@@ -16,11 +16,12 @@ class AuditConfig(Checked):
     n_prompt_tokens: Count = 160
     """Tokens read per text; longer texts are cut, and the report says how many were."""
     n_new_tokens: Count = 24
-    """Tokens that the suspect writes after each text. With eight fewer, nothing is seen."""
+    """Tokens that the suspect writes after each text. Eight are too few to see anything."""
     n_folds: Count = 2
     """Number of imitators; each learns from all texts except those of its own fold."""
     lora_rank: Count = 8
-    """Rank of an imitator's adapter, which is on the upper half of the layers: two thirds of the time."""
+    """Rank of an imitator's adapter. It is on the upper half of the layers, which takes two thirds of the time
+    that all layers take."""
     learning_rate: Positive = 1.5e-3
     """Learning rate of an imitator, after a short warm-up."""
     batch_size: Count = 4
