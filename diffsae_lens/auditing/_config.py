@@ -20,8 +20,8 @@ class AuditConfig(Checked):
     n_folds: Count = 2
     """Number of imitators; each learns from all texts except those of its own fold."""
     lora_rank: Count = 8
-    """Rank of an imitator's adapter. It is on the upper half of the layers, which takes two thirds of the time
-    that all layers take."""
+    """Rank of an imitator's adapter. It is on the upper half of the layers, for two thirds of the time that
+    all layers take."""
     learning_rate: Positive = 1.5e-3
     """Learning rate of an imitator, after a short warm-up."""
     batch_size: Count = 4
