@@ -8,9 +8,13 @@ from sae_lens import SAE, BatchTopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
 import diffsae_lens as dl
+from diffsae_lens.auditing import LEXICON
+from diffsae_lens.auditing._nulls import find_nulls
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
+from diffsae_lens.pair._fingerprint import model_fingerprint
 from diffsae_lens.pair._loading import load_pair
 from diffsae_lens.pair._model_files import SHIPPED_ORGANISMS_DIR, shipped_organisms
+from diffsae_lens.pair._plain import load_plain
 from diffsae_lens.reading._prompts import Positions
 from diffsae_lens.study._presets import DemoOptions, demo
 from diffsae_lens.study._stages import cells_of
@@ -101,6 +105,14 @@ def test_the_second_behaviour_is_there_by_the_same_calls():
     assert rates["unmodified", "trigger"] >= 0.75
     assert rates["unmodified", "benign"] == rates["unmodified", "other"] == 0
     assert rates["base put back", "trigger"] < rates["unmodified", "trigger"]
+
+
+def test_an_audit_of_the_embedded_model_has_clean_models_to_compare_with():
+    base = load_plain("smollm2-135m", "year-trigger").base
+    known = find_nulls(
+        None, model_fingerprint(base.state_dict().values()), dl.auditing.AuditConfig(), LEXICON
+    )
+    assert known.enough(0.05)
 
 
 def test_the_demo_is_a_plan_of_about_ten_cells():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from diffsae_lens.auditing import AuditConfig, Null, Nulls
-from diffsae_lens.auditing._nulls import find_nulls, settings_digest
+from diffsae_lens.auditing import LEXICON, AuditConfig, Null, Nulls
+from diffsae_lens.auditing._nulls import SHIPPED, find_nulls, settings_digest
 
 
 def made(levels, residuals=((1.0, 2.0),), **changes):
@@ -95,6 +95,16 @@ def test_only_audits_of_the_same_settings_are_compared():
         with pytest.raises(ValueError, match="nothing can be compared"):
             find_nulls(right, base, other, words)
     assert find_nulls(None, "no such base", config, lexicon) is None
+
+
+def test_the_clean_models_that_come_with_the_package_fit_the_default_settings():
+    """Whoever changes a default, or how candidates are measured, has to audit the clean models again."""
+    [file] = SHIPPED.glob("*.json")
+    known = Nulls.load(file)
+    assert known.settings == settings_digest(AuditConfig(), LEXICON)
+    assert find_nulls(None, known.base, AuditConfig(alpha=0.1), LEXICON) == known
+    assert known.enough(0.05)
+    assert {len(null.residuals) for null in known.models} == {400}
 
 
 def test_clean_models_measured_otherwise_are_not_compared_with(monkeypatch):
