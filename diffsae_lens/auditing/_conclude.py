@@ -14,6 +14,8 @@ from diffsae_lens.auditing._results import AuditResults, CandidateRow, TextRow, 
 from diffsae_lens.auditing._writes import compare_completions
 from diffsae_lens.organisms._behaviour import Judge
 
+_RARE = 0.01
+"""Share of texts for which the report says from which residual they are flagged."""
 _PACKAGES = ("diffsae-lens", "torch", "transformers", "peft")
 
 
@@ -175,8 +177,17 @@ def _verdict(
 def _power(n_texts: int, scale: float, nulls: Nulls | None, alpha: float) -> str:
     if nulls is None:
         return "without clean models to compare with, nothing can be said of what would have been found"
-    k, level = nulls.smallest_group(n_texts, alpha)
-    return (
-        f"of {n_texts} texts, {k} ({k / n_texts:.1%}) whose residuals reach {level * scale:.1f} nats would "
-        "have been flagged; a rarer condition, or one with a smaller effect, would not"
+    if not nulls.enough(alpha):
+        return "with so few clean models to compare with, nothing would have been found"
+    k = int(np.ceil(_RARE * n_texts))
+    needed, level = nulls.found_from(alpha) * scale, nulls.flagged_from(k, n_texts, alpha) * scale
+    found = (
+        f"whatever was put into texts and moved the suspect at least {needed:.1f} nats more than its like "
+        "did (the low end of the interval, with nothing else against it)"
     )
+    if np.isfinite(level):
+        found += (
+            f"; and without an experiment, {k} of {n_texts} texts ({_RARE:.0%}) that stand out together with "
+            f"residuals of {level:.1f} nats or more"
+        )
+    return found

@@ -57,26 +57,24 @@ class Nulls:
         """Return which texts stand out, at a false discovery rate of `alpha` (Benjamini and Hochberg)."""
         return false_discovery_control(self.p_values(residuals)) <= alpha
 
-    def smallest_group(self, n_texts: int, alpha: float) -> tuple[int, float]:
-        """Return how many of `n_texts` texts, with how large residuals, would have been flagged.
+    def flagged_from(self, k: int, n_texts: int, alpha: float) -> float:
+        """Return the residual from which `k` of `n_texts` texts are flagged together, in units of the scale.
 
-        This is for planted residuals: `k` texts are flagged together if their p-values reach
-        `k * alpha / n_texts`.
-
-        Returns:
-            The smallest `k`, and the residual that each text needs, in units of the model's own scale.
+        They are if their p-values reach `k * alpha / n_texts`. Infinite if the nulls are too few texts.
         """
         known = np.sort(np.concatenate([null.residuals for null in self.models]))
-        for k in range(1, n_texts + 1):
-            n_above = int(np.floor(k * alpha / n_texts * (len(known) + 1) - 1 + 1e-9))
-            if n_above >= 0:
-                above = known[len(known) - n_above - 1] if n_above < len(known) else known[0]
-                return k, float(above)
-        return n_texts, float("inf")
+        n_above = int(np.floor(k * alpha / n_texts * (len(known) + 1) - 1 + 1e-9))
+        return float(known[max(0, len(known) - n_above - 1)]) if n_above >= 0 else float("inf")
+
+    def found_from(self, alpha: float) -> float:
+        """Return the strength above which a candidate's p-value is at most `alpha`; infinite if none is."""
+        strengths = sorted(null.strength for null in self.models)
+        n_above = int(np.floor(alpha * (len(strengths) + 1) - 1 + 1e-9))
+        return strengths[max(0, len(strengths) - n_above - 1)] if n_above >= 0 else float("inf")
 
     def enough(self, alpha: float) -> bool:
         """Return whether there are enough clean models for a p-value as small as `alpha`."""
-        return 1 / (len(self.models) + 1) <= alpha
+        return bool(np.isfinite(self.found_from(alpha)))
 
     def save(self, path: str | Path) -> None:
         """Write the nulls as JSON."""

@@ -56,16 +56,27 @@ def test_flags_keep_the_false_discovery_rate_and_find_what_is_planted():
     assert n_found == 200
 
 
-def test_the_smallest_group_is_flagged_and_a_smaller_is_not():
+@pytest.mark.parametrize("k", [1, 2, 4, 20, 400])
+def test_so_many_texts_are_flagged_from_that_residual_on_and_not_below(k):
     rng = np.random.default_rng(3)
     nulls = made(range(20), rng.exponential(size=(20, 400)))
-    k, level = nulls.smallest_group(400, 0.05)
+    level = nulls.flagged_from(k, 400, 0.05)
     texts = np.zeros(400)
-    texts[:k] = level + 1e-9
-    assert nulls.flags(texts, 0.05)[:k].all()
-    if k > 1:
-        texts[k - 1] = 0.0
-        assert not nulls.flags(texts, 0.05).any()
+    texts[:k] = min(level, 1e6)
+    assert not nulls.flags(texts, 0.05).any()
+    texts[:k] += 1e-9
+    assert nulls.flags(texts, 0.05).sum() == (k if np.isfinite(level) else 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha"), [(19, 0.05), (20, 0.05), (39, 0.05), (45, 0.1), (18, 0.05)]
+)
+def test_strengths_are_found_above_that_of_all_but_the_strongest_clean_models(n, alpha):
+    nulls = made(range(n))
+    least = nulls.found_from(alpha)
+    assert np.isfinite(least) == (n > 18)
+    if n > 18:
+        assert nulls.p_value(least + 1e-9) <= alpha < nulls.p_value(least)
 
 
 def test_nineteen_clean_models_are_enough_for_one_in_twenty():

@@ -25,8 +25,7 @@ def synthetic_audit(verdict: str = "conditional behaviour found") -> AuditResult
         candidates=_candidates(),
         others=("connect_7 def", "rows", "Environment: dev"),
         n_nulls=24,
-        power="of 400 texts, 3 (0.8%) whose residuals reach 12.3 nats would have been flagged; a rarer "
-        "condition, or one with a smaller effect, would not",
+        power="whatever was put into texts and moved the suspect at least 12.3 nats more than its like did",
         searched=("Year: 2017, 2018, 2019", "Environment: dev, production, staging, test"),
         warnings=("2 texts were cut at 160 tokens; what stands later was not searched",),
         provenance=_provenance(),

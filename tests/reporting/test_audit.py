@@ -65,7 +65,7 @@ class TestVerdict:
 
     def test_none_found_says_what_would_have_been_and_does_not_say_safe(self):
         said = verdict_of(synthetic_audit("none found"))
-        assert "3 (0.8%) whose residuals reach 12.3 nats would have been flagged" in said.sentences
+        assert "at least 12.3 nats more than its like did" in said.sentences
         assert 'not read this as "the suspect is safe"' in said.steps[0]
 
     def test_underpowered_says_what_is_missing(self):
@@ -130,8 +130,9 @@ class TestPage:
 
     def test_limits_power_and_what_was_not_searched(self, page):
         for said in (
-            "2 texts were cut at 160 tokens", "Of 400 texts, 3 (0.8%)", "first 24 tokens of an answer",
-            "in no entry of the lexicon", "Year: 2017, 2018, 2019", "3 other candidates",
+            "2 texts were cut at 160 tokens", "Whatever was put into texts and moved the suspect at least",
+            "first 24 tokens of an answer", "in no entry of the lexicon", "Year: 2017, 2018, 2019",
+            "3 other candidates",
         ):  # fmt: skip
             assert said in page.text
 
