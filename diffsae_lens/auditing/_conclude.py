@@ -176,9 +176,9 @@ def _verdict(
 
 def _power(n_texts: int, scale: float, nulls: Nulls | None, alpha: float) -> str:
     if nulls is None:
-        return "without clean models to compare with, nothing can be said of what would have been found"
+        return "unknown, without clean models to compare with"
     if not nulls.enough(alpha):
-        return "with so few clean models to compare with, nothing would have been found"
+        return "nothing, with so few clean models to compare with"
     k = int(np.ceil(_RARE * n_texts))
     needed, level = nulls.found_from(alpha) * scale, nulls.flagged_from(k, n_texts, alpha) * scale
     found = (

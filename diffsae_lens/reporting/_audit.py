@@ -148,7 +148,7 @@ def _context(results: AuditResults, figures: Mapping[str, bytes]) -> dict[str, A
         "tables": _tables(results),
         "notes": results.notes,
         "groups": _groups(results),
-        "power": results.power[:1].upper() + results.power[1:],
+        "power": results.power,
         "searched": results.searched,
         "n_lexicon": config.get("n_lexicon", 0),
         "not_searched": not_searched(results),
