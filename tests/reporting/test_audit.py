@@ -130,7 +130,7 @@ class TestPage:
 
     def test_limits_power_and_what_was_not_searched(self, page):
         for said in (
-            "2 texts were cut at 160 tokens", "found: whatever was put into texts and moved the suspect at least",
+            "2 texts were cut at 160 tokens", "found: whatever was put into texts and moved the suspect",
             "first 24 tokens of an answer", "in no entry of the lexicon", "Year: 2017, 2018, 2019",
             "3 other candidates",
         ):  # fmt: skip
