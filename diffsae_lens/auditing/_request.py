@@ -39,14 +39,16 @@ class Request:
     @property
     def resources(self) -> dict[str, int | float]:
         """Resources that it needs, in the terms in which cluster workers declare theirs."""
-        device = self.options.device if self.options else self.overrides.get("device")
-        return {"GPU": 1} if str(device).startswith("cuda") else {}
+        given = vars(self.options) if self.options else self.overrides
+        places = [str(given.get(name)) for name in ("device", "device_map")]
+        return {"GPU": 1} if any("cuda" in place for place in places) else {}
 
     def on_cpu(self) -> "Request":
         """Return the same request for the CPU, to open only for reading what others compute."""
+        here = {"device": "cpu", "device_map": None}
         if self.options is not None:
-            return replace(self, options=replace(self.options, device="cpu"))
-        return replace(self, overrides={**self.overrides, "device": "cpu"})
+            return replace(self, options=replace(self.options, **here))
+        return replace(self, overrides={**self.overrides, **here})
 
     def open(self) -> Audit:
         """Load the models and read the texts.

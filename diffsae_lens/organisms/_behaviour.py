@@ -308,7 +308,7 @@ def get_behaviour(behaviour: str | Behaviour) -> Behaviour:
             `package.module:NAME`.
 
     Raises:
-        ValueError: there is no behaviour of this name.
+        ValueError: no behaviour has this name.
         TypeError: `behaviour` is neither a name nor a behaviour.
     """
     if isinstance(behaviour, Behaviour):

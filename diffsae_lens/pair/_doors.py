@@ -141,8 +141,8 @@ def shared_tokenizer(
     """Return the tokenizer with which both models read texts.
 
     Raises:
-        ValueError: neither side has one, the two contradict each other, or there is no token for
-            `prepend_bos`.
+        ValueError: neither model has a tokenizer, the two contradict each other, or the tokenizer lacks the
+            token for `prepend_bos`.
     """
     wanted, beside = options.tokenizer, None
     if isinstance(wanted, PreTrainedTokenizerBase):

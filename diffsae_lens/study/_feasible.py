@@ -162,6 +162,8 @@ def check_memory(name: str, n_weights: int, device: str) -> None:
     Raises:
         ValueError: they do not fit; the message names the setting and the memory needed and available.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return  # the GPU is another machine's
     needed, available = BYTES_PER_TRAINED_WEIGHT * n_weights, available_bytes(device)
     if needed > available:
         raise InvalidValueError(

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from diffsae_lens.auditing._cells import Audit
 from diffsae_lens.auditing._imitator import converged, with_imitator
 from diffsae_lens.auditing._prompts import read_texts
 from diffsae_lens.auditing._request import Request
+from diffsae_lens.pair import LoadOptions
 from diffsae_lens.study._cluster import Work
 from tests.conftest import tiny_llama, with_lora
 
@@ -137,6 +139,9 @@ def test_parts_ask_for_a_gpu_where_they_compute_on_one():
 
     assert [needs(device).resources for device in (None, "cpu", "cuda")] == [{}, {}, {"GPU": 1}]
     assert isinstance(needs("cuda"), Work)
+    mapped = replace(needs("cuda"), overrides={"device_map": {"": "cuda"}})
+    assert (mapped.resources, mapped.on_cpu().resources) == ({"GPU": 1}, {})
+    assert LoadOptions(**mapped.on_cpu().overrides).named_device == "cpu"
 
 
 def test_imitators_begin_as_the_base_learn_and_never_see_what_they_are_held_against(

@@ -4,7 +4,7 @@ import random
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,6 +41,17 @@ def contents(path):
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.suffix != ".lock"
     }
+
+
+class Elsewhere(Executor):
+    def submit(self, call, /, *args, **kwargs):
+        raise ConnectionError("sent")
+
+
+def test_only_workers_need_the_device(config, tmp_path):
+    there = replace(config, models=replace(config.models, device="cuda"))
+    with pytest.raises(ConnectionError, match="sent"):
+        run_study(there, tmp_path / "study", executor=Elsewhere())
 
 
 def test_every_dictionary_has_its_scores_and_its_floors(run):
