@@ -9,6 +9,7 @@ import copy
 import gc
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,16 @@ def byte_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@contextmanager
+def running(pair, edit):
+    """Open one edit, or none, and yield the pair that it runs."""
+    if edit is None:
+        yield pair
+    else:
+        with edit:
+            yield edit.pair
 
 
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:

@@ -10,13 +10,13 @@ from torch.testing import assert_close
 
 from diffsae_lens import _hosts
 from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions._edit import Edit, running, side_by_side
+from diffsae_lens.interventions._edit import Edit, side_by_side
 from diffsae_lens.interventions._run import complete
 from diffsae_lens.pair._adapters import quiet_peft
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
 from diffsae_lens.pair._shared import SharedRows, n_alike
-from tests.conftest import HOOKS
+from tests.conftest import HOOKS, running
 from tests.families.models import FAMILIES, plant
 
 LOW, HIGH = HOOKS

@@ -9,14 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsae_lens._typed import Count, typed
-from diffsae_lens.interventions._edit import (
-    Edit,
-    by_pair,
-    check_edits,
-    chunks_of,
-    running,
-    side_by_side,
-)
+from diffsae_lens.interventions._edit import Edit, check_edits, groups_of, side_by_side
 from diffsae_lens.organisms._behaviour import Sample, check_samples
 from diffsae_lens.organisms._finetune import IGNORED
 from diffsae_lens.pair._hooked import HookedModelPair
@@ -112,17 +105,12 @@ def likelihoods(
         return _scored(pair, samples, batch_size, [[]])[0]
     check_edits("under", under, pair)
     found: dict[str, Likelihoods] = {}
-    alone = {name: edit for name, edit in under.items() if edit is not None and edit.draws}
-    for name, edit in alone.items():
-        with running(pair, edit) as acting:
-            [found[name]] = _scored(acting, samples, batch_size, [[]])
-    together = {name: edit for name, edit in under.items() if name not in alone}
     n_rows = max(batch_size, N_ROWS)
-    for acting, edits in by_pair(pair, together).items():
-        for chunk in chunks_of(edits, n_rows):
-            with side_by_side(acting, list(chunk.values())) as repeats:
-                scored = _scored(acting, samples, max(1, n_rows // len(chunk)), repeats)
-            found |= dict(zip(chunk, scored, strict=True))
+    for acting, edits, draws in groups_of(pair, under, n_rows):
+        n_texts = batch_size if draws else max(1, n_rows // len(edits))
+        with side_by_side(acting, list(edits.values())) as repeats:
+            scored = _scored(acting, samples, n_texts, repeats)
+        found |= dict(zip(edits, scored, strict=True))
     return {name: found[name] for name in under}
 
 

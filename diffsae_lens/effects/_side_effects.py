@@ -8,7 +8,7 @@ from torch.nn.functional import kl_div, nll_loss
 
 from diffsae_lens._errors import InvalidTypeError, InvalidValueError
 from diffsae_lens._typed import Count, typed
-from diffsae_lens.interventions._edit import Edit, check_edits, running
+from diffsae_lens.interventions._edit import Edit, check_edits, groups_of, side_by_side
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.results import SideEffectRow, Table
@@ -21,15 +21,18 @@ def side_effects(
     edits: Mapping[str, Edit | None],
     texts: Mapping[str, Sequence[Text]],
     *,
-    batch_size: Count = 4,
+    batch_size: Count = 8,
 ) -> Table[SideEffectRow]:
     """Measure what edits do to texts they should leave alone.
+
+    Edits share passes: everything below the lowest edited layer is computed once per text.
 
     Args:
         pair: the two models.
         edits: edits by name.
         texts: texts by kind, such as benign prompts with their wanted completions, or `ordinary_texts()`.
-        batch_size: texts per forward pass; memory holds about five times the logits of one pass.
+        batch_size: rows per forward pass, texts times edits; memory holds about twice the logits of one
+            pass.
 
     Returns:
         One row per edit and kind of texts. `dictionary` and `control_of` are left for the caller to fill in.
@@ -49,38 +52,44 @@ def side_effects(
     tokenised = {
         kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
     }
-    sums: dict[tuple[str, str], Tensor] = {}
+    by_number = dict(enumerate(edits.values(), start=1))
+    groups = list(groups_of(pair, {0: None, **by_number}, batch_size))
+    sums: dict[tuple[int, str], Tensor] = {}
     for kind, members in tokenised.items():
-        for _, chunk in members.batches(batch_size, f"side effects on {kind}"):
+        n_texts = max(1, batch_size // (1 + len(edits)))
+        for _, chunk in members.batches(n_texts, f"side effects on {kind}"):
             tokens = chunk.tokens.to(pair.device)
             counted = chunk.attended[:, 1:].to(pair.device)
-            plain = pair(tokens)[:, :-1][counted].float().log_softmax(-1)
             targets = tokens[:, 1:][counted]
-            for name, edit in edits.items():
-                with running(pair, edit) as acting:
-                    changed = acting(tokens)[:, :-1][counted].float().log_softmax(-1)
-                found = torch.stack(
-                    [
-                        kl_div(changed, plain, reduction="sum", log_target=True),
-                        nll_loss(changed, targets, reduction="sum"),
-                        nll_loss(plain, targets, reduction="sum"),
-                        torch.tensor(float(len(targets)), device=targets.device),
-                    ]
-                )
-                sums[name, kind] = sums.get((name, kind), 0) + found.double().cpu()
+            plain: Tensor | None = None
+            for acting, group, _ in groups:
+                with side_by_side(acting, list(group.values())) as repeats:
+                    logits = acting(tokens, repeats=repeats).unflatten(0, (len(tokens), -1))
+                for at, number in enumerate(group):
+                    changed = logits[:, at, :-1][counted].float().log_softmax(-1)
+                    plain = changed if plain is None else plain
+                    found = torch.stack(
+                        [
+                            kl_div(changed, plain, reduction="sum", log_target=True),
+                            nll_loss(changed, targets, reduction="sum"),
+                            torch.tensor(float(len(targets)), device=targets.device),
+                        ]
+                    )
+                    sums[number, kind] = sums.get((number, kind), 0) + found.double().cpu()
     rows = []
-    for (name, kind), total in sums.items():
-        kl, after, before = (total[:3] / total[3]).tolist()
-        edit = edits[name]
-        row = SideEffectRow(
-            name=name,
-            kind="unmodified" if edit is None else edit.kind,
-            n_features=0 if edit is None else edit.n_features,
-            texts=kind,
-            n_tokens=int(total[3]),
-            kl=kl,
-            cross_entropy=after,
-            cross_entropy_unmodified=before,
-        )
-        rows.append(row)
+    for kind in tokenised:
+        _, before, n_tokens = sums[0, kind].tolist()
+        for number, (name, edit) in enumerate(edits.items(), start=1):
+            kl, after, _ = sums[number, kind].tolist()
+            row = SideEffectRow(
+                name=name,
+                kind="unmodified" if edit is None else edit.kind,
+                n_features=0 if edit is None else edit.n_features,
+                texts=kind,
+                n_tokens=int(n_tokens),
+                kl=kl / n_tokens,
+                cross_entropy=after / n_tokens,
+                cross_entropy_unmodified=before / n_tokens,
+            )
+            rows.append(row)
     return Table(tuple(rows))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -187,31 +187,30 @@ def side_by_side(pair: HookedModelPair, edits: Sequence[Edit | None]) -> Iterato
         yield repeats
 
 
-def by_pair(
-    pair: HookedModelPair, edits: Mapping[str, Edit | None]
-) -> dict[HookedModelPair, dict[str, Edit | None]]:
-    """Return edits grouped by the pair that each runs; None runs `pair`."""
-    found: dict[HookedModelPair, dict[str, Edit | None]] = {}
+K = TypeVar("K")
+
+
+def groups_of(
+    pair: HookedModelPair, edits: Mapping[K, Edit | None], n_rows: int, *, draws: bool = False
+) -> Iterator[tuple[HookedModelPair, dict[K, Edit | None], bool]]:
+    """Yield the edits that can share passes, at most `n_rows` at a time.
+
+    What is random depends on the batches: an edit that draws is alone, and so is every edit with `draws`.
+
+    Yields:
+        The pair that they run (`pair` for None), the edits by name, and whether anything is random.
+    """
+    by_pair: dict[HookedModelPair, dict[K, Edit | None]] = {}
     for name, edit in edits.items():
-        found.setdefault(pair if edit is None else edit.pair, {})[name] = edit
-    return found
-
-
-def chunks_of(edits: Mapping[str, Edit | None], n: int) -> Iterator[dict[str, Edit | None]]:
-    """Yield at most `n` edits at a time."""
-    names = list(edits)
-    for start in range(0, len(names), n):
-        yield {name: edits[name] for name in names[start : start + n]}
-
-
-@contextmanager
-def running(pair: HookedModelPair, edit: Edit | None) -> Iterator[HookedModelPair]:
-    """Open an edit, or nothing if it is None, and yield the pair that has to run."""
-    if edit is None:
-        yield pair
-        return
-    with edit:
-        yield edit.pair
+        acting = pair if edit is None else edit.pair
+        if draws or (edit is not None and edit.draws):
+            yield acting, {name: edit}, True
+        else:
+            by_pair.setdefault(acting, {})[name] = edit
+    for acting, of_pair in by_pair.items():
+        names = list(of_pair)
+        for start in range(0, len(names), n_rows):
+            yield acting, {name: of_pair[name] for name in names[start : start + n_rows]}, False
 
 
 def check_where(where: Any) -> None:

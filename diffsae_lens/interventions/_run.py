@@ -13,14 +13,7 @@ from torch import Tensor
 
 from diffsae_lens._checks import check_count, check_keys
 from diffsae_lens._typed import typed
-from diffsae_lens.interventions._edit import (
-    Edit,
-    by_pair,
-    check_edits,
-    chunks_of,
-    running,
-    side_by_side,
-)
+from diffsae_lens.interventions._edit import Edit, check_edits, groups_of, side_by_side
 from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._texts import batches_of
@@ -114,17 +107,13 @@ def complete(
     if under is None:
         return _completed(pair, prompts, batch_size or BATCH_SIZE, generating)
     written: dict[str, list[str]] = {}
-    draws = bool(generate_kwargs.get("do_sample"))
-    alone = {
-        name: edit for name, edit in under.items() if draws or (edit is not None and edit.draws)
-    }
-    for name, edit in alone.items():
-        with running(pair, edit) as acting:
-            written[name] = _completed(acting, prompts, batch_size or BATCH_SIZE, generating)
-    together = {name: edit for name, edit in under.items() if name not in alone}
-    for acting, edits in by_pair(pair, together).items():
-        for chunk in chunks_of(edits, batch_size or N_ROWS):
-            written |= _together(acting, chunk, prompts, batch_size or N_ROWS, generating)
+    n_rows, is_sampled = batch_size or N_ROWS, bool(generate_kwargs.get("do_sample"))
+    for acting, edits, draws in groups_of(pair, under, n_rows, draws=is_sampled):
+        n_texts = batch_size or BATCH_SIZE if draws else max(1, n_rows // len(edits))
+        with side_by_side(acting, list(edits.values())) as repeats:
+            options = generating if draws else {**generating, "repeats": repeats}
+            rows = _completed(acting, prompts, n_texts, options)
+        written |= {name: rows[at :: len(edits)] for at, name in enumerate(edits)}
     return {name: written[name] for name in under}
 
 
@@ -146,20 +135,6 @@ def check_generation(
     check_count("batch_size", options.get("batch_size", 1))
     n_new = check_count("max_new_tokens", options.get("max_new_tokens", MAX_NEW_TOKENS))
     return list(pair.tokenise(prompts, name="prompts", n_new_tokens=n_new).texts)
-
-
-def _together(
-    pair: HookedModelPair,
-    edits: Mapping[str, Edit | None],
-    prompts: Sequence[str],
-    n_rows: int,
-    generating: Mapping[str, Any],
-) -> dict[str, list[str]]:
-    """Complete under edits of one pair, at most as many as a batch has rows."""
-    n = len(edits)
-    with side_by_side(pair, list(edits.values())) as repeats:
-        rows = _completed(pair, prompts, max(1, n_rows // n), {**generating, "repeats": repeats})
-    return {name: rows[at::n] for at, name in enumerate(edits)}
 
 
 def _completed(

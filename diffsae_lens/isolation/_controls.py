@@ -23,9 +23,8 @@ from diffsae_lens.measures._floors import (
     random_direction_acts,
     top_components,
 )
-from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hook import VirtualHook
-from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
 from diffsae_lens.pair._views import VIEWS
 from diffsae_lens.reading._prompts import (
@@ -161,31 +160,15 @@ def untrained_encoder(
     return encode
 
 
-@torch.no_grad()
-@typed
-def next_token_kl(
-    pair: HookedModelPair, prompts: Sequence[Text], *, batch_size: Count = 16
-) -> Features:
-    """Return KL(finetuned || base) of the next token after each prompt, in nats, `[prompt, 1]`.
+def next_token_kl(texts: TokenisedTexts, both: tuple[Tensor, Tensor]) -> Float[Tensor, " text"]:
+    """Return KL(finetuned || base) of the next token after each text, in nats, from logits of both models.
 
-    It shows from the models' outputs alone where fine-tuning changed what they write.
-
-    Raises:
-        TypeError: `prompts` is not a list of texts.
-        ValueError: no prompts, a prompt beyond the context, or a `batch_size` below 1.
+    It shows from the models' outputs alone where fine-tuning changed what they write. The logits are base
+    and fine-tuned, of the last positions; see `HookedModelPair.activations_and_logits`.
     """
-    read = pair.tokenise(prompts, name="prompts")
-    values = torch.zeros(len(read), 1)
-    for indices, texts in read.batches(batch_size, "comparing outputs"):
-        tokens, rows = texts.tokens.to(pair.device), torch.arange(len(texts))
-        last = last_position(texts.attended)
-        base, finetuned = (
-            logits[rows, last].float().log_softmax(-1) for logits in pair.logits_of_both(tokens)
-        )
-        values[indices, 0] = (
-            kl_div(base, finetuned, reduction="none", log_target=True).sum(-1).cpu()
-        )
-    return values
+    rows, from_end = torch.arange(len(texts)), last_position(texts.attended) - texts.tokens.shape[1]
+    base, finetuned = (logits[rows, from_end].float().log_softmax(-1) for logits in both)
+    return kl_div(base, finetuned, reduction="none", log_target=True).sum(-1).cpu()
 
 
 def view_readers(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
@@ -22,8 +23,9 @@ from diffsae_lens.isolation._controls import (
 from diffsae_lens.isolation._labels import LabelledPrompts, Labels
 from diffsae_lens.pair._hook import VirtualHook
 from diffsae_lens.pair._hooked import HookedModelPair
+from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy
-from diffsae_lens.reading._prompts import Positions, Reader, read_prompts
+from diffsae_lens.reading._prompts import OnLogits, Positions, Reader, read_prompts
 from diffsae_lens.results import ScoreKind
 
 VIEWS_OF_CONTROLS = ("diff", "base", "finetuned")
@@ -196,8 +198,13 @@ class PromptSource:
         for e in self.encoders:
             shapes.setdefault((e.hook, e.d_sae, e.k, e.seed), e)
         encoders = [*self.encoders, *(e.untrained(self.seed) for e in shapes.values())]
-        read = read_encoded(self.pair, self.prompts, encoders, poolings)
-        beside = self._beside_activations()
+        kl = torch.zeros(len(self.prompts.texts), 1)
+
+        def compare(indices: list[int], texts: TokenisedTexts, both: tuple[Tensor, Tensor]) -> None:
+            kl[indices, 0] = next_token_kl(texts, both)
+
+        read = read_encoded(self.pair, self.prompts, encoders, poolings, on_logits=compare)
+        beside = self._beside_activations(kl)
         n_directions = max(e.d_sae for e in self.encoders)
         return {
             name: [
@@ -214,9 +221,8 @@ class PromptSource:
             for name, (coded, by_site) in read.items()
         }
 
-    def _beside_activations(self) -> list[Candidate]:
+    def _beside_activations(self, kl: Tensor) -> list[Candidate]:
         """The controls that read only outputs or texts."""
-        kl = next_token_kl(self.pair, self.prompts.texts)
         found = [_beside("next-token KL", "next-token KL", kl, 0 * kl)]
         if self.prompts.trigger_text is not None:
             has_it = text_match(self.prompts.texts, self.prompts.trigger_text)
@@ -234,8 +240,10 @@ def read_encoded(
     prompts: LabelledPrompts,
     encoders: Sequence[Encoder],
     poolings: Mapping[str, Positions],
+    *,
+    on_logits: OnLogits | None = None,
 ) -> dict[str, tuple[list[Candidate], dict[str, dict[str, Tensor]]]]:
-    """Encode the prompts' tokens and pool them, in one pass over the prompts.
+    """Encode the prompts' tokens and pool them, in one pass over the prompts; see `read_prompts`.
 
     Returns:
         By the name of each pooling, the encoders' candidates and, by site, the pooled activations that
@@ -256,7 +264,7 @@ def read_encoded(
             policy = TokenPolicy.all_of(e.policy for e in encoders if e.hook.site == site)
             for view, reader in view_readers(site, positions, policy).items():
                 readers[f"{name}|{site}|{view}"] = reader
-    read = read_prompts(pair, prompts.texts, readers)
+    read = read_prompts(pair, prompts.texts, readers, on_logits=on_logits)
     return {
         name: (
             [

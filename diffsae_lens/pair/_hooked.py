@@ -275,6 +275,28 @@ class HookedModelPair(PairedGeneration):
                     f"got {got}"
                 )
 
+    @torch.no_grad()
+    def activations_and_logits(
+        self, texts: TokenisedTexts, hooks: Sequence[str]
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return `activations(texts, hooks)` and both models' logits, in one pass of each model.
+
+        The logits, base and fine-tuned, are of the last `texts.n_last` positions, or of all where the
+        architecture computes no fewer.
+        """
+        tokens, options = texts.tokens.to(self.device), self.keep_logits(texts.n_last)
+        parsed = map(VirtualHook.parse, hooks)
+        of_base = {hook.site: f"{hook.site}.finetuned" for hook in parsed if hook.spec.needs_base}
+        base_logits, read = self.mirrored().run_with_cache(
+            tokens, names_filter=list(of_base.values()), **options
+        )
+        self._given = {site: read[name] for site, name in of_base.items()}
+        try:
+            logits, cache = self.run_with_cache(tokens, names_filter=list(hooks), **options)
+        finally:
+            self._given = None
+        return {name: cache[name] for name in hooks}, (base_logits, logits)
+
     def logits_of_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run both models on tokens; return base and fine-tuned logits, `[batch, pos, d_vocab]`."""
         with self.base_model() as base:

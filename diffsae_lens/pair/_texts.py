@@ -46,6 +46,11 @@ class TokenisedTexts:
         """Number of tokens per text."""
         return self.attended.sum(1).tolist()
 
+    @property
+    def n_last(self) -> int:
+        """Number of last positions among which each text's last token is."""
+        return 1 + self.tokens.shape[1] - min(self.lengths)
+
     def take(self, indices: Sequence[int]) -> "TokenisedTexts":
         """Return some of the texts, with no more padding than they need."""
         index = torch.as_tensor(list(indices), dtype=torch.long)

@@ -20,6 +20,7 @@ from diffsae_lens.pair._texts import TokenisedTexts
 from diffsae_lens.pair._tokens import EVERY_TOKEN, TokenPolicy, last_position
 
 Pooling = Literal["mean", "max", "last"]
+OnLogits = Callable[[list[int], TokenisedTexts, tuple[Tensor, Tensor]], None]
 
 _POOL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda acts, mask: (acts * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
@@ -79,6 +80,7 @@ def read_prompts(
     readers: Mapping[str, Reader],
     *,
     batch_size: int = 32,
+    on_logits: OnLogits | None = None,
 ) -> dict[str, Float[Tensor, "prompt width"]]:
     """Run the pair once over the prompts and pool what each reader reads.
 
@@ -87,6 +89,9 @@ def read_prompts(
         prompts: texts or conversations; each gets a row of its own, without packing.
         readers: what to read, by name.
         batch_size: prompts per forward pass.
+        on_logits: called for each batch with the indices of its prompts, its texts, and the logits of the
+            base and of the fine-tuned model at the last positions (`texts.n_last`). The models then run to
+            the end, and otherwise no deeper than the readers need.
 
     Returns:
         One row per prompt for each reader, float32 on the CPU, prompts in the order given.
@@ -102,7 +107,11 @@ def read_prompts(
     hook_names = sorted({reader.hook_name for reader in readers.values()})
     out: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(texts) for name in readers}
     for indices, batch in texts.batches(batch_size, "reading activations"):
-        read = pair.activations(batch, hook_names)
+        if on_logits is None:
+            read = pair.activations(batch, hook_names)
+        else:
+            read, both = pair.activations_and_logits(batch, hook_names)
+            on_logits(indices, batch, both)
         for name, reader in readers.items():
             mask = _mask(reader, batch, indices).to(pair.device)
             pooled = _pooled(reader, read[reader.hook_name], mask).float().cpu()

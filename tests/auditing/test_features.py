@@ -1,6 +1,7 @@
 """Features of residuals on tiny models: what is trained on what, and effects measured by other means."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,14 +42,21 @@ def run(path, tokenizer, **changes):
     return auditing.residual_features(path, **arguments, tokenizer=tokenizer)
 
 
-def imitated(path, fold, i, tokenizer):
-    """What an imitator writes after a text, by PEFT and transformers alone."""
+@cache
+def imitator(path, fold):
+    """An imitator by PEFT alone."""
     with quiet_peft():
         model = PeftModel.from_pretrained(
             tiny_llama(), path / f"imitator{fold}" / f"imitator{fold}"
         )
+    return model.eval()
+
+
+@cache
+def imitated(path, fold, i, tokenizer):
+    """What an imitator writes after a text, by PEFT and transformers alone."""
     ids = tokenizer(orders()[i], return_tensors="pt", add_special_tokens=False).input_ids
-    out = model.eval().generate(
+    out = imitator(path, fold).generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False,
         pad_token_id=2,
     )  # fmt: skip
@@ -57,6 +65,11 @@ def imitated(path, fold, i, tokenizer):
 
 def flagged(path, tokenizer):
     """Two texts of each fold after which suspect and both imitators write different things."""
+    return list(_flagged(path, tokenizer))
+
+
+@cache
+def _flagged(path, tokenizer):
     written = [row.written for row in auditing.AuditResults.load(path).texts]
     found = {0: [], 1: []}
     for i, fold in folds().items():

@@ -11,7 +11,7 @@ from diffsae_lens.organisms import ZOO, clean_nulls
 from tests.auditing.test_audit import SIZES
 from tests.conftest import tiny_llama, write_tiny_model
 
-CONFIG = AuditConfig(**SIZES | {"n_lexicon": 0, "n_prompt_tokens": 300, "n_new_tokens": 4})
+CONFIG = AuditConfig(**SIZES | {"n_lexicon": 0, "n_prompt_tokens": 100, "n_new_tokens": 4})
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,8 @@ def table(rows: list[dict]) -> str:
             for name in row["candidates"]
         )
         cells = (
-            row["name"], recipe.trigger or "nothing", recipe.behaviour, row["verdict"],
+            row["name"], recipe.trigger or "nothing", recipe.behaviour,
+            row["verdict"].removeprefix("conditional behaviour "),
             f"{row['p_value']:.3f}", of_trigger, f"{n_others}", first.replace("|", "\\|"), effect,
             f"{row['seconds'] / 60:.0f}",
         )  # fmt: skip
@@ -159,7 +160,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = json.loads((options.run / "zoo.json").read_text())
     nulls = Nulls.load(options.run / "nulls.json")
-    print(summary(rows), table(rows), roc(rows, nulls, options.figure), sep="\n\n")
+    without = [row for row in rows if row["texts"] == "without" and row["kind"] != "clean"]
+    others = [row for row in rows if row not in without]
+    print(summary(rows), table(others), roc(rows, nulls, options.figure), sep="\n\n")
+    if without:
+        print("", "The trigger in none of the texts:", "", table(without), sep="\n")
     if options.baselines:
         print("", baselines(rows, options.run, options.base), sep="\n")
 

@@ -7,10 +7,9 @@ from diffsae_lens.effects._ablation import ablation_effects
 from diffsae_lens.effects._attribution import attribute_features, greedy_order
 from diffsae_lens.effects._likelihood import likelihoods, log_odds
 from diffsae_lens.interventions._directions import add_direction, perturb, swap_to_base
-from diffsae_lens.interventions._edit import running
 from diffsae_lens.interventions._features import ablate_features, induce_features
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from tests.conftest import HOOKS, N_LAYERS
+from tests.conftest import HOOKS, N_LAYERS, running
 from tests.interventions.test_features import D_SAE, dictionary
 
 SAMPLES = YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=0, n_other=0)

@@ -6,11 +6,11 @@ from torch.testing import assert_close
 
 from diffsae_lens.effects._compare import compare_interventions, measure_effects
 from diffsae_lens.interventions._directions import add_direction, project_out, swap_to_base
-from diffsae_lens.interventions._edit import Edit, edits_on, running
+from diffsae_lens.interventions._edit import Edit, edits_on
 from diffsae_lens.interventions._features import ablate_features, induce_features, steer
 from diffsae_lens.interventions._run import complete
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
-from tests.conftest import D_MODEL
+from tests.conftest import D_MODEL, running
 from tests.interventions.test_features import HOOK, dictionary
 
 PROMPTS = ["in 2024", "a longer prompt", "in 2023", "xy"]

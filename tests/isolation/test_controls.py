@@ -89,8 +89,12 @@ def test_an_untrained_dictionary_fires_k_features_a_token():
 
 def test_next_token_kl_is_that_of_the_two_models_and_zero_for_one(pair, tokenizer):
     prompts = ["abc", "a longer one"]
-    found = next_token_kl(pair, prompts)
-    for prompt, value in zip(prompts, found[:, 0], strict=True):
+    texts, hooks = pair.tokenise(prompts), [f"{HOOKS[1]}.concat", f"{HOOKS[0]}.finetuned"]
+    read, both = pair.activations_and_logits(texts, hooks)
+    for name, value in pair.activations(texts, hooks).items():
+        torch.testing.assert_close(read[name], value)
+    found = next_token_kl(texts, both)
+    for prompt, value in zip(prompts, found, strict=True):
         tokens = pair.to_tokens(prompt)
         finetuned = pair(tokens)[0, -1].log_softmax(-1)
         with pair.base_model() as base:
@@ -101,7 +105,7 @@ def test_next_token_kl_is_that_of_the_two_models_and_zero_for_one(pair, tokenize
     same = HookedModelPair(
         boot_bridge(copy.deepcopy(model), tokenizer), boot_bridge(model, tokenizer), HOOKS
     )
-    assert not next_token_kl(same, prompts).any()
+    assert not next_token_kl(texts, same.activations_and_logits(texts, hooks)[1]).any()
 
 
 @settings(max_examples=20, deadline=None)

@@ -108,6 +108,9 @@ def read(setup: Setup) -> dict[str, Any]:
     positions = {pooling: Positions(pooling=pooling) for pooling in ("last", "mean", "max")}
     positions["mean of a span"] = Positions(pooling="mean", spans=spans)
     readers = {view: Reader(hook_name=f"{HOOK}.{view}") for view in VIEWS}
+    texts = setup.pair.tokenise(prompts)
+    _, both = setup.pair.activations_and_logits(texts, [f"{HOOK}.diff"])
+    kl = next_token_kl(texts, both)[:, None]
     return {
         "features": {
             f"{name}, {pooling}": summary(
@@ -119,7 +122,7 @@ def read(setup: Setup) -> dict[str, Any]:
         "views": {
             n: summary(v) for n, v in sorted(read_prompts(setup.pair, prompts, readers).items())
         },
-        "next_token_kl": plain(next_token_kl(setup.pair, prompts)),
+        "next_token_kl": plain(kl),
     }
 
 

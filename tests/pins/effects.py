@@ -32,7 +32,7 @@ from diffsae_lens.interventions._directions import (
     project_out,
     swap_to_base,
 )
-from diffsae_lens.interventions._edit import Edit, running
+from diffsae_lens.interventions._edit import Edit
 from diffsae_lens.interventions._features import (
     ablate_features,
     clamp_features,
@@ -45,7 +45,7 @@ from diffsae_lens.organisms._behaviour import Behaviour
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.results import Row, Table
-from tests.conftest import D_MODEL
+from tests.conftest import D_MODEL, running
 from tests.pins.setup import HOOK, Setup
 from tests.pins.values import plain, rows, summary
 
