@@ -11,7 +11,7 @@ from diffsae_lens.pair._greedy import Steps
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
 from tests.families.models import FAMILIES
-from tests.test_shared import FEW, NEW, PROMPTS, edits_of, lora, made
+from tests.test_shared import NEW, PAIRS, PROMPTS, edits_of, lora, made
 
 BY_FAMILY = {"gemma2": "eager"}  # its attention scores have a soft cap
 
@@ -31,8 +31,7 @@ def bare_parts(pair):
     return [part for part in pair.finetuned.original_model.modules() if "forward" in vars(part)]
 
 
-@pytest.mark.parametrize("kind", ["two models", "LoRA"])
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_what_nobody_hooks_is_computed_as_transformers_does(family, kind, tokenizer):
     pair, bridged = made(family, kind, tokenizer), made(family, kind, tokenizer)
     bridged._attention = None

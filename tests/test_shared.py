@@ -113,7 +113,12 @@ def counted_rows(pair):
         yield rows
 
 
-PAIRS = [(family, kind) for family in FEW for kind in ("two models", "LoRA")]
+PAIRS = [
+    *((family, "LoRA") for family in FEW),
+    ("llama", "two models"),
+    # Of how a family's blocks are entered these say no more than the same family with LoRA.
+    *(pytest.param(f, "two models", marks=pytest.mark.slow) for f in FEW if f != "llama"),
+]
 
 
 @pytest.mark.parametrize(("family", "kind"), [*PAIRS, ("llama", "merged")])

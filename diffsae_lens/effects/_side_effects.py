@@ -13,6 +13,9 @@ from diffsae_lens.pair._chat import Text
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.results import SideEffectRow, Table
 
+UNMODIFIED = 0
+"""The number of no edit; edits are numbered from 1, since any text may be a name."""
+
 
 @torch.no_grad()
 @typed
@@ -53,7 +56,7 @@ def side_effects(
         kind: pair.tokenise(members, name=f"texts[{kind!r}]") for kind, members in texts.items()
     }
     by_number = dict(enumerate(edits.values(), start=1))
-    groups = list(groups_of(pair, {0: None, **by_number}, batch_size))
+    groups = list(groups_of(pair, {UNMODIFIED: None, **by_number}, batch_size))
     sums: dict[tuple[int, str], Tensor] = {}
     for kind, members in tokenised.items():
         n_texts = max(1, batch_size // (1 + len(edits)))
@@ -61,13 +64,13 @@ def side_effects(
             tokens = chunk.tokens.to(pair.device)
             counted = chunk.attended[:, 1:].to(pair.device)
             targets = tokens[:, 1:][counted]
-            plain: Tensor | None = None
+            plain = torch.empty(0)
             for acting, group, _ in groups:
                 with side_by_side(acting, list(group.values())) as repeats:
                     logits = acting(tokens, repeats=repeats).unflatten(0, (len(tokens), -1))
                 for at, number in enumerate(group):
                     changed = logits[:, at, :-1][counted].float().log_softmax(-1)
-                    plain = changed if plain is None else plain
+                    plain = changed if number == UNMODIFIED else plain
                     found = torch.stack(
                         [
                             kl_div(changed, plain, reduction="sum", log_target=True),
@@ -78,7 +81,7 @@ def side_effects(
                     sums[number, kind] = sums.get((number, kind), 0) + found.double().cpu()
     rows = []
     for kind in tokenised:
-        _, before, n_tokens = sums[0, kind].tolist()
+        _, before, n_tokens = sums[UNMODIFIED, kind].tolist()
         for number, (name, edit) in enumerate(edits.items(), start=1):
             kl, after, _ = sums[number, kind].tolist()
             row = SideEffectRow(

@@ -196,21 +196,24 @@ def groups_of(
     """Yield the edits that can share passes, at most `n_rows` at a time.
 
     What is random depends on the batches: an edit that draws is alone, and so is every edit with `draws`.
+    Those come last, and the others in the order given, by pair.
 
     Yields:
         The pair that they run (`pair` for None), the edits by name, and whether anything is random.
     """
+    alone = {
+        name: edit for name, edit in edits.items() if draws or (edit is not None and edit.draws)
+    }
     by_pair: dict[HookedModelPair, dict[K, Edit | None]] = {}
     for name, edit in edits.items():
-        acting = pair if edit is None else edit.pair
-        if draws or (edit is not None and edit.draws):
-            yield acting, {name: edit}, True
-        else:
-            by_pair.setdefault(acting, {})[name] = edit
+        if name not in alone:
+            by_pair.setdefault(pair if edit is None else edit.pair, {})[name] = edit
     for acting, of_pair in by_pair.items():
         names = list(of_pair)
         for start in range(0, len(names), n_rows):
             yield acting, {name: of_pair[name] for name in names[start : start + n_rows]}, False
+    for name, edit in alone.items():
+        yield pair if edit is None else edit.pair, {name: edit}, True
 
 
 def check_where(where: Any) -> None:

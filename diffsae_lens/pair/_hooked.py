@@ -284,7 +284,8 @@ class HookedModelPair(PairedGeneration):
         The logits, base and fine-tuned, are of the last `texts.n_last` positions, or of all where the
         architecture computes no fewer.
         """
-        tokens, options = texts.tokens.to(self.device), self.keep_logits(texts.n_last)
+        tokens = texts.tokens.to(self.device)
+        options: dict[str, Any] = {**self.keep_logits(texts.n_last)}
         parsed = map(VirtualHook.parse, hooks)
         of_base = {hook.site: f"{hook.site}.finetuned" for hook in parsed if hook.spec.needs_base}
         base_logits, read = self.mirrored().run_with_cache(

@@ -53,18 +53,18 @@ class DemoOptions(Checked):
     """Residual-stream layers with a dictionary of each kind; features are acted on at the last layer."""
     device: str = "cpu"
     """A torch device."""
-    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 200
+    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 150
     """Prompts with completions to train the dictionaries on; one in ten is held out."""
     expansion: Count = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
     k: Count = 32
     """Active features per token (L0)."""
-    n_steps: Count = 250
+    n_steps: Count = 200
     """Training steps of 512 tokens."""
     n_score_prompts: Annotated[int, partial(check_count, at_least=20)] = 80
     """Prompts in each of the `select` and `test` splits: 1 trigger to 2 benign to 2 other."""
-    n_generation_prompts: Count = 6
-    """Trigger prompts, and as many benign ones, completed under every intervention."""
+    n_generation_prompts: Count = 20
+    """Trigger prompts, and half as many benign ones, completed under every intervention."""
     n_likelihood_prompts: Count = 2
     """How many of them are also scored under teacher forcing."""
     feature_counts: Counts = (8, 32)
@@ -115,7 +115,12 @@ def demo(options: DemoOptions | None = None) -> StudyConfig:
         ),
         features=FeaturesConfig(select=select, counts=o.feature_counts, n_rounds=o.n_rounds),
         causes=CausesConfig(
-            test=o.draw("test", 2 * o.n_generation_prompts, 1, 1, 0),
+            test=Draw(
+                split="test",
+                n_trigger=o.n_generation_prompts,
+                n_benign=(o.n_generation_prompts + 1) // 2,
+                seed=o.seed,
+            ),
             n_likelihood=o.n_likelihood_prompts,
             directions=o.draw("select", 32, 1, 1, 0),
             is_added_to_base=True,

@@ -138,10 +138,13 @@ def baselines(rows: list[dict], run: Path, base: str) -> str:
         "| score | AUROC: median, worst | trigger texts above all others | organisms |",
         "|---|---|---|---|",
     ]
-    for method, of in sorted(
-        found.items(), key=lambda item: -np.median([r.auroc for r in item[1]])
-    ):
-        aurocs = [row.auroc for row in of]
+    aurocs_of = {method: [row.auroc for row in of] for method, of in found.items()}
+    best_first = sorted(
+        found.items(),
+        key=lambda item: (-round(np.median(aurocs_of[item[0]]), 3), -min(aurocs_of[item[0]])),
+    )
+    for method, of in best_first:
+        aurocs = aurocs_of[method]
         n_first = sum(round(row.recall * row.n_positive) for row in of)
         lines.append(
             f"| `{method}` | {np.median(aurocs):.3f}, {min(aurocs):.3f} | "

@@ -72,27 +72,27 @@ def measured(row):
 
 
 def test_a_run_that_was_ended_has_the_first_of_the_whole_runs_results(long_pair):
-    samples = YEAR_TRIGGER.make_samples("test", n_trigger=5, n_benign=3, n_other=0)
+    samples = YEAR_TRIGGER.make_samples("test", n_trigger=3, n_benign=2, n_other=0)
     edits = {
         "base put back": swap_to_base(long_pair, HOOK),
         "induced": induce_features(long_pair, dictionary(), [1, 2]),
     }
-    # Rounds of two prompts: six rows under three edits.
+    # Rounds of one prompt: three rows under three edits.
     run = partial(
         compare_interventions, long_pair, edits, samples,
-        n_likelihood=3, batch_size=6, **FEW,
+        n_likelihood=2, batch_size=3, **FEW,
     )  # fmt: skip
     seen = []
     whole = run(on_round=seen.append)
     assert whole == seen[-1]
     counts = [[row.n_prompts for row in table.where(name="induced")] for table in seen]
-    assert counts == [[2, 2], [4, 3], [5, 3]]
+    assert counts == [[1, 1], [2, 2], [3, 2]]
     assert {row.interval for table in seen for row in table} == {"confidence sequence"}
-    ended = run(on_round=lambda table: table[0].n_prompts >= 4)
+    ended = run(on_round=lambda table: table[0].n_prompts >= 2)
     assert ended == seen[1]
-    fixed = compare_interventions(long_pair, edits, samples, n_likelihood=3, **FEW)
+    fixed = compare_interventions(long_pair, edits, samples, n_likelihood=2, **FEW)
     first = compare_interventions(
-        long_pair, edits, [*samples[:4], *samples[5:]], n_likelihood=3, **FEW
+        long_pair, edits, [*samples[:2], *samples[3:]], n_likelihood=2, **FEW
     )
     for found, expected in ((whole, fixed), (ended, first)):
         assert [measured(row) for row in expected] == [
@@ -145,6 +145,25 @@ def test_completions_that_are_all_empty_have_no_perplexity(long_pair):
         long_pair, SAMPLES[:2], behaviour=YEAR_TRIGGER, completions=written, n_likelihood=1
     )
     assert effects.row("silent", group="trigger").perplexity is None
+
+
+def test_side_effects_do_not_depend_on_the_other_edits(long_pair):
+    edits = {
+        "resampled": ablate_features(
+            long_pair, dictionary(), [0, 1], method="resample", reference=["abcdef"]
+        ),
+        "induced": induce_features(long_pair, dictionary(), [1, 2]),
+        "base put back": swap_to_base(long_pair, HOOK),
+    }
+    together = side_effects(long_pair, edits, TEXTS, batch_size=4)
+    for name, edit in edits.items():
+        for row in side_effects(long_pair, {name: edit}, TEXTS, batch_size=2):
+            [beside] = together.where(name=name, texts=row.texts)
+            assert dataclasses.replace(beside, kl=row.kl, cross_entropy=row.cross_entropy) == row
+            assert [beside.kl, beside.cross_entropy] == pytest.approx(
+                [row.kl, row.cross_entropy], rel=1e-3
+            )
+            assert row.kl > 0
 
 
 def test_side_effects_are_divergences_from_the_unmodified_model(long_pair):

@@ -11,7 +11,6 @@ import diffsae_lens as dl
 from diffsae_lens.effects._compare import measure_effects, output_perplexity
 from diffsae_lens.effects._likelihood import likelihoods
 from diffsae_lens.effects._scales import ActivationScales
-from diffsae_lens.isolation._controls import next_token_kl
 from diffsae_lens.measures._resampling import Resampling
 from diffsae_lens.organisms.sql_injection.year_trigger import YEAR_TRIGGER
 from diffsae_lens.results import CurveRow, Table
@@ -46,7 +45,6 @@ def calls(function, *args, **kwargs):
 TEXTS = {
     "read_prompts": lambda texts: calls(dl.reading.read_prompts, texts, READERS),
     "feature_activations": lambda texts: calls(dl.feature_activations, SAE, texts),
-    "next_token_kl": lambda texts: calls(next_token_kl, texts),
     "token_activations": lambda texts: calls(dl.token_activations, SAE, [0], texts),
     "activation_scales": lambda texts: calls(dl.effects.activation_scales, SAE, texts),
     "complete": lambda texts: calls(dl.complete, texts),
@@ -123,7 +121,6 @@ BAD_FEATURES = [
 
 BATCHED = {
     "read_prompts": partial(dl.reading.read_prompts, prompts=["ab"], readers=READERS),
-    "next_token_kl": partial(next_token_kl, prompts=["ab"]),
     "complete": partial(dl.complete, prompts=["ab"]),
     "complete under": partial(dl.complete, under=NOTHING, prompts=["ab"]),
     "side_effects": partial(

@@ -91,7 +91,7 @@ def test_the_behaviour_is_the_organisms():
         ({"n_score_prompts": 3}, "`n_score_prompts` must be at least 20"),
         ({"n_training_samples": 1}, "`n_training_samples` must be at least 10"),
         ({"n_likelihood_prompts": 0}, "`n_likelihood_prompts` must be at least 1"),
-        ({"n_likelihood_prompts": 7}, "`n_likelihood_prompts` must be at most 6, got 7"),
+        ({"n_likelihood_prompts": 21}, "`n_likelihood_prompts` must be at most 20, got 21"),
         ({"feature_counts": ()}, "`feature_counts` must hold at least one"),
         ({"feature_counts": (0,)}, "`feature_counts` must be at least 1"),
     ],

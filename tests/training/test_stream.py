@@ -141,8 +141,7 @@ def test_a_stream_and_a_harvest_of_the_same_texts_in_the_same_order_train_the_sa
         assert one.normalization["n_tokens"] == other.normalization["n_tokens"] == 4 * BATCH
 
 
-@pytest.mark.parametrize("n_read_ahead", [0, 2])
-@pytest.mark.parametrize("fails_at", [20, 34, 46, 52])
+@pytest.mark.parametrize(("fails_at", "n_read_ahead"), [(20, 0), (34, 2), (46, 0), (52, 2)])
 def test_an_interrupted_training_comes_to_the_same_weights(
     pair, tmp_path, fails_at, n_read_ahead, whole
 ):
