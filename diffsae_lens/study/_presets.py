@@ -53,13 +53,13 @@ class DemoOptions(Checked):
     """Residual-stream layers with a dictionary of each kind; features are acted on at the last layer."""
     device: str = "cpu"
     """A torch device."""
-    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 150
+    n_training_samples: Annotated[int, partial(check_count, at_least=10)] = 200
     """Prompts with completions to train the dictionaries on; one in ten is held out."""
     expansion: Count = 2
     """d_sae as a multiple of d_model, for Diff-SAE and crosscoder alike."""
     k: Count = 32
     """Active features per token (L0)."""
-    n_steps: Count = 200
+    n_steps: Count = 250
     """Training steps of 512 tokens."""
     n_score_prompts: Annotated[int, partial(check_count, at_least=20)] = 80
     """Prompts in each of the `select` and `test` splits: 1 trigger to 2 benign to 2 other."""
