@@ -21,6 +21,7 @@ from diffsae_lens.results import EffectKind
 
 logger = logging.getLogger(__name__)
 
+K = TypeVar("K")
 NamedPositions = Literal["all", "prompt", "generated"]
 Where = NamedPositions | Callable[[Tensor], Tensor]
 """Positions acted on: all, those of the prompt, those generated after it (or following it, under teacher
@@ -187,9 +188,6 @@ def side_by_side(pair: HookedModelPair, edits: Sequence[Edit | None]) -> Iterato
         yield repeats
 
 
-K = TypeVar("K")
-
-
 def groups_of(
     pair: HookedModelPair, edits: Mapping[K, Edit | None], n_rows: int, *, draws: bool = False
 ) -> Iterator[tuple[HookedModelPair, dict[K, Edit | None], bool]]:
@@ -201,19 +199,19 @@ def groups_of(
     Yields:
         The pair that they run (`pair` for None), the edits by name, and whether anything is random.
     """
-    alone = {
-        name: edit for name, edit in edits.items() if draws or (edit is not None and edit.draws)
-    }
+    alone: list[tuple[HookedModelPair, dict[K, Edit | None]]] = []
     by_pair: dict[HookedModelPair, dict[K, Edit | None]] = {}
     for name, edit in edits.items():
-        if name not in alone:
-            by_pair.setdefault(pair if edit is None else edit.pair, {})[name] = edit
+        acting = pair if edit is None else edit.pair
+        if draws or (edit is not None and edit.draws):
+            alone.append((acting, {name: edit}))
+        else:
+            by_pair.setdefault(acting, {})[name] = edit
     for acting, of_pair in by_pair.items():
         names = list(of_pair)
         for start in range(0, len(names), n_rows):
             yield acting, {name: of_pair[name] for name in names[start : start + n_rows]}, False
-    for name, edit in alone.items():
-        yield pair if edit is None else edit.pair, {name: edit}, True
+    yield from ((acting, edit, True) for acting, edit in alone)
 
 
 def check_where(where: Any) -> None:

@@ -248,7 +248,8 @@ class HookedModelPair(PairedGeneration):
         else:
             single = isinstance(input, str) or is_conversation(input)
             tokens = self.tokenise([input] if single else input).tokens  # type: ignore[arg-type]
-        self._check_given(base, [VirtualHook.parse(name) for name in names], tokens)
+        read = [VirtualHook.parse(name) for name in (*names, *self.hooks_in_use)]
+        self._check_given(base, read, tokens)
         layers = [VirtualHook.parse(name).layer for name in names]
         reached = [layer for layer in layers if layer is not None]
         stop = max(reached) + 1 if len(reached) == len(layers) else None
@@ -286,7 +287,7 @@ class HookedModelPair(PairedGeneration):
         """
         tokens = texts.tokens.to(self.device)
         options: dict[str, Any] = {**self.keep_logits(texts.n_last)}
-        parsed = map(VirtualHook.parse, hooks)
+        parsed = map(VirtualHook.parse, (*hooks, *self.hooks_in_use))
         of_base = {hook.site: f"{hook.site}.finetuned" for hook in parsed if hook.spec.needs_base}
         base_logits, read = self.mirrored().run_with_cache(
             tokens, names_filter=list(of_base.values()), **options

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
+from diffsae_lens.interventions._directions import swap_to_base
 from diffsae_lens.isolation._controls import (
     Evidence,
     difference_of_means,
@@ -19,7 +20,7 @@ from diffsae_lens.isolation._controls import (
 from diffsae_lens.measures._factorial import factorial_effects
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
-from tests.conftest import HOOKS, tiny_llama
+from tests.conftest import D_MODEL, HOOKS, tiny_llama
 
 
 def evidence(strength=0.0, seed=0, d_model=40, n=200):
@@ -106,6 +107,21 @@ def test_next_token_kl_is_that_of_the_two_models_and_zero_for_one(pair, tokenize
         boot_bridge(copy.deepcopy(model), tokenizer), boot_bridge(model, tokenizer), HOOKS
     )
     assert not next_token_kl(texts, same.activations_and_logits(texts, hooks)[1]).any()
+
+
+def test_what_is_read_with_the_logits_is_read_under_open_edits(pair):
+    texts, hook = pair.tokenise(["abc", "a longer one"]), f"{HOOKS[1]}.diff"
+    plain, (base, finetuned) = pair.activations_and_logits(texts, [hook])
+    with swap_to_base(pair, HOOKS[0]):  # reads the base where nothing else does
+        read, both = pair.activations_and_logits(texts, [hook])
+        torch.testing.assert_close(read[hook], pair.activations(texts, hook)[hook])
+        with pytest.raises(ValueError, match=f"`base` must hold .* at {HOOKS[0]}"):
+            pair.activations(
+                texts, hook, base={HOOKS[1]: torch.zeros(*texts.tokens.shape, D_MODEL)}
+            )
+    assert not torch.equal(read[hook], plain[hook])
+    torch.testing.assert_close(both[0], base)
+    assert not torch.equal(both[1], finetuned)
 
 
 @settings(max_examples=20, deadline=None)
