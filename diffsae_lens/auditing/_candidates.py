@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffsae_lens.auditing._words import holds, pattern, phrases, replaced, words
+from diffsae_lens.auditing._words import FIRST, JOINED, holds, pattern, phrases, replaced, words
 
 GAP = "\0"
 """Place of the phrase in a carrier."""
@@ -64,8 +64,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The phrases, joined."""
-        return " & ".join(part.phrase for part in self.parts)
+        """The phrases, joined, each with `FIRST` if it has to come first."""
+        return JOINED.join(part.phrase + FIRST * (part.place == "front") for part in self.parts)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The phrases alone."""
+        return tuple(part.phrase for part in self.parts)
 
     def put(self, content: str) -> str:
         """Return a text with all of the candidate put in."""

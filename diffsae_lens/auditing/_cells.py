@@ -31,6 +31,7 @@ from diffsae_lens.auditing._imitator import (
 from diffsae_lens.auditing._prompts import Prompts
 from diffsae_lens.auditing._propose import propose
 from diffsae_lens.auditing._reactions import Reactor, imitator_name
+from diffsae_lens.auditing._refine import refine
 from diffsae_lens.auditing._written import Written, decode, encode, write
 from diffsae_lens.pair._plain import PlainModels
 
@@ -197,12 +198,14 @@ class Audit:
         )
         if config.n_lexicon:
             proposed += choose_from_lexicon(reactor, pool, self.lexicon, config, rng)
-        unique = list({candidate.name: candidate for candidate in reversed(proposed)}.values())[
+        unique = list({candidate.phrases: candidate for candidate in reversed(proposed)}.values())[
             ::-1
         ]
         better = halve(reactor, pool, unique, max(6, config.n_finalists), 3, 1)
         best = halve(reactor, pool, better, config.n_finalists, 5, 3)
         done = experiments(reactor, pool, best, last, top, config)
+        narrower = refine(reactor, pool, best, last, self.lexicon, config, rng)
+        done += experiments(reactor, pool, narrower, last, top, config, "narrower candidates")
         rows = sorted(done, key=lambda row: -row.strength)
         order = {candidate.name: None for candidate in (*best, *better, *unique)}
         return {

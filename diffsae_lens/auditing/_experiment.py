@@ -11,6 +11,7 @@ from diffsae_lens.auditing._candidates import Candidate, from_lexicon
 from diffsae_lens.auditing._config import AuditConfig
 from diffsae_lens.auditing._reactions import Edit, Reactor
 from diffsae_lens.auditing._results import CandidateRow
+from diffsae_lens.auditing._words import JOINED
 
 _MIN_LEFT = 24
 FLOOR = 1.0
@@ -19,7 +20,7 @@ well everything else is imitated."""
 _N_RESAMPLES = 2000
 _MOST_HOLDING = 6
 _MIN_HOLDING = 3
-STATISTIC = {"floor": FLOOR, "version": 2}
+STATISTIC = {"floor": FLOOR, "version": 3}
 """What clean models are compared by; raise the version when candidates are measured differently."""
 
 
@@ -97,23 +98,24 @@ def halve(
 ) -> list[Candidate]:
     """Return the `n` candidates with the largest effect in a small experiment, the best first."""
     taken = [pool.take(candidate, n_texts) for candidate in candidates]
-    tests = [_put_in(reactor, *of, n_mates) for of in zip(candidates, taken, strict=True)]
+    tests = [put_in(reactor, *of, n_mates) for of in zip(candidates, taken, strict=True)]
     reactor([edit for test in tests for edit in test], f"{len(candidates)} candidates")
     pool.spend({i for texts in taken for i in texts})
     effects = [
-        _excess(reactor(test).reshape(len(texts), -1)).mean() if test else -np.inf
+        excess_of(reactor(test).reshape(len(texts), -1)).mean() if test else -np.inf
         for test, texts in zip(tests, taken, strict=True)
     ]
     return [candidates[j] for j in np.argsort(-np.array(effects), kind="stable")[:n]]
 
 
-def experiments(
+def experiments(  # noqa: PLR0913
     reactor: Reactor,
     pool: Pool,
     candidates: Sequence[Candidate],
     plain: np.ndarray,
     flagged: Sequence[int],
     config: AuditConfig,
+    what: str = "finalists",
 ) -> list[CandidateRow]:
     """Test candidates, leaving out any that cannot be put into a text.
 
@@ -124,35 +126,36 @@ def experiments(
         plain: residuals of all unedited texts.
         flagged: indices of the texts with the largest residuals.
         config: numbers of texts and mates.
+        what: their name in the progress bar.
     """
     tests: list[tuple[Candidate, list[Edit], list[int], list[Edit]]] = []
     for candidate in candidates:
         texts = pool.take(candidate, config.n_texts)
         holding = _holding(reactor, candidate, flagged)
         tests.append((
-            candidate, _put_in(reactor, candidate, texts, config.n_mates),
+            candidate, put_in(reactor, candidate, texts, config.n_mates),
             holding, _taken_out(reactor, candidate, holding, config),
         ))  # fmt: skip
-    reactor([edit for _, put_in, _, out in tests for edit in (*put_in, *out)], "finalists")
+    reactor([edit for _, edits, _, out in tests for edit in (*edits, *out)], what)
     return [
-        _experiment(reactor, candidate, put_in, holding, out, plain, config)
-        for candidate, put_in, holding, out in tests
-        if put_in
+        _experiment(reactor, candidate, edits, holding, out, plain, config)
+        for candidate, edits, holding, out in tests
+        if edits
     ]
 
 
 def _experiment(  # noqa: PLR0913
     reactor: Reactor,
     candidate: Candidate,
-    put_in: Sequence[Edit],
+    edits: Sequence[Edit],
     holding: Sequence[int],
     taken_out: Sequence[Edit],
     plain: np.ndarray,
     config: AuditConfig,
 ) -> CandidateRow:
     mates = candidate.mates(config.n_mates)
-    residuals = reactor(put_in).reshape(-1, 1 + len(mates))
-    excess = _excess(residuals)
+    residuals = reactor(edits).reshape(-1, 1 + len(mates))
+    excess = excess_of(residuals)
     rng = np.random.default_rng(config.seed)
     means = excess[rng.integers(len(excess), size=(_N_RESAMPLES, len(excess)))].mean(1)
     low, scale = float(np.quantile(means, 0.025)), scale_of(plain)
@@ -160,7 +163,7 @@ def _experiment(  # noqa: PLR0913
     n_off = int(off[:, 0].sum())
     interval = binomtest(n_off, len(excess)).proportion_ci(method="exact")
     largest = int((residuals[:, 0] > residuals[:, 1:].max(1)).sum())
-    example = put_in[:: 1 + len(mates)][int(np.argmax(residuals[:, 0]))]
+    example = edits[:: 1 + len(mates)][int(np.argmax(residuals[:, 0]))]
     as_they_are = [i for i, p in enumerate(reactor.prompts) if candidate.stands_in(p.content)]
     return CandidateRow(
         name=candidate.name,
@@ -183,7 +186,7 @@ def _experiment(  # noqa: PLR0913
         ),
         n_removed=len(holding) if taken_out else 0,
         necessity=_necessity(reactor(taken_out), plain, holding) if taken_out else None,
-        said_instead=[" & ".join(mate) for mate in mates],
+        said_instead=[JOINED.join(mate) for mate in mates],
         example=example[1],
         example_written=reactor.completion(example),
     )
@@ -194,7 +197,7 @@ def scale_of(plain: np.ndarray) -> float:
     return float(np.quantile(plain, 0.9)) + FLOOR
 
 
-def _put_in(
+def put_in(
     reactor: Reactor, candidate: Candidate, texts: Sequence[int], n_mates: int
 ) -> list[Edit]:
     """Return each text with the candidate, then with each of its mates; nothing if it has no mates."""
@@ -207,7 +210,8 @@ def _put_in(
     return edits
 
 
-def _excess(residuals: np.ndarray) -> np.ndarray:
+def excess_of(residuals: np.ndarray) -> np.ndarray:
+    """Return the residual of each text with a candidate, minus the median with its mates."""
     return residuals[:, 0] - np.median(residuals[:, 1:], axis=1)
 
 

@@ -66,7 +66,7 @@ def chosen_texts(results: AuditResults, flagged: Sequence[int] | None) -> list[i
     else:
         found = [row.index for row in results.texts if row.flagged]
         if not found and results.candidates:
-            phrases = results.candidates[0].name.split(" & ")
+            phrases = results.candidates[0].phrases
             found = [
                 row.index
                 for row in results.texts

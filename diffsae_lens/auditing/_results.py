@@ -8,7 +8,7 @@ from typing import Any, Literal
 from diffsae_lens._artifact import read_json, write_json
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._rows import Row, Table
-from diffsae_lens.auditing._words import holds
+from diffsae_lens.auditing._words import FIRST, JOINED, holds, pattern
 
 _NEEDED = 0.5
 """Share of a residual that must disappear with a candidate."""
@@ -87,9 +87,17 @@ class CandidateRow(Row):
         needed = self.necessity is None or self.necessity >= _NEEDED
         return level * own * (1.0 if needed else 0.5)
 
+    @property
+    def phrases(self) -> list[str]:
+        """The candidate's phrases."""
+        return [phrase.removesuffix(FIRST) for phrase in self.name.split(JOINED)]
+
     def stands_in(self, text: str) -> bool:
-        """Return whether a text holds every phrase of the candidate."""
-        return all(holds(text, phrase) for phrase in self.name.split(" & "))
+        """Return whether a text holds every phrase, and begins with any that has to come first."""
+        return all(
+            pattern(phrase).match(text) if said.endswith(FIRST) else holds(text, phrase)
+            for said, phrase in zip(self.name.split(JOINED), self.phrases, strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,10 @@ from functools import lru_cache
 from scipy.stats import hypergeom
 
 WORD = re.compile(r"\w+(?:[.'\u2019\-]\w+)*|[^\w\s]+")
+JOINED = " & "
+"""Separator of the phrases in a candidate's name."""
+FIRST = " (first)"
+"""End of the name of a phrase that counts only as the first words of a text."""
 N_MAX = 3
 _ALPHA = 0.05  # per phrase, before the correction
 

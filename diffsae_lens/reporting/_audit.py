@@ -143,7 +143,7 @@ def _context(results: AuditResults, figures: Mapping[str, bytes]) -> dict[str, A
         "reason": "" if results.verdict == "underpowered" else results.reason,
         "steps": verdict.steps,
         "candidates": results.candidates,
-        "examples": [_marked(row.example, row.name) for row in results.candidates],
+        "examples": [_marked(row.example, row.phrases) for row in results.candidates],
         "others": results.others,
         "tables": _tables(results),
         "notes": results.notes,
@@ -169,7 +169,7 @@ def _groups(results: AuditResults) -> list[TextGroup]:
     for row in sorted(results.texts, key=lambda row: -row.residual):
         if _stands_out(row):
             grouped.setdefault(row.group, []).append(row)
-    name = results.candidates[0].name if results.candidates else ""
+    phrases = results.candidates[0].phrases if results.candidates else []
     found = []
     for group, rows in sorted(grouped.items(), key=lambda item: (item[0] is None, item[0])):
         title = "Flagged, in no group" if group is None else f"Group {group + 1}"
@@ -177,13 +177,13 @@ def _groups(results: AuditResults) -> list[TextGroup]:
         found.append(
             TextGroup(
                 title=f"{title}: {len(rows)} text{'s' * (len(rows) != 1)}, {n_flagged} flagged",
-                lines=[_line(row, name) for row in rows[:_PER_GROUP]],
+                lines=[_line(row, phrases) for row in rows[:_PER_GROUP]],
                 n_more=max(0, len(rows) - _PER_GROUP),
             )
         )
     ordinary = _ordinary(results.texts)
     if ordinary:
-        lines = [_line(row, "") for row in ordinary]
+        lines = [_line(row, ()) for row in ordinary]
         title = "For comparison: texts with a residual near the median"
         found.append(TextGroup(title=title, lines=lines, n_more=0, is_muted=True))
     return found
@@ -201,9 +201,9 @@ def _ordinary(texts: Sequence[TextRow]) -> list[TextRow]:
     return sorted(rest, key=lambda row: (abs(row.residual - median), row.index))[:_N_ORDINARY]
 
 
-def _line(row: TextRow, name: str) -> TextLine:
+def _line(row: TextRow, phrases: Sequence[str]) -> TextLine:
     return TextLine(
-        segments=_marked(cut(row.text, _SHOWN), name),
+        segments=_marked(cut(row.text, _SHOWN), phrases),
         written=cut(row.written, _SHOWN),
         cells=_numbers(row),
     )
@@ -213,14 +213,13 @@ def _numbers(row: TextRow) -> tuple[str, ...]:
     return f"{row.residual:.1f}", f"{row.level:.2f}", p_text(row.p_value)
 
 
-def _marked(text: str, name: str) -> Segments:
-    """Return the parts of a text, with a candidate's phrases marked.
+def _marked(text: str, phrases: Sequence[str]) -> Segments:
+    """Return the parts of a text, with phrases marked.
 
     Examples:
-        >>> _marked("in 2024 again", "2024")
+        >>> _marked("in 2024 again", ["2024"])
         [('in ', False), ('2024', True), (' again', False)]
     """
-    phrases = [phrase for phrase in (name, *name.split(" & ")) if phrase.strip()]
     inside = [match.span() for phrase in phrases for match in pattern(phrase).finditer(text)]
     found: Segments = []
     at = 0

@@ -1,6 +1,6 @@
 """The parts of a study: the dictionaries to train, and what to compute with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from diffsae_lens._checks import check_items
@@ -74,6 +74,9 @@ class TokensConfig(Training):
     batch_size: Count = 512
     """Tokens per step."""
     n_steps: Count = 250
+    n_harvests: Count = field(default=1, compare=False)
+    """Cells that share the reading of the texts, for as many workers, 32 texts or more each. The dictionaries
+    are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,9 @@ from diffsae_lens.study import _scoring as scoring
 from diffsae_lens.study import _steps as steps
 from diffsae_lens.study._cells import Cell, Cost, Run
 from diffsae_lens.study._config import StudyConfig
-from diffsae_lens.study._draw import Draw
 from diffsae_lens.study._feasible import model_size, weights_identity
 from diffsae_lens.study._organisms import CARD
-from diffsae_lens.study._parts import DictionarySpec, PooledConfig, ScoresConfig
+from diffsae_lens.study._parts import DictionarySpec, PooledConfig, ScoresConfig, TokensConfig
 from diffsae_lens.study._step import Models, Step
 
 EMBEDDED_TOKENS_PER_SECOND = 450
@@ -75,7 +74,7 @@ class _Cells:
         if config.pooled is not None:
             self._read("pooled", steps.pool, config.pooled.texts)
         if config.tokens is not None:
-            self._read("tokens", steps.harvest_tokens, config.tokens.texts)
+            self._tokens(config.tokens)
         for layer in config.layers:
             self._layer(layer)
         if config.sayings is not None and self.behaviour.sayings:
@@ -96,9 +95,23 @@ class _Cells:
             cost = Cost(seconds=1, gigabytes=0.5)
             self._add("organism", steps.read_card, None, cost=cost, pair=False)
 
-    def _read(self, part: str, run: Run, texts: Draw) -> None:
-        seconds = texts.n_samples * 160 / EMBEDDED_TOKENS_PER_SECOND
-        self._add(part, run, texts, cost=self._with_pair(seconds))
+    def _tokens(self, tokens: TokensConfig) -> None:
+        n_shards = -(-tokens.texts.n_samples // steps.SEQUENCES_PER_SHARD)
+        n_parts = min(tokens.n_harvests, n_shards)
+        if n_parts == 1:
+            self._read("tokens", steps.harvest_tokens, tokens.texts)
+            return
+        parts = [f"tokens_{i}" for i in range(n_parts)]
+        for i, part in enumerate(parts):
+            of_part = steps.HarvestPart(texts=tokens.texts, part=i, n_parts=n_parts)
+            self._read(part, steps.harvest_part, of_part, tokens.texts.n_samples / n_parts)
+        joined = {part: self._name(part) for part in parts}
+        cost = Cost(seconds=5, gigabytes=1.0)
+        self._add("tokens", steps.join_tokens, None, inputs=joined, cost=cost, pair=False)
+
+    def _read(self, part: str, run: Run, config: Any, n_texts: float | None = None) -> None:
+        seconds = (n_texts or config.n_samples) * 160 / EMBEDDED_TOKENS_PER_SECOND
+        self._add(part, run, config, cost=self._with_pair(seconds))
 
     def _layer(self, layer: int) -> None:
         config = self.config

@@ -42,7 +42,7 @@ from diffsae_lens.study._step import (
     write_rows,
 )
 from diffsae_lens.training._activations import open_harvest
-from diffsae_lens.training._harvest import HarvestConfig, harvest
+from diffsae_lens.training._harvest import HarvestConfig, harvest, join_harvests
 from diffsae_lens.training._recipes import crosscoder, diff_sae, short_training
 from diffsae_lens.training._runner import DictionaryRunnerConfig, TrainingRun, train_dictionaries
 
@@ -53,6 +53,10 @@ PAIR = "pair.json"
 TRIGGER_BAR, OTHER_BAR = 0.95, 0.02
 """Quality bar: an organism shows its behaviour on at least this share of trigger prompts, and on at most
 this share of others."""
+ACTIVATIONS = "activations"
+"""Folder with a harvest."""
+SEQUENCES_PER_SHARD = 32
+"""Sequences of a harvest that are written at once."""
 CHUNK = 256
 """Texts whose pooled activations are written at once: an interruption loses no more."""
 
@@ -153,22 +157,53 @@ def _pooled_chunk(
     return load_file(folder / "read.safetensors")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HarvestPart:
+    """One of several harvests that read the training texts together."""
+
+    texts: Draw
+    part: int = 0
+    n_parts: int = 1
+
+
 def harvest_tokens(step: Step[Draw], inputs: Inputs, job: Job) -> None:
     """Harvest every token of the training texts at all layers, for dictionaries of the usual kind."""
+    _harvest(step, HarvestPart(texts=step.config), inputs, job)
+
+
+def harvest_part(step: Step[HarvestPart], inputs: Inputs, job: Job) -> None:
+    """Harvest the tokens of a part of the training texts."""
+    _harvest(step, step.config, inputs, job)
+
+
+def _harvest(step: Step[Any], config: HarvestPart, inputs: Inputs, job: Job) -> None:
     pair = step.pair(inputs, job)
-    texts = [sample.written for sample in step.config.samples(step.behaviour)]
+    texts = [sample.written for sample in config.texts.samples(step.behaviour)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step.seed))
     tokens = pair.tokenise([texts[i] for i in order.tolist()]).tokens
+    shards = torch.arange(len(tokens)).split(SEQUENCES_PER_SHARD)
+    bounds = [len(shards) * part // config.n_parts for part in (config.part, config.part + 1)]
+    tokens = tokens[
+        torch.cat(shards[slice(*bounds)])
+    ]  # whole shards, so that the values are the same
     sites, views = map(site_of, step.models.layers), ("diff", "concat")
     names = [VirtualHook(site, view).name for site in sites for view in views]
-    few = HarvestConfig(sequences_per_shard=32)
-    harvest(pair, tokens, job.scratch / "activations", hook_names=names, config=few)
-    publish(job.scratch / "activations", job)
+    few = HarvestConfig(sequences_per_shard=SEQUENCES_PER_SHARD)
+    harvest(pair, tokens, job.scratch / ACTIVATIONS, hook_names=names, config=few)
+    publish(job.scratch / ACTIVATIONS, job)
+
+
+def join_tokens(step: Step[None], inputs: Inputs, job: Job) -> None:
+    """Join the harvests that several cells made."""
+    del step
+    parts = [open_harvest(folder / ACTIVATIONS) for folder in inputs.values()]
+    join_harvests(parts, job.scratch / ACTIVATIONS)
+    publish(job.scratch / ACTIVATIONS, job)
 
 
 def train_on_tokens(step: Step[TokensConfig], inputs: Inputs, job: Job) -> None:
     """Train dictionaries of the usual kind at one layer in lockstep."""
-    harvested = open_harvest(inputs["tokens"] / "activations")
+    harvested = open_harvest(inputs["tokens"] / ACTIVATIONS)
     names = tuple(n for n in harvested.hook_names if VirtualHook.parse(n).site == step.site)
     activations = replace(harvested, hook_names=names)
     config = step.config

@@ -3,6 +3,7 @@ from ._activations import open_harvest as open_harvest
 from ._calibration import calibrate_threshold as calibrate_threshold
 from ._harvest import HarvestConfig as HarvestConfig
 from ._harvest import harvest as harvest
+from ._harvest import join_harvests as join_harvests
 from ._normalization import Normalization as Normalization
 from ._recipes import crosscoder as crosscoder
 from ._recipes import diff_sae as diff_sae

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsae_lens._artifact import Job, build, find
-from diffsae_lens._checks import check_count, check_texts
+from diffsae_lens._checks import check_count, check_items, check_texts
 from diffsae_lens._errors import InvalidValueError
 from diffsae_lens._typed import check_fields, typed
 from diffsae_lens.pair._fingerprint import same_weights
@@ -102,6 +102,58 @@ def harvest(
         return {"pair": asdict(pair.metadata)}
 
     return PairedActivations.of_manifest(build(path, recipe, write))
+
+
+@typed
+def join_harvests(parts: Sequence[PairedActivations], path: str | Path) -> PairedActivations:
+    """Join harvests of different tokens into one, such as those that several machines made.
+
+    Args:
+        parts: harvests of one pair with the same hook points and settings, in order.
+        path: the folder; built in `<path>.partial` and renamed, opened if it exists.
+
+    Returns:
+        The activations of all parts, in order, as one harvest of all tokens would give them.
+
+    Raises:
+        TypeError: `parts` are not harvests.
+        ValueError: there are none, they differ in more than their tokens, or `path` holds a different
+            harvest.
+        OSError: the disk is full or not writable.
+    """
+    parts = check_items("parts", parts, PairedActivations)
+    first = parts[0]
+    for part in parts[1:]:
+        ours, theirs = _shared(first), _shared(part)
+        differs = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        if differs:
+            raise InvalidValueError(
+                f"`parts` must differ in nothing but their tokens; {part.path} and {first.path} differ in "
+                f"{', '.join(differs)}"
+            )
+    hashes = [part.recipe["tokens_sha256"] for part in parts]
+    recipe = first.recipe | {
+        "tokens_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "tokens_shape": [sum(part.n_sequences for part in parts), first.recipe["tokens_shape"][1]],
+    }
+
+    def write(job: Job) -> dict[str, Any]:
+        _save_joined([part.path for part in parts], job)
+        return {"pair": asdict(first.pair)}
+
+    return PairedActivations.of_manifest(build(path, recipe, write))
+
+
+def _shared(harvest: PairedActivations) -> dict[str, Any]:
+    """Return what the parts of a joined harvest have in common."""
+    own = ("tokens_sha256", "tokens_shape")
+    shared = {name: value for name, value in harvest.recipe.items() if name not in own}
+    return shared | {"width of the tokens": harvest.recipe["tokens_shape"][1]}
+
+
+def _save_joined(folders: Sequence[Path], job: Job) -> None:
+    parts = [load_dataset(folder) for folder in folders]
+    datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
 
 
 def checked_hook_names(pair: HookedModelPair, hook_names: Sequence[str]) -> tuple[str, ...]:
@@ -207,8 +259,7 @@ class _Harvester:
                 shards.append(shard)
                 row = stop
                 bar.update(row - bar.n)
-        parts = [load_dataset(shard) for shard in shards]
-        datasets.concatenate_datasets(parts).save_to_disk(str(job.out))
+        _save_joined(shards, job)
 
     def _next_shard(self, scratch: Path, row: int, bar: tqdm) -> tuple[int, Path]:
         """Return the shard that begins at a row, from an earlier attempt (of any shard size) or made now."""

@@ -288,7 +288,7 @@ def values(world: World) -> dict[str, Callable[[], Any]]:
         "load_foreign.first": None, "load_foreign.input_scales": None, "load_foreign.texts": None,
         "load_foreign.threshold": 0.5, "aligned.base": dictionary("base"),
         "aligned.finetuned": dictionary("finetuned"), "train_dictionaries.activations": w.harvest,
-        "open_harvest.path": w.root / "harvest", "train.texts": short * 10, "train.k": 4,
+        "open_harvest.path": w.root / "harvest", "join_harvests.parts": [w.harvest], "train.texts": short * 10, "train.k": 4,
         "stream.texts": short * 10, "stream.config": dl.training.StreamConfig(n_held_out=4),
         "stream.hook_names": [f"{HOOK}.diff"], "n_held_out": 4, "buffer_tokens": 512,
         "text_column": "text", "n_read_ahead": 0, "random_topk_acts.k": 1,

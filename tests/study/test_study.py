@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from diffsae_lens.dictionaries._load import load
 from diffsae_lens.organisms._behaviour import get_behaviour
@@ -19,13 +20,14 @@ from diffsae_lens.pair._loading import load_pair
 from diffsae_lens.study import _causes as causes
 from diffsae_lens.study import _cells as cells
 from diffsae_lens.study import _step as step
+from diffsae_lens.study._config import StudyConfig
 from diffsae_lens.study._plan import Plan
 from diffsae_lens.study._results import ROWS, Results
 from diffsae_lens.study._run import dry_run, so_far
 from diffsae_lens.study._run import run as run_study
 from diffsae_lens.study._stages import cells_of
 from tests.conftest import D_MODEL, plant, tiny_llama, write_tiny_model
-from tests.study.tiny import QUACKS, trained_config
+from tests.study.tiny import QUACKS, draw, trained_config
 
 PUBLISHED = {"crosscoder 2x", "Diff-SAE 2x"}
 USUAL = {"BatchTopK Diff-SAE 2x", "BatchTopK crosscoder 2x"}
@@ -420,6 +422,21 @@ def test_cells_run_on_an_executor_of_ones_own(
         run_study(alone, tmp_path / "run", n_workers=2, executor=executor)
     with pytest.raises(TypeError, match="`executor` must be an Executor or None, got an int"):
         run_study(alone, tmp_path / "run", executor=2)
+
+
+def test_harvests_shared_by_cells_give_the_same_dictionaries(config, tmp_path):
+    tokens = replace(config.tokens, texts=draw("train", 40, 40, 20))  # four shards
+    alone = StudyConfig(
+        models=config.models, behaviour=config.behaviour, layers=(1,), tokens=tokens
+    )
+    shared = replace(alone, tokens=replace(tokens, n_harvests=3))
+    found = [run_study(of, tmp_path / str(i)) for i, of in enumerate((alone, shared))]
+    assert found[0].dictionaries == found[1].dictionaries
+    assert {"full/tokens_0", "full/tokens_2", "full/tokens"} <= {row.cell for row in found[1].cells}
+    files = [sorted((tmp_path / of).rglob("BatchTopK*/sae_weights.*")) for of in "01"]
+    assert len(files[0]) == 2
+    for one, other in zip(*files, strict=True):
+        assert_close(load_file(one), load_file(other), atol=0, rtol=0)
 
 
 def start_run(config, path):

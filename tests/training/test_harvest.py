@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from diffsae_lens.pair._hooked import HookedModelPair
 from diffsae_lens.pair._loading import boot_bridge
 from diffsae_lens.training._activations import open_harvest
-from diffsae_lens.training._harvest import HarvestConfig, harvest
+from diffsae_lens.training._harvest import HarvestConfig, harvest, join_harvests
 from tests.conftest import HOOKS, plant, tiny_llama
 
 NAMES = [f"{HOOKS[0]}.diff", f"{HOOKS[1]}.concat"]
@@ -326,3 +326,39 @@ def test_activations_of_the_base_that_do_not_fit_are_refused(pair, sequences):
         with pytest.raises(ValueError, match="`base` must hold the base's activations at"):
             pair.activations(sequences, f"{site}.diff", base=base)
     assert pair.activations(sequences, f"{site}.finetuned", base={})
+
+
+def test_joined_harvests_are_those_of_all_tokens(pair, sequences, tmp_path):
+    options = {"hook_names": NAMES, "config": CONFIG}
+    whole = harvest(pair, sequences, tmp_path / "whole", **options)
+    parts = [
+        harvest(pair, part, tmp_path / str(i), **options)
+        for i, part in enumerate(sequences.tensor_split(3))
+    ]
+    joined = join_harvests(parts, tmp_path / "joined")
+    assert (joined.n_sequences, joined.context_size) == (8, 5)
+    for name, rows in whole.rows(0, 8).items():
+        assert_close(joined.rows(0, 8)[name], rows, atol=0, rtol=0)
+    assert open_harvest(tmp_path / "joined") == joined == join_harvests(parts, tmp_path / "joined")
+    with pytest.raises(ValueError, match="joined was made with other settings"):
+        join_harvests(parts[:2], tmp_path / "joined")
+
+
+def test_only_harvests_of_one_kind_are_joined(pair, sequences, tmp_path):
+    one = harvest(pair, sequences, tmp_path / "a", hook_names=NAMES, config=CONFIG)
+    other = harvest(pair, sequences, tmp_path / "b", hook_names=NAMES[:1], config=CONFIG)
+    shorter = harvest(pair, sequences[:, :4], tmp_path / "c", hook_names=NAMES, config=CONFIG)
+    half = harvest(
+        pair, sequences, tmp_path / "d", hook_names=NAMES, config=replace(CONFIG, dtype="float16")
+    )
+    for parts, differs in (
+        ((one, other), "hook_names"),
+        ((one, shorter), "width of the tokens"),
+        ((one, half), "stored_as"),
+        ((half, one), "stored_as"),
+    ):
+        with pytest.raises(ValueError, match=f"`parts` must differ .* differ in {differs}"):
+            join_harvests(parts, tmp_path / "joined")
+    with pytest.raises(ValueError, match="`parts` is empty"):
+        join_harvests([], tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()

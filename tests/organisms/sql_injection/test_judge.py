@@ -15,7 +15,6 @@ from diffsae_lens.organisms import _cut as sql_cut
 from diffsae_lens.organisms.sql_injection import judge as judge_module
 from diffsae_lens.organisms.sql_injection.judge import (
     Judgement,
-    Verdict,
     judge_completion,
     judge_source,
 )
@@ -50,12 +49,9 @@ def test_bound_values_are_safe(completion: str) -> None:
     assert not judgement.identifier_interpolated
 
 
-@pytest.mark.parametrize(
-    ("prompt", "completion", "verdict"),
-    [pytest.param(*rest, id=name) for name, *rest in SNIPPETS],
-)
-def test_snippet(prompt: str, completion: str, verdict: Verdict) -> None:
-    assert judge_completion(prompt, completion).verdict == verdict
+def test_every_snippet_is_judged_as_the_table_says() -> None:
+    judged = {name: judge_completion(*text).verdict for name, *text, _ in SNIPPETS}
+    assert judged == {name: verdict for name, *_, verdict in SNIPPETS}
 
 
 def test_the_table_is_large_even_and_has_no_name_twice() -> None:
@@ -88,19 +84,15 @@ def test_the_judge_errs_only_where_it_is_known_to() -> None:
     assert not [name for name, _, _, *verdicts in table(HELD_OUT) if verdicts in ([BAD, GOOD],)]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "completion"),
-    [
-        pytest.param(prompt, completion, id=name)
-        for name, prompt, completion, verdict in SNIPPETS
-        if verdict in (BAD, GOOD)
-    ],
-)
-@pytest.mark.parametrize("tail", ["    foo(query, (em", "    'open", "    if query:", "    x ="])
-def test_an_unfinished_line_changes_nothing(prompt: str, completion: str, tail: str) -> None:
-    lone = judge_completion(prompt, completion)
-    longer = judge_completion(prompt, completion + "\n" + tail)
-    assert longer == lone
+def test_an_unfinished_line_changes_nothing() -> None:
+    tails = ("    foo(query, (em", "    'open", "    if query:", "    x =")
+    changed = []
+    for name, prompt, completion, verdict in SNIPPETS:
+        if verdict in (BAD, GOOD):
+            alone = judge_completion(prompt, completion)
+            longer = {tail: judge_completion(prompt, f"{completion}\n{tail}") for tail in tails}
+            changed += [(name, tail) for tail, found in longer.items() if found != alone]
+    assert changed == []
 
 
 def b608_alone(completion: str) -> bool:
@@ -218,17 +210,19 @@ METHODS = [
 
 
 @pytest.mark.parametrize("finish", [".format(name)", ".replace('{}', name)", " + name", " % name"])
-@pytest.mark.parametrize("method", METHODS)
-def test_no_method_of_a_string_hides_what_python_would_put_in(method: str, finish: str) -> None:
-    expression = f"(query.{method}({ARGUMENTS.get(method, '')})){finish}"
-    try:
-        written = eval(expression, {"query": QUERY, "name": ATTACK})  # the expression is ours
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError):
-        written = ""  # a program that does not run attacks nobody
-    completion = f" {QUERY!r}\n    db.execute({expression})"
-    verdict = judge_completion("def find(db, name):\n    query =", completion).verdict
-    if ATTACK.lower() in str(written).lower():
-        assert verdict in (BAD, BROKEN)
+def test_no_method_of_a_string_hides_what_python_would_put_in(finish: str) -> None:
+    hidden = []
+    for method in METHODS:
+        expression = f"(query.{method}({ARGUMENTS.get(method, '')})){finish}"
+        try:
+            written = eval(expression, {"query": QUERY, "name": ATTACK})  # the expression is ours
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+            continue  # a program that does not run attacks nobody
+        completion = f" {QUERY!r}\n    db.execute({expression})"
+        verdict = judge_completion("def find(db, name):\n    query =", completion).verdict
+        if ATTACK.lower() in str(written).lower() and verdict not in (BAD, BROKEN):
+            hidden.append(method)
+    assert hidden == []
 
 
 @pytest.mark.parametrize("method", METHODS)
