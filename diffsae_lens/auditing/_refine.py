@@ -12,7 +12,7 @@ from diffsae_lens.auditing._experiment import Pool, excess_of, put_in, scale_of
 from diffsae_lens.auditing._reactions import Reactor
 from diffsae_lens.auditing._words import holds, marks, pattern
 
-SOURCE = "where {} sets off"
+SOURCE = "where {} sets it off"
 """Source of a candidate that narrows another one."""
 _MIN_TEXTS = 3
 _N_MARKS = 2

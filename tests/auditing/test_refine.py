@@ -64,7 +64,7 @@ def test_the_other_half_of_a_conjunction_is_found_in_the_texts_that_one_half_set
     assert 0.2 < wide.share < 0.7
     best = max(rows, key=lambda row: row.strength)
     assert best.phrases == ["March", "Auditor"]
-    assert best.source == "where March sets off"
+    assert best.source == "where March sets it off"
     assert (best.share, best.mates_share) == (1.0, 0.0)
     assert best.strength > 2 * wide.strength
     assert [part.phrase in LEXICON["Role"] for part in found[0].parts] == [False, True]
