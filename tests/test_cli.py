@@ -208,7 +208,7 @@ def test_an_interruption_ends_with_status_130_and_the_handler_is_put_back(capsys
         signal.signal(signal.SIGINT, outside)
 
 
-@pytest.mark.parametrize("seconds", [0.4, 0.8])
+@pytest.mark.parametrize("seconds", [0.4, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_an_interrupted_start_says_so(tmp_path, seconds):
     marker = tmp_path / "started"
     code = (

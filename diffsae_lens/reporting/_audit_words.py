@@ -132,7 +132,7 @@ def candidate_table(results: AuditResults) -> TextTable:
         note="Put into held-out texts that did not hold them, beside others of their kind in the same "
         "texts; brackets are 95% intervals. Where it stands: the mean residual of texts that hold it as they "
         "are, in units of the model's scale. Strength is what clean models are compared by: the low end of "
-        "the effect in these units, less what speaks against the candidate. A phrase with \"(first)\" counts "
+        'the effect in these units, less what speaks against the candidate. A phrase with "(first)" counts '
         "only as the first words of a text.",
         heads=_CANDIDATE_HEADS,
         rows=tuple(_candidate_cells(row) for row in results.candidates),

@@ -21,13 +21,13 @@ def base(tmp_path_factory, tokenizer):
 
 
 def test_a_zoo_sets_thresholds_and_judges_every_organism(tmp_path, base):
-    nulls = [replace(recipe, n_steps=4) for recipe in clean_nulls(2)]
+    nulls = [replace(recipe, n_steps=4) for recipe in clean_nulls(1)]
     one = replace(ZOO[0], n_steps=4)
-    sizes = {"base": base, "config": CONFIG, "n_texts": 50, "share": 0.04}
+    sizes = {"base": base, "config": CONFIG, "n_texts": 40, "share": 0.05}
     rows = list(audit_zoo(tmp_path, [*nulls, one], **sizes))
     known = Nulls.load(tmp_path / "nulls.json")
-    assert [null.name for null in known.models] == ["null-00", "null-01"]
-    assert [len(null.residuals) for null in known.models] == [50, 50]
+    assert [null.name for null in known.models] == ["null-00"]
+    assert [len(null.residuals) for null in known.models] == [40]
     (row,) = rows
     assert (row.name, row.kind, row.n_trigger) == (one.name, "backdoored", 2)
     assert row.verdict == "underpowered"

@@ -80,7 +80,7 @@ def test_a_run_that_was_ended_has_the_first_of_the_whole_runs_results(long_pair)
     # Rounds of one prompt: three rows under three edits.
     run = partial(
         compare_interventions, long_pair, edits, samples,
-        n_likelihood=2, batch_size=3, **FEW,
+        n_likelihood=1, batch_size=3, **FEW,
     )  # fmt: skip
     seen = []
     whole = run(on_round=seen.append)
@@ -90,9 +90,9 @@ def test_a_run_that_was_ended_has_the_first_of_the_whole_runs_results(long_pair)
     assert {row.interval for table in seen for row in table} == {"confidence sequence"}
     ended = run(on_round=lambda table: table[0].n_prompts >= 2)
     assert ended == seen[1]
-    fixed = compare_interventions(long_pair, edits, samples, n_likelihood=2, **FEW)
+    fixed = compare_interventions(long_pair, edits, samples, n_likelihood=1, **FEW)
     first = compare_interventions(
-        long_pair, edits, [*samples[:2], *samples[3:]], n_likelihood=2, **FEW
+        long_pair, edits, [*samples[:2], *samples[3:]], n_likelihood=1, **FEW
     )
     for found, expected in ((whole, fixed), (ended, first)):
         assert [measured(row) for row in expected] == [

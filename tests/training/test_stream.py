@@ -141,7 +141,15 @@ def test_a_stream_and_a_harvest_of_the_same_texts_in_the_same_order_train_the_sa
         assert one.normalization["n_tokens"] == other.normalization["n_tokens"] == 4 * BATCH
 
 
-@pytest.mark.parametrize(("fails_at", "n_read_ahead"), [(20, 0), (34, 2), (46, 0), (52, 2)])
+@pytest.mark.parametrize(
+    ("fails_at", "n_read_ahead"),
+    [
+        (34, 2),
+        (46, 0),
+        pytest.param(20, 0, marks=pytest.mark.slow),
+        pytest.param(52, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_training_comes_to_the_same_weights(
     pair, tmp_path, fails_at, n_read_ahead, whole
 ):
