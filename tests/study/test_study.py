@@ -189,6 +189,23 @@ def test_an_organism_is_trained_and_measured(config, trained):
     assert not results.effects
 
 
+@pytest.mark.slow
+def test_a_merged_adapter_gives_the_same_dictionary_up_to_rounding(
+    config, trained, tmp_path, few_words, no_shape_checks, caplog
+):
+    path, results = trained
+    alone = trained_config(config.models.base)
+    caplog.set_level(logging.INFO)
+    merged = run_study(replace(alone, models=replace(alone.models, merged=True)), tmp_path)
+    assert "`merged` is True" in caplog.text
+    assert merged.organisms == results.organisms
+    of_both = [
+        load_file(next(of.glob("cells/*Diff-SAE*/*/sae_weights.safetensors")))
+        for of in (path, tmp_path)
+    ]
+    assert_close(of_both[0], of_both[1], atol=1e-4, rtol=1e-3)
+
+
 def test_a_finished_run_is_read_without_a_change(config, run, monkeypatch):
     path, results = run
     before = contents(path)
