@@ -35,7 +35,8 @@ def refine(  # noqa: PLR0913
 
     Args:
         reactor: the audit's reactor, which has read each candidate in its texts.
-        pool: the pool from which those texts were taken; they are withheld from later experiments.
+        pool: the pool from which those texts were taken; they are withheld from later experiments, as long
+            as there are enough others.
         candidates: candidates that were tested, the strongest first.
         plain: residuals of all unedited texts.
         lexicon: entries by type.

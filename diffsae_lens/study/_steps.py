@@ -181,11 +181,10 @@ def _harvest(step: Step[Any], config: HarvestPart, inputs: Inputs, job: Job) -> 
     texts = [sample.written for sample in config.texts.samples(step.behaviour)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step.seed))
     tokens = pair.tokenise([texts[i] for i in order.tolist()]).tokens
-    shards = torch.arange(len(tokens)).split(SEQUENCES_PER_SHARD)
-    bounds = [len(shards) * part // config.n_parts for part in (config.part, config.part + 1)]
-    tokens = tokens[
-        torch.cat(shards[slice(*bounds)])
-    ]  # whole shards, so that the values are the same
+    # Whole shards, so that the values do not depend on the parts.
+    shards = tokens.split(SEQUENCES_PER_SHARD)
+    start, stop = (len(shards) * i // config.n_parts for i in (config.part, config.part + 1))
+    tokens = torch.cat(shards[start:stop])
     sites, views = map(site_of, step.models.layers), ("diff", "concat")
     names = [VirtualHook(site, view).name for site in sites for view in views]
     few = HarvestConfig(sequences_per_shard=SEQUENCES_PER_SHARD)
